@@ -1,0 +1,337 @@
+"""The model card: everything that must be known of an encoder before it is run, as one frozen value.
+
+A card is plain JSON (`cards/*.json`, or `card.json` in the folder of a training run). It names the bands in model
+order, the units and statistics they are normalised with, the layers on offer with their strides, where the weights
+are and what they hash to, a reference input and the vector that the loaded model must give for it, the licences, and
+what is not proven. Nothing in this module imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from deo_cube.errors import UnknownModelError
+
+__all__ = ["Layer", "ModelCard", "Normalization", "Reference", "Stem", "Weights"]
+
+NormalizationKind = Literal["fixed", "rgb_max", "own"]
+WeightsStatus = Literal["published", "trained", "untrained"]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How pixel values become network input: ``(value - mean) / std``, band by band.
+
+    kind `fixed` uses the statistics as they stand: every tile alike. `rgb_max` first divides red, green and blue by
+    the tile's own maximum over the three (published pre-training, augmentations.py:373-380). `own` takes mean and
+    standard deviation from the tile itself, and ignores `mean` and `std`.
+    """
+
+    name: str
+    kind: NormalizationKind
+    mean: tuple[float, ...] = ()
+    """One a band, in the card's units (for `rgb_max`, red, green and blue in 0..1)."""
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self.kind in ("fixed", "rgb_max", "own"), f"normalization {self.name!r}: unknown kind {self.kind!r}")
+        _check(
+            len(self.mean) == len(self.std),
+            f"normalization {self.name!r}: {len(self.mean)} means, {len(self.std)} standard deviations",
+        )
+        _check(all(s > 0 for s in self.std), f"normalization {self.name!r}: standard deviations must be positive")
+
+
+@dataclass(frozen=True)
+class Stem:
+    """One way into the network: its bands in model order, and how they may be normalised (the first is the default)."""
+
+    name: str
+    bands: tuple[str, ...]
+    normalizations: tuple[Normalization, ...]
+
+    def __post_init__(self) -> None:
+        _check(len(self.bands) > 0, f"stem {self.name!r} has no bands")
+        _check(len(set(self.bands)) == len(self.bands), f"stem {self.name!r} names a band twice: {self.bands}")
+        _check(len(self.normalizations) > 0, f"stem {self.name!r} has no normalization")
+        for n in self.normalizations:
+            _check(
+                n.kind == "own" or len(n.mean) == len(self.bands),
+                f"stem {self.name!r}: normalization {n.name!r} has {len(n.mean)} means for {len(self.bands)} bands",
+            )
+
+    def normalization(self, name: str | None = None) -> Normalization:
+        """The normalization called `name`; the default for None.
+
+        Raises
+        ------
+        UnknownModelError
+            If there is none of that name.
+        """
+        if name is None:
+            return self.normalizations[0]
+        for n in self.normalizations:
+            if n.name == name:
+                return n
+        raise UnknownModelError(
+            f"stem {self.name!r} has no normalization {name!r}: choose from {[n.name for n in self.normalizations]}"
+        )
+
+    @property
+    def fill(self) -> tuple[float, ...]:
+        """A neutral value a band, in the card's units: what invalid pixels are given. The mean where there is one."""
+        for n in self.normalizations:
+            if n.kind == "fixed":
+                return n.mean
+        return (0.0,) * len(self.bands)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer on offer: its name, channels, and output stride in input pixels."""
+
+    name: str
+    dim: int
+    stride: int
+    int8_scale: float | None = None
+    """Global scale of int8 output: value = int8 * scale. None: not measured, so int8 is refused."""
+
+    def __post_init__(self) -> None:
+        _check(self.dim > 0 and self.stride > 0, f"layer {self.name!r}: dim and stride must be positive")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights are, and how to know them."""
+
+    status: WeightsStatus
+    file: str
+    """File name; looked for beside the card, in `DEO_CUBE_WEIGHTS`, then on the hub."""
+    sha256: str | None = None
+    """Hash of the file; None where the publisher gives none (then the first download is recorded, not proven)."""
+    repo: str | None = None
+    """Repository on the Hugging Face hub."""
+    revision: str | None = None
+    """Pinned commit there."""
+    key_prefixes: tuple[str, ...] = ()
+    """Prefixes that the file's keys may carry, stripped in this order."""
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.status in ("published", "trained", "untrained"), f"unknown weights status {self.status!r}")
+        _check(self.repo is None or self.revision is not None, f"weights of {self.repo}: a revision must be pinned")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A fixed input and what the loaded model must give for it.
+
+    The input is ``x[b,c,i,j] = sin(0.013 (c+1) i + 0.7 b) * cos(0.017 (c+2) j)`` in float64, then float32, fed to the
+    stem after normalisation; `vector` is the start of the mean over the map of the default layer.
+    """
+
+    stem: str
+    size: int
+    vector: tuple[float, ...]
+    tolerance: float = 1e-3
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything known of an encoder. Frozen, hashable by `fingerprint`, read from and written to JSON."""
+
+    name: str
+    """``architecture.tag``, for example ``deo_vit_base_patch8.cvpr2026``."""
+    alias: str
+    summary: str
+    architecture: Mapping[str, Any]
+    """`family` (`vit`, `swin`, `timm`, `callable`) and the sizes that the family's builder takes."""
+    stems: tuple[Stem, ...]
+    layers: tuple[Layer, ...]
+    """The last is the default."""
+    tile: int
+    """Native input, pixels."""
+    halo: int
+    """Default context kept on each side of a tile's core, pixels."""
+    weights: Weights
+    gsd: float = 10.0
+    """Ground sampling distance that the model was trained at, metres."""
+    units: Literal["dn", "reflectance"] = "dn"
+    """`dn`: reflectance x 10000 with no offset. `reflectance`: 0..1."""
+    product_level: str = "L2A"
+    batch: int = 8
+    """Tiles encoded at once where neither user nor device says otherwise."""
+    reference: Reference | None = None
+    license_code: str = ""
+    license_weights: str = ""
+    training_data: str = ""
+    paper: str = ""
+    scores: tuple[Mapping[str, Any], ...] = ()
+    """Measured scores: mappings with at least `task`, `metric`, `value`, `protocol`."""
+    limits: tuple[str, ...] = ()
+    """What is known not to work, and what is not proven."""
+    folder: str = field(default="", compare=False, repr=False)
+    """Where the card was read from; not part of its JSON or fingerprint."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.name) and bool(self.alias), "a card needs a name and an alias")
+        _check("family" in self.architecture, f"card {self.name}: architecture has no family")
+        _check(len(self.stems) > 0 and len(self.layers) > 0, f"card {self.name}: needs a stem and a layer")
+        for kind, names in (("stem", [s.name for s in self.stems]), ("layer", [la.name for la in self.layers])):
+            _check(len(set(names)) == len(names), f"card {self.name}: a {kind} name occurs twice in {names}")
+        _check(self.tile > 0 and self.halo >= 0, f"card {self.name}: tile must be positive, halo not negative")
+        _check(2 * self.halo < self.tile, f"card {self.name}: halo {self.halo} leaves no core in tile {self.tile}")
+        _check(self.tile % self.patch == 0, f"card {self.name}: tile {self.tile} is no multiple of stride {self.patch}")
+        _check(self.gsd > 0, f"card {self.name}: gsd must be positive")
+        _check(self.units in ("dn", "reflectance"), f"card {self.name}: unknown units {self.units!r}")
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the layers on offer."""
+        return tuple(la.name for la in self.layers)
+
+    def layer(self, name: str | None = None) -> Layer:
+        """The layer called `name`; the default for None.
+
+        Raises
+        ------
+        UnknownModelError
+            If there is none of that name.
+        """
+        if name is None:
+            return self.layers[-1]
+        for la in self.layers:
+            if la.name == name:
+                return la
+        raise UnknownModelError(f"{self.alias} has no layer {name!r}: choose from {list(self.layer_names)}")
+
+    def stem(self, name: str | None = None) -> Stem:
+        """The stem called `name`; the first for None.
+
+        Raises
+        ------
+        UnknownModelError
+            If there is none of that name.
+        """
+        if name is None:
+            return self.stems[0]
+        for s in self.stems:
+            if s.name == name:
+                return s
+        raise UnknownModelError(f"{self.alias} has no stem {name!r}: choose from {[s.name for s in self.stems]}")
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Bands of the first stem, in model order."""
+        return self.stems[0].bands
+
+    @property
+    def patch(self) -> int:
+        """Output stride of the default layer, pixels."""
+        return self.layers[-1].stride
+
+    @property
+    def dim(self) -> int:
+        """Channels of the default layer."""
+        return self.layers[-1].dim
+
+    @property
+    def trained(self) -> bool:
+        """False for a network with random weights."""
+        return self.weights.status != "untrained"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The card as plain lists, dicts and scalars."""
+        d = dataclasses.asdict(self)
+        d.pop("folder")
+        d["architecture"] = dict(self.architecture)
+        return typing.cast(dict[str, Any], json.loads(json.dumps(d)))
+
+    def to_json(self) -> str:
+        """The card as indented JSON text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the card to `path` as JSON."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, folder: str = "") -> ModelCard:
+        """Read a card from a mapping.
+
+        Raises
+        ------
+        ValueError
+            For unknown or missing fields, or values that do not fit together.
+        """
+        card: ModelCard = _build(cls, values, "card")
+        return dataclasses.replace(card, folder=folder)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ModelCard:
+        """Read a card from a JSON file, or from `card.json` in a folder."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "card.json"
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), folder=str(path.parent.resolve()))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the fields that decide the numbers: sizes, bands, statistics, layers and weights.
+
+        Prose (summary, scores, licences, limits) does not change it.
+        """
+        d = self.to_dict()
+        kept = {k: d[k] for k in ("name", "architecture", "stems", "layers", "units", "weights")}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __dask_tokenize__(self) -> tuple[str, ...]:
+        return ("deo_cube.ModelCard", self.fingerprint)
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __repr__(self) -> str:
+        state = {"published": "published weights", "trained": "trained", "untrained": "UNTRAINED: random weights"}
+        la = self.layer()
+        return (
+            f"<ModelCard {self.alias}: {self.name}, {len(self.bands)} bands at {self.gsd:g} m, tile {self.tile}, "
+            f"halo {self.halo}, one {la.dim}-vector per {la.stride} px ({la.name}), {state[self.weights.status]}>"
+        )
+
+
+def _check(true: bool, message: str) -> None:
+    if not true:
+        raise ValueError(message)
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value` (JSON) as an instance of the annotated type `kind`, refusing unknown fields."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: wanted a mapping, got {type(value).__name__}")
+        hints = typing.get_type_hints(kind)
+        names = {f.name for f in dataclasses.fields(kind)} - {"folder"}
+        unknown = sorted(set(value) - names)
+        _check(not unknown, f"{where}: unknown fields {unknown}")
+        try:
+            return kind(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})  # type: ignore[operator]
+        except TypeError as error:
+            raise ValueError(f"{where}: {error}") from error
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        _check(isinstance(value, (list, tuple)), f"{where}: wanted a list, got {type(value).__name__}")
+        return tuple(_build(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin in (types.UnionType, typing.Union) and value is not None:
+        return _build(next(a for a in args if a is not type(None)), value, where)
+    if kind is float and isinstance(value, int):
+        return float(value)
+    return value

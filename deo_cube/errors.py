@@ -1,0 +1,79 @@
+"""What can go wrong, by name.
+
+Every error of the package is a `DeoCubeError` and also the builtin that a Python user would catch. A message says what
+was wanted, what was found, and the argument or command that mends it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AmbiguousUnitsError",
+    "DeoCubeError",
+    "DeviceError",
+    "MissingBandsError",
+    "MissingCRSError",
+    "MissingExtraError",
+    "ResolutionMismatchError",
+    "StoreMismatchError",
+    "TilePlanError",
+    "UnknownModelError",
+    "WeightsMismatchError",
+    "WeightsNotFoundError",
+]
+
+
+class DeoCubeError(Exception):
+    """Base of every error raised on purpose by deo_cube."""
+
+    def __str__(self) -> str:
+        # KeyError prints the repr of its argument, which turns the line breaks of a message into "\n".
+        return str(self.args[0]) if self.args else ""
+
+
+class MissingBandsError(DeoCubeError, KeyError):
+    """The cube lacks bands that the model wants, or names one of them twice."""
+
+
+class AmbiguousUnitsError(DeoCubeError, ValueError):
+    """The evidence does not decide units, offset or nodata, or contradicts itself."""
+
+
+class MissingCRSError(DeoCubeError, ValueError):
+    """The cube has no CRS, or no regular unrotated grid of x and y coordinates."""
+
+
+class ResolutionMismatchError(DeoCubeError, ValueError):
+    """The cube's pixels are much larger or smaller than those the model was trained on."""
+
+
+class TilePlanError(DeoCubeError, ValueError):
+    """Sizes of tile, halo, block and patch that do not fit each other, or the cube."""
+
+
+class UnknownModelError(DeoCubeError, KeyError):
+    """No model, layer or normalisation goes by that name."""
+
+
+class WeightsNotFoundError(DeoCubeError, FileNotFoundError):
+    """The weights are in none of the places where they were looked for."""
+
+
+class WeightsMismatchError(DeoCubeError, ValueError):
+    """The weights file is damaged, foreign, or does not fill the network exactly."""
+
+
+class StoreMismatchError(DeoCubeError, ValueError):
+    """The store on disk was made by another model, cube or plan, or is not one of ours."""
+
+
+class DeviceError(DeoCubeError, RuntimeError):
+    """The device is absent, too small, or no worker has it."""
+
+
+class MissingExtraError(DeoCubeError, ImportError):
+    """An optional dependency is not installed."""
+
+    @classmethod
+    def wanted(cls, module: str, extra: str, purpose: str) -> MissingExtraError:
+        """Build the error for `module`, which comes with the package's `extra` and serves `purpose`."""
+        return cls(f"{purpose} needs {module}, which is not installed: pip install 'deo-cube[{extra}]'")

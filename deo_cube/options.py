@@ -1,0 +1,108 @@
+"""Defaults that a user may change for a session: `deo_cube.set_options(model="vitb")`.
+
+An option is read where the call is made, never inside a task, so that a Dask worker's own settings cannot change a
+result (the options travel inside the task instead).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+__all__ = ["Default", "get_option", "resolve", "set_options"]
+
+
+class Default(str):
+    """A text default of a signature which `set_options` may override.
+
+    It equals its text (`Default("tiny") == "tiny"`), so that signatures and help read naturally; being of this class
+    says that the caller did not choose it.
+    """
+
+    __slots__ = ()
+
+
+def _flag(text: str) -> bool:
+    return text.strip().lower() in {"1", "true", "yes", "on"}
+
+
+_OPTIONS: dict[str, Any] = {
+    # Model that verbs use when none is named.
+    "model": "tiny",
+    # Dtype of embeddings: float32, float16 or int8.
+    "dtype": "float16",
+    # Where weights from the hub and measured rates are kept.
+    "cache_dir": Path(os.environ.get("DEO_CUBE_CACHE", Path.home() / ".cache" / "deo_cube")),
+    # True: never reach for the network.
+    "offline": _flag(os.environ.get("DEO_CUBE_OFFLINE", "") or os.environ.get("HF_HUB_OFFLINE", "")),
+}
+
+_DTYPES = ("float32", "float16", "int8")
+
+
+def _validated(name: str, value: Any) -> Any:
+    if name not in _OPTIONS:
+        raise ValueError(f"unknown option {name!r}: the options are {', '.join(_OPTIONS)}")
+    if name == "model" and not (isinstance(value, str) and value):
+        raise ValueError(f"option model must be the name of a model, got {value!r}")
+    if name == "dtype" and str(value) not in _DTYPES:
+        raise ValueError(f"option dtype must be one of {', '.join(_DTYPES)}, got {value!r}")
+    if name == "cache_dir":
+        return Path(value)
+    if name == "offline" and not isinstance(value, bool):
+        raise ValueError(f"option offline must be True or False, got {value!r}")
+    return value
+
+
+class set_options:  # noqa: N801 - a call and a context manager, named like xarray.set_options
+    """Change defaults for the session, or within a `with` block.
+
+    Parameters
+    ----------
+    model : str
+        Model used when a verb is given none (default "tiny").
+    dtype : {"float16", "float32", "int8"}
+        Dtype of embeddings when a verb is given none (default "float16").
+    cache_dir : path
+        Where downloaded weights and measured rates are kept (default ``~/.cache/deo_cube`` or ``DEO_CUBE_CACHE``).
+    offline : bool
+        Never reach for the network (default False, or ``DEO_CUBE_OFFLINE``).
+
+    Raises
+    ------
+    ValueError
+        For an unknown option or a value that it cannot take.
+
+    Examples
+    --------
+    >>> import deo_cube
+    >>> with deo_cube.set_options(dtype="float32"):
+    ...     deo_cube.options.get_option("dtype")
+    'float32'
+    """
+
+    def __init__(self, **options: Any) -> None:
+        validated = {name: _validated(name, value) for name, value in options.items()}
+        self._before: Mapping[str, Any] = {name: _OPTIONS[name] for name in validated}
+        _OPTIONS.update(validated)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _OPTIONS.update(self._before)
+
+
+def get_option(name: str) -> Any:
+    """Value of an option now."""
+    return _OPTIONS[name]
+
+
+def resolve(name: str, value: Any) -> Any:
+    """`value` where the caller chose it, the option `name` where a signature's `Default` or None stands in."""
+    return _OPTIONS[name] if value is None or isinstance(value, Default) else value

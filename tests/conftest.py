@@ -1,0 +1,32 @@
+"""What every test may use: the shared real data, and single-threaded torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DEO_CUBE_OFFLINE", "1")
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=300)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def find_shared() -> Path | None:
+    """The folder that holds `data/` and `golden/`: `DEO_CUBE_DATA`, or `shared` beside the repository."""
+    given = os.environ.get("DEO_CUBE_DATA")
+    places = [Path(given), Path(given).parent] if given else [Path(__file__).parents[2] / "shared"]
+    return next((p for p in places if (p / "data").is_dir()), None)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real data, or a skip that says what is missing."""
+    folder = find_shared()
+    if folder is None:
+        pytest.skip("real data not found: set DEO_CUBE_DATA to the folder that holds data/")
+    return folder
