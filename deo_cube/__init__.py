@@ -1,0 +1,1 @@
+"""Sentinel-2 data cubes in, foundation-model embeddings out."""

@@ -57,7 +57,7 @@ def _validated(name: str, value: Any) -> Any:
     return value
 
 
-class set_options:  # noqa: N801 - a call and a context manager, named like xarray.set_options
+class set_options:  # lower case: a call and a context manager, like xarray.set_options
     """Change defaults for the session, or within a `with` block.
 
     Parameters

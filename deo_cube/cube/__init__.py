@@ -1,0 +1,1 @@
+"""What comes in: names, units, nodata, CRS."""

@@ -1,0 +1,1 @@
+"""Pixels to vectors: model cards, weights, networks."""

@@ -1,0 +1,1 @@
+"""Cube to lazy embeddings to Zarr: tiles, graph, runtime, store."""

@@ -1,0 +1,1 @@
+"""The numbers we dare to publish."""

@@ -1,0 +1,1 @@
+"""What people do with vectors: xarray in, xarray out."""

@@ -1,0 +1,1 @@
+"""Dual-teacher distillation from cubes: `python -m deo_cube.train`."""
