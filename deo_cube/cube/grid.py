@@ -299,8 +299,10 @@ def assign_grid(array: Cube, geobox: GeoBox, dims: tuple[str, str] = ("y", "x"))
     )
     for variable in placed.data_vars.values() if isinstance(placed, xr.Dataset) else [placed]:
         if set(dims) <= set(variable.dims):
-            variable.attrs.pop("grid_mapping", None)
-            variable.encoding["grid_mapping"] = "spatial_ref"
+            # In attrs, not in encoding: xarray then lists spatial_ref among the coordinates on disk too, so that a plain
+            # open_zarr brings it back as one, without decode_coords="all".
+            variable.encoding.pop("grid_mapping", None)
+            variable.attrs["grid_mapping"] = "spatial_ref"
     return placed
 
 
