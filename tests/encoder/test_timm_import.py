@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_timm_imports_from_many_threads_at_once() -> None:
+    out = run(
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from deo_cube.encoder.timm_import import import_timm\n"
+        "with ThreadPoolExecutor(8) as pool:\n"
+        "    modules = list(pool.map(lambda _: import_timm(), range(8)))\n"
+        "import torchvision\n"
+        "print(len({id(m) for m in modules}), modules[0].__name__)"
+    )
+    assert out == "1 timm"
+
+
+def test_nothing_is_declared_where_torchvision_is_whole() -> None:
+    # A machine whose torchvision fits its torch has the operators before anything of ours runs.
+    out = run(
+        "import torch\n"
+        "whole = torch.library.Library('torchvision', 'FRAGMENT')\n"
+        "for op in ('nms', 'qnms'):\n"
+        "    whole.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
+        "from deo_cube.encoder import timm_import\n"
+        "print(timm_import.prepare_torchvision(), timm_import._declared is None)\n"
+        "timm_import.import_timm()"
+    )
+    assert out == "True True"
+
+
+def test_the_module_itself_loads_no_torch() -> None:
+    assert run("import sys, deo_cube.encoder.timm_import\nprint('torch' in sys.modules)") == "False"
