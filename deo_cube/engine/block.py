@@ -1,0 +1,224 @@
+"""What one task does: the padded window of a block in, the embeddings of its patches out.
+
+Windows come from `graph.Gather` as integers (or floats) as they were stored. They cross to the device as they are, and
+are made canonical there: cast, offset and scale applied, invalid pixels set to the model's neutral value. The tiles go
+through the encoder in batches, their cores are stitched, and patches without one valid pixel become NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from dask.base import normalize_token
+from numpy.typing import NDArray
+
+from deo_cube.cube.radiometry import Radiometry, implausible
+from deo_cube.encoder.registry import EncoderRef
+from deo_cube.engine import runtime
+from deo_cube.engine.graph import BlockIndex
+from deo_cube.engine.tiles import TilePlan
+from deo_cube.errors import AmbiguousUnitsError
+
+__all__ = ["INT8_INVALID", "EmbedBlock", "ValidBlock", "blank_pixels", "valid_pixels"]
+
+Array = NDArray[Any]
+
+#: What a patch without one valid pixel holds where NaN cannot stand.
+INT8_INVALID = -128
+
+
+def blank_pixels(bands: Array, nodata: float | None) -> NDArray[np.bool_]:
+    """Where each band holds no measurement: nodata, NaN or infinite. ``(bands, rows, columns)`` bool."""
+    if bands.dtype.kind == "f":
+        blank = ~np.isfinite(bands)
+        return blank if nodata is None or np.isnan(nodata) else blank | (bands == bands.dtype.type(nodata))
+    if nodata is None or not float(nodata).is_integer():
+        return np.zeros(bands.shape, bool)
+    info = np.iinfo(bands.dtype)
+    return bands == int(nodata) if info.min <= nodata <= info.max else np.zeros(bands.shape, bool)
+
+
+def valid_pixels(windows: Sequence[Array], radiometry: Radiometry, *, scl: bool) -> NDArray[np.bool_]:
+    """Pixels with a measurement in every band that neither SCL nor the mask excludes. ``(rows, columns)`` bool.
+
+    `windows` are the bands, then SCL if `scl`, then the mask if there is one (True excludes).
+    """
+    good = ~blank_pixels(windows[0], radiometry.nodata).any(axis=0)
+    if scl:
+        good &= ~np.isin(windows[1][0], radiometry.scl_invalid)
+    for mask in windows[2:] if scl else windows[1:]:
+        good &= ~_excluded(mask[0])
+    return good
+
+
+def _excluded(mask: Array) -> NDArray[np.bool_]:
+    # A float mask holds NaN where it was aligned to a larger grid: unknown there, so excluded.
+    return np.isnan(mask) | (mask != 0) if mask.dtype.kind == "f" else mask.astype(bool)
+
+
+def _valid_fraction(good: NDArray[np.bool_], plan: TilePlan, index: BlockIndex) -> NDArray[np.float32]:
+    """Share of each patch's pixels that are valid; what lies over the cube's edge is not. ``(rows, columns)``."""
+    rows, columns = plan.rows.block(index.row), plan.columns.block(index.column)
+    h, w = plan.shape
+    r, c = np.arange(rows.read_start, rows.read_stop), np.arange(columns.read_start, columns.read_stop)
+    good = good & ((r >= 0) & (r < h))[:, None] & ((c >= 0) & (c < w))[None, :]
+    p, halo = plan.patch, plan.halo
+    core = good[halo : halo + rows.tiles * plan.core, halo : halo + columns.tiles * plan.core]
+    counts = core.reshape(core.shape[0] // p, p, core.shape[1] // p, p).sum(axis=(1, 3), dtype=np.int64)
+    counts = counts[rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
+    return (counts / np.float32(p * p)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ValidBlock:
+    """Valid fraction of the patches of one block: ``(1, rows, columns)`` float32 in 0..1."""
+
+    plan: TilePlan
+    radiometry: Radiometry
+    scl: bool
+
+    def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> NDArray[np.float32]:
+        """Compute the fractions of block `index` from its windows."""
+        return _valid_fraction(valid_pixels(windows, self.radiometry, scl=self.scl), self.plan, index)[None]
+
+
+@dataclass(frozen=True)
+class EmbedBlock:
+    """Embeddings of the patches of one block: ``(1, D, rows, columns)`` in `dtype`.
+
+    Parameters
+    ----------
+    ref : EncoderRef
+        What is to be loaded, once a process.
+    plan : TilePlan
+        Its `patch` is the stride of the reference's layer.
+    radiometry : Radiometry
+        How stored values become canonical DN.
+    channels : tuple of int
+        Position among the stem's bands of each band of the window; bands of the stem that do not occur get the
+        neutral value.
+    scl : bool
+        Whether the second window is SCL.
+    hide_scl : bool
+        Whether pixels that SCL excludes are hidden from the encoder too, not only counted as invalid. Those that a
+        mask excludes always are.
+    dtype : str
+        `float32`, `float16` or `int8` (with the layer's global scale).
+    batch, device
+        None: the card's batch size; the best device of the process that runs the task.
+    """
+
+    ref: EncoderRef
+    plan: TilePlan
+    radiometry: Radiometry
+    channels: tuple[int, ...]
+    scl: bool
+    hide_scl: bool
+    dtype: str
+    batch: int | None = None
+    device: str | None = None
+
+    def __dask_tokenize__(self) -> Any:
+        # Batch and device change no number that is promised, so they are no part of the key.
+        kept = (self.ref, self.plan, self.radiometry, self.channels, self.scl, self.hide_scl, self.dtype)
+        return ("deo_cube.EmbedBlock", *(normalize_token(x) for x in kept))
+
+    def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> Array:
+        """Embed block `index` from its windows."""
+        plan, bands = self.plan, windows[0]
+        good = valid_pixels(windows, self.radiometry, scl=self.scl)
+        valid = _valid_fraction(good, plan, index)
+        rows, columns = plan.rows.block(index.row), plan.columns.block(index.column)
+        dim = self.ref.layer.dim
+        if not valid.any():
+            return self._finish(np.zeros((dim, *valid.shape), np.float32), valid)
+        self._check_values(bands, good, index)
+        device = runtime.choose_device(self.device)
+        encoder = runtime.encoder(self.ref, device)
+        hidden = self._hidden(windows)
+        per_core, context = plan.rows.patches_per_core, plan.halo // plan.patch
+        canvas = np.zeros((dim, rows.tiles * per_core, columns.tiles * per_core), np.float32)
+
+        def encode(places: Sequence[tuple[int, int]]) -> Array:
+            cuts = [
+                (..., slice(y * plan.core, y * plan.core + plan.tile), slice(x * plan.core, x * plan.core + plan.tile))
+                for y, x in places
+            ]
+            batch = np.stack([bands[cut] for cut in cuts])
+            masked = None if hidden is None else np.stack([hidden[cut] for cut in cuts])
+            maps = encoder.encode(self._canonical(batch, masked, index.time, device))
+            inner = slice(context, context + per_core)
+            return np.asarray(maps[:, :, inner, inner].cpu().numpy())
+
+        # A tile whose whole core is invalid gives NaN whatever it holds.
+        wanted = self._tiles_with_valid_core(good, rows.tiles, columns.tiles)
+        for places, maps in runtime.run_batches(
+            wanted, encode, batch=self.batch or self.ref.card.batch, device=device, key=self.ref.fingerprint
+        ):
+            for (y, x), tile in zip(places, maps, strict=True):
+                canvas[:, y * per_core : (y + 1) * per_core, x * per_core : (x + 1) * per_core] = tile
+        kept = canvas[:, rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
+        return self._finish(kept, valid)
+
+    def _tiles_with_valid_core(self, good: NDArray[np.bool_], n_rows: int, n_columns: int) -> list[tuple[int, int]]:
+        core, halo = self.plan.core, self.plan.halo
+        inner = good[halo : halo + n_rows * core, halo : halo + n_columns * core]
+        any_valid = inner.reshape(n_rows, core, n_columns, core).any(axis=(1, 3))
+        return [(y, x) for y, x in product(range(n_rows), range(n_columns)) if any_valid[y, x]]
+
+    def _hidden(self, windows: tuple[Array, ...]) -> NDArray[np.bool_] | None:
+        masks = [_excluded(mask[0]) for mask in (windows[2:] if self.scl else windows[1:])]
+        if self.scl and self.hide_scl:
+            masks.append(np.isin(windows[1][0], self.radiometry.scl_invalid))
+        return np.logical_or.reduce(masks) if masks else None
+
+    def _canonical(self, batch: Array, hidden: Array | None, time: int, device: str) -> Any:
+        """Stored values of a batch as the encoder takes them, on the device: ``(B, C, tile, tile)`` float32."""
+        import torch
+
+        r = self.radiometry
+        raw = torch.from_numpy(batch).to(device, non_blocking=True)
+        whole = batch.dtype.kind in "iu" and batch.dtype.itemsize <= 2
+        # Floats (and integers that float32 cannot hold) are scaled in float64, so that reflectance gives the same DN
+        # to the last bit as integers do.
+        x = raw.to(torch.float32 if whole else torch.float64)
+        blank = torch.zeros_like(x, dtype=torch.bool) if whole else ~torch.isfinite(x)
+        if r.nodata is not None and not np.isnan(r.nodata):
+            blank |= x == (float(np.float32(r.nodata)) if batch.dtype == np.float32 else r.nodata)
+        if hidden is not None:
+            blank |= torch.from_numpy(hidden).to(device)[:, None]
+        add = r.add[time if len(r.add) > 1 else 0]
+        if whole and float(r.scale).is_integer() and float(add).is_integer():
+            x = x * r.scale + add
+        else:
+            x = (x.to(torch.float64) * r.scale + add).to(torch.float32)
+        if self.ref.card.units == "reflectance":
+            x = x * 1e-4
+        fill = torch.tensor(self.ref.stem.fill, dtype=torch.float32, device=device)[None, :, None, None]
+        out = fill.repeat(x.shape[0], 1, *x.shape[2:])
+        channels = torch.tensor(self.channels, device=device)
+        out[:, channels] = torch.where(blank, fill[:, channels], x)
+        return out
+
+    def _check_values(self, bands: Array, good: NDArray[np.bool_], index: BlockIndex) -> None:
+        step = max(1, min(good.shape) // 64)
+        sample = bands[:, ::step, ::step][:, good[::step, ::step]]
+        problem = implausible(sample, self.radiometry) if sample.size else None
+        if problem:
+            raise AmbiguousUnitsError(f"block (time {index.time}, row {index.row}, column {index.column}): {problem}")
+
+    def _finish(self, values: NDArray[np.float32], valid: NDArray[np.float32]) -> Array:
+        nothing = valid == 0
+        if self.dtype == "int8":
+            scale = self.ref.layer.int8_scale
+            assert scale is not None
+            out: Array = np.clip(np.rint(values / np.float32(scale)), -127, 127).astype(np.int8)
+            out[:, nothing] = INT8_INVALID
+        else:
+            out = values.astype(self.dtype)
+            out[:, nothing] = np.nan
+        return out[None]

@@ -1,0 +1,375 @@
+"""`ds.deo.embed()`: a cube in, lazy georeferenced embeddings out.
+
+Bands, units, grid, model and plan are decided at the call, from names and metadata, so that mistakes are raised there;
+pixels are read and encoded when the result is computed, written or drawn.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from odc.geo.geobox import GeoBox
+
+from deo_cube.cube import grid
+from deo_cube.cube.bands import BandMatch, match_bands
+from deo_cube.cube.radiometry import Radiometry, decide_radiometry
+from deo_cube.encoder.card import ModelCard
+from deo_cube.encoder.registry import EncoderRef, resolve
+from deo_cube.engine import graph, metadata
+from deo_cube.engine.block import EmbedBlock, ValidBlock
+from deo_cube.engine.tiles import Edge, TilePlan, plan_tiles
+from deo_cube.errors import TilePlanError, UnknownModelError
+from deo_cube.options import Default
+from deo_cube.options import resolve as option
+
+__all__ = ["Prepared", "embed", "prepare"]
+
+Cube = xr.Dataset | xr.DataArray
+Mask = xr.DataArray | str | bool | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that was decided at the call: what `embed` wraps and `plan` counts."""
+
+    ref: EncoderRef
+    match: BandMatch
+    radiometry: Radiometry
+    geobox: GeoBox
+    dims: grid.Dims
+    plan: TilePlan
+    gather: graph.Gather
+    sources: tuple[Any, ...]
+    times: int
+    scl: bool
+    hide_scl: bool
+    channels: tuple[int, ...]
+
+    @property
+    def out_geobox(self) -> GeoBox:
+        """Grid of the embeddings."""
+        p = self.plan
+        return grid.embedding_geobox(
+            self.geobox, patch=p.patch, top=-p.rows.out_offset, left=-p.columns.out_offset, shape=p.out_shape
+        )
+
+
+def prepare(
+    cube: Cube,
+    model: str | Path | ModelCard = Default("tiny"),
+    *,
+    weights: str | Path | None = None,
+    bands: Sequence[str] | Mapping[str, str] | None = None,
+    missing: Literal["raise", "nearest", "mean"] = "raise",
+    units: str = "auto",
+    offset: str | float = "auto",
+    nodata: str | float | None = "auto",
+    mask: Mask = None,
+    normalize: str | Mapping[str, tuple[float, float]] | None = None,
+    tile: int | None = None,
+    halo: int | None = None,
+    block: int | None = None,
+    layer: str | None = None,
+    anchor: Literal["grid", "array"] = "grid",
+    edge: Edge = "pad",
+) -> Prepared:
+    """Decide everything that `embed` needs, or raise. Reads no pixel of a cube on Dask. See `embed`."""
+    given = dict(bands) if isinstance(bands, Mapping) else None
+    wanted = None if bands is None or given is not None else list(bands)
+    ref = resolve(option("model", model), weights=weights, bands=wanted, layer=layer, normalize=normalize)
+    card = ref.card
+    dims = grid.dims(cube)
+    _check_times(cube, dims.time)
+    match = match_bands(cube, ref.stem.bands, model=card.alias, given=given, missing=missing)
+    radiometry = decide_radiometry(cube, match, units=units, offset=offset, nodata=nodata)
+    geobox = grid.geobox(cube)
+    grid.check_resolution(geobox, card.gsd, model=card.alias)
+    if anchor not in ("grid", "array"):
+        raise TilePlanError(f"anchor must be 'grid' (the CRS origin) or 'array' (the cube's corner), got {anchor!r}")
+    world = grid.anchor(geobox)
+    stride = ref.layer.stride
+    plan = plan_tiles(
+        tuple(geobox.shape),
+        origin=(world.row, world.col) if anchor == "grid" else (0, 0),
+        tile=card.tile if tile is None else tile,
+        halo=-(-card.halo // stride) * stride if halo is None else halo,
+        patch=stride,
+        block=block,
+        edge=edge,
+    )
+    scl = match.scl is not None and mask is not False
+    groups, sources = _fields(cube, dims, match, plan, scl, mask)
+    return Prepared(
+        ref=ref,
+        match=match,
+        radiometry=radiometry,
+        geobox=geobox,
+        dims=dims,
+        plan=plan,
+        gather=graph.Gather(plan, groups, south_up=world.south_up),
+        sources=sources,
+        times=cube.sizes[dims.time] if dims.time else 1,
+        scl=scl,
+        hide_scl=isinstance(mask, str) and mask == "scl",
+        channels=tuple(i for i, v in enumerate(match.variables) if v is not None),
+    )
+
+
+def embed(
+    cube: Cube,
+    model: str | Path | ModelCard = Default("tiny"),
+    *,
+    weights: str | Path | None = None,
+    bands: Sequence[str] | Mapping[str, str] | None = None,
+    missing: Literal["raise", "nearest", "mean"] = "raise",
+    units: str = "auto",
+    offset: str | float = "auto",
+    nodata: str | float | None = "auto",
+    mask: Mask = None,
+    normalize: str | Mapping[str, tuple[float, float]] | None = None,
+    tile: int | None = None,
+    halo: int | None = None,
+    block: int | None = None,
+    layer: str | None = None,
+    anchor: Literal["grid", "array"] = "grid",
+    edge: Edge = "pad",
+    dtype: str = Default("float16"),
+    batch_size: int | None = None,
+    device: str | None = None,
+) -> xr.DataArray:
+    """Embed a Sentinel-2 cube: one vector for each patch of pixels, lazy and on the map.
+
+    Parameters
+    ----------
+    cube : Dataset or DataArray
+        A variable a band (`B02`, `B8A`, `blue`, ... and optionally `SCL`), or a `band` dimension; with or without
+        time; on Dask, in memory, or lazily opened. Its CRS must be known and its grid regular.
+    model : str, path or ModelCard
+        A model's name (`deo_cube.list_models()`), the folder of a training run, or a card.
+    weights : path, optional
+        Weights file; otherwise `DEO_CUBE_WEIGHTS`, the bundled file, or the hub.
+    bands : list or mapping, optional
+        A list chooses the model's stem by its bands (``["B04", "B03", "B02"]`` for the RGB stem). A mapping names the
+        cube's variable for a model's band (``{"B08": "nir_10m"}``).
+    missing : {"raise", "nearest", "mean"}
+        For a band that the cube lacks: raise, take the spectrally nearest band (B8A for B08), or feed the training
+        mean.
+    units : {"auto", "dn", "reflectance", "uint8_rgb"}
+        Of the stored values. "auto" decides from metadata and is refused where that does not decide.
+    offset : "auto" or number
+        DN to add: 0, or -1000 for raw products of processing baseline 04.00 and later.
+    nodata : "auto", number or None
+        Stored value that means no measurement. NaN and infinity always do.
+    mask : DataArray, "scl", False or None
+        A boolean array, True where a pixel must not count: those pixels are hidden from the model and lower `valid`.
+        None: clouds, shadows and gaps in `SCL` (where the cube has it) lower `valid` but are seen by the model;
+        "scl": they are hidden from it too; False: SCL is ignored.
+    normalize : str or mapping, optional
+        A normalization of the card by name, or ``{band: (mean, std)}`` in DN. Default: the card's first.
+    tile, halo, block : int, optional
+        Pixels. Tile and halo decide the numbers and default to the card's; block (about 1024) is one task and one
+        Zarr shard, and is rounded to whole tiles.
+    layer : str, optional
+        Layer of the model (`card.layer_names`). Default: the card's last.
+    anchor : {"grid", "array"}
+        Where the tile grid starts: the CRS origin, so that overlapping cubes agree, or the cube's corner.
+    edge : {"pad", "drop"}
+        Keep or drop patches that lie partly outside the cube.
+    dtype : {"float16", "float32", "int8"}
+        Of the result. int8 uses the card's global scale, written as CF ``scale_factor``.
+    batch_size : int, optional
+        Tiles at once; halved by itself where memory does not suffice. Changes no number.
+    device : str, optional
+        "cpu", "cuda", "cuda:1". Default: the best of the process that runs the task.
+
+    Returns
+    -------
+    DataArray
+        `embeddings` ``(time, embedding, y, x)``, without `time` where the cube has none; coordinates at patch
+        centres, `spatial_ref`, and `valid` ``(time, y, x)``: the valid fraction of each patch, 0..1. Patches
+        without one valid pixel are NaN (int8: -128).
+
+    Raises
+    ------
+    MissingBandsError, AmbiguousUnitsError, MissingCRSError, ResolutionMismatchError, TilePlanError,
+    UnknownModelError, WeightsNotFoundError, WeightsMismatchError, DeviceError
+        At the call, each with the argument that mends it.
+
+    Examples
+    --------
+    >>> import deo_cube
+    >>> ds = deo_cube.synthetic_cube(size=256, times=1)
+    >>> emb = ds.deo.embed()
+    >>> emb.dims
+    ('time', 'embedding', 'y', 'x')
+    """
+    dtype = str(option("dtype", dtype))
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    p = prepare(
+        cube,
+        model,
+        weights=weights,
+        bands=bands,
+        missing=missing,
+        units=units,
+        offset=offset,
+        nodata=nodata,
+        mask=mask,
+        normalize=normalize,
+        tile=tile,
+        halo=halo,
+        block=block,
+        layer=layer,
+        anchor=anchor,
+        edge=edge,
+    )
+    _check_dtype(p.ref, dtype)
+    if device is not None:
+        _check_device(device)
+    _warn_of_chunks(p)
+    run = EmbedBlock(p.ref, p.plan, p.radiometry, p.channels, p.scl, p.hide_scl, dtype, batch_size, device)
+    options: dict[str, Any] = {"times": p.times, "reverse_rows": p.gather.south_up}
+    values = graph.map_blocks_with_halo(
+        run, p.gather, p.sources, leading=(p.ref.layer.dim,), dtype=np.dtype(dtype), name="embed", **options
+    )
+    valid = graph.map_blocks_with_halo(
+        ValidBlock(p.plan, p.radiometry, p.scl),
+        p.gather,
+        p.sources,
+        leading=(),
+        dtype=np.dtype("float32"),
+        name="valid",
+        **options,
+    )
+    return _wrap(cube, p, values, valid, dtype)
+
+
+def _wrap(cube: Cube, p: Prepared, values: Any, valid: Any, dtype: str) -> xr.DataArray:
+    y, x = p.dims.y, p.dims.x
+    time = ("time",) if p.dims.time else ()
+    if not time:
+        values, valid = values[0], valid[0]
+    attrs = {"long_name": f"{p.ref.card.alias} embeddings", "units": "1"} | metadata.provenance(p, dtype)
+    out = xr.DataArray(values, dims=(*time, "embedding", y, x), name="embeddings", attrs=attrs)
+    if dtype == "int8":
+        out.attrs["scale_factor"] = p.ref.layer.int8_scale
+        out.attrs["_FillValue"] = np.int8(-128)
+    valid_attrs = {"long_name": "valid fraction of the patch's pixels", "units": "1"}
+    out = out.assign_coords(valid=xr.Variable((*time, y, x), valid, valid_attrs))
+    if p.dims.time:
+        along = {
+            ("time" if n == p.dims.time else n): xr.Variable(("time",), c.variable.data, c.attrs)
+            for n, c in cube.coords.items()
+            if c.dims == (p.dims.time,) and n not in (y, x)
+        }
+        out = out.assign_coords(along)
+    elif "time" in cube.coords and cube.coords["time"].ndim == 0:
+        out = out.assign_coords(time=cube.coords["time"].variable)
+    placed: xr.DataArray = grid.assign_grid(out, p.out_geobox, dims=(y, x))
+    return placed
+
+
+def _fields(
+    cube: Cube, dims: grid.Dims, match: BandMatch, plan: TilePlan, scl: bool, mask: Mask
+) -> tuple[tuple[tuple[graph.Field, ...], ...], tuple[Any, ...]]:
+    """Where the pixels of bands, SCL and mask are: groups of fields for `Gather`, and their Dask arrays."""
+    names = (dims.time, dims.band, dims.y, dims.x)
+    like = plan.block
+    arrays: list[Any] = []
+
+    def one(variable: xr.Variable, positions: Sequence[int] = (0,)) -> tuple[graph.Field, ...]:
+        fields, array = graph.as_fields(variable, names, positions, like)
+        arrays.append(array)
+        return fields
+
+    if isinstance(cube, xr.Dataset):
+        bands = tuple(f for v in match.variables if v is not None for f in one(cube[v].variable))
+    else:
+        bands = one(cube.variable, [i for i in match.indices if i is not None])
+    if not bands:
+        raise TilePlanError("the cube has none of the model's bands")
+    groups = [bands]
+    if scl and match.scl is not None:
+        groups.append(one(cube[match.scl].variable) if isinstance(cube, xr.Dataset) else _scl_band(cube, match, bands))
+    if isinstance(mask, xr.DataArray) or (isinstance(mask, str) and mask != "scl"):
+        groups.append(one(_aligned_mask(cube, mask, dims)))
+    elif mask is not None and mask is not False and not isinstance(mask, str):
+        raise ValueError(f"mask must be a boolean DataArray, the name of a variable, 'scl' or False, got {mask!r}")
+    return tuple(groups), tuple(arrays)
+
+
+def _scl_band(cube: xr.DataArray, match: BandMatch, bands: tuple[graph.Field, ...]) -> tuple[graph.Field, ...]:
+    labels = [str(v) for v in cube[match.band_dim].values]
+    first = bands[0]
+    return (graph.Field(first.name, first.chunks, first.axes, labels.index(str(match.scl)), first.dtype),)
+
+
+def _aligned_mask(cube: Cube, mask: xr.DataArray | str, dims: grid.Dims) -> xr.Variable:
+    if isinstance(mask, str):
+        if not isinstance(cube, xr.Dataset) or mask not in cube:
+            raise ValueError(f"mask={mask!r} is no variable of the cube: pass a boolean DataArray, or 'scl'")
+        mask = cube[mask]
+    allowed = {d for d in (dims.time, dims.y, dims.x) if d}
+    if not {dims.y, dims.x} <= set(mask.dims) <= allowed:
+        raise ValueError(f"mask must have the dimensions {sorted(allowed)} or ({dims.y}, {dims.x}), got {mask.dims}")
+    for d in mask.dims:
+        same = mask.sizes[d] == cube.sizes[d] and (
+            d not in mask.coords or d not in cube.coords or bool((mask[d].values == cube[d].values).all())
+        )
+        if not same:
+            raise ValueError(
+                f"mask and cube differ along {d!r}: align it first, for example mask.odc.reproject(cube.odc.geobox) "
+                "or mask.reindex_like(cube, fill_value=True)"
+            )
+    return mask.variable
+
+
+def _check_times(cube: Cube, time: str | None) -> None:
+    if time is None:
+        return
+    if cube.sizes[time] == 0:
+        raise ValueError(f"the cube has no dates: dimension {time!r} has length 0. Widen the search that made it")
+    if time in cube.indexes and not cube.indexes[time].is_unique:
+        twice = cube.indexes[time][cube.indexes[time].duplicated()].unique()
+        warnings.warn(
+            f"{len(twice)} of the cube's times occur more than once (first: {twice[0]}): each is embedded as it "
+            f"stands. To merge tiles of one day, load with groupby='solar_day', or cube.groupby({time!r}).first()",
+            stacklevel=4,
+        )
+
+
+def _check_dtype(ref: EncoderRef, dtype: str) -> None:
+    if dtype not in ("float32", "float16", "int8"):
+        raise ValueError(f"dtype must be 'float32', 'float16' or 'int8', got {dtype!r}")
+    if dtype == "int8" and ref.layer.int8_scale is None:
+        raise UnknownModelError(
+            f"{ref.card.alias} has no int8 scale for layer {ref.layer.name!r} (none was measured): pass dtype='float16'"
+        )
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that cannot be: at once here, unless a cluster's workers may have it."""
+    from deo_cube.engine import runtime
+
+    if runtime.distributed_client() is None:
+        runtime.choose_device(device)
+
+
+def _warn_of_chunks(p: Prepared) -> None:
+    if p.plan.blocks[0] * p.plan.blocks[1] * p.times < 2:
+        return
+    factor = graph.read_amplification(p.gather)
+    if factor > 2:
+        warnings.warn(
+            f"the cube's chunks fit its blocks of {p.plan.block} px badly: each pixel is read {factor:.1f} times when "
+            f"blocks are written one by one. Load it with chunks={{'time': 1, {p.dims.y!r}: {p.plan.block}, "
+            f"{p.dims.x!r}: {p.plan.block}}}",
+            stacklevel=4,
+        )

@@ -1,0 +1,155 @@
+"""What a result says of itself: provenance in attributes, and the GeoZarr conventions on the store.
+
+Conventions written on the store's group:
+
+- ``spatial:`` (UUID 689b58e2-cf7b-45e0-9fff-9cfc0883d6b4): dimensions, shape, and the transform of the pixel corner
+- ``proj:`` (UUID f17cb550-5864-4468-aeb7-f3180cfb622f): code or WKT2 of the CRS
+- ``geoemb:`` (UUID 61c12cc5-0e28-4056-999a-480cf3fb7e4c): what the embeddings are and which model made them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+from odc.geo.geobox import GeoBox
+
+if TYPE_CHECKING:
+    from deo_cube.engine.embed import Prepared
+
+__all__ = ["PREFIX", "conventions", "fingerprint", "identity", "package_version", "provenance", "to_json"]
+
+#: Start of the attributes that this package writes.
+PREFIX = "deo_cube:"
+
+
+def package_version() -> str:
+    """Version of the installed package; "unknown" from a bare checkout."""
+    try:
+        return version("deo-cube")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON, keys in order: how structured provenance is kept in attributes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def provenance(p: Prepared, dtype: str) -> dict[str, Any]:
+    """Attributes of embeddings: model, weights, plan, band match, radiometry, and what was seen as synthetic."""
+    card, plan = p.ref.card, p.plan
+    facts = {
+        "version": package_version(),
+        "model": card.name,
+        "model_alias": card.alias,
+        "model_fingerprint": p.ref.fingerprint,
+        "weights_status": card.weights.status,
+        "weights_sha256": p.ref.weights_sha256 or "",
+        "stem": p.ref.stem.name,
+        "layer": p.ref.layer.name,
+        "normalization": p.ref.normalization.name,
+        "gsd": card.gsd,
+        "bands": to_json(p.match.to_attrs()),
+        "radiometry": to_json(p.radiometry.to_attrs()),
+        "plan": to_json(
+            {
+                "shape": plan.shape,
+                "origin": plan.origin,
+                "tile": plan.tile,
+                "halo": plan.halo,
+                "patch": plan.patch,
+                "block": plan.block,
+                "edge": plan.edge,
+            }
+        ),
+        "masks": to_json({"scl": p.scl, "hide_scl": p.hide_scl, "mask": len(p.gather.groups) > 1 + p.scl}),
+        "dtype": dtype,
+    }
+    return {PREFIX + k: v for k, v in facts.items()}
+
+
+#: Provenance that decides the numbers, and so guards a resumed store. The version does not: a patch release may resume.
+_DECIDES = ("model", "model_fingerprint", "weights_sha256", "stem", "layer", "normalization", "bands", "radiometry")
+_DECIDES += ("plan", "masks", "dtype")
+
+
+def identity(emb: xr.DataArray) -> dict[str, Any]:
+    """Everything that a store must agree on before it is resumed, field by field."""
+    fields: dict[str, Any] = {k: emb.attrs[PREFIX + k] for k in _DECIDES if PREFIX + k in emb.attrs}
+    fields["dims"] = list(emb.dims)
+    fields["shape"] = list(emb.shape)
+    fields["stored_dtype"] = str(emb.dtype)
+    for name in emb.dims:
+        if name in emb.coords:
+            values = emb[name].values
+            fields[f"coordinate {name}"] = hashlib.sha256(repr((values.dtype, values.tolist())).encode()).hexdigest()
+    if "spatial_ref" in emb.coords:
+        fields["crs"] = emb["spatial_ref"].attrs.get("crs_wkt", "")
+    return fields
+
+
+def fingerprint(fields: Mapping[str, Any]) -> str:
+    """Hash of an identity."""
+    return hashlib.sha256(to_json(fields).encode()).hexdigest()[:16]
+
+
+def conventions(emb: xr.DataArray, geobox: GeoBox, dims: tuple[str, str]) -> dict[str, Any]:
+    """Attributes of the store's group under ``spatial:``, ``proj:`` and ``geoemb:``."""
+    a, crs = geobox.transform, geobox.crs
+    bounds = geobox.boundingbox.bbox
+    epsg = crs.epsg
+    projection: dict[str, Any] = {"proj:code": f"EPSG:{epsg}"} if epsg else {"proj:wkt2": crs.wkt}
+    gsd = emb.attrs.get(PREFIX + "gsd", 10.0)
+    plan = json.loads(emb.attrs.get(PREFIX + "plan", "{}"))
+    embedding: dict[str, Any] = {
+        "geoemb:type": "chip",
+        "geoemb:dimensions": int(emb.sizes["embedding"]),
+        "geoemb:model": emb.attrs.get(PREFIX + "model", "unknown"),
+        "geoemb:source_data": "Sentinel-2",
+        "geoemb:data_type": str(emb.dtype),
+        "geoemb:gsd": gsd * plan.get("patch", 1),
+        "geoemb:chip_layout": {
+            "layout_type": "regular_grid",
+            "chip_size": [plan.get("patch", 1), plan.get("patch", 1)],
+            "stride": [plan.get("patch", 1), plan.get("patch", 1)],
+        },
+    }
+    if emb.dtype == "int8":
+        embedding["geoemb:quantization"] = {
+            "method": "linear",
+            "original_dtype": "float32",
+            "quantized_dtype": "int8",
+            "scale": emb.attrs.get("scale_factor"),
+        }
+    return {
+        "zarr_conventions": [
+            {
+                "name": "spatial:",
+                "uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
+                "description": "Spatial coordinate information",
+            },
+            {
+                "name": "proj:",
+                "uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f",
+                "description": "Coordinate reference system information",
+            },
+            {
+                "name": "geoemb:",
+                "uuid": "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
+                "description": "Geospatial embeddings",
+            },
+        ],
+        "spatial:dimensions": list(dims),
+        "spatial:shape": list(geobox.shape),
+        "spatial:transform": [a.a, a.b, a.c, a.d, a.e, a.f],
+        "spatial:transform_type": "affine",
+        "spatial:registration": "pixel",
+        "spatial:bbox": list(bounds),
+        **projection,
+        **embedding,
+    }

@@ -1,0 +1,233 @@
+"""What a process holds while it embeds: the loaded encoders, and the lanes on which they run.
+
+A **lane** is a thread that may use a device. A GPU has one lane, so that two tasks never meet in its memory; the CPU
+has one a core, each with a single torch thread. Dask's own threads read, stitch and write, hand their batches to the
+lanes, and wait. Whatever the scheduler (synchronous, threads, a cluster's worker), a device is never oversubscribed,
+reading overlaps with encoding, and the arithmetic is the same: single-threaded, batch by batch.
+
+Lanes serve the block that came first before the next one, so that blocks finish one after another and writing
+overlaps with encoding as well.
+
+Dask's resource annotations are not relied on: its default fusion drops them (dask/dask#7036).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from deo_cube.encoder.registry import EncoderRef
+from deo_cube.errors import DeviceError
+
+__all__ = ["Lanes", "choose_device", "cpu_lanes", "distributed_client", "encoder", "lanes", "run_batches"]
+
+T = TypeVar("T")
+Item = TypeVar("Item", bound=Hashable)
+
+log = logging.getLogger("deo_cube")
+
+_lock = threading.RLock()
+_encoders: dict[tuple[str, str], Any] = {}
+_lanes: dict[str, Lanes] = {}
+_batch_limits: dict[tuple[str, str], int] = {}
+
+
+def _forget_parent() -> None:
+    """Start empty in a forked child: threads do not survive a fork, nor does a CUDA context."""
+    global _lock
+    _lock = threading.RLock()
+    _encoders.clear()
+    _lanes.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parent)
+
+
+def cpu_lanes() -> int:
+    """Cores that this process may encode on.
+
+    `OMP_NUM_THREADS` where it is set (times the threads of a Dask worker, whose nanny sets it to 1), else the cores
+    that the process may run on.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if not given.isdigit() or int(given) < 1:
+        return allowed
+    threads = 1
+    worker_module = sys.modules.get("distributed.worker")
+    if worker_module is not None:
+        try:
+            threads = int(worker_module.get_worker().state.nthreads)
+        except (ValueError, AttributeError):
+            threads = 1
+    return max(1, min(allowed, int(given) * threads))
+
+
+def distributed_client() -> Any:
+    """The Dask client of this process, or None; never imports distributed."""
+    module = sys.modules.get("distributed.client")
+    if module is None:
+        return None
+    try:
+        return module.default_client()
+    except ValueError:
+        return None
+
+
+def choose_device(wanted: str | None) -> str:
+    """Device to use in this process: `wanted`, else the first GPU, else the CPU.
+
+    Raises
+    ------
+    DeviceError
+        If `wanted` is not there, or is no device.
+    """
+    import torch
+
+    if wanted is None:
+        return "cuda:0" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise DeviceError(f"device={wanted!r} is no device: pass 'cpu', 'cuda' or 'cuda:0'") from error
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            raise DeviceError(f"device={wanted!r} was wanted, {found or 'no'} CUDA device(s) found: pass device='cpu'")
+        return f"cuda:{device.index or 0}"
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device='mps' was wanted, but this machine has none: pass device='cpu'")
+    return str(device)
+
+
+def encoder(ref: EncoderRef, device: str) -> Any:
+    """The loaded encoder, built once a process and device, whoever asks first."""
+    key = (ref.fingerprint, device)
+    with _lock:
+        if key not in _encoders:
+            _encoders[key] = ref.load(device)
+            log.debug("loaded %s on %s", ref.card.alias, device)
+        return _encoders[key]
+
+
+class Lanes:
+    """Threads that may use one device, served in the order of tickets (the oldest block first)."""
+
+    def __init__(self, device: str, count: int) -> None:
+        self.device = device
+        self.count = count
+        self._queue: queue.PriorityQueue[tuple[int, int, Future[Any], Callable[[], Any]]] = queue.PriorityQueue()
+        self._tickets = itertools.count()
+        self._order = itertools.count()
+        for i in range(count):
+            threading.Thread(target=self._serve, name=f"deo_cube-{device}-{i}", daemon=True).start()
+
+    def ticket(self) -> int:
+        """Take a place in the queue, for all the batches of one block."""
+        return next(self._tickets)
+
+    def submit(self, ticket: int, call: Callable[[], T]) -> Future[T]:
+        """Run `call` on a lane, when it is this ticket's turn."""
+        future: Future[T] = Future()
+        self._queue.put((ticket, next(self._order), future, call))
+        return future
+
+    def _serve(self) -> None:
+        import torch
+
+        # Per calling thread, not per process: OpenMP keeps the number in the thread.
+        torch.set_num_threads(1)
+        while True:
+            _, _, future, call = self._queue.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+            del future, call
+
+
+def lanes(device: str) -> Lanes:
+    """The lanes of a device, made on first use."""
+    with _lock:
+        if device not in _lanes:
+            _lanes[device] = Lanes(device, cpu_lanes() if device == "cpu" else 1)
+        return _lanes[device]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    text = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
+def run_batches(
+    items: Sequence[Item], work: Callable[[Sequence[Item]], T], *, batch: int, device: str, key: str = ""
+) -> list[tuple[Sequence[Item], T]]:
+    """Run `work` over batches of `items` on the device's lanes.
+
+    Where a batch does not fit the device's memory, it is halved and tried again, and later batches of the same `key`
+    stay small; a single item that does not fit is an error.
+
+    Returns
+    -------
+    list of (items, result)
+        In the order of `items`.
+
+    Raises
+    ------
+    DeviceError
+        If not even one item fits in memory.
+    """
+    place = lanes(device)
+    ticket = place.ticket()
+    size = max(1, min(batch, _batch_limits.get((key, device), batch)))
+    todo = [items[i : i + size] for i in range(0, len(items), size)]
+    done: list[tuple[Sequence[Item], T]] = []
+    while todo:
+        futures = [(part, place.submit(ticket, lambda part=part: work(part))) for part in todo]
+        todo = []
+        try:
+            for part, future in futures:
+                try:
+                    done.append((part, future.result()))
+                except Exception as error:
+                    if not _out_of_memory(error):
+                        raise
+                    if len(part) == 1:
+                        raise DeviceError(
+                            f"not even one tile fits in the memory of {device}: "
+                            "pass a smaller tile, a smaller model, or device='cpu'"
+                        ) from error
+                    half = (len(part) + 1) // 2
+                    _remember_limit(key, device, half)
+                    todo += [part[:half], part[half:]]
+        finally:
+            for _, future in futures:
+                future.cancel()
+    order = {item: i for i, item in enumerate(items)}
+    return sorted(done, key=lambda pair: order[pair[0][0]])
+
+
+def _remember_limit(key: str, device: str, half: int) -> None:
+    import torch
+
+    with _lock:
+        before = _batch_limits.get((key, device))
+        if before is None or half < before:
+            _batch_limits[key, device] = half
+            log.warning("out of memory on %s: batches halved to %d tiles", device, half)
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
