@@ -1,0 +1,164 @@
+"""What any model must beat: encoders that have learnt nothing.
+
+Each has the signature of an encoder, ``(array, bands) -> features``. Those that look at unlabelled images first have
+`fitted(images, bands)`, which the protocols call with the training images only.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BASELINES", "ImageStatistics", "RandomConvolutions", "RawBands", "UntrainedNetwork"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RawBands:
+    """The bands themselves as the features of each pixel; averaged where a chip or patch wants one vector."""
+
+    name: str = "raw bands"
+
+    def __call__(self, array: Array, bands: Sequence[str]) -> Array:
+        """The array."""
+        return np.asarray(array, dtype="float32")
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """Mean and standard deviation of each band in cells of `stride` pixels; of the whole chip when pooled.
+
+    Pooled, the 10th and 90th percentile of each band are added.
+    """
+
+    stride: int = 4
+    name: str = "image statistics"
+
+    def __call__(self, array: Array, bands: Sequence[str]) -> Array:
+        """(B, C, H, W) -> (B, 2C, H / stride, W / stride)."""
+        b, c, h, w = array.shape
+        s = self.stride
+        cells = np.asarray(array, dtype="float32").reshape(b, c, h // s, s, w // s, s)
+        return np.concatenate([cells.mean(axis=(3, 5)), cells.std(axis=(3, 5))], axis=1)
+
+    def pool(self, array: Array, bands: Sequence[str]) -> Array:
+        """(B, C, H, W) -> (B, 4C)."""
+        a = np.asarray(array, dtype="float32")
+        return np.concatenate(
+            [a.mean(axis=(2, 3)), a.std(axis=(2, 3)), *np.percentile(a, [10, 90], axis=(2, 3))], axis=1
+        ).astype("float32")
+
+
+@dataclass(frozen=True)
+class RandomConvolutions:
+    """Random convolutional features (MOSAIKS: Rolf et al. 2021, doi:10.1038/s41467-021-24638-z).
+
+    The filters are patches drawn from unlabelled images, whitened as there; each is convolved with the image, the
+    positive part averaged over cells of `stride` pixels. `features` of them, untrained.
+    """
+
+    features: int = 512
+    size: int = 3
+    stride: int = 4
+    seed: int = 0
+    name: str = "random convolutions"
+    kernel: Array | None = field(default=None, repr=False)
+    bias: Array | None = field(default=None, repr=False)
+    mean: Array | None = field(default=None, repr=False)
+    std: Array | None = field(default=None, repr=False)
+
+    def fitted(self, images: Sequence[Array] | Array, bands: Sequence[str]) -> RandomConvolutions:
+        """Draw the filters from `images` ((C, H, W) each): evenly over images, at random places."""
+        rng = np.random.default_rng(self.seed)
+        k = self.size
+        big = [im for im in images if min(im.shape[1:]) >= k]
+        some = rng.choice(len(big), size=min(len(big), 500), replace=False)
+        flat = np.concatenate([big[i][:, ::4, ::4].reshape(len(bands), -1) for i in some], axis=1)
+        mean, std = flat.mean(axis=1), flat.std(axis=1) + 1e-6
+        patches = []
+        for i in rng.integers(0, len(big), size=4 * self.features):
+            im = big[i]
+            y, x = rng.integers(0, im.shape[1] - k + 1), rng.integers(0, im.shape[2] - k + 1)
+            patches.append((im[:, y : y + k, x : x + k] - mean[:, None, None]) / std[:, None, None])
+        p = np.stack(patches).reshape(len(patches), -1).astype("float64")
+        centre = p.mean(axis=0)
+        values, vectors = np.linalg.eigh(np.cov(p - centre, rowvar=False))
+        # ZCA with the ridge relative to the mean eigenvalue, so that noise directions are not blown up.
+        white = vectors @ np.diag(1 / np.sqrt(np.maximum(values, 0) + 0.1 * values.mean())) @ vectors.T
+        filters = (p[: self.features] - centre) @ white
+        filters /= np.linalg.norm(filters, axis=1, keepdims=True) + 1e-9
+        kernel = filters @ white
+        return RandomConvolutions(
+            self.features,
+            self.size,
+            self.stride,
+            self.seed,
+            self.name,
+            kernel.reshape(self.features, len(bands), k, k).astype("float32"),
+            (-(kernel @ centre)).astype("float32"),
+            mean.astype("float32"),
+            std.astype("float32"),
+        )
+
+    def __call__(self, array: Array, bands: Sequence[str]) -> Array:
+        """(B, C, H, W) -> (B, features, H / stride, W / stride)."""
+        import torch
+        import torch.nn.functional as F
+
+        if self.kernel is None or self.mean is None or self.std is None:
+            raise ValueError("random convolutions have no filters yet: call fitted(images, bands) first")
+        x = (np.asarray(array, dtype="float32") - self.mean[:, None, None]) / self.std[:, None, None]
+        with torch.inference_mode():
+            t = F.pad(torch.from_numpy(x), (self.size // 2,) * 4, mode="reflect")
+            z = F.conv2d(t, torch.from_numpy(self.kernel), torch.from_numpy(np.asarray(self.bias)))
+            return np.asarray(F.avg_pool2d(F.relu(z), self.stride).numpy())
+
+
+@dataclass(frozen=True)
+class UntrainedNetwork:
+    """A small convolutional network with random weights: what the shape of a network gives without any learning.
+
+    Four 3x3 convolutions with ReLU and batch normalisation (by the statistics of the training images), `stride` 4.
+    """
+
+    width: int = 128
+    seed: int = 0
+    name: str = "untrained network"
+    mean: Array | None = field(default=None, repr=False)
+    std: Array | None = field(default=None, repr=False)
+
+    def fitted(self, images: Sequence[Array] | Array, bands: Sequence[str]) -> UntrainedNetwork:
+        """Take mean and standard deviation of each band from `images`."""
+        step = max(1, len(images) // 200)
+        flat = np.concatenate([im[:, ::4, ::4].reshape(len(bands), -1) for im in images[::step]], axis=1)
+        return UntrainedNetwork(self.width, self.seed, self.name, flat.mean(axis=1), flat.std(axis=1) + 1e-6)
+
+    def __call__(self, array: Array, bands: Sequence[str]) -> Array:
+        """(B, C, H, W) -> (B, width, H / 4, W / 4)."""
+        import torch
+        from torch import nn
+
+        if self.mean is None or self.std is None:
+            raise ValueError("the untrained network has no statistics yet: call fitted(images, bands) first")
+        x = (np.asarray(array, dtype="float32") - self.mean[:, None, None]) / self.std[:, None, None]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            sizes = (len(bands), self.width // 4, self.width // 2, self.width, self.width)
+            layers: list[nn.Module] = []
+            for i, (a, b) in enumerate(itertools.pairwise(sizes)):
+                conv = nn.Conv2d(a, b, 3, stride=2 if i in (1, 2) else 1, padding=1, padding_mode="reflect")
+                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+                layers += [conv, nn.ReLU()]
+            net = nn.Sequential(*layers)
+        with torch.inference_mode():
+            return np.asarray(net(torch.from_numpy(x.astype("float32"))).numpy())
+
+
+BASELINES = (ImageStatistics(), RawBands(), RandomConvolutions(), UntrainedNetwork())
+"""The four that are always reported beside a model."""

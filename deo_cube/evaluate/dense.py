@@ -1,0 +1,121 @@
+"""From an encoder and an array of pixels to features of chips, of patches and of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Encode", "Tokens", "encode_scene", "pool_chips"]
+
+Array = NDArray[Any]
+
+Encode = Callable[[Array, Sequence[str]], Array]
+"""``encode(array (B, C, H, W) float32 DN, names of the C bands) -> features (B, D, h, w)``; H / h is the stride."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Features of one scene on their grid: `values` (D, h, w), one every `stride` pixels from the scene's corner."""
+
+    values: Array = field(repr=False)
+    stride: int
+    shape: tuple[int, int]
+    """Rows and columns of the scene in pixels; the grid may reach beyond."""
+
+    def at(self, rows: Array, cols: Array) -> Array:
+        """Features (n, D) at pixels, bilinear between the centres of tokens and level beyond the outermost."""
+        _, h, w = self.values.shape
+        y = np.clip((np.asarray(rows) + 0.5) / self.stride - 0.5, 0, h - 1)
+        x = np.clip((np.asarray(cols) + 0.5) / self.stride - 0.5, 0, w - 1)
+        y0, x0 = np.minimum(y.astype(int), max(h - 2, 0)), np.minimum(x.astype(int), max(w - 2, 0))
+        y1, x1 = np.minimum(y0 + 1, h - 1), np.minimum(x0 + 1, w - 1)
+        fy, fx = (y - y0).astype("float32"), (x - x0).astype("float32")
+        v = self.values
+        top = v[:, y0, x0] * (1 - fx) + v[:, y0, x1] * fx
+        low = v[:, y1, x0] * (1 - fx) + v[:, y1, x1] * fx
+        return cast(Array, (top * (1 - fy) + low * fy).T)
+
+    def pixels(self) -> Array:
+        """Features (D, H, W) of every pixel, bilinear as `at`."""
+        rows, cols = np.divmod(np.arange(self.shape[0] * self.shape[1]), self.shape[1])
+        return self.at(rows, cols).T.reshape(len(self.values), *self.shape)
+
+    def patches(self, size: int) -> Array:
+        """Features (D, H // size, W // size): the mean over each whole patch of `size` pixels."""
+        if size % self.stride == 0:
+            k, v = size // self.stride, self.values
+        else:
+            k, v = size, self.pixels()
+        h, w = self.shape[0] // size, self.shape[1] // size
+        return cast(Array, v[:, : h * k, : w * k].reshape(len(v), h, k, w, k).mean(axis=(2, 4)))
+
+
+def pool_chips(encode: Encode, images: Array, bands: Sequence[str], *, batch: int = 64) -> Array:
+    """One vector a chip (N, D): the encoder's own `pool` where it has one, else the mean over the map of features."""
+    pool = getattr(encode, "pool", None)
+    out = []
+    for i in range(0, len(images), batch):
+        part = images[i : i + batch]
+        out.append(
+            np.asarray(pool(part, bands))
+            if pool
+            else np.asarray(encode(part, bands)).mean(axis=(2, 3), dtype="float64")
+        )
+    return np.concatenate(out).astype("float32")
+
+
+def encode_scene(
+    encode: Encode,
+    image: Array,
+    bands: Sequence[str],
+    *,
+    valid: Array | None = None,
+    tile: int = 64,
+    halo: int = 16,
+    batch: int = 32,
+) -> Tokens:
+    """Encode a scene (C, H, W) in overlapping tiles of which the cores are kept.
+
+    Beyond the edge the scene is mirrored; invalid pixels are given the scene's median of their band, so that no
+    nodata value reaches the encoder.
+
+    Raises
+    ------
+    ValueError
+        If the encoder's stride does not divide tile and halo.
+    """
+    _, rows, cols = image.shape
+    image = np.asarray(image, dtype="float32")
+    if valid is not None and not valid.all():
+        middle = np.median(image[:, valid], axis=1) if valid.any() else np.zeros(len(image))
+        image = np.where(valid, image, middle[:, None, None]).astype("float32")
+    core = tile - 2 * halo
+    if core <= 0:
+        raise ValueError(f"tile {tile} has no core within halo {halo}")
+    down, right = -(-rows // core), -(-cols // core)
+    pad = ((0, 0), (halo, halo + down * core - rows), (halo, halo + right * core - cols))
+    padded = np.pad(image, pad, mode="symmetric")
+    corners = [(i * core, j * core) for i in range(down) for j in range(right)]
+    out: Array | None = None
+    stride = 0
+    for start in range(0, len(corners), batch):
+        some = corners[start : start + batch]
+        tiles = np.stack([padded[:, y : y + tile, x : x + tile] for y, x in some])
+        z = np.asarray(encode(tiles, bands))
+        if out is None:
+            stride = tile // z.shape[2]
+            if tile % z.shape[2] or halo % stride or core % stride:
+                raise ValueError(
+                    f"stride {tile / z.shape[2]:g} of the encoder does not divide tile {tile} and halo {halo}"
+                )
+            k, n = halo // stride, core // stride
+            out = np.empty((z.shape[1], down * n, right * n), "float32")
+        for (y, x), features in zip(some, z, strict=True):
+            i, j = y // stride, x // stride
+            out[:, i : i + n, j : j + n] = features[:, k : k + n, k : k + n]
+    assert out is not None
+    return Tokens(out[:, : -(-rows // stride), : -(-cols // stride)], stride, (rows, cols))

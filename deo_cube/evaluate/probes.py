@@ -1,0 +1,113 @@
+"""Probes on frozen features: nearest neighbours and a regularised linear map, nothing that could hide the features."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["choose", "knn", "linear_probe"]
+
+Array = NDArray[Any]
+
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
+"""Values of C (inverse of the regularisation) that a linear probe chooses from."""
+
+
+def choose(labels: Array, per_class: int, seed: int) -> Array:
+    """Indices of `per_class` cases of each class, drawn without replacement; all of a class that has fewer."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for c in np.unique(labels):
+        where = np.flatnonzero(labels == c)
+        parts.append(rng.choice(where, size=min(per_class, len(where)), replace=False))
+    return np.concatenate(parts)
+
+
+def knn(train: Array, labels: Array, test: Array, *, k: int = 5) -> Array:
+    """Label of each test vector by the majority of its k nearest in cosine distance, on standardised features.
+
+    Features (n, D) and (m, D); a tie goes to the class with the nearer neighbours (weights fall with distance).
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(train)
+    fitted = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights="distance").fit(
+        scaler.transform(train).astype("float32"), labels
+    )
+    return cast(Array, fitted.predict(scaler.transform(test).astype("float32")))
+
+
+def linear_probe(
+    train: Array,
+    labels: Array,
+    *,
+    groups: Array | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    balanced: bool = False,
+    iterations: int = 200,
+) -> Any:
+    """Logistic regression on standardised features; C chosen on a held-out third of the groups, then fitted on all.
+
+    Parameters
+    ----------
+    train : (n, D) float
+        Features.
+    labels : (n,) int
+        Classes.
+    groups : (n,) int, optional
+        Cases of one group stay on one side when C is chosen. Without it each case is its own group.
+    strengths : sequence of float
+        Candidates for C; a single one is taken as it is.
+    balanced : bool
+        Weigh classes to equal sums.
+    iterations : int
+        At most so many steps of L-BFGS.
+
+    Returns
+    -------
+    sklearn Pipeline
+        With `predict`, `predict_proba` and `decision_function`.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def model(c: float) -> Any:
+        return make_pipeline(
+            StandardScaler(),
+            LogisticRegression(C=c, max_iter=iterations, class_weight="balanced" if balanced else None),
+        )
+
+    train = np.asarray(train, dtype="float32")
+    with warnings.catch_warnings():
+        # Stopped early by `iterations` a probe is only a little more regularised; rare classes may miss a fold.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        best = strengths[len(strengths) // 2]
+        g = np.arange(len(labels)) if groups is None else groups
+        rarest = int(np.unique(labels, return_counts=True)[1].min())
+        folds = min(3, max(rarest, 2), len(np.unique(g)))
+        if len(strengths) > 1 and folds > 1:
+            fold = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+            inner, outer = next(fold.split(train, labels, g))
+            if len(np.unique(labels[inner])) > 1 and len(outer):
+                scored = [
+                    model(c).fit(train[inner], labels[inner]).score(train[outer], labels[outer]) for c in strengths
+                ]
+                best = strengths[int(np.argmax(scored))]
+        return model(best).fit(train, labels)
+
+
+def _surprise(fitted: Any, x: Array, labels: Array) -> float:
+    """Mean negative log of the probability given to the truth; a class never seen counts as one in ten thousand."""
+    p = fitted.predict_proba(x)
+    at = np.minimum(np.searchsorted(fitted.classes_, labels), len(fitted.classes_) - 1)
+    given = np.where(fitted.classes_[at] == labels, p[np.arange(len(p)), at], 0.0)
+    return float(-np.log(np.maximum(given, 1e-4)).mean())

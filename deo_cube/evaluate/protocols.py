@@ -1,0 +1,363 @@
+"""How each published number is measured: tasks that score any encoder on real labelled data.
+
+An encoder is any ``encode(array (B, C, H, W) float32 DN, names of the bands) -> (B, D, h, w)``; it takes of the bands
+what it knows. One with `fitted(images, bands)` is first shown the training images, without labels; one with
+`pool(array, bands) -> (B, D)` makes its own chip vectors. Features are frozen: only probes are trained. Every split
+keeps groups (runs, halves with a gap, plots) apart, and every interval is drawn over groups and seeds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deo_cube.evaluate.dense import Encode, Tokens, encode_scene, pool_chips
+from deo_cube.evaluate.probes import choose, knn, linear_probe
+from deo_cube.evaluate.readers import ChipSet, Scene
+from deo_cube.evaluate.scores import (
+    Score,
+    accuracy_counts,
+    confusion_counts,
+    histogram_counts,
+    make_score,
+)
+from deo_cube.evaluate.splits import halves, split_groups
+
+__all__ = ["change", "classification", "land_cover", "level_shift"]
+
+Array = NDArray[Any]
+
+
+def _name(encode: Any, name: str | None) -> str:
+    return name or str(getattr(encode, "name", "") or getattr(encode, "__name__", type(encode).__name__))
+
+
+def _fitted(encode: Any, images: Sequence[Array] | Array, bands: Sequence[str]) -> Encode:
+    fitted = getattr(encode, "fitted", None)
+    return cast(Encode, encode if fitted is None else fitted(images, bands))
+
+
+def classification(
+    encode: Any,
+    data: ChipSet,
+    *,
+    name: str | None = None,
+    few: Sequence[int] = (10, 100),
+    gains: Sequence[float] = (0.8, 1.2),
+    seeds: int = 5,
+    k: int = 5,
+) -> list[Score]:
+    """Chips: k nearest neighbours, linear probes on few labels, and what a change of light costs the neighbours.
+
+    Half of the groups of each class train, the other half test. Neighbours see all training chips; a linear probe
+    sees `few` a class, drawn `seeds` times. For the light, test images only are multiplied by each of `gains`.
+
+    Parameters
+    ----------
+    encode : encoder
+        See the module.
+    data : ChipSet
+        Chips with one label each, for example of `read_eurosat`.
+    name : str, optional
+        What the encoder is called in the scores.
+    few : sequence of int
+        Labels a class of the linear probes.
+    gains : sequence of float
+        Factors of the light; none skips the test.
+    seeds : int
+        Draws of the few labels.
+
+    Returns
+    -------
+    list of Score
+        Tasks ``<data>/knn5``, ``<data>/linear10`` ..., ``<data>/light`` (the loss of accuracy, less is better).
+    """
+    start, who = time.perf_counter(), _name(encode, name)
+    _, groups = np.unique(data.groups, return_inverse=True)
+    n = int(groups.max()) + 1
+    train = split_groups(groups, data.labels, 0.5, seed=0)
+    test = ~train
+    y, g = data.labels, groups[test]
+    encode = _fitted(encode, data.images[train], data.bands)
+    z = pool_chips(encode, data.images, data.bands)
+    encoded = time.perf_counter() - start
+    runs = f"{int(train.sum())} chips of {len(np.unique(groups[train]))} groups train, the others test"
+
+    start = time.perf_counter()
+    counts = accuracy_counts(y[test], knn(z[train], y[train], z[test], k=k), g, n)
+    scores = [
+        make_score(
+            who, f"{data.name}/knn{k}", "accuracy", [counts],
+            tested=int(test.sum()), labels=int(train.sum()), seconds=encoded + time.perf_counter() - start,
+            protocol=f"{k} nearest neighbours, cosine on standardised frozen features; {runs}",
+        )
+    ]  # fmt: skip
+    for per_class in few:
+        start, each = time.perf_counter(), []
+        for seed in range(seeds):
+            some = np.flatnonzero(train)[choose(y[train], per_class, seed)]
+            probe = linear_probe(z[some], y[some])
+            each.append(accuracy_counts(y[test], probe.predict(z[test]), g, n))
+        scores.append(
+            make_score(
+                who, f"{data.name}/linear{per_class}", "accuracy", each,
+                tested=int(test.sum()), labels=per_class * len(data.classes),
+                seconds=encoded + time.perf_counter() - start,
+                protocol=f"logistic regression on standardised frozen features, C by a held-out third, {per_class} "
+                f"labels a class drawn {seeds} times; {runs}",
+            )
+        )  # fmt: skip
+    if gains:
+        start, after = time.perf_counter(), np.zeros_like(counts)
+        for gain in gains:
+            lit = pool_chips(encode, data.images[test] * np.float32(gain), data.bands)
+            after += accuracy_counts(y[test], knn(z[train], y[train], lit, k=k), g, n) / len(gains)
+        scores.append(
+            make_score(
+                who, f"{data.name}/light", "loss of accuracy", [np.stack([counts, after])],
+                tested=int(test.sum()), labels=int(train.sum()), seconds=time.perf_counter() - start,
+                protocol=f"{k} nearest neighbours as above; test images multiplied by {', '.join(map(str, gains))}, "
+                "mean loss over these",
+            )
+        )  # fmt: skip
+    return scores
+
+
+def _majority(label: Array, valid: Array, size: int) -> tuple[Array, Array]:
+    """Most frequent label of each whole patch, and whether at least half of its pixels have a label."""
+    h, w = label.shape[0] // size, label.shape[1] // size
+    lab = np.where(valid, label, -1)[: h * size, : w * size]
+    cells = lab.reshape(h, size, w, size).swapaxes(1, 2).reshape(h, w, -1)
+    codes = np.unique(cells)
+    codes = codes[codes >= 0]
+    if not len(codes):
+        return np.full((h, w), -1), np.zeros((h, w), bool)
+    share = np.stack([(cells == c).mean(axis=-1) for c in codes])
+    return codes[share.argmax(axis=0)], share.sum(axis=0) >= 0.5
+
+
+def _cases(scenes: Sequence[Scene], tokens: Sequence[Tokens], size: int, block: int) -> dict[str, Array]:
+    """All patches (`size` > 1) or a quarter of the pixels (`size` 1) of the scenes with features, label, place."""
+    x, y, scene, rows, cols = [], [], [], [], []
+    for i, (s, t) in enumerate(zip(scenes, tokens, strict=True)):
+        if size > 1:
+            label, ok = _majority(s.label, s.valid, size)
+            r, c = np.nonzero(ok)
+            x.append(t.patches(size)[:, r, c].T)
+            at = r * size + size // 2, c * size + size // 2
+        else:
+            label, ok = s.label, s.valid & (s.label >= 0)
+            r, c = np.nonzero(ok[::2, ::2])
+            r, c = 2 * r, 2 * c
+            x.append(t.at(r, c))
+            at = r, c
+        y.append(label[r, c])
+        scene.append(np.full(len(r), i))
+        rows.append(at[0])
+        cols.append(at[1])
+    out = {"x": np.concatenate(x), "y": np.concatenate(y), "scene": np.concatenate(scene)}
+    out |= {"row": np.concatenate(rows), "col": np.concatenate(cols)}
+    out["block"] = np.unique(
+        np.stack([out["scene"], out["row"] // block, out["col"] // block]), axis=1, return_inverse=True
+    )[1].ravel()
+    return out
+
+
+def _land_cover_counts(
+    train_cases: dict[str, Array], test_cases: dict[str, Array], shapes: Array, gap: int, most: int
+) -> list[Array]:
+    """Confusion counts of the four splits into halves: each half of each direction tests once."""
+    codes = np.unique(np.concatenate([train_cases["y"], test_cases["y"]]))
+    n = int(test_cases["block"].max()) + 1
+    counts = []
+    for direction in ("left", "right", "top", "bottom"):
+        train, _ = halves(train_cases["row"], train_cases["col"], shapes[train_cases["scene"]], direction, gap)
+        _, test = halves(test_cases["row"], test_cases["col"], shapes[test_cases["scene"]], direction, gap)
+        where = np.flatnonzero(train)
+        if len(where) > most:
+            where = np.random.default_rng(0).choice(where, most, replace=False)
+        probe = linear_probe(train_cases["x"][where], train_cases["y"][where], groups=train_cases["block"][where])
+        found = probe.predict(test_cases["x"][test])
+        truth = test_cases["y"][test]
+        counts.append(
+            confusion_counts(
+                np.searchsorted(codes, truth), np.searchsorted(codes, found), test_cases["block"][test], n, len(codes)
+            )
+        )
+    return counts
+
+
+def land_cover(
+    encode: Any,
+    scenes: Sequence[Scene],
+    *,
+    test_scenes: Sequence[Scene] | None = None,
+    name: str | None = None,
+    task: str = "land cover",
+    patch: int = 8,
+    gap: int = 32,
+    block: int = 32,
+    most: int = 8000,
+    tile: int = 64,
+    halo: int = 16,
+    pixels: bool = True,
+) -> list[Score]:
+    """Scenes with a class a pixel: linear probes on patches and on pixels, halves of each scene apart.
+
+    Each scene is cut in halves with `gap` pixels between; one half of every scene trains and the other tests, for left,
+    right, top and bottom: four splits, reported as seeds. Intervals are drawn over blocks of `block` pixels.
+
+    Parameters
+    ----------
+    scenes : sequence of Scene
+        For example of `read_terramesh`.
+    test_scenes : sequence of Scene, optional
+        The same places in another product (L1C): trained on `scenes`, tested on these.
+    patch : int
+        Side of a patch in pixels; its label is the most frequent class.
+    gap, block : int
+        Pixels.
+    most : int
+        At most so many cases train.
+    tile, halo : int
+        How scenes are cut for the encoder, pixels.
+    pixels : bool
+        Score pixels too (features bilinear between tokens; every second row and column).
+
+    Returns
+    -------
+    list of Score
+        Macro F1 of ``<task>/patch`` and ``<task>/pixel``.
+    """
+    start, who = time.perf_counter(), _name(encode, name)
+    shapes = np.array([s.image.shape[1:] for s in scenes])
+    encode = _fitted(encode, [s.image for s in scenes], scenes[0].bands)
+    tokens = [encode_scene(encode, s.image, s.bands, valid=s.valid, tile=tile, halo=halo) for s in scenes]
+    others = (
+        tokens
+        if test_scenes is None
+        else [encode_scene(encode, s.image, s.bands, valid=s.valid, tile=tile, halo=halo) for s in test_scenes]
+    )
+    encoded = time.perf_counter() - start
+    scores = []
+    for what, size in (("patch", patch), ("pixel", 1))[: 2 if pixels else 1]:
+        start = time.perf_counter()
+        train_cases = _cases(scenes, tokens, size, block)
+        test_cases = train_cases if test_scenes is None else _cases(test_scenes, others, size, block)
+        counts = _land_cover_counts(train_cases, test_cases, shapes, gap, most)
+        scores.append(
+            make_score(
+                who, f"{task}/{what}", "macro F1", counts,
+                tested=int(np.mean([c.sum() for c in counts])), labels=min(most, len(train_cases["y"]) // 2),
+                seconds=encoded + time.perf_counter() - start,
+                protocol=f"logistic regression on standardised frozen features of {what}s"
+                + (f" of {patch} px" if size > 1 else " (every second row and column)")
+                + f", C by held-out blocks; halves of {len(scenes)} scenes with a gap of {gap} px, four splits; "
+                f"intervals over blocks of {block} px",
+            )
+        )  # fmt: skip
+    return scores
+
+
+def level_shift(encode: Any, l2a: Sequence[Scene], l1c: Sequence[Scene], **options: Any) -> list[Score]:
+    """Trained on L2A and tested on L1C of the other half: task ``L2A to L1C/patch``. Options as of `land_cover`."""
+    return land_cover(encode, l2a, test_scenes=l1c, task="L2A to L1C", **{"pixels": False, **options})
+
+
+def change(
+    encode: Any,
+    scenes: Sequence[Scene],
+    *,
+    name: str | None = None,
+    task: str = "beetle",
+    patch: int = 8,
+    seeds: int = 3,
+    most: int = 12000,
+    tile: int = 64,
+    halo: int = 16,
+) -> list[Score]:
+    """Plots with two dates and a mask: a linear probe on both dates' features, and the plain cosine distance.
+
+    Two folds of plots, `seeds` times: each plot is scored by a probe that never saw it. The probe sees the features
+    of both dates side by side, so it may recognise damage as well as see change; the cosine distance sees change only.
+    All valid pixels are scored. Intervals are drawn over plots.
+
+    Returns
+    -------
+    list of Score
+        Average precision of ``<task>/patch``, ``<task>/pixel`` and ``<task>/cosine`` (pixels, no label used).
+    """
+    start, who = time.perf_counter(), _name(encode, name)
+    rng = np.random.default_rng(0)
+    encode = _fitted(encode, [im for s in scenes for im in (s.before, s.image) if im is not None], scenes[0].bands)
+    cosine, features, labels, plots = [], {1: [], patch: []}, {1: [], patch: []}, {1: [], patch: []}  # type: ignore[var-annotated]
+    for i, s in enumerate(scenes):
+        if s.before is None:
+            raise ValueError(f"{s.name} has one date only: change wants scenes with `before`")
+        two = [encode_scene(encode, im, s.bands, valid=s.valid, tile=tile, halo=halo) for im in (s.before, s.image)]
+        r, c = np.nonzero(s.valid)
+        distance = 1 - _cosine(two[0].values, two[1].values)
+        cosine.append(Tokens(distance[None], two[0].stride, two[0].shape).at(r, c)[:, 0])
+        both = Tokens(np.concatenate([t.values for t in two]), two[0].stride, two[0].shape)
+        labels[1].append(s.label[r, c])
+        plots[1].append(np.full(len(r), i))
+        features[1].append((both, r, c))
+        label, ok = _majority(s.label, s.valid, patch)
+        pr, pc = np.nonzero(ok)
+        features[patch].append(both.patches(patch)[:, pr, pc].T)
+        labels[patch].append(label[pr, pc])
+        plots[patch].append(np.full(len(pr), i))
+    encoded = time.perf_counter() - start
+    n, scores = len(scenes), []
+    for what, size in (("patch", patch), ("pixel", 1)):
+        start, counts = time.perf_counter(), []
+        y, g = np.concatenate(labels[size]), np.concatenate(plots[size])
+        for seed in range(seeds):
+            fold = np.random.default_rng(seed).permutation(n) % 2
+            score = np.empty(len(y), "float32")
+            for side in (0, 1):
+                train, test = np.flatnonzero(fold[g] != side), np.flatnonzero(fold[g] == side)
+                some = np.sort(rng.choice(train, min(most, len(train)), replace=False))
+                probe = linear_probe(
+                    _take(features[size], g, some), y[some], groups=g[some], strengths=(0.001, 0.01, 0.1)
+                )
+                for i in np.unique(g[test]):
+                    score[g == i] = probe.decision_function(_take(features[size], g, np.flatnonzero(g == i)))
+            counts.append(histogram_counts(y, score, g, n))
+        scores.append(
+            make_score(
+                who, f"{task}/{what}", "average precision", counts,
+                tested=len(y), labels=min(most, len(y) // 2), seconds=encoded + time.perf_counter() - start,
+                protocol=f"logistic regression on standardised frozen features of both dates, {what}s"
+                + (f" of {patch} px" if size > 1 else "")
+                + f", C by held-out plots; two folds of {n} plots, {seeds} times; all valid pixels",
+            )
+        )  # fmt: skip
+    y, g = np.concatenate(labels[1]), np.concatenate(plots[1])
+    scores.append(
+        make_score(
+            who, f"{task}/cosine", "average precision", [histogram_counts(y, np.concatenate(cosine), g, n)],
+            tested=len(y), labels=0, seconds=encoded,
+            protocol=f"1 - cosine similarity of the two dates' features, bilinear to pixels, no label used; {n} plots",
+        )
+    )  # fmt: skip
+    return scores
+
+
+def _cosine(a: Array, b: Array) -> Array:
+    dot = (a * b).sum(axis=0)
+    return np.asarray(dot / np.maximum(np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0), 1e-12))
+
+
+def _take(features: list[Any], plots: Array, where: Array) -> Array:
+    """Features of cases `where` (sorted), whether they lie ready or are read off the tokens of each plot."""
+    out = []
+    for i in np.unique(plots[where]):
+        local = where[plots[where] == i] - np.searchsorted(plots, i)
+        held = features[i]
+        out.append(held[local] if isinstance(held, np.ndarray) else held[0].at(held[1][local], held[2][local]))
+    return np.concatenate(out)

@@ -1,0 +1,238 @@
+"""A measured number with its interval and its protocol, and the interval of the difference of two.
+
+Every metric here is a function of counts summed over groups (chips of a run, plots, blocks of a scene): correct and
+all, a confusion matrix, or histograms of scores. So a bootstrap draws groups, which are what is independent, and costs
+a matrix product; and two models scored on the same groups are compared on the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Difference",
+    "Score",
+    "accuracy_counts",
+    "average_precision",
+    "compare",
+    "confusion_counts",
+    "histogram_counts",
+    "macro_f1",
+    "make_score",
+    "mean_iou",
+]
+
+Array = NDArray[Any]
+Value = Callable[[Array], Array]
+
+BINS = 2048
+
+
+def accuracy_counts(truth: Array, found: Array, groups: Array, n: int) -> Array:
+    """(n, 2): correct and all, for each of the groups 0..n-1."""
+    right = np.bincount(groups, weights=np.asarray(truth == found, dtype="float64"), minlength=n)
+    return np.stack([right, np.bincount(groups, minlength=n)], axis=1)
+
+
+def accuracy(counts: Array) -> Array:
+    """Share of correct, from (..., 2) counts."""
+    return cast(Array, counts[..., 0] / np.maximum(counts[..., 1], 1))
+
+
+def confusion_counts(truth: Array, found: Array, groups: Array, n: int, classes: int) -> Array:
+    """(n, K, K): truth by found, for each of the groups 0..n-1. Values are indices 0..K-1."""
+    flat = (np.asarray(groups, dtype="int64") * classes + truth) * classes + found
+    return np.bincount(flat, minlength=n * classes * classes).reshape(n, classes, classes).astype("float64")
+
+
+def macro_f1(counts: Array) -> Array:
+    """Mean F1 over the classes that occur in truth or in what was found, from (..., K, K) counts."""
+    hit = np.diagonal(counts, axis1=-2, axis2=-1)
+    both = counts.sum(axis=-1) + counts.sum(axis=-2)
+    f1 = np.where(both > 0, 2 * hit / np.maximum(both, 1e-9), np.nan)
+    return cast(Array, np.nanmean(f1, axis=-1))
+
+
+def mean_iou(counts: Array) -> Array:
+    """Mean intersection over union over the classes that occur, from (..., K, K) counts."""
+    hit = np.diagonal(counts, axis1=-2, axis2=-1)
+    union = counts.sum(axis=-1) + counts.sum(axis=-2) - hit
+    return cast(Array, np.nanmean(np.where(union > 0, hit / np.maximum(union, 1e-9), np.nan), axis=-1))
+
+
+def histogram_counts(truth: Array, score: Array, groups: Array, n: int, bins: int = BINS) -> Array:
+    """(n, 2, bins): negatives and positives in each bin of `score`, for each of the groups 0..n-1; highest bin first.
+
+    Bins are quantiles of all scores, so that the average precision from them is exact to about 1 / bins.
+    """
+    edges = np.unique(np.quantile(score, np.linspace(0, 1, bins + 1)[1:-1]))
+    b = bins - 1 - np.searchsorted(edges, score, side="right")
+    flat = (np.asarray(groups, dtype="int64") * 2 + np.asarray(truth).astype(bool)) * bins + b
+    return np.bincount(flat, minlength=n * 2 * bins).reshape(n, 2, bins).astype("float64")
+
+
+def average_precision(counts: Array) -> Array:
+    """Average precision, the area under precision over recall in steps, from (..., 2, bins) counts."""
+    hits = np.cumsum(counts[..., 1, :], axis=-1)
+    every = np.cumsum(counts.sum(axis=-2), axis=-1)
+    precision = hits / np.maximum(every, 1)
+    total = np.maximum(hits[..., -1], 1)
+    return cast(Array, (precision * counts[..., 1, :]).sum(axis=-1) / total)
+
+
+METRICS: dict[str, Value] = {
+    "accuracy": accuracy,
+    "macro F1": macro_f1,
+    "mean IoU": mean_iou,
+    "average precision": average_precision,
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of one model, with what stands behind it.
+
+    Parameters
+    ----------
+    model, task, metric : str
+        Who, at what, measured how. `metric` is a key of `METRICS`; with ``difference`` set, the metric's loss.
+    value, low, high : float
+        The mean over seeds, and the bounds of its 95 % bootstrap interval over groups and seeds.
+    seeds : tuple of float
+        The value of each seed.
+    tested, groups, labels : int
+        Cases tested, groups they fall into, and labels used for training in each seed.
+    seconds : float
+        Wall time of encoding and probing.
+    protocol : str
+        How it was measured, in a sentence that suffices to repeat it.
+    """
+
+    model: str
+    task: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    seeds: tuple[float, ...]
+    tested: int
+    groups: int
+    labels: int
+    seconds: float
+    protocol: str
+    counts: Array = field(repr=False, compare=False, default_factory=lambda: np.empty(0))
+    """(seeds, G, ...) counts of the metric; (seeds, 2, G, ...) for a loss, before and after."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The score as a card cites it: plain numbers and text, without the counts."""
+        return {
+            "model": self.model,
+            "task": self.task,
+            "metric": self.metric,
+            "value": round(self.value, 4),
+            "interval95": [round(self.low, 4), round(self.high, 4)],
+            "seeds": [round(v, 4) for v in self.seeds],
+            "tested": self.tested,
+            "groups": self.groups,
+            "labels": self.labels,
+            "seconds": round(self.seconds, 1),
+            "protocol": self.protocol,
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`a` minus `b` with the 95 % interval of a paired bootstrap: a claim of "better" needs `low` above zero."""
+
+    task: str
+    a: str
+    b: str
+    value: float
+    low: float
+    high: float
+
+
+def _draws(groups: int, seeds: int, n: int, seed: int) -> tuple[Array, Array]:
+    """How often each group counts (n, G), and which seeds are averaged (n, S), in each of n draws."""
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(groups, np.full(groups, 1 / groups), size=n).astype("float64")
+    return weights, rng.integers(0, seeds, size=(n, seeds))
+
+
+def _values(metric: str, counts: Array, weights: Array) -> Array:
+    """The metric (n,) of counts (G, ...) summed with weights (n, G)."""
+    value = METRICS[metric]
+    flat = counts.reshape(len(counts), -1)
+    out = [
+        value((w @ flat).reshape(-1, *counts.shape[1:])) for w in np.array_split(weights, max(1, len(weights) // 50))
+    ]
+    return np.concatenate(out)
+
+
+def _resampled(score: Score, weights: Array, picks: Array) -> Array:
+    loss = score.metric.startswith("loss of ")
+    metric = score.metric.removeprefix("loss of ")
+    if loss:
+        per = np.stack([_values(metric, c[0], weights) - _values(metric, c[1], weights) for c in score.counts], axis=1)
+    else:
+        per = np.stack([_values(metric, c, weights) for c in score.counts], axis=1)
+    return cast(Array, np.take_along_axis(per, picks, axis=1).mean(axis=1))
+
+
+def make_score(
+    model: str,
+    task: str,
+    metric: str,
+    counts: Sequence[Array],
+    *,
+    tested: int,
+    labels: int,
+    seconds: float,
+    protocol: str,
+    draws: int = 500,
+) -> Score:
+    """A score from the counts of each seed, with its bootstrap interval.
+
+    `metric` may be ``"loss of <metric>"``; counts are then (2, G, ...): before and after.
+    """
+    loss, name = metric.startswith("loss of "), metric.removeprefix("loss of ")
+    stacked = np.stack(counts)
+    axes = tuple(i for i in range(stacked.ndim) if i != (2 if loss else 1))
+    # A group in which no seed tested anything is no group of this test.
+    stacked = np.compress(stacked.sum(axis=axes) > 0, stacked, axis=2 if loss else 1)
+    each = stacked.sum(axis=2 if loss else 1)
+    seeds = METRICS[name](each)
+    if loss:
+        seeds = seeds[:, 0] - seeds[:, 1]
+    groups = stacked.shape[2 if loss else 1]
+    plain = Score(
+        model, task, metric, float(seeds.mean()), 0.0, 0.0, tuple(float(v) for v in seeds), tested, groups, labels,
+        seconds, protocol, stacked,
+    )  # fmt: skip
+    drawn = _resampled(plain, *_draws(groups, len(counts), draws, 0))
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return Score(**{**plain.__dict__, "low": float(low), "high": float(high)})
+
+
+def compare(a: Score, b: Score, *, draws: int = 2000) -> Difference:
+    """`a` minus `b` on the same draws of groups and seeds.
+
+    Raises
+    ------
+    ValueError
+        If the two were not measured on the same cases.
+    """
+    if (a.task, a.metric, a.counts.shape[:2], a.groups) != (b.task, b.metric, b.counts.shape[:2], b.groups):
+        raise ValueError(
+            f"only scores of the same task, metric, seeds and groups can be compared: {a.model} on {a.task} "
+            f"({a.metric}, {a.groups} groups) and {b.model} on {b.task} ({b.metric}, {b.groups} groups)"
+        )
+    weights, picks = _draws(a.groups, len(a.seeds), draws, 1)
+    d = _resampled(a, weights, picks) - _resampled(b, weights, picks)
+    low, high = np.nanpercentile(d, [2.5, 97.5])
+    return Difference(a.task, a.model, b.model, a.value - b.value, float(low), float(high))

@@ -1,0 +1,116 @@
+"""Splits that keep neighbours apart, and the warning when one does not."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LeakWarning", "blocks", "halves", "split_groups", "warn_of_leak"]
+
+Array = NDArray[Any]
+
+
+class LeakWarning(UserWarning):
+    """Training and test cases lie so near each other that a score says little about new places."""
+
+
+def split_groups(groups: Array, labels: Array, share: float, *, seed: int = 0) -> Array:
+    """True for the cases of about `share` of the groups: whole groups, drawn class by class.
+
+    A group with several classes is drawn with the class that occurs first in it.
+    """
+    rng = np.random.default_rng(seed)
+    ids, first = np.unique(groups, return_index=True)
+    chosen: list[Array] = []
+    for c in np.unique(labels[first]):
+        own = rng.permutation(ids[labels[first] == c])
+        sizes = np.cumsum([np.count_nonzero(groups == i) for i in own])
+        k = int(np.searchsorted(sizes, share * sizes[-1])) + 1
+        chosen.append(own[: min(k, max(len(own) - 1, 1))])
+    return np.isin(groups, np.concatenate(chosen))
+
+
+def halves(
+    rows: Array, cols: Array, shapes: Array, train: Literal["left", "right", "top", "bottom"], gap: int
+) -> tuple[Array, Array]:
+    """Which cases train and which test, when half of each scene trains and `gap` pixels in the middle do neither.
+
+    Parameters
+    ----------
+    rows, cols : (n,) int
+        Place of each case in its scene, pixels.
+    shapes : (n, 2) int
+        Rows and columns of each case's scene.
+    train : str
+        The half that trains.
+    gap : int
+        Width of the strip between the halves, pixels.
+    """
+    along, size = (cols, shapes[:, 1]) if train in ("left", "right") else (rows, shapes[:, 0])
+    low, high = along < (size - gap) / 2, along >= (size + gap) / 2
+    return (low, high) if train in ("left", "top") else (high, low)
+
+
+def blocks(
+    x: Array, y: Array, size: float, *, folds: int = 5, buffer: float = 0.0, seed: int = 0
+) -> list[tuple[Array, Array]]:
+    """Folds of square blocks for cross-validation in space: pairs of boolean arrays (train, test).
+
+    Blocks of `size` (units of x and y) are dealt to `folds` at random; training cases nearer than `buffer` to a test
+    case are left out.
+
+    Raises
+    ------
+    ValueError
+        If the cases fall into fewer than two blocks.
+    """
+    from scipy.spatial import cKDTree
+
+    x, y = np.asarray(x, dtype="float64"), np.asarray(y, dtype="float64")
+    cell = np.stack([np.floor(x / size), np.floor(y / size)])
+    _, block = np.unique(cell, axis=1, return_inverse=True)
+    block = block.ravel()
+    n = int(block.max()) + 1
+    if n < 2:
+        raise ValueError(f"all {len(x)} cases lie in one block of {size:g}: choose smaller blocks, or label more")
+    dealt = np.random.default_rng(seed).permutation(n) % min(folds, n)
+    points = np.stack([x, y], axis=1)
+    out = []
+    for f in range(min(folds, n)):
+        test = dealt[block] == f
+        train = ~test
+        if buffer > 0 and train.any():
+            near, _ = cKDTree(points[test]).query(points[train], distance_upper_bound=buffer)
+            train[np.flatnonzero(train)[np.isfinite(near)]] = False
+        out.append((train, test))
+    return out
+
+
+def warn_of_leak(train_xy: Array, test_xy: Array, reach: float, *, what: str = "the split") -> float:
+    """Share of test cases with a training case within `reach`; a `LeakWarning` where it is above 1 %.
+
+    Parameters
+    ----------
+    train_xy, test_xy : (n, 2), (m, 2) float
+        Places.
+    reach : float
+        How far one case tells of another, in the same units: at least the side of a patch plus the halo.
+    """
+    from scipy.spatial import cKDTree
+
+    if not len(train_xy) or not len(test_xy):
+        return 0.0
+    near, _ = cKDTree(train_xy).query(test_xy, distance_upper_bound=reach)
+    share = float(np.isfinite(near).mean())
+    if share > 0.01:
+        warnings.warn(
+            f"{what} leaks: {share:.0%} of the test cases lie within {reach:g} of a training case. Split by blocks "
+            f"with a buffer (deo_cube.evaluate.splits.blocks(x, y, size, buffer={reach:g})), or read the score as "
+            "recall of places already seen.",
+            LeakWarning,
+            stacklevel=3,
+        )
+    return share
