@@ -79,7 +79,7 @@ class DeoSwin(nn.Module):
                 f"conv_{name}",
                 nn.Sequential(nn.Conv2d(channels, dim, patch, patch), _ToNHWC(), nn.LayerNorm(dim)),
             )
-        rates = torch.linspace(0, drop_path, sum(depths)).tolist()
+        rates = [drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
         features: list[nn.Module] = []
         self.layers: dict[str, tuple[int, int]] = {}
         for i, depth in enumerate(depths):

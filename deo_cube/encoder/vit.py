@@ -74,7 +74,7 @@ class DeoViT(nn.Module):
             self.add_module(f"patch_embed_{name}", nn.Sequential(OrderedDict(proj=projection)))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, dim))
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(dim, heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=_layer_norm) for rate in rates
         )

@@ -1,0 +1,224 @@
+"""An encoder ready to run: network, statistics and device, from pixels to vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deo_cube.cube.sentinel2 import band_of_name
+from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem
+from deo_cube.encoder.normalize import RGB, Units, choose_normalization, normalize, to_units
+from deo_cube.errors import AmbiguousUnitsError, MissingBandsError, TilePlanError
+
+if TYPE_CHECKING:
+    from deo_cube.encoder.families import Network
+
+__all__ = ["Encoder", "choose_stem"]
+
+Array = TypeVar("Array", Tensor, NDArray[Any])
+
+
+class Encoder:
+    """A loaded model. Its calls keep no state, so that threads may share it.
+
+    Parameters
+    ----------
+    card : ModelCard
+        What the network is.
+    network : module
+        In eval mode, on `device`.
+    stem, layer : str, optional
+        Which input and output `encode` uses. Default: the card's first stem and last layer.
+    normalization : str, mapping or Normalization, optional
+        See `normalize.choose_normalization`. Default: the stem's first.
+    device : str
+        Where the network is.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        network: Network,
+        *,
+        stem: str | None = None,
+        layer: str | None = None,
+        normalization: str | Mapping[str, tuple[float, float]] | Normalization | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.card = card
+        self.network = network
+        self.stem: Stem = card.stem(stem)
+        self.layer: Layer = card.layer(layer)
+        self.normalization: Normalization = choose_normalization(self.stem, normalization)
+        self.device = torch.device(device)
+
+    def encode(self, batch: Array, *, bands: Sequence[str] | None = None, units: Units | None = None) -> Array:
+        """Feature map of each tile.
+
+        Parameters
+        ----------
+        batch : ndarray or Tensor [B, C, H, W]
+            Pixel values in the card's units (canonical DN: reflectance x 10000, no offset) unless `units` says
+            otherwise. H and W are multiples of the layer's stride.
+        bands : sequence of str, optional
+            Names of the channels, in any order. They are put into model order by name, bands that the model does not
+            read are left out; where only red, green and blue are given, the model's RGB stem reads them. Default: the
+            channels are the encoder's own stem's, in order.
+        units : {"dn", "reflectance", "uint8_rgb"}, optional
+            Units of the values. An array of uint8 is taken as `uint8_rgb` (DN = value * 2750 / 255).
+
+        Returns
+        -------
+        ndarray or Tensor [B, D, H / stride, W / stride], float32
+            As the batch came: numpy for numpy, a tensor on the encoder's device for a tensor.
+
+        Raises
+        ------
+        MissingBandsError
+            If `bands` do not hold all of a stem's, or the number of channels is not theirs.
+        TilePlanError
+            If H or W is no multiple of the stride.
+        AmbiguousUnitsError
+            For uint8 values of anything but red, green and blue, unless `units` is given.
+        """
+        stride = self.layer.stride
+        x, stem = self._input(batch, bands, units, multiple=stride)
+        with torch.inference_mode():
+            out = self.network.forward_features(x, stem.name, (self.layer.name,))[self.layer.name]
+        wanted = (x.shape[0], self.layer.dim, x.shape[2] // stride, x.shape[3] // stride)
+        if tuple(out.shape) != wanted:
+            raise ValueError(
+                f"{self.card.alias} gave a map {tuple(out.shape)} for {tuple(x.shape)}; its card says layer "
+                f"{self.layer.name!r} has {self.layer.dim} channels and stride {stride}, hence {wanted}"
+            )
+        return _as_given(out, batch)
+
+    def pool(self, batch: Array, *, bands: Sequence[str] | None = None, units: Units | None = None) -> Array:
+        """One vector a tile: the class token of a ViT, the mean over the map of a Swin, both after the final norm.
+
+        Parameters
+        ----------
+        batch : ndarray or Tensor [B, C, H, W]
+            As in `encode`; H and W need only be multiples of the smallest stride.
+        bands, units
+            As in `encode`.
+
+        Returns
+        -------
+        ndarray or Tensor [B, D], float32
+
+        Raises
+        ------
+        MissingBandsError, TilePlanError, AmbiguousUnitsError
+            As in `encode`.
+        """
+        x, stem = self._input(batch, bands, units, multiple=min(la.stride for la in self.card.layers))
+        with torch.inference_mode():
+            out = self.network.forward_features(x, stem.name, ("pooled",))["pooled"]
+        return _as_given(out, batch)
+
+    def _input(
+        self, batch: Array, bands: Sequence[str] | None, units: Units | None, *, multiple: int
+    ) -> tuple[Tensor, Stem]:
+        """The network's input and the stem that reads it."""
+        given: Tensor = batch if isinstance(batch, Tensor) else torch.from_numpy(np.ascontiguousarray(batch))
+        if given.ndim != 4:
+            raise ValueError(
+                f"wanted a batch [B, C, H, W], got {tuple(given.shape)}"
+                + (": add the batch axis with batch[None]" if given.ndim == 3 else "")
+            )
+        stem = self.stem
+        if bands is not None:
+            stem, order = choose_stem(self.card, bands)
+            if given.shape[1] != len(bands):
+                raise MissingBandsError(f"bands names {len(bands)} channels, the batch has {given.shape[1]}")
+            if order != list(range(len(bands))):
+                given = given[:, order]
+        elif given.shape[1] != len(stem.bands):
+            raise MissingBandsError(
+                f"stem {stem.name!r} of {self.card.alias} reads {len(stem.bands)} bands {list(stem.bands)}, the batch "
+                f"has {given.shape[1]} channels: name them with bands=[...]"
+            )
+        for axis, size in zip("HW", given.shape[2:], strict=True):
+            if size % multiple or size == 0:
+                raise TilePlanError(
+                    f"{axis} = {size} is no multiple of {multiple}, the stride of {self.card.alias}: cut or pad to "
+                    f"{max(size // multiple, 1) * multiple} or {(size // multiple + 1) * multiple}"
+                )
+        if units is None:
+            units = self.card.units
+            if given.dtype == torch.uint8:
+                if set(stem.bands) != set(RGB):
+                    raise AmbiguousUnitsError(
+                        f"the batch is uint8, which holds no {self.card.units} of {len(stem.bands)} bands: pass the "
+                        "original values, or units='dn' if they are DN below 256"
+                    )
+                units = "uint8_rgb"
+        x = to_units(given.to(self.device).to(torch.float32), units, self.card.units)
+        return normalize(x, stem, self._normalization(stem)), stem
+
+    def _normalization(self, stem: Stem) -> Normalization:
+        how = self.normalization
+        if stem == self.stem:
+            return how
+        if how.name in [n.name for n in stem.normalizations]:
+            return stem.normalization(how.name)
+        by_band = dict(zip(self.stem.bands, zip(how.mean, how.std, strict=True), strict=False))
+        if how.kind == "fixed" and set(stem.bands) <= set(by_band):
+            return choose_normalization(stem, {b: by_band[b] for b in stem.bands})
+        raise MissingBandsError(
+            f"normalization {how.name!r} is of stem {self.stem.name!r} and says nothing of {list(stem.bands)}"
+        )
+
+    def __repr__(self) -> str:
+        state = "" if self.card.trained else ", UNTRAINED: random weights"
+        return (
+            f"<Encoder {self.card.alias} on {self.device}: {len(self.stem.bands)} bands ({self.stem.name}) to "
+            f"{self.layer.dim} channels per {self.layer.stride} px ({self.layer.name}), "
+            f"normalization {self.normalization.name}{state}>"
+        )
+
+
+def choose_stem(card: ModelCard, bands: Sequence[str]) -> tuple[Stem, list[int]]:
+    """The stem that can read `bands`, and where each of its bands is among them.
+
+    The card's first stem is taken if all its bands are there (others are left out). A further one is taken only if
+    its bands are exactly those given: leaving measured bands unread must be the caller's decision.
+
+    Raises
+    ------
+    MissingBandsError
+        If no stem can, or a band is named twice.
+    """
+    names = [_canonical(b) for b in bands]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise MissingBandsError(f"bands names {twice} more than once: {list(bands)}")
+    for i, stem in enumerate(card.stems):
+        if set(stem.bands) <= set(names) if i == 0 else set(stem.bands) == set(names):
+            return stem, [names.index(b) for b in stem.bands]
+    reasons = []
+    for stem in card.stems:
+        missing = [b for b in stem.bands if b not in names]
+        more = [b for b in names if b not in stem.bands]
+        reasons.append(
+            f"stem {stem.name!r} reads {list(stem.bands)}: "
+            + (f"missing {missing}" if missing else f"{more} would go unread, pass only its own bands")
+        )
+    raise MissingBandsError(f"{card.alias} cannot read the bands {list(bands)}.\n  " + "\n  ".join(reasons))
+
+
+def _canonical(band: str) -> str:
+    """`b4`, `red`, `B04_10m` -> `B04`; what is no name of a Sentinel-2 band stays as it is."""
+    found = band_of_name(band)
+    return band if found is None else found[0]
+
+
+def _as_given(out: Tensor, batch: Array) -> Array:
+    result: Any = out if isinstance(batch, Tensor) else out.cpu().numpy()
+    return result  # type: ignore[no-any-return]

@@ -1,0 +1,197 @@
+"""Networks from the `architecture` of a card, and anything else that maps tiles to features made to look like one.
+
+A network is a module with ``forward_features(x, stem, layers) -> {layer: map [B, D, h, w]}``, where `layers` may
+also name `pooled`, the vector [B, D] of the tile. `vit` and `swin` are DEO's own, `conv` is a small network of this
+package; `timm` is any model of timm; a factory may give any other, or a plain function from a batch to a map.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import threading
+from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from deo_cube.encoder.card import ModelCard
+from deo_cube.encoder.timm_import import import_timm
+from deo_cube.errors import UnknownModelError
+
+__all__ = ["FAMILIES", "FunctionNetwork", "Network", "TimmNetwork", "build_network", "network_hash", "seeded_network"]
+
+#: Family -> module and class. The class takes ``stems={name: channels}`` and the other entries of the architecture.
+FAMILIES: dict[str, tuple[str, str]] = {
+    "vit": ("deo_cube.encoder.vit", "DeoViT"),
+    "swin": ("deo_cube.encoder.swin", "DeoSwin"),
+    "conv": ("deo_cube.encoder.mobilenet", "DeoConv"),
+}
+
+# torch's global generator is what initialisation draws from; two threads must not share a seed's stream.
+_seed_lock = threading.Lock()
+
+
+class Network(Protocol):
+    """What an encoder runs."""
+
+    def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Maps [B, D, h, w] of the layers named, and `pooled` [B, D], of a normalised batch [B, C, H, W]."""
+        ...
+
+
+def build_network(card: ModelCard) -> nn.Module:
+    """The network that the card's architecture describes, with the weights of its initialisation.
+
+    Raises
+    ------
+    UnknownModelError
+        If the family is none that this version builds, or does not take the sizes given.
+    """
+    sizes = dict(card.architecture)
+    family = sizes.pop("family")
+    if family == "timm":
+        return TimmNetwork.create(card)
+    if family not in FAMILIES:
+        raise UnknownModelError(
+            f"card {card.name}: unknown architecture family {family!r}; this version builds {[*FAMILIES, 'timm']}. "
+            "An encoder of another kind is registered with its factory: register_encoder(card, factory)"
+        )
+    module, name = FAMILIES[family]
+    kind = getattr(import_module(module), name)
+    try:
+        network: nn.Module = kind(stems={s.name: len(s.bands) for s in card.stems}, **sizes)
+    except TypeError as error:
+        raise UnknownModelError(
+            f"card {card.name}: {family} does not take the architecture {sizes}: {error}"
+        ) from error
+    return network
+
+
+def seeded_network(card: ModelCard, factory: Callable[[], Any] | None) -> nn.Module:
+    """The network of a card without a weights file, the same in every process: its initialisation is seeded.
+
+    Parameters
+    ----------
+    card : ModelCard
+        Its architecture may name a `seed` (default 0).
+    factory : callable, optional
+        Makes the network; by default the card's family does.
+    """
+    with _seed_lock, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(card.architecture.get("seed", 0)))
+        return build_network(card) if factory is None else as_network(factory(), card)
+
+
+def as_network(made: Any, card: ModelCard) -> nn.Module:
+    """What a factory made, as a network: a timm model, a network as it is, or a function of the batch."""
+    if isinstance(made, nn.Module) and hasattr(made, "forward_intermediates"):
+        return TimmNetwork(made, card)
+    if isinstance(made, nn.Module) and hasattr(made, "forward_features"):
+        return made
+    if callable(made):
+        return FunctionNetwork(made, card)
+    raise TypeError(
+        f"the factory of {card.alias} returned a {type(made).__name__}; wanted a timm model, a module with "
+        "forward_features(x, stem, layers), or a function from a batch [B, C, H, W] to a map [B, D, h, w]"
+    )
+
+
+class TimmNetwork(nn.Module):
+    """A timm model behind the interface of `Network`.
+
+    Layers: `norm` (or `last`, for models without a final norm) is the final map, `block3` or `stage3` the raw one of
+    that index or stage. `pooled` is what the model's own head would be given.
+    """
+
+    def __init__(self, model: nn.Module, card: ModelCard) -> None:
+        super().__init__()
+        if len(card.stems) != 1:
+            raise UnknownModelError(f"card {card.name}: a timm model has one stem, the card names {len(card.stems)}")
+        self.model = model
+
+    @classmethod
+    def create(cls, card: ModelCard) -> TimmNetwork:
+        """The timm model named by the card: its architecture holds `model`, and optionally `pretrained`, `options`."""
+        timm = import_timm()
+        sizes = card.architecture
+        try:
+            model = timm.create_model(
+                sizes["model"],
+                pretrained=bool(sizes.get("pretrained", False)),
+                in_chans=len(card.bands),
+                num_classes=0,
+                **sizes.get("options", {}),
+            )
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise UnknownModelError(f"card {card.name}: timm does not build {dict(sizes)}: {error}") from error
+        return cls(model, card)
+
+    def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Maps and pooled vector of a batch [B, C, H, W]; by default the final map and `pooled`."""
+        model: Any = self.model
+        out: dict[str, Tensor] = {}
+        for name in ("norm", "pooled") if layers is None else layers:
+            if name == "pooled":
+                out[name] = model.forward_head(model.forward_features(x), pre_logits=True)
+                continue
+            final = name in ("norm", "last")
+            digits = name.lstrip("abcdefghijklmnopqrstuvwxyz")
+            if not final and not digits.isdigit():
+                raise ValueError(f"no layer {name!r}: name 'norm', 'last', 'block<i>' or 'stage<i>'")
+            index = -1 if final else int(digits) - name.startswith("stage")
+            out[name] = model.forward_intermediates(
+                x,
+                indices=[index],
+                norm=name == "norm",
+                output_fmt="NCHW",
+                intermediates_only=True,
+                stop_early=not final,
+            )[0]
+        return out
+
+
+class FunctionNetwork(nn.Module):
+    """A function from a batch [B, C, H, W] to a map [B, D, h, w], or to ``{layer: map}``, as a network."""
+
+    def __init__(self, function: Callable[[Tensor], Any], card: ModelCard) -> None:
+        super().__init__()
+        self.function = function
+        self.default = card.layer().name
+
+    def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Maps by layer; `pooled` is the function's own, or the mean of the default layer over the map."""
+        made = self.function(x)
+        out = dict(made) if isinstance(made, Mapping) else {self.default: made}
+        out = {name: torch.as_tensor(value, dtype=torch.float32, device=x.device) for name, value in out.items()}
+        if "pooled" not in out:
+            out["pooled"] = out[self.default].mean(dim=(2, 3))
+        missing = set(layers or ()) - set(out)
+        if missing:
+            raise ValueError(f"the function returned the layers {[*out]}; wanted {sorted(missing)} too")
+        return out if layers is None else {name: out[name] for name in layers}
+
+
+def network_hash(network: nn.Module) -> str:
+    """SHA-256 over the values of a network and the source of what computes them: equal if it gives the same numbers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    inner = getattr(network, "function", None) or getattr(network, "model", network)
+    digest.update(_source(inner).encode())
+    return digest.hexdigest()
+
+
+def _source(function: Any) -> str:
+    kind = function if inspect.isroutine(function) else type(function)
+    code = getattr(function, "__code__", None)
+    try:
+        text = inspect.getsource(kind)
+    except (OSError, TypeError):  # typed at a prompt
+        text = f"{code.co_code!r} {code.co_consts!r} {code.co_names!r}" if code is not None else ""
+    captured = [c.cell_contents for c in getattr(function, "__closure__", None) or ()]
+    values = [v for v in captured if isinstance(v, (int, float, str, bytes, bool, tuple))]
+    return f"{kind.__module__}.{kind.__qualname__} {text} {values!r}"

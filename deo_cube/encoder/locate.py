@@ -1,0 +1,203 @@
+"""Where the weights of a card are: given, in the user's folder, beside the card, or on the hub at a pinned revision.
+
+A file is known by its SHA-256. Where the card states none (the publisher gives none), the hash of the first download is
+kept in the cache and later files of that name and revision must have it. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from deo_cube.encoder.card import ModelCard
+from deo_cube.encoder.weights import sniff
+from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
+from deo_cube.options import get_option
+
+__all__ = ["check_file", "file_sha256", "find_weights", "local_weights"]
+
+FOLDER_VARIABLE = "DEO_CUBE_WEIGHTS"
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal; computed once a process for the same path, size and time of change."""
+    path = Path(path).resolve()
+    stat = path.stat()
+    return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=128)
+def _sha256(path: str, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline: bool | None = None) -> Path:
+    """The weights file of a card, downloaded if need be.
+
+    Looked for, in this order: `weights` (a file, or a folder that holds one of the card's name); the folder
+    `DEO_CUBE_WEIGHTS`; the card's own folder; the hub's cache; the hub, unless offline. A `.safetensors` of the same
+    name is taken before the published `.pth`, unless the card states the hash of the latter.
+
+    Parameters
+    ----------
+    card : ModelCard
+        Whose weights.
+    weights : path, optional
+        Where they are, if the caller knows.
+    offline : bool, optional
+        Never reach for the network. Default: the option `offline`.
+
+    Returns
+    -------
+    Path
+        A file whose first bytes are those of weights and whose hash is the card's, where the card states one.
+
+    Raises
+    ------
+    WeightsNotFoundError
+        With the places looked in and what to put where.
+    WeightsMismatchError
+        If the file found is no weights file, or has another hash.
+    """
+    offline = get_option("offline") if offline is None else offline
+    if weights is not None:
+        path = Path(weights).expanduser()
+        if path.is_dir():
+            inside = _in_folder(card, path)
+            if inside is None:
+                raise WeightsNotFoundError(f"weights={str(weights)!r} is a folder without {_names(card)}")
+            path = inside
+        if not path.is_file():
+            raise WeightsNotFoundError(f"weights={str(weights)!r}: there is no such file")
+        return check_file(card, path)
+    local = local_weights(card)
+    if local is not None:
+        return check_file(card, local)
+    if card.weights.repo is None or offline:
+        raise WeightsNotFoundError(_not_found(card, offline))
+    return check_file(card, _download(card))
+
+
+def local_weights(card: ModelCard) -> Path | None:
+    """The card's weights on this machine: in `DEO_CUBE_WEIGHTS`, beside the card, or in the hub's cache; else None."""
+    for folder in (os.environ.get(FOLDER_VARIABLE), card.folder):
+        found = _in_folder(card, Path(folder).expanduser()) if folder else None
+        if found is not None:
+            return found
+    if card.weights.repo is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(
+        card.weights.repo, card.weights.file, cache_dir=_hub_cache(), revision=card.weights.revision
+    )
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def check_file(card: ModelCard, path: Path) -> Path:
+    """`path`, if it begins like weights and hashes to what the card states.
+
+    Raises
+    ------
+    WeightsMismatchError
+        If not.
+    """
+    sniff(path)
+    wanted = card.weights.sha256
+    if wanted is not None and file_sha256(path) != wanted:
+        raise WeightsMismatchError(
+            f"{path} is not the weights file that the card of {card.alias} describes: its SHA-256 is "
+            f"{file_sha256(path)}, the card states {wanted}. Download it again; or, if these weights are your own, "
+            "give them a card of their own (ModelCard.save) and pass that folder as model"
+        )
+    return path
+
+
+def _in_folder(card: ModelCard, folder: Path) -> Path | None:
+    return next((folder / name for name in _candidates(card) if (folder / name).is_file()), None)
+
+
+def _candidates(card: ModelCard) -> list[str]:
+    name = card.weights.file
+    if not name:
+        return []
+    safe = Path(name).with_suffix(".safetensors").name
+    return [name] if card.weights.sha256 is not None or safe == name else [safe, name]
+
+
+def _names(card: ModelCard) -> str:
+    return " or ".join(_candidates(card))
+
+
+def _not_found(card: ModelCard, offline: bool) -> str:
+    w = card.weights
+    folder = os.environ.get(FOLDER_VARIABLE)
+    looked = [
+        f"{FOLDER_VARIABLE} = {folder}" if folder else f"{FOLDER_VARIABLE} (not set)",
+        card.folder or "no folder of the card",
+    ]
+    if w.repo is not None:
+        looked.append(f"hub cache {_hub_cache()}")
+    where = f"{w.repo} at revision {w.revision} on huggingface.co" if w.repo else w.url or "its publisher"
+    network = (
+        "The network was not asked, because offline is set (deo_cube.set_options(offline=False) to allow it). "
+        if w.repo is not None and offline
+        else ""
+    )
+    return (
+        f"the weights of {card.alias} ({_names(card)}) are not on this machine.\n  looked in: {'; '.join(looked)}\n"
+        f"{network}Get {w.file} from {where}, and put it in a folder named by {FOLDER_VARIABLE}, or pass weights=PATH"
+    )
+
+
+def _hub_cache() -> Path:
+    return Path(get_option("cache_dir")) / "hub"
+
+
+def _download(card: ModelCard) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    w = card.weights
+    assert w.repo is not None
+    try:
+        path = Path(
+            hf_hub_download(
+                w.repo,
+                w.file,
+                revision=w.revision,
+                cache_dir=_hub_cache(),
+                endpoint=os.environ.get("HF_ENDPOINT") or None,
+                library_name="deo_cube",
+            )
+        )
+    except Exception as error:  # the client raises its own, httpx's and OSError's
+        raise WeightsNotFoundError(
+            f"{w.file} could not be downloaded from {w.repo} at {w.revision}: {type(error).__name__}: {error}\n"
+            + _not_found(card, offline=False)
+        ) from error
+    if w.sha256 is None:
+        _remember(card, path)
+    return path
+
+
+def _remember(card: ModelCard, path: Path) -> None:
+    """Keep the hash of a first download; refuse a later one that differs."""
+    record = Path(get_option("cache_dir")) / "weights_seen.json"
+    key = f"{card.weights.repo}@{card.weights.revision}/{card.weights.file}"
+    seen: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    found = file_sha256(path)
+    if seen.get(key, found) != found:
+        raise WeightsMismatchError(
+            f"{key} was downloaded before with SHA-256 {seen[key]}; now it has {found}, at the same revision. "
+            f"Find out why; to accept it, remove the entry from {record}"
+        )
+    if key not in seen:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        part = record.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(seen | {key: found}, indent=2) + "\n", encoding="utf-8")
+        part.replace(record)

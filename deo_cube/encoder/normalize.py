@@ -1,0 +1,117 @@
+"""From pixel values to network input: units first, then the statistics of the card; float32, on the input's device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from deo_cube.encoder.card import Normalization, Stem
+from deo_cube.errors import MissingBandsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DN_PER_REFLECTANCE", "DN_PER_UINT8", "Units", "choose_normalization", "normalize", "to_units"]
+
+Units = Literal["dn", "reflectance", "uint8_rgb"]
+
+DN_PER_REFLECTANCE = 10000.0
+#: True-colour pictures of Sentinel-2 (EuroSAT's among them) stretch DN 0..2750 to 0..255.
+DN_PER_UINT8 = 2750.0 / 255.0
+RGB = ("B04", "B03", "B02")
+#: Below any step of the data; keeps a constant tile from dividing by zero.
+_SMALLEST = 1e-6
+
+
+def choose_normalization(
+    stem: Stem, normalize: str | Mapping[str, tuple[float, float]] | Normalization | None
+) -> Normalization:
+    """The normalization that `normalize` asks for.
+
+    Parameters
+    ----------
+    stem : Stem
+        Whose input it is.
+    normalize : str, mapping or Normalization, optional
+        A name of the card's, or ``{band: (mean, std)}`` for every band of the stem in the card's units (which becomes a
+        fixed normalization named `given`). None: the stem's default.
+
+    Raises
+    ------
+    UnknownModelError
+        If the stem has no normalization of that name.
+    MissingBandsError
+        If the mapping lacks a band.
+    """
+    if normalize is None or isinstance(normalize, str):
+        return stem.normalization(normalize)
+    if isinstance(normalize, Normalization):
+        return normalize
+    missing = [b for b in stem.bands if b not in normalize]
+    unknown = [b for b in normalize if b not in stem.bands]
+    if missing or unknown:
+        raise MissingBandsError(
+            f"normalize must give (mean, std) of the bands {list(stem.bands)}: missing {missing}, unknown {unknown}"
+        )
+    pairs = [normalize[b] for b in stem.bands]
+    return Normalization("given", "fixed", tuple(float(m) for m, _ in pairs), tuple(float(s) for _, s in pairs))
+
+
+def to_units(x: Tensor, found: Units, wanted: Literal["dn", "reflectance"]) -> Tensor:
+    """Pixel values in the card's units: `dn` (reflectance x 10000, no offset) or `reflectance`.
+
+    Parameters
+    ----------
+    x : Tensor, float32
+        Values in the units `found`.
+    found : {"dn", "reflectance", "uint8_rgb"}
+        `uint8_rgb` is a true-colour picture: DN = value * 2750 / 255.
+    wanted : {"dn", "reflectance"}
+        Units of the card.
+    """
+    per_unit = {"dn": 1.0, "reflectance": DN_PER_REFLECTANCE, "uint8_rgb": DN_PER_UINT8}
+    if found not in per_unit:
+        raise ValueError(f"units must be one of {', '.join(per_unit)}, got {found!r}")
+    factor = per_unit[found] / per_unit[wanted]
+    return x if factor == 1.0 else x * factor
+
+
+def normalize(x: Tensor, stem: Stem, how: Normalization) -> Tensor:
+    """Network input of a batch of tiles.
+
+    Parameters
+    ----------
+    x : Tensor [B, C, H, W], float32
+        Channels are the stem's bands in order, values in the card's units.
+    stem : Stem
+        Names the bands.
+    how : Normalization
+        `fixed`: ``(x - mean) / std``. `rgb_max`: red, green and blue are first divided by the tile's own maximum over
+        the three and clamped to 0..1 (augmentations.py:373-380). `own`: mean and standard deviation of the tile, by
+        band.
+
+    Returns
+    -------
+    Tensor [B, C, H, W], float32
+
+    Raises
+    ------
+    MissingBandsError
+        If `rgb_max` is asked for a stem without red, green and blue.
+    """
+    import torch
+
+    if how.kind == "own":
+        std, mean = torch.std_mean(x, dim=(2, 3), keepdim=True, correction=0)
+        return (x - mean) / std.clamp_min(_SMALLEST)
+    if how.kind == "rgb_max":
+        missing = [b for b in RGB if b not in stem.bands]
+        if missing:
+            raise MissingBandsError(f"normalization {how.name!r} needs {list(RGB)}; stem {stem.name!r} lacks {missing}")
+        where = [stem.bands.index(b) for b in RGB]
+        rgb = x[:, where]
+        top = rgb.amax(dim=(1, 2, 3), keepdim=True).clamp_min(_SMALLEST)
+        x = x.index_copy(1, torch.tensor(where, device=x.device), (rgb / top).clamp(0, 1))
+    mean = torch.tensor(how.mean, dtype=x.dtype, device=x.device)[:, None, None]
+    std = torch.tensor(how.std, dtype=x.dtype, device=x.device)[:, None, None]
+    return (x - mean) / std

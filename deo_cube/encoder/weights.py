@@ -1,0 +1,323 @@
+"""Weights from a file into a network: strictly, by name, with nothing executed and nothing left to chance.
+
+Every tensor of the network is filled from the file, and every tensor of the file is used, or known by name to be of no
+use (the projection heads of training, the index buffers of Swin, the EMA teacher). Anything else is refused, since a
+network that is partly random gives numbers that look like embeddings.
+
+The key forms are those that the published code writes and that its loader tried to undo by string replacement
+(main_dino.py:703-715, misc.py:782-838): a training checkpoint with `student` and `teacher`, or plain tensors, under any
+stacking of the prefixes `student.`, `module.`, `_orig_mod.`, `backbone.`, `feat_extr.`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deo_cube.errors import WeightsMismatchError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+__all__ = ["check_weights", "load_weights", "match_state", "read_state", "sniff"]
+
+#: Wrappers of training (DDP, torch.compile, the student's trunk, TorchGeo's feature extractor), outermost first or not.
+PREFIXES = ("student.", "module.", "_orig_mod.", "backbone.", "feat_extr.")
+#: Projection heads, of use in training only (main_dino.py:464-523).
+HEADS = ("head_ms", "cls_head", "patch_head_mid", "patch_head_late")
+#: The stem that a ViT trunk brings along, which the two named stems replace (misc.py:141-173).
+REPLACED_STEM = "patch_embed"
+INDEX = "relative_position_index"
+BIAS = "relative_position_bias_table"
+
+
+def sniff(path: str | Path) -> str:
+    """Kind of a weights file, from its first bytes: `safetensors` or `torch`. Opens nothing else and needs no torch.
+
+    Raises
+    ------
+    WeightsMismatchError
+        For an empty or truncated file, a web page, a Git LFS pointer, or anything else that holds no weights.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+    text = head.lstrip().lower()
+    if not head:
+        raise WeightsMismatchError(f"{path} is empty (0 bytes): download it again")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise WeightsMismatchError(
+            f"{path} is a web page ({size} bytes), not weights: a login or error page was saved under that name. "
+            "Download the file itself (on the hub: the 'download' link, or `hf download REPO FILE`)"
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise WeightsMismatchError(f"{path} is a Git LFS pointer ({size} bytes), not the weights: run `git lfs pull`")
+    if len(head) > 8 and head[8:9] == b"{":
+        wanted = 8 + int.from_bytes(head[:8], "little")
+        if wanted > size:
+            raise WeightsMismatchError(
+                f"{path} is cut short: its header alone takes {wanted} bytes, the file has {size}: download it again"
+            )
+        return "safetensors"
+    if head.startswith(b"PK"):
+        if not zipfile.is_zipfile(path):
+            raise WeightsMismatchError(f"{path} is cut short ({size} bytes): a damaged archive. Download it again")
+        return "torch"
+    if head.startswith(b"\x80"):
+        return "torch"
+    if text.startswith((b"{", b"[")):
+        raise WeightsMismatchError(f"{path} is JSON text, not weights; it begins with {head[:80]!r}")
+    raise WeightsMismatchError(f"{path} is neither safetensors nor a torch file; it begins with {head[:16]!r}")
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a weights file by name, as they are named there. Never runs code from the file.
+
+    Parameters
+    ----------
+    path : path
+        A safetensors file, or a torch file that ``torch.load(weights_only=True)`` takes (`argparse.Namespace`, which
+        training checkpoints hold, is let through: it can only hold values).
+
+    Returns
+    -------
+    dict of str -> Tensor
+        On the CPU; of a training checkpoint, the student.
+
+    Raises
+    ------
+    WeightsMismatchError
+        If the file is damaged, holds anything but tensors, or no student.
+    """
+    path = Path(path)
+    if sniff(path) == "safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise WeightsMismatchError(
+                f"{path} is a damaged or truncated safetensors file ({path.stat().st_size} bytes): {error}. "
+                "Download it again"
+            ) from error
+    return _student(_load_torch(path), path)
+
+
+def _load_torch(path: Path) -> Any:
+    import torch
+
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # whatever a foreign or hostile file makes the unpickler stumble over
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        raise WeightsMismatchError(
+            f"{path} could not be read as tensors only ({type(error).__name__}). {reason.strip()} It is damaged, or "
+            "holds Python objects, which are not unpickled because that would run code from the file. "
+            "Where you trust its source: load it there, and save the tensors with safetensors.torch.save_file"
+        ) from error
+
+
+def _student(content: Any, path: Path) -> dict[str, Tensor]:
+    import torch
+
+    if isinstance(content, Mapping) and isinstance(content.get("student"), Mapping):
+        content = content["student"]
+    if not isinstance(content, Mapping):
+        raise WeightsMismatchError(f"{path} holds a {type(content).__name__}, wanted tensors by name")
+    others = [str(k) for k, v in content.items() if not isinstance(v, torch.Tensor)]
+    if others or not content:
+        raise WeightsMismatchError(
+            f"{path} is a checkpoint with the entries {_few([str(k) for k in content])}, of which {_few(others)} "
+            "are no tensors. Wanted: tensors by name, or a training checkpoint with an entry 'student'"
+        )
+    return {str(k): v for k, v in content.items()}
+
+
+def match_state(
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Sequence[int]],
+    *,
+    where: str | Path,
+    prefixes: Sequence[str] = (),
+    indices: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Tensors of a file under the names of the network, each one accounted for.
+
+    Parameters
+    ----------
+    state : mapping of str -> Tensor
+        As read from the file.
+    expected : mapping of str -> shape
+        Every tensor of the network.
+    where : str or path
+        The file, for messages.
+    prefixes : sequence of str
+        Prefixes of this file beyond the usual ones.
+    indices : mapping of str -> Tensor, optional
+        The network's own relative position indices, which copies in the file must equal.
+
+    Raises
+    ------
+    WeightsMismatchError
+        If a tensor is missing, left over, of another shape or kind, twice there, or if an index buffer differs.
+    """
+    named: dict[str, Tensor] = {}
+    students = any(k.startswith("student.") for k in state)
+    for key, tensor in state.items():
+        if students and key.startswith("teacher."):
+            continue
+        name = _strip(key, (*prefixes, *PREFIXES))
+        if name in named:
+            raise WeightsMismatchError(f"{where} holds {name!r} twice, once as {key!r}: two networks in one file")
+        named[name] = tensor
+    found = {name: t for name, t in named.items() if name in expected or not _of_no_use(name, expected)}
+    found = {name: t for name, t in found.items() if not _is_index(name, t, expected, indices, where)}
+
+    _check_window(found, expected, where)
+    missing = [name for name in expected if name not in found]
+    left = [name for name in found if name not in expected]
+    if missing or left:
+        raise WeightsMismatchError(
+            f"{where} does not fill the network exactly.\n"
+            f"  missing in the file: {len(missing)} of {len(expected)} tensors{_list(missing)}\n"
+            f"  left over in the file: {len(left)} of {len(state)}{_list(left)}\n"
+            f"  the file looks like {_looks_like(named)}.\n"
+            "Name the model that these weights are of, or the file of this model"
+        )
+    shapes = [
+        f"{name}: {tuple(found[name].shape)} in the file, {tuple(shape)} in the network"
+        for name, shape in expected.items()
+        if tuple(found[name].shape) != tuple(shape)
+    ]
+    if shapes:
+        raise WeightsMismatchError(
+            f"{where} is of another size: {len(shapes)} of {len(expected)} tensors differ in shape{_list(shapes)}\n"
+            f"  the file looks like {_looks_like(named)}"
+        )
+    whole = [name for name, t in found.items() if not t.dtype.is_floating_point]
+    if whole:
+        raise WeightsMismatchError(f"{where}: {len(whole)} tensors are no floating-point numbers{_list(whole)}")
+    return found
+
+
+def load_weights(network: nn.Module, path: str | Path, *, prefixes: Sequence[str] = ()) -> None:
+    """Fill `network` from the file `path`, strictly, in the network's own dtype.
+
+    Raises
+    ------
+    WeightsMismatchError
+        See `read_state` and `match_state`; or if the file holds NaN or infinite values.
+    """
+    import torch
+
+    shapes, indices = _layout(network)
+    state = match_state(read_state(path), shapes, where=path, prefixes=prefixes, indices=indices)
+    broken = [name for name, t in state.items() if not bool(torch.isfinite(t).all())]
+    if broken:
+        raise WeightsMismatchError(f"{path}: {len(broken)} tensors hold NaN or infinite values{_list(broken)}")
+    network.load_state_dict(state, strict=True)
+
+
+def check_weights(network: nn.Module, path: str | Path, *, prefixes: Sequence[str] = ()) -> None:
+    """Refuse a file that would not fill `network` (which may be on the meta device); loads nothing into it.
+
+    Raises
+    ------
+    WeightsMismatchError
+        See `read_state` and `match_state`.
+    """
+    shapes, indices = _layout(network)
+    match_state(read_state(path), shapes, where=path, prefixes=prefixes, indices=indices)
+
+
+def _layout(network: nn.Module) -> tuple[dict[str, torch.Size], dict[str, Tensor]]:
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    indices = {n: b for n, b in network.named_buffers() if n.endswith(INDEX) and not b.is_meta}
+    return shapes, indices
+
+
+def _strip(key: str, prefixes: Sequence[str]) -> str:
+    while True:
+        prefix = next((p for p in prefixes if key.startswith(p)), None)
+        if prefix is None:
+            return key
+        key = key.removeprefix(prefix)
+
+
+def _of_no_use(name: str, expected: Mapping[str, Any]) -> bool:
+    first = name.split(".", 1)[0]
+    if first in HEADS:
+        return True
+    return first == REPLACED_STEM and any(k.startswith(f"{REPLACED_STEM}_") for k in expected)
+
+
+def _is_index(
+    name: str, tensor: Tensor, expected: Mapping[str, Any], indices: Mapping[str, Tensor] | None, where: str | Path
+) -> bool:
+    """Whether `name` is the index buffer of an attention that the network has; its values must be the network's."""
+    import torch
+
+    if name in expected or not name.endswith(INDEX) or name.removesuffix(INDEX) + BIAS not in expected:
+        return False
+    own = (indices or {}).get(name)
+    if own is not None and own.numel() == tensor.numel() and not torch.equal(own.flatten(), tensor.flatten()):
+        raise WeightsMismatchError(f"{where}: {name} orders the window's positions differently from this network")
+    return True
+
+
+def _check_window(found: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], where: str | Path) -> None:
+    for name, tensor in found.items():
+        if name.endswith(BIAS) and name in expected and tensor.shape[0] != expected[name][0]:
+            theirs, ours = tensor.shape[0], expected[name][0]
+            raise WeightsMismatchError(
+                f"{where}: {name} has {theirs} rows, {_window(theirs)}; the network has {ours}, {_window(ours)}. "
+                f"Set the card's architecture to the window of the weights"
+            )
+
+
+def _window(rows: int) -> str:
+    side = math.isqrt(rows)
+    if side * side != rows or side % 2 == 0:
+        return "which is no window size"
+    return f"that is {side}^2, window {(side + 1) // 2}"
+
+
+def _looks_like(state: Mapping[str, Tensor]) -> str:
+    """What a file seems to be, in words."""
+    parameters = sum(t.numel() for t in state.values())
+    size = f"{len(state)} tensors with {parameters / 1e6:.2f} M values"
+
+    def blocks(prefix: str, position: int) -> int:
+        return len({k.split(".")[position] for k in state if k.startswith(prefix)})
+
+    if "cls_token" in state and "blocks.0.attn.qkv.weight" in state:
+        stem = next((k for k in state if k.startswith("patch_embed") and k.endswith("proj.weight")), None)
+        inputs = f", stem {stem} {tuple(state[stem].shape)}" if stem else ""
+        return f"a ViT of {blocks('blocks.', 1)} blocks, {state['cls_token'].shape[-1]} channels{inputs} ({size})"
+    table = next((k for k in state if k.endswith(BIAS)), None)
+    if table is not None:
+        style = "torchvision or DEO" if table.startswith("features.") else "another library"
+        return f"a Swin Transformer as named by {style}, {_window(state[table].shape[0])} ({size})"
+    return f"{size}, the first named {_few(list(state), 4)}"
+
+
+def _few(names: Sequence[str], count: int = 6) -> str:
+    if not names:
+        return "none"
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(repr(n) for n in names[:count]) + more
+
+
+def _list(names: Sequence[str], count: int = 5) -> str:
+    if not names:
+        return ""
+    more = f"\n    ... and {len(names) - count} more" if len(names) > count else ""
+    return ":" + "".join(f"\n    {n}" for n in names[:count]) + more
