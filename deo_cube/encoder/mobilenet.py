@@ -1,4 +1,4 @@
-"""MobileNet v1 with folded batch norm: the small optical teacher, and the convolutional trunk of `tiny`.
+"""MobileNet v1 with folded batch norm: the small optical teacher, and `DeoConv`, the convolutional network of `tiny`.
 
 Written from Howard et al. 2017 (arXiv 1704.04861, table 1): a 3x3 convolution, then pairs of a depth-wise 3x3 and a
 point-wise 1x1 convolution, each followed by ReLU6. Batch norm (eps 0.001 in the published weights) is folded into the
@@ -16,14 +16,14 @@ Two ways of halving the grid:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["CHANNELS", "HALVING", "MobileNet", "fold_batch_norm"]
+__all__ = ["CHANNELS", "HALVING", "DeoConv", "MobileNet", "fold_batch_norm"]
 
 CHANNELS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 """Output channels of conv1 and of the point-wise convolutions 1 to 13."""
@@ -103,6 +103,109 @@ class MobileNet(nn.Module):
         for i, pair in enumerate(self.pairs, start=1):
             maps[f"pw{i}"] = x = pair(x)
         return maps
+
+
+class DeoConv(nn.Module):
+    """A convolutional network for maps at stride 4: MobileNet's trunk at half its strides, and a wide local branch.
+
+    Two things that a ten-metre pixel needs and an ImageNet trunk lacks are added. `local` is one wide 3x3 convolution of
+    all bands, averaged over each cell: spectra and their texture, which the trunk's 32 first channels cannot carry.
+    `fused` is one linear map (the neck) of local and deep features together, at stride 4. The receptive field is
+    bounded (about 110 px), there is no attention window and no position: nothing in the network can see the tile grid
+    but its border.
+
+    Parameters
+    ----------
+    stems : mapping
+        Name of each stem -> number of its bands. Each has its own first convolution, local branch and neck; the trunk
+        is shared.
+    dim : int
+        Channels of `fused`.
+    local : int
+        Channels of `local`.
+    depth : int
+        Pairs of convolutions of the trunk, at least 6.
+
+    Attributes
+    ----------
+    layers : mapping
+        Name of each layer on offer -> (channels, output stride in pixels).
+    """
+
+    def __init__(self, *, stems: Mapping[str, int], dim: int = 128, local: int = 128, depth: int = 11) -> None:
+        super().__init__()
+        if depth < 6:
+            raise ValueError(f"depth must be 6 at least (stride 8), got {depth}")
+        self.stems = dict(stems)
+        self.trunk = MobileNet(stems, depth=depth, stem_stride=1, halving="mean")
+        self.local = nn.ModuleDict({name: nn.Conv2d(bands, local, 3, padding=1) for name, bands in stems.items()})
+        self.parts = {"local": local, "pw3": CHANNELS[3], "pw5": CHANNELS[5], f"pw{depth}": CHANNELS[depth]}
+        self.necks = nn.ModuleDict({name: nn.Conv2d(sum(self.parts.values()), dim, 1) for name in stems})
+        stride = 8 if depth < HALVING[3] else 16
+        self.layers = {
+            "pw3": (CHANNELS[3], 2),
+            "pw5": (CHANNELS[5], 4),
+            f"pw{depth}": (CHANNELS[depth], stride),
+            "local": (local, 4),
+            "fused": (dim, 4),
+        }
+        self.depth = depth
+
+    def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Feature maps of an input whose sides are multiples of the coarsest stride.
+
+        Parameters
+        ----------
+        x : Tensor [B, C, H, W]
+            Normalised input of the stem `stem`.
+        stem : str
+            Which stem reads it.
+        layers : collection of str, optional
+            Names of the layers wanted, all by default, `pooled` or `parts`.
+
+        Returns
+        -------
+        dict of str -> Tensor
+            Maps [B, D, h, w]. `pooled` [B, D] is the mean of `fused` over the map; `parts` [B, D] the means of local, pw3,
+            pw5 and the last map, side by side, before any neck.
+        """
+        wanted = {*self.layers, "pooled"} if layers is None else set(layers)
+        if unknown := wanted - set(self.layers) - {"pooled", "parts"}:
+            raise ValueError(f"no layers {sorted(unknown)}: there are {[*self.layers]} and 'pooled'")
+        if stem not in self.stems:
+            raise ValueError(f"no stem {stem!r}: there are {[*self.stems]}")
+        if x.ndim != 4 or x.shape[1] != self.stems[stem]:
+            raise ValueError(f"stem {stem!r} wants [B, {self.stems[stem]}, H, W], got {tuple(x.shape)}")
+        coarsest = max(stride for _, stride in self.layers.values())
+        if x.shape[2] % coarsest or x.shape[3] % coarsest:
+            raise ValueError(f"height and width must be multiples of {coarsest}, got {tuple(x.shape[2:])}")
+        maps = self.trunk(x, stem)
+        maps["local"] = F.avg_pool2d(F.relu(self.local[stem](x)), 4)
+        out = {name: maps[name] for name in wanted if name in maps}
+        if "parts" in wanted:
+            out["parts"] = torch.cat([maps[name].mean(dim=(2, 3)) for name in self.parts], dim=1)
+        if wanted & {"fused", "pooled"}:
+            fused = self.necks[stem](self.stack(maps))
+            out |= {"fused": fused} if "fused" in wanted else {}
+            out |= {"pooled": fused.mean(dim=(2, 3))} if "pooled" in wanted else {}
+        return out
+
+    def stack(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """The neck's input [B, D, H / 4, W / 4]: every part brought to stride 4, side by side."""
+        size = maps["local"].shape[2:]
+        stacked = []
+        for name in self.parts:
+            m = maps[name]
+            if m.shape[2] > size[0]:
+                m = F.adaptive_avg_pool2d(m, (int(size[0]), int(size[1])))
+            elif m.shape[2] < size[0]:
+                m = F.interpolate(m, size=size, mode="bilinear", align_corners=False)
+            stacked.append(m)
+        return torch.cat(stacked, dim=1)
+
+    def forward(self, x: Tensor, stem: str) -> Tensor:
+        """Pooled vectors [B, D] of an input [B, C, H, W]."""
+        return self.forward_features(x, stem, ("pooled",))["pooled"]
 
 
 def fold_batch_norm(tensors: Mapping[str, Tensor], stem: str = "rgb", *, depth: int = 11) -> dict[str, Tensor]:

@@ -1,0 +1,206 @@
+"""Two global and L local crops of every sample, with photometric noise on the optical side: batched, on the device.
+
+All random parameters of a step are drawn at once, for the samples of all processes together, from a generator seeded by
+the run's seed and the step, and each process takes its own rows. So two processes see the crops that one process with
+twice the batch would see, and a resumed run sees those of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deo_cube.errors import MissingExtraError
+from deo_cube.train.config import Augment, Student
+
+__all__ = ["Augmentation", "View", "generator"]
+
+WAVELENGTHS = torch.tensor([665.0, 560.0, 490.0, 705.0, 740.0, 783.0, 842.0, 865.0, 1610.0, 2190.0])
+"""Centres of the ten bands in model order, nm: haze falls with the fourth power (Rayleigh)."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One crop of every sample of a batch."""
+
+    ms: Tensor | None
+    """(N, 10, S, S), normalised for the multispectral stem; None without multispectral samples."""
+    rgb: Tensor
+    """(N + M, 3, S, S), normalised for the optical stem: multispectral samples first, then RGB-only ones."""
+    clean: Tensor
+    """(N + M, 3, S, S): the crop in display values, 0..1, without noise."""
+    jittered: Tensor
+    """The same with the noise that `rgb` has."""
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A CPU generator seeded by several numbers together (a run's seed, a purpose, a step, ...)."""
+    seed = 0
+    for n in numbers:
+        # Weyl sequence and multiplication: neighbouring steps get unrelated streams.
+        seed = (seed * 6364136223846793005 + n + 0x9E3779B97F4A7C15) % 2**63
+        seed ^= seed >> 29
+    return torch.Generator().manual_seed(seed)
+
+
+class Augmentation:
+    """Turns a batch of windows (DN) into views.
+
+    Parameters
+    ----------
+    config : Augment
+        Crops and noise.
+    student : Student
+        Statistics that the student's stems are fed with.
+    """
+
+    def __init__(self, config: Augment, student: Student) -> None:
+        try:
+            import kornia.enhance
+            import kornia.filters  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError.wanted("kornia", "train", "training") from error
+        self.config = config
+        self.ms_mean, self.ms_std = _column(student.ms_mean), _column(student.ms_std)
+        self.rgb_mean, self.rgb_std = _column(student.rgb_mean), _column(student.rgb_std)
+        haze = (WAVELENGTHS / 490.0) ** -4
+        self.haze = haze.view(1, -1, 1, 1)
+
+    def __call__(
+        self, ms: Tensor | None, rgb: Tensor | None, random: torch.Generator, *, rank: int = 0, world_size: int = 1
+    ) -> list[View]:
+        """Views of a batch: two global ones, then the local ones.
+
+        Parameters
+        ----------
+        ms : Tensor (N, 10, H, W) or None
+            Windows of ten bands in model order, DN, invalid pixels already filled.
+        rgb : Tensor (M, 3, H, W) or None
+            Windows of RGB-only sources, red first, DN.
+        random : torch.Generator
+            On the CPU, the same in all processes.
+        rank, world_size : int
+            Which rows of the parameters are this process's.
+        """
+        c = self.config
+        sizes = [0 if t is None else t.shape[0] for t in (ms, rgb)]
+        views = []
+        for i in range(2 + c.local_crops):
+            size = c.global_size if i < 2 else c.local_size
+            scale = c.global_scale if i < 2 else c.local_scale
+            draws = [_Draw(random, n, rank, world_size) for n in sizes]
+            ms_crop = None if ms is None else self._crop(ms, draws[0], size, scale)
+            rgb_crop = None if rgb is None else self._crop(rgb, draws[1], size, scale)
+            views.append(self._view(i, ms_crop, rgb_crop, draws))
+        return views
+
+    def _crop(self, x: Tensor, draw: _Draw, size: int, scale: tuple[float, float]) -> Tensor:
+        """Random place, size, aspect (3/4 to 4/3) and flips, in one bicubic resampling."""
+        n, _, height, width = x.shape
+        area = draw.uniform(*scale) * height * width
+        aspect = torch.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w = torch.sqrt(area * aspect).clamp(max=width)
+        h = torch.sqrt(area / aspect).clamp(max=height)
+        cx = w / 2 + draw.uniform(0, 1) * (width - w)
+        cy = h / 2 + draw.uniform(0, 1) * (height - h)
+        flip_x, flip_y, transpose = (draw.uniform(0, 1) < 0.5 for _ in range(3))
+        if self.config.flips == "horizontal":
+            flip_y = transpose = torch.zeros_like(flip_x)
+        sx = torch.where(flip_x, -1.0, 1.0) * w / width
+        sy = torch.where(flip_y, -1.0, 1.0) * h / height
+        tx, ty, zero = 2 * cx / width - 1, 2 * cy / height - 1, torch.zeros_like(sx)
+        # Rows give the source's x and y for the target's (x, y, 1); a transposition exchanges the target's axes.
+        straight = torch.stack([sx, zero, tx, zero, sy, ty], 1)
+        turned = torch.stack([zero, sx, tx, sy, zero, ty], 1)
+        theta = torch.where(transpose[:, None], turned, straight).view(n, 2, 3).to(x)
+        grid = F.affine_grid(theta, [n, x.shape[1], size, size], align_corners=False)
+        return F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+
+    def _view(self, i: int, ms: Tensor | None, rgb: Tensor | None, draws: list[_Draw]) -> View:
+        c = self.config
+        optical = [t for t in (None if ms is None else ms[:, :3], rgb) if t is not None]
+        clean = torch.cat(optical)
+        if c.rgb_scale == "crop_max":
+            white = clean.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
+        else:
+            white = clean.new_tensor(c.display).expand(clean.shape[0], 1, 1, 1)
+        display = (clean / white).clamp(0, 1)
+        jittered = self._jitter(display, i, draws)
+        view_ms = None
+        if ms is not None:
+            n = ms.shape[0]
+            if c.ms_sees == "jittered":
+                ms = torch.cat([jittered[:n] * c.display, ms[:, 3:]], dim=1)
+            elif c.rgb_scale == "crop_max":
+                ms = torch.cat([display[:n] * c.display, ms[:, 3:]], dim=1)
+            view_ms = (self._light(ms, draws[0]) - self.ms_mean.to(ms)) / self.ms_std.to(ms)
+        rgb_seen = (jittered * c.display - self.rgb_mean.to(clean)) / self.rgb_std.to(clean)
+        return View(view_ms, rgb_seen, display, jittered)
+
+    def _light(self, ms: Tensor, draw: _Draw) -> Tensor:
+        """Other light and other air: a gain, a gain a band, and haze."""
+        c = self.config
+        gain = torch.exp(draw.uniform(-c.gain, c.gain)).view(-1, 1, 1, 1).to(ms)
+        bands = torch.exp(draw.uniform(-c.band_gain, c.band_gain, ms.shape[1])).view(ms.shape[0], -1, 1, 1).to(ms)
+        haze = draw.uniform(0, c.haze).view(-1, 1, 1, 1).to(ms) * self.haze.to(ms)
+        return ms * (gain * bands) + haze
+
+    def _jitter(self, x: Tensor, i: int, draws: list[_Draw]) -> Tensor:
+        """Colour jitter, light, grey, blur, solarisation on display values (B, 3, S, S), each sample with its own draw."""
+        import kornia.enhance as enhance
+        from kornia.filters import gaussian_blur2d
+
+        c = self.config
+
+        def uniform(low: float, high: float) -> Tensor:
+            return torch.cat([d.uniform(low, high) for d in draws]).to(x)
+
+        def chosen(p: float) -> Tensor:
+            return uniform(0, 1) < p
+
+        def mix(where: Tensor, new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(where.view(-1, 1, 1, 1), new, old)
+
+        gain = torch.exp(uniform(-c.gain, c.gain))
+        if c.gain > 0:
+            x = (x * gain.view(-1, 1, 1, 1)).clamp(0, 1)
+        b, k, s, h = c.jitter
+        where = chosen(c.jitter_p)
+        factors = [uniform(1 - b, 1 + b), uniform(1 - k, 1 + k), uniform(1 - s, 1 + s), uniform(-h, h) * 2 * math.pi]
+        if c.jitter_p > 0 and any(c.jitter):
+            y = (x * factors[0].view(-1, 1, 1, 1)).clamp(0, 1)
+            y = enhance.adjust_contrast_with_mean_subtraction(y, factors[1])
+            y = enhance.adjust_saturation_with_gray_subtraction(y, factors[2])
+            x = mix(where, enhance.adjust_hue(y, factors[3]) if h else y, x)
+        where = chosen(c.gray_p)
+        if c.gray_p > 0:
+            gray = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+            x = mix(where, gray.expand_as(x), x)
+        where, sigma = chosen(c.blur_p[min(i, 2)]), uniform(0.1, 2.0)
+        if c.blur_p[min(i, 2)] > 0:
+            kernel = min(c.blur_kernel, (x.shape[2] - 1) | 1)
+            x = mix(where, gaussian_blur2d(x, (kernel, kernel), torch.stack([sigma, sigma], 1), "reflect"), x)
+        where = chosen(c.solarize_p if i == 1 else 0.0)
+        if i == 1 and c.solarize_p > 0:
+            x = mix(where, torch.where(x >= 0.5, 1 - x, x), x)
+        return x
+
+
+class _Draw:
+    """Random numbers for this process's `n` samples, drawn for all processes."""
+
+    def __init__(self, random: torch.Generator, n: int, rank: int, world_size: int) -> None:
+        self.random, self.n, self.rank, self.all = random, n, rank, n * world_size
+
+    def uniform(self, low: float, high: float, width: int = 0) -> Tensor:
+        shape = (self.all, width) if width else (self.all,)
+        u = torch.rand(shape, generator=self.random)
+        return low + (high - low) * u[self.rank * self.n : (self.rank + 1) * self.n]
+
+
+def _column(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).view(1, -1, 1, 1)

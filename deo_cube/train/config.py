@@ -1,0 +1,384 @@
+"""Everything a run is decided by: frozen dataclasses that are also the flags of ``python -m deo_cube.train``.
+
+Where the published code (wolfilip/DEO-FM @55c7ae1) and the paper, or code and common sense, disagree, there is one field
+whose values say so. Each field's text ends in the reason for its default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = [
+    "PRESETS",
+    "Augment",
+    "Health",
+    "Loader",
+    "Objective",
+    "Optical",
+    "Optimizer",
+    "Student",
+    "TrainConfig",
+    "from_dict",
+]
+
+MS_BANDS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+RGB_BANDS = MS_BANDS[:3]
+
+
+@dataclass(frozen=True)
+class Student:
+    """The network that is trained, and how its input is normalised."""
+
+    family: Literal["swin", "vit", "conv"] = "swin"
+    """Trunk: the paper's Swin or ViT, or the small convolutional one of `tiny`."""
+    dim: int = 128
+    """Swin: channels of stage 1 (128 is Swin-B, 96 Swin-T). ViT: width. conv: channels of the fused map."""
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    """Swin: blocks of each stage. ViT: their sum. conv: their sum, pairs of convolutions."""
+    heads: tuple[int, ...] = (4, 8, 16, 32)
+    """Attention heads of each stage (ViT: the first)."""
+    window: int = 12
+    """Swin: side of an attention window in tokens. 12 is what the released weights have; the README says 7."""
+    patch: int = 4
+    """Side of a stem's patch in pixels: the output stride of the first maps."""
+    local: int = 128
+    """conv: channels of the wide local branch."""
+    drop_path: float = 0.0
+    """Stochastic depth. Published: 0.2 to 0.5 in Swin, in the teacher too; it noises the target, so none."""
+    init: str = ""
+    """Weights to start from: safetensors of MobileNet v1 (conv) or of the same network. Student and EMA teacher start
+    alike (the published --init_student left the teacher behind)."""
+    rgb_mean: tuple[float, ...] = (1136.260, 1120.771, 1184.382)
+    """DN. fMoW-Sentinel's, as the released statistics have them."""
+    rgb_std: tuple[float, ...] = (965.231, 712.125, 650.284)
+    """DN."""
+    ms_mean: tuple[float, ...] = (
+        1136.260, 1120.771, 1184.382, 1263.739, 1645.403, 1846.870, 1762.595, 1972.624, 1732.164, 1247.919,
+    )  # fmt: skip
+    """DN, in model order (B04 B03 B02 B05 B06 B07 B08 B8A B11 B12)."""
+    ms_std: tuple[float, ...] = (
+        965.231, 712.125, 650.284, 948.982, 1108.067, 1258.364, 1233.149, 1364.387, 1310.370, 1087.602,
+    )  # fmt: skip
+    """DN."""
+
+
+@dataclass(frozen=True)
+class Optical:
+    """The frozen RGB teacher and what is matched to it."""
+
+    weights: str = ""
+    """File of the teacher's weights (mobilenet)."""
+    enlarge: float = 2.0
+    """mobilenet: images are enlarged so many times for it. 64 px tiles at 128 px score 0.87 kNN, as they come 0.7."""
+    mid: int = -4
+    """Block of the middle patches, of a ViT teacher. 8 of 12 in the published run."""
+    late: int = -1
+    """Block of the late patches. 11 of 12."""
+    view: Literal["clean", "jittered"] = "clean"
+    """What the teacher sees: the crop as it is (so that the student learns to ignore jitter), or, as published, jittered."""
+    normalization: Literal["own", "student"] = "own"
+    """Statistics the teacher is fed with: those it was trained with, or, as published, the student's."""
+    student_order: Literal["intended", "published"] = "intended"
+    """ViT: mid to mid and late to late, or exchanged as in the published code (misc.py:331-336)."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights and constants of the loss."""
+
+    multispectral: bool = True
+    """The self-distillation arm. False: optical only."""
+    eps: float = 0.05
+    """Distortion of the coding rate: the published command's (argparse says 0.5)."""
+    world_size: int = 16
+    """Processes whose balance of expansion and compression is wanted, whatever number runs: the paper's 16. With 1 the
+    expansion weighs ten times as much."""
+    gather: bool = False
+    """True: one coding rate over the samples of all processes, as if one process had them all. False as published."""
+    coefficient: float = 1.0
+    """Weight of compression."""
+    expansion_of: Literal["centre", "student"] = "centre"
+    """What must spread: the mean of student and teacher (published, expa_type 1), or the student (type 0)."""
+    optical: float = 0.5
+    """Weight of the optical terms. 0.5 as in the code; the paper's equation has 1."""
+    cls: float = 1.0
+    """Class vectors, within the optical terms."""
+    mid: float = 0.5
+    """Middle patches."""
+    late: float = 0.5
+    """Late patches."""
+    same_view: bool = False
+    """Class vectors of the same view are matched too. The code leaves them out; nothing in the equation says so."""
+    multispectral_optical: float = 0.0
+    """Weight at which features of the multispectral stem are also matched to the optical teacher. 0: as published."""
+    ms_dim: int = 256
+    """Width of the multispectral projection (p of the coding rate)."""
+    hidden: int = 2048
+    """Hidden width of all projection heads."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Crops and photometric noise, made on the device in batches."""
+
+    global_size: int = 224
+    """Pixels."""
+    local_size: int = 96
+    """Pixels."""
+    local_crops: int = 10
+    """The README's command (argparse: 8)."""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """Share of the window's area in a global crop."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Share in a local crop."""
+    flips: Literal["horizontal", "dihedral"] = "dihedral"
+    """Satellite images have no up; published is horizontal only."""
+    rgb_scale: Literal["fixed", "crop_max"] = "fixed"
+    """How RGB becomes 0..1 for jitter: by `display`, or, as published, by each crop's own maximum, which lets one hot
+    pixel rescale a crop."""
+    display: float = 2750.0
+    """DN shown as white."""
+    ms_sees: Literal["clean", "jittered"] = "clean"
+    """RGB bands of the multispectral branch: as they are, or, as published against the paper's own figure, jittered."""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    """Brightness, contrast, saturation, hue."""
+    jitter_p: float = 0.8
+    """Probability."""
+    gray_p: float = 0.2
+    """Probability."""
+    blur_kernel: int = 23
+    """Pixels; published for 224 px crops of sub-metre images."""
+    blur_p: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """First global crop, second, local crops."""
+    solarize_p: float = 0.2
+    """Second global crop."""
+    gain: float = 0.0
+    """Light: all bands of a view times exp(+-gain), uniform. 0 as published."""
+    band_gain: float = 0.0
+    """The same for each band on its own."""
+    haze: float = 0.0
+    """Largest DN added to a view, falling from blue to infrared as scattering does. 0 as published."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW, its schedules, clipping and precision."""
+
+    batch: int = 64
+    """Multispectral samples a process and micro-batch."""
+    rgb_batch: int = 0
+    """Further samples a process and micro-batch from RGB-only sources."""
+    accumulate: int = 1
+    """Micro-batches a step."""
+    lr: float = 5e-4
+    """For 256 samples a step; scaled linearly with batch x accumulate x processes."""
+    min_lr: float = 1e-6
+    """At the end."""
+    warmup: float = 0.1
+    """Share of the steps: 10 epochs of 100."""
+    weight_decay: tuple[float, float] = (0.04, 0.4)
+    """Start and end; none on biases and norms."""
+    ema: tuple[float, float] = (0.996, 1.0)
+    """Momentum of the EMA teacher, start and end."""
+    teacher_mode: Literal["eval", "train"] = "eval"
+    """Published code leaves the teacher in training mode, stochastic depth and all."""
+    clip: float = 3.0
+    """Largest norm of the gradient; 0 for none."""
+    clip_by: Literal["global", "tensor"] = "global"
+    """Of all together, or, as published, of each tensor on its own."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the device computes in it, else fp32. fp16 is not offered: the published run's covariance overflows
+    in it."""
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How samples are read."""
+
+    window: int = 256
+    """Side of the windows that are read and then cropped, pixels."""
+    valid: float = 0.7
+    """Least share of valid pixels of a window that is used."""
+    workers: int = 4
+    """Reading processes. 0 reads in the loop."""
+    prefetch: int = 4
+    """Batches each reads ahead."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """What is logged, measured on the way and kept."""
+
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    probe_every: int = 0
+    """Steps between kNN scores on the first labelled RGB source; 0 for none."""
+    probe_size: int = 1000
+    """Labelled images of that score: half are neighbours, half are asked."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps are kept for good; 0 for none."""
+    patience: int = 50
+    """Steps in a row whose loss lies far above its running median before the run stops; not finite stops at once."""
+    tensorboard: bool = False
+    """Also write events for TensorBoard."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Dual-teacher distillation of a student from Sentinel-2 cubes."""
+
+    data: tuple[str, ...] = ()
+    """Sources: PATH[,weight=2][,offset=0][,units=dn][,missing=nearest][,hold_out=0.5]. A Zarr, NetCDF or GeoTIFF cube, a
+    folder or pattern of GeoTIFFs, STAC items (JSON), or a folder or zip of RGB images."""
+    out: str = "runs/deo"
+    """Folder of the run; a finished one is a model: ds.deo.embed(model=DIR)."""
+    preset: Literal["paper", "small", "tiny", "smoke"] = "small"
+    """Where the other defaults come from."""
+    steps: int = 10_000
+    """Optimisation steps."""
+    seed: int = 0
+    """Of everything: samples, crops, weights."""
+    resume: bool = False
+    """Continue the run in --out from its newest checkpoint."""
+    teacher: str = "none"
+    """none, mobilenet, dinov2, dinov3 or timm:<name>."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+    threads: int = 0
+    """CPU threads of a process; 0 leaves torch's choice."""
+    student: Student = field(default_factory=Student)
+    optical: Optical = field(default_factory=Optical)
+    objective: Objective = field(default_factory=Objective)
+    augment: Augment = field(default_factory=Augment)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    loader: Loader = field(default_factory=Loader)
+    health: Health = field(default_factory=Health)
+
+    def __post_init__(self) -> None:
+        a, o = self.augment, self.optimizer
+        _check(self.steps > 0, f"--steps must be positive, got {self.steps}")
+        _check(o.batch >= 0 and o.rgb_batch >= 0 and o.batch + o.rgb_batch > 0, "a batch needs a sample at least")
+        _check(o.accumulate > 0, f"--optimizer.accumulate must be positive, got {o.accumulate}")
+        _check(a.local_crops >= 0, f"--augment.local-crops must not be negative, got {a.local_crops}")
+        _check(
+            self.objective.multispectral or self.teacher != "none",
+            "nothing to learn from: --teacher none and --objective.no-multispectral leave no term",
+        )
+        _check(
+            not self.objective.multispectral or o.batch > 0,
+            "the multispectral arm needs multispectral samples: --optimizer.batch, or --objective.no-multispectral",
+        )
+        for name, scale in (("global", a.global_scale), ("local", a.local_scale)):
+            _check(0 < scale[0] <= scale[1] <= 1, f"--augment.{name}-scale must rise within 0..1, got {scale}")
+        _check(a.blur_kernel % 2 == 1, f"--augment.blur-kernel must be odd, got {a.blur_kernel}")
+        _check(len(self.student.ms_mean) == len(self.student.ms_std) == len(MS_BANDS), "ten multispectral means and stds")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON values."""
+        return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self))))
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """A configuration from what `to_dict` gave.
+
+    Raises
+    ------
+    ValueError
+        For unknown fields.
+    """
+    return typing.cast(TrainConfig, _build(TrainConfig, values))
+
+
+def _build(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        _check(not unknown, f"unknown fields {unknown} of {getattr(kind, '__name__', kind)}")
+        return kind(**{k: _build(hints[k], v) for k, v in value.items()})  # type: ignore[operator]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check(true: bool, message: str) -> None:
+    if not true:
+        raise ValueError(message)
+
+
+_SMALL_CROPS = Augment(
+    global_size=64,
+    local_size=32,
+    local_crops=2,
+    local_scale=(0.15, 0.5),
+    blur_kernel=5,
+    blur_p=(0.2, 0.1, 0.1),
+    solarize_p=0.0,
+    jitter=(0.4, 0.4, 0.3, 0.05),
+    gain=0.25,
+    band_gain=0.05,
+    haze=200.0,
+)
+
+_HR_MEAN = (0.41820 * 2750, 0.42148 * 2750, 0.39913 * 2750)
+_HR_STD = (0.28774 * 2750, 0.27542 * 2750, 0.27640 * 2750)
+
+PRESETS: dict[str, TrainConfig] = {
+    # The paper: Swin-B with window 12, 224 px, the balance of sixteen GPUs, DINOv3. 48,800 steps of 1024 samples are
+    # 100 epochs of 500,000 images.
+    "paper": TrainConfig(
+        preset="paper",
+        steps=48_800,
+        teacher="dinov3",
+        # `normalize_hr` (augmentations.py:250-311): RGB statistics in 0..1 of the crop's maximum, here times `display`.
+        student=Student(
+            rgb_mean=_HR_MEAN, rgb_std=_HR_STD,
+            ms_mean=_HR_MEAN + Student.ms_mean[3:], ms_std=_HR_STD + Student.ms_std[3:],
+        ),  # fmt: skip
+        augment=Augment(rgb_scale="crop_max", ms_sees="jittered", flips="horizontal"),
+        optical=Optical(view="jittered", normalization="student", mid=8, late=11),
+    ),
+    # The authors' own small regime: Swin-T, 50,000 images, 50 epochs, one GPU.
+    "small": TrainConfig(
+        preset="small",
+        steps=9_800,
+        teacher="dinov2",
+        student=Student(dim=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), window=7),
+        optimizer=Optimizer(batch=64, accumulate=4),
+        augment=Augment(local_crops=6),
+        optical=Optical(mid=8, late=11),
+    ),
+    # The bundled model: what two CPU cores can train in under an hour.
+    "tiny": TrainConfig(
+        preset="tiny",
+        steps=2_000,
+        teacher="mobilenet",
+        student=Student(
+            family="conv", dim=128, depths=(11,), local=128, rgb_mean=(1375.0,) * 3, rgb_std=(1375.0,) * 3
+        ),
+        objective=Objective(hidden=512, ms_dim=128, same_view=True, world_size=4, multispectral_optical=0.5),
+        augment=_SMALL_CROPS,
+        optimizer=Optimizer(batch=16, rgb_batch=16, lr=8e-3, weight_decay=(0.01, 0.01), ema=(0.99, 1.0)),
+        loader=Loader(window=80, workers=1),
+        health=Health(probe_every=500, checkpoint_every=500),
+    ),
+    # For tests and for trying the machinery: seconds.
+    "smoke": TrainConfig(
+        preset="smoke",
+        steps=4,
+        student=Student(dim=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4),
+        objective=Objective(hidden=16, ms_dim=16, world_size=1),
+        augment=dataclasses.replace(_SMALL_CROPS, global_size=32, local_size=16),
+        optimizer=Optimizer(batch=4, lr=8e-3),
+        loader=Loader(window=32, workers=0),
+        health=Health(log_every=1, checkpoint_every=2),
+    ),
+}

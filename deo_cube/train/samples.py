@@ -1,0 +1,476 @@
+"""Training samples: random windows of cubes and of RGB images, decided by the seed and a sample's number alone.
+
+Sample number i of a run is the same whatever process, worker or resumed run reads it: its source, place, date and window
+are drawn from ``default_rng([seed, i])``. A source is opened once in each worker and kept open.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deo_cube.train.config import MS_BANDS, Loader
+
+if TYPE_CHECKING:
+    import torch
+    import xarray as xr
+
+__all__ = ["Batch", "CubeSource", "ImageSource", "Mixture", "Source", "SourceSpec", "batches", "open_source"]
+
+Array = NDArray[Any]
+
+IMAGES = (".jpg", ".jpeg", ".png")
+EUROSAT_DN = 2750.0 / 255.0
+"""DN a byte of an RGB image, where its source says nothing else: EuroSAT's stretch."""
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A source as it is written on the command line: ``PATH[,weight=2][,offset=0][,units=dn][,missing=nearest]...``."""
+
+    path: str
+    weight: float = 1.0
+    """Share of the samples of its kind, relative to the other sources' weights."""
+    units: str = "auto"
+    """See `ds.deo.embed`."""
+    offset: str | float = "auto"
+    """DN to add: 0 or -1000."""
+    nodata: str | float = "auto"
+    """Value that stands for no data."""
+    missing: str = "raise"
+    """Bands that the cube lacks: ``raise``, ``nearest`` or ``mean``."""
+    hold_out: float = 0.0
+    """Share of the groups of labelled images (runs of 50 numbers of a class) that training never sees."""
+    every: int = 1
+    """Take every n-th file of a folder or pattern ..."""
+    phase: int = 0
+    """... beginning with this one: two sources, or training and testing, can share a folder."""
+    kind: str = ""
+    """``cube`` or ``images``; told from the path where empty."""
+
+    @classmethod
+    def parse(cls, text: str) -> SourceSpec:
+        """Read ``PATH,key=value,...``.
+
+        Raises
+        ------
+        ValueError
+            For an unknown key or a value that it cannot take.
+        """
+        path, *options = text.split(",")
+        values: dict[str, Any] = {}
+        for option in options:
+            key, equals, value = option.partition("=")
+            if not equals or key not in cls.__dataclass_fields__ or key == "path":
+                known = [k for k in cls.__dataclass_fields__ if k != "path"]
+                raise ValueError(f"source {text!r}: {option!r} is none of {', '.join(f'{k}=...' for k in known)}")
+            kind = str(cls.__dataclass_fields__[key].type)
+            try:
+                values[key] = (
+                    int(value) if kind == "int" else float(value) if kind == "float" else _number_or_text(value, kind)
+                )
+            except ValueError as error:
+                raise ValueError(f"source {text!r}: {key} cannot be {value!r}") from error
+        return cls(path, **values)
+
+
+def _number_or_text(value: str, kind: str) -> str | float:
+    if "float" in kind and value != "auto":
+        return float(value)
+    return value
+
+
+class Source(Protocol):
+    """What can give windows."""
+
+    name: str
+    kind: Literal["ms", "rgb"]
+    weight: float
+
+    def window(self, random: np.random.Generator, size: int, valid: float) -> tuple[Array, Array]:
+        """A window (C, size, size) float32 DN and its valid pixels (size, size) bool."""
+        ...
+
+    def __len__(self) -> int:
+        """About how many windows of distinct pixels there are (for plans)."""
+        ...
+
+
+@dataclass
+class CubeSource:
+    """Random windows of one cube, or of several files of one kind.
+
+    Bands, units, offset, nodata and clouds are decided as `ds.deo.embed` decides them, with the same errors; files are
+    opened when first needed, in the process that needs them, and stay open.
+    """
+
+    name: str
+    opens: Sequence[Callable[[], Any]]
+    """One a file or cube: gives a Dataset or DataArray."""
+    spec: SourceSpec
+    bands: tuple[str, ...] = MS_BANDS
+    kind: Literal["ms", "rgb"] = "ms"
+    weight: float = 1.0
+    fill: tuple[float, ...] = (0.0,) * len(MS_BANDS)
+    """Value of a missing band with ``missing=mean``, and of invalid pixels."""
+    _open: dict[int, _OpenCube] = field(default_factory=dict, repr=False)
+    _areas: list[int] = field(default_factory=list, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files do not travel to a worker: it opens its own.
+        return {**self.__dict__, "_open": {}}
+
+    def check(self) -> CubeSource:
+        """Open everything once and decide; errors come here and not in a worker an hour later."""
+        if not self._areas:
+            self._areas = [self.cube(i).area for i in range(len(self.opens))]
+        return self
+
+    def cube(self, i: int) -> _OpenCube:
+        """File number i, opened."""
+        if i not in self._open:
+            self._open[i] = _OpenCube.of(self.opens[i](), self.spec, self.bands)
+        return self._open[i]
+
+    def window(self, random: np.random.Generator, size: int, valid: float) -> tuple[Array, Array]:
+        """A window drawn by area and, among up to 12 candidates, kept with the probability of its valid share.
+
+        Raises
+        ------
+        ValueError
+            If no candidate has a valid share of `valid`.
+        """
+        self.check()
+        p = np.asarray(self._areas, dtype="float64")
+        best: tuple[float, Array, Array] | None = None
+        for _ in range(12):
+            cube = self.cube(int(random.choice(len(p), p=p / p.sum())))
+            image, ok = cube.read(random, size, self.fill)
+            share = float(ok.mean())
+            if best is None or share > best[0]:
+                best = (share, image, ok)
+            if share >= valid and random.uniform() <= share:
+                return image, ok
+        assert best is not None
+        if best[0] >= valid:
+            return best[1], best[2]
+        raise ValueError(
+            f"source {self.name}: the best of 12 windows of {size} px is {best[0]:.0%} valid, wanted {valid:.0%}: "
+            "give --loader.valid a lower share or --loader.window a smaller side"
+        )
+
+    def __len__(self) -> int:
+        self.check()
+        return max(1, sum(self._areas) // 64**2)
+
+
+@dataclass
+class _OpenCube:
+    """One cube with everything decided: an array (T, C, H, W) or its variables, read by slices."""
+
+    arrays: list[Any]
+    """One (T, H, W) lazy array a band; None for a band filled with the mean."""
+    scl: Any
+    scale: float
+    add: tuple[float, ...]
+    nodata: float | None
+    scl_invalid: tuple[int, ...]
+    shape: tuple[int, int, int]
+
+    @property
+    def area(self) -> int:
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    @classmethod
+    def of(cls, cube: xr.Dataset | xr.DataArray, spec: SourceSpec, bands: tuple[str, ...]) -> _OpenCube:
+        from deo_cube.cube.bands import match_bands
+        from deo_cube.cube.grid import dims
+        from deo_cube.cube.radiometry import decide_radiometry
+
+        match = match_bands(cube, bands, model="the student", missing=spec.missing)  # type: ignore[arg-type]
+        radiometry = decide_radiometry(
+            cube, match, units=spec.units, offset=spec.offset, nodata=spec.nodata  # type: ignore[arg-type]
+        )
+        d = dims(cube)
+
+        def layer(variable: str | None, index: int | None) -> Any:
+            if variable is None and index is None:
+                return None
+            a = cube[variable] if match.band_dim is None else cube.isel({match.band_dim: index})
+            a = a.transpose(*([d.time] if d.time else []), d.y, d.x)
+            return a if d.time else a.expand_dims("time")
+
+        indices = match.indices or (None,) * len(match.bands)
+        arrays = [layer(v, i) for v, i in zip(match.variables, indices, strict=True)]
+        scl = layer(match.scl, match.scl_index) if match.scl is not None else None
+        some = next(a for a in arrays if a is not None)
+        shape = (int(some.shape[0]), int(some.shape[1]), int(some.shape[2]))
+        if sum(a.nbytes for a in arrays if a is not None) < 256e6:
+            # Small cubes are read once: a window of a COG costs milliseconds, of an array microseconds.
+            arrays = [None if a is None else a.values for a in arrays]
+            scl = None if scl is None else scl.values
+        return cls(
+            arrays, scl, radiometry.scale, radiometry.add, radiometry.nodata, radiometry.scl_invalid, shape
+        )
+
+    def read(self, random: np.random.Generator, size: int, fill: tuple[float, ...]) -> tuple[Array, Array]:
+        """A window at a random time and place; cubes smaller than `size` are mirrored at their edges."""
+        t = int(random.integers(self.shape[0]))
+        h, w = min(size, self.shape[1]), min(size, self.shape[2])
+        y, x = int(random.integers(self.shape[1] - h + 1)), int(random.integers(self.shape[2] - w + 1))
+        place = (t, slice(y, y + h), slice(x, x + w))
+        add = self.add[t if len(self.add) > 1 else 0]
+        image = np.empty((len(self.arrays), h, w), "float32")
+        ok = np.ones((h, w), bool)
+        for c, a in enumerate(self.arrays):
+            if a is None:
+                image[c] = fill[c]
+                continue
+            raw = np.asarray(a[place])
+            if self.nodata is not None:
+                ok &= ~np.isnan(raw) if np.isnan(self.nodata) else raw != self.nodata
+            image[c] = raw * np.float32(self.scale) + np.float32(add)
+        ok &= np.isfinite(image).all(axis=0)
+        if self.scl is not None and self.scl_invalid:
+            ok &= ~np.isin(np.asarray(self.scl[place]), self.scl_invalid)
+        image = np.where(ok, image, np.asarray(fill, "float32")[:, None, None])
+        if (h, w) != (size, size):
+            pad = ((0, size - h), (0, size - w))
+            image = np.pad(image, ((0, 0), *pad), mode="symmetric")
+            ok = np.pad(ok, pad, mode="symmetric")
+        return image, ok
+
+
+@dataclass
+class ImageSource:
+    """RGB images of 8 bits in a folder or zip, ``Class/name.jpg``; they feed the optical path and the kNN signal.
+
+    Images smaller than the window are enlarged by mirroring their edges, larger ones cut.
+    """
+
+    name: str
+    path: Path
+    files: tuple[str, ...]
+    weight: float = 1.0
+    scale: float = EUROSAT_DN
+    kind: Literal["ms", "rgb"] = "rgb"
+    held_out: tuple[str, ...] = ()
+    """Files that training never sees."""
+    _zip: zipfile.ZipFile | None = field(default=None, repr=False)
+    _held: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_zip": None, "_held": {}}
+
+    def read(self, file: str) -> Array:
+        """One image (3, H, W), float32 DN."""
+        from PIL import Image
+
+        if self.path.is_dir():
+            raw: Any = self.path / file
+        else:
+            if self._zip is None:
+                self._zip = zipfile.ZipFile(self.path)
+            raw = io.BytesIO(self._zip.read(file))
+        with Image.open(raw) as image:
+            return np.asarray(image.convert("RGB"), dtype="float32").transpose(2, 0, 1) * np.float32(self.scale)
+
+    def window(self, random: np.random.Generator, size: int, valid: float) -> tuple[Array, Array]:
+        """A random image, cut or mirrored to `size`."""
+        image = self.read(self.files[int(random.integers(len(self.files)))])
+        _, h, w = image.shape
+        y, x = int(random.integers(max(h - size, 0) + 1)), int(random.integers(max(w - size, 0) + 1))
+        image = image[:, y : y + size, x : x + size]
+        pad = [(0, 0)] + [((size - n) // 2, size - n - (size - n) // 2) for n in image.shape[1:]]
+        return np.pad(image, pad, mode="symmetric"), np.ones((size, size), bool)
+
+    def labels(self, files: Sequence[str]) -> Array:
+        """Class number of each file, by its folder."""
+        classes = sorted({Path(f).parent.name for f in self.files})
+        return np.array([classes.index(Path(f).parent.name) for f in files])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def open_source(text: str, fill: tuple[float, ...] = (0.0,) * len(MS_BANDS)) -> Source:
+    """The source that ``PATH[,key=value...]`` names, checked.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing is there.
+    ValueError, MissingBandsError, AmbiguousUnitsError
+        For a cube that cannot be read for sure; each says what decides it.
+    """
+    spec = SourceSpec.parse(text)
+    path = Path(spec.path)
+    images = spec.kind == "images" or (not spec.kind and _holds_images(path))
+    if images:
+        if not path.exists():
+            raise FileNotFoundError(f"no images at {path}")
+        return _image_source(path, spec)
+    files = _cube_files(spec.path)[spec.phase :: spec.every]
+    if not files:
+        raise FileNotFoundError(f"no cube at {spec.path}")
+    from deo_cube.cube.files import open_cube
+
+    # GeoTIFFs are read as plain arrays: without Dask there is no graph to walk for every window.
+    opens = [_Opener(open_cube, f, {"chunks": None} if f.lower().endswith((".tif", ".tiff")) else {}) for f in files]
+    return CubeSource(spec.path, opens, spec, weight=spec.weight, fill=fill).check()
+
+
+@dataclass(frozen=True)
+class _Opener:
+    open: Callable[..., Any]
+    path: str
+    options: dict[str, Any]
+
+    def __call__(self) -> Any:
+        return self.open(self.path, **self.options)
+
+
+def _holds_images(path: Path) -> bool:
+    if path.suffix.lower() == ".zip":
+        return True
+    return path.is_dir() and any(p.suffix.lower() in IMAGES for d in (path, *_folders(path)) for p in d.iterdir())
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir() and p.suffix != ".zarr")[:3]
+
+
+def _cube_files(path: str) -> list[str]:
+    p = Path(path)
+    if any(c in path for c in "*?["):
+        root = Path(p.anchor) if p.is_absolute() else Path()
+        return sorted(str(f) for f in root.glob(str(p.relative_to(p.anchor)) if p.is_absolute() else path))
+    if p.is_dir() and not (p / "zarr.json").exists() and not (p / ".zgroup").exists():
+        return sorted(str(f) for f in p.rglob("*") if f.suffix.lower() in (".tif", ".tiff", ".nc", ".zarr"))
+    return [path] if "://" in path or p.exists() else []
+
+
+def _image_source(path: Path, spec: SourceSpec) -> ImageSource:
+    if path.is_dir():
+        names = [str(f.relative_to(path)) for f in path.rglob("*") if f.suffix.lower() in IMAGES]
+    else:
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if Path(n).suffix.lower() in IMAGES]
+    if not names:
+        raise FileNotFoundError(f"no images ({', '.join(IMAGES)}) in {path}")
+    names.sort(key=_class_and_number)
+    held: list[str] = []
+    if spec.hold_out:
+        from deo_cube.evaluate.splits import split_groups
+
+        # The groups of `read_eurosat` and the split of `protocols.classification`: what that tests, training never saw.
+        keys = [_class_and_number(n) for n in names]
+        classes = sorted({k[0] for k in keys})
+        labels = np.array([classes.index(k[0]) for k in keys])
+        groups = np.unique(labels * 10_000 + np.array([k[1] for k in keys]) // 50, return_inverse=True)[1]
+        train = split_groups(groups, labels, 1 - spec.hold_out, seed=0)
+        names, held = [n for n, t in zip(names, train, strict=True) if t], [
+            n for n, t in zip(names, train, strict=True) if not t
+        ]
+    scale = EUROSAT_DN if spec.units in ("auto", "uint8_rgb") else float(spec.units)
+    return ImageSource(str(path), path, tuple(names), spec.weight, scale, held_out=tuple(held))
+
+
+def _class_and_number(name: str) -> tuple[str, int, str]:
+    digits = Path(name).stem.rsplit("_", 1)[-1]
+    return Path(name).parent.name, int(digits) if digits.isdigit() else 0, name
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of one micro-batch of one process."""
+
+    ms: torch.Tensor | None
+    """(N, 10, W, W) DN."""
+    rgb: torch.Tensor | None
+    """(M, 3, W, W) DN."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Samples by number: which source, which window.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        Multispectral and RGB-only ones.
+    loader : Loader
+        Size and validity of windows.
+    seed : int
+        Of the run.
+    """
+
+    sources: tuple[Source, ...]
+    loader: Loader
+    seed: int
+
+    def sample(self, kind: Literal["ms", "rgb"], number: int) -> Array:
+        """Sample `number` of `kind`: a window (C, W, W) of float32 DN."""
+        random = np.random.default_rng([self.seed, 0 if kind == "ms" else 1, number])
+        own = [s for s in self.sources if s.kind == kind]
+        weights = np.array([s.weight for s in own], dtype="float64")
+        source = own[int(random.choice(len(own), p=weights / weights.sum()))]
+        return source.window(random, self.loader.window, self.loader.valid)[0]
+
+    def batch(self, number: int, sizes: tuple[int, int], rank: int, world_size: int) -> Batch:
+        """Micro-batch `number` of process `rank`: its rows of the samples that all processes read together."""
+        import torch
+
+        def rows(kind: Literal["ms", "rgb"], n: int) -> torch.Tensor | None:
+            if n == 0:
+                return None
+            first = (number * world_size + rank) * n
+            return torch.from_numpy(np.stack([self.sample(kind, first + i) for i in range(n)]))
+
+        return Batch(rows("ms", sizes[0]), rows("rgb", sizes[1]))
+
+
+def batches(
+    mixture: Mixture, sizes: tuple[int, int], *, start: int, stop: int, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """Micro-batches `start` to `stop`, read ahead by worker processes where the loader has any."""
+    if mixture.loader.workers == 0:
+        for number in range(start, stop):
+            yield mixture.batch(number, sizes, rank, world_size)
+        return
+    from torch.utils.data import DataLoader
+
+    yield from DataLoader(
+        _Numbered(mixture, sizes, rank, world_size, start, stop),
+        batch_size=None,
+        num_workers=mixture.loader.workers,
+        prefetch_factor=mixture.loader.prefetch,
+        persistent_workers=False,
+    )
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """The micro-batches as a map-style data set: workers take them by number, the loader gives them in order."""
+
+    mixture: Mixture
+    sizes: tuple[int, int]
+    rank: int
+    world_size: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, i: int) -> Batch:
+        if i >= len(self):
+            raise IndexError(i)
+        return self.mixture.batch(self.start + i, self.sizes, self.rank, self.world_size)

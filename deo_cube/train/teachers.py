@@ -1,0 +1,205 @@
+"""Frozen teachers: networks that already know something, asked for a class vector and two maps of patch vectors.
+
+A teacher is anything with the attributes and the call of `FrozenTeacher`. Here are MobileNet v1 (small, runs anywhere) and
+DINOv2 / DINOv3 through timm. A frozen multispectral teacher is the same thing with `bands` longer than three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deo_cube.encoder.mobilenet import MobileNet, fold_batch_norm
+from deo_cube.errors import UnknownModelError, WeightsMismatchError, WeightsNotFoundError
+
+__all__ = ["FrozenTeacher", "MobileNetTeacher", "Targets", "TimmTeacher", "load_teacher"]
+
+RGB = ("B04", "B03", "B02")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a teacher says of B images."""
+
+    cls: Tensor
+    """(B, D)"""
+    mid: Tensor
+    """(B, D, h, w): patches of a middle layer."""
+    late: Tensor
+    """(B, D, h, w): patches of a late layer."""
+
+
+@runtime_checkable
+class FrozenTeacher(Protocol):
+    """What the trainer asks of a teacher."""
+
+    name: str
+    bands: tuple[str, ...]
+    """Bands that it looks at, in its order."""
+    dims: tuple[int, int, int]
+    """Channels of cls, mid and late."""
+    mean: tuple[float, ...]
+    """Of its input in display values (0..1), a band; with `std` what it was trained with."""
+    std: tuple[float, ...]
+    licence: str
+
+    def __call__(self, images: Tensor) -> Targets:
+        """Targets of normalised `images` (B, C, H, W), without gradient."""
+        ...
+
+
+class _Frozen(nn.Module):
+    """Never in training mode, never differentiated."""
+
+    def freeze(self) -> None:
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> _Frozen:
+        return self
+
+
+class MobileNetTeacher(_Frozen):
+    """MobileNet v1 (ImageNet): class vector and late patches of `conv_pw_11`, middle patches of `conv_pw_5`.
+
+    Parameters
+    ----------
+    weights : path
+        Safetensors with the published names (`conv1.weight`, `conv_dw_1.bn.running_mean`, ...).
+    enlarge : float
+        Images are enlarged so many times first: a 64 px tile says more at 128 px, where ImageNet's objects are as large
+        as its fields.
+
+    Raises
+    ------
+    WeightsNotFoundError
+        If there is no such file.
+    WeightsMismatchError
+        If a tensor is missing or of another shape.
+    """
+
+    name = "mobilenet_v1"
+    bands = RGB
+    dims = (512, 256, 512)
+    mean = (0.5, 0.5, 0.5)
+    std = (0.5, 0.5, 0.5)
+    licence = "Apache-2.0 (MobileNet v1 as released by Google)"
+
+    def __init__(self, weights: str | Path, *, enlarge: float = 2.0) -> None:
+        super().__init__()
+        from safetensors.torch import load_file
+
+        if not Path(weights).is_file():
+            raise WeightsNotFoundError(f"weights of the MobileNet teacher not found at {weights}: give --teacher.weights")
+        self.enlarge = enlarge
+        self.net = MobileNet({"rgb": 3}, depth=11, stem_stride=2, halving="strided")
+        try:
+            self.net.load_state_dict(fold_batch_norm(load_file(str(weights))), strict=True)
+        except (KeyError, RuntimeError) as error:
+            raise WeightsMismatchError(f"{weights} does not hold MobileNet v1: {error}") from error
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.freeze()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Targets:
+        """Targets of images (B, 3, H, W) in -1..1."""
+        if self.enlarge != 1:
+            images = F.interpolate(images, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
+        maps = self.net(images.contiguous(memory_format=torch.channels_last), "rgb")
+        late = maps["pw11"].float()
+        return Targets(late.mean(dim=(2, 3)), maps["pw5"].float(), late)
+
+
+class TimmTeacher(_Frozen):
+    """A Vision Transformer of timm, pretrained: DINOv2, DINOv3 and their like.
+
+    Parameters
+    ----------
+    model : str
+        timm's name, for example ``vit_base_patch16_dinov3.lvd1689m`` or ``vit_small_patch14_dinov2.lvd142m``.
+    mid, late : int
+        Blocks whose patch tokens are matched; negative counts from the end. The published run takes 8 and 11 of 12.
+    pretrained : bool
+        False gives random weights: for tests of the wiring only.
+
+    Raises
+    ------
+    WeightsNotFoundError
+        If the weights are neither cached nor to be had.
+    """
+
+    bands = RGB
+
+    def __init__(self, model: str, *, mid: int = -4, late: int = -1, pretrained: bool = True) -> None:
+        super().__init__()
+        from deo_cube.encoder.timm_import import import_timm
+
+        timm = import_timm()
+        options = {} if "dinov3" in model or "eva" in model else {"dynamic_img_size": True}
+        try:
+            self.net = timm.create_model(model, pretrained=pretrained, num_classes=0, **options)
+        except (OSError, RuntimeError) as error:
+            if not pretrained or "unknown model" in str(error).lower():
+                raise UnknownModelError(f"timm has no model {model!r}: {error}") from error
+            raise WeightsNotFoundError(
+                f"weights of the teacher {model} are neither in the cache nor to be had ({type(error).__name__}: {error}). "
+                "Fetch them once where there is a network, or choose --teacher mobilenet"
+            ) from error
+        self.name = model
+        depth = len(self.net.blocks)
+        self.indices = [mid % depth, late % depth]
+        self.dims = (self.net.num_features,) * 3
+        self.patch = int(self.net.patch_embed.patch_size[0])
+        config = self.net.pretrained_cfg
+        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        self.licence = str(config.get("license", "")) or "see timm's page of the model"
+        self.freeze()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Targets:
+        """Targets of images (B, 3, H, W), normalised; sides are brought to multiples of the patch (224 to 224 or 224)."""
+        size = [max(1, round(s / self.patch)) * self.patch for s in images.shape[2:]]
+        if size != list(images.shape[2:]):
+            images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+        (mid, late), prefix = self._intermediates(images)
+        return Targets(prefix.float(), mid.float(), late.float())
+
+    def _intermediates(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        found = self.net.forward_intermediates(
+            images, indices=self.indices, norm=True, intermediates_only=True, return_prefix_tokens=True
+        )
+        return [m for m, _ in found], found[-1][1][:, 0]
+
+
+def load_teacher(
+    kind: str, *, weights: str | Path | None = None, enlarge: float = 2.0, mid: int = -4, late: int = -1
+) -> FrozenTeacher | None:
+    """The optical teacher called `kind`.
+
+    Parameters
+    ----------
+    kind : str
+        ``none`` (a multispectral-only arm), ``mobilenet``, ``dinov2``, ``dinov3``, or ``timm:<name of a ViT>``.
+    weights : path, optional
+        File of the weights; needed for mobilenet.
+
+    Raises
+    ------
+    UnknownModelError
+        For any other kind.
+    """
+    if kind == "none":
+        return None
+    if kind == "mobilenet":
+        if weights is None:
+            raise WeightsNotFoundError("the MobileNet teacher needs its weights: give --optical.weights FILE.safetensors")
+        return MobileNetTeacher(weights, enlarge=enlarge)
+    names = {"dinov2": "vit_base_patch14_dinov2.lvd142m", "dinov3": "vit_base_patch16_dinov3.lvd1689m"}
+    if kind in names or kind.startswith("timm:"):
+        return TimmTeacher(names.get(kind, kind.removeprefix("timm:")), mid=mid, late=late)
+    raise UnknownModelError(f"no teacher {kind!r}: choose none, mobilenet, dinov2, dinov3 or timm:<name>")
