@@ -1,0 +1,198 @@
+"""Whether the DN of a Sentinel-2 product, as they lie in a file, carry the +1000 of processing baseline 04.00.
+
+Products of baseline 04.00 and later are published as DN = reflectance x 10000 + 1000 (0 stays "no data"); archives that
+harmonise subtract the 1000 again. The sensing date decides nothing, since Collection 1 reprocessed older scenes under
+baseline 05.00. What decides, if it agrees, is: the baseline, the place of the file, the catalogue's flag
+`boa_offset_applied`, and the scale and offset stated for the file (`raster:bands`).
+
+Two defects of one catalogue (Earth Search, sentinel-2-l2a; its issues 9, 66 and 71) are known and met here:
+`raster:bands` says offset -0.1 on files from which it was subtracted, where the flag is true and right; and the flag is
+false on files of both kinds, with -0.1 stated for both, so that nothing but the pixels tells them apart.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+__all__ = ["ADD_OFFSET", "Offset", "Product", "decide_offset", "stated_offset"]
+
+ADD_OFFSET = -1000.0
+"""DN to add to a product of baseline 04.00 or later (BOA_ADD_OFFSET, RADIO_ADD_OFFSET)."""
+
+FIRST_BASELINE = 4.0
+
+# Buckets and storage accounts whose files are the DN as published, and those whose files were harmonised.
+_RAW = frozenset(
+    {
+        "sentinel-s2-l2a",
+        "sentinel-s2-l1c",
+        "e84-earth-search-sentinel-data",
+        "eodata",
+        "sentinel2l2a01",
+        "gcp-public-data-sentinel-2",
+    }
+)
+_HARMONISED = frozenset({"sentinel-cogs"})
+
+_BASELINE_KEYS = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version", "processing_baseline")
+_PRODUCT_KEYS = ("s2:product_uri", "s2:datatake_id", "s2:granule_id", "sentinel:product_id", "id")
+_FLAG_KEYS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+
+
+@dataclass(frozen=True)
+class Offset:
+    """What is to be added to the DN in a file, and why."""
+
+    add: float | None
+    """DN; None where the evidence does not decide."""
+    why: str
+    contradiction: bool = False
+    """The evidence says both."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """Everything said about one product's offset."""
+
+    baselines: frozenset[float] = frozenset()
+    """As the properties and the product's names have it; one, where they agree."""
+    applied: bool | None = None
+    """The catalogue's `boa_offset_applied`."""
+    places: frozenset[str] = frozenset()
+    """Where its files lie: ``raw: <bucket>``, ``harmonised: <bucket>``; other places say nothing and are left out."""
+    stated: frozenset[float] = frozenset()
+    """Offsets stated beside a scale for its files, in DN."""
+
+    @classmethod
+    def read(
+        cls, properties: Mapping[str, Any], hrefs: Iterable[str] = (), scales: Iterable[tuple[Any, Any]] = ()
+    ) -> Product:
+        """Read the properties of a STAC item (or coordinates named like them), hrefs, and (scale, offset) pairs."""
+        stated = (stated_offset(scale, offset) for scale, offset in scales)
+        hrefs = list(hrefs) or [str(properties.get("earthsearch:s3_path") or "")]
+        return cls(
+            baselines=frozenset(_baselines(properties)),
+            applied=next((f for k in _FLAG_KEYS if (f := _flag(properties.get(k))) is not None), None),
+            places=frozenset(p for h in hrefs if (p := _place(h)) is not None),
+            stated=frozenset(s for s in stated if s is not None),
+        )
+
+
+def decide_offset(product: Product) -> Offset:
+    """Weigh the evidence about one product.
+
+    Returns
+    -------
+    Offset
+        Undecided where nothing is said, or where what is said contradicts itself.
+    """
+    early = {b < FIRST_BASELINE for b in product.baselines}
+    names = " and ".join(f"{b:05.2f}" for b in sorted(product.baselines))
+    if len(early) > 1:
+        return Offset(None, f"its properties and names give baselines {names}", contradiction=True)
+    if early == {True}:
+        if any(product.stated):
+            stated = ", ".join(f"{s:g}" for s in sorted(product.stated))
+            return Offset(None, f"baseline {names} carries no offset, yet {stated} DN are stated for its files", True)
+        return Offset(0.0, f"baseline {names} is before 04.00, so there is no offset, whatever other flags say")
+
+    known = early == {False}
+    said: list[tuple[float, str]] = []
+    for place in sorted(product.places):
+        kind, bucket = place.split(": ", 1)
+        if kind == "harmonised":
+            said.append((0.0, f"files in {bucket!r} are harmonised"))
+        elif known:
+            said.append((ADD_OFFSET, f"files in {bucket!r} hold the DN as published under baseline {names}"))
+    if product.applied is True:
+        said.append((0.0, "boa_offset_applied is true"))
+    elif product.applied is False and known:
+        reason = f"boa_offset_applied is false under baseline {names}"
+        if not any(p.startswith("raw") for p in product.places):
+            said_of_both = "which its catalogue says of files that carry the offset and of files that do not"
+            return Offset(None, ", ".join([*(r for _, r in said), f"{reason}, {said_of_both}"]), contradiction=True)
+        said.append((ADD_OFFSET, reason))
+    agreed = product.applied is True and bool(product.places) and {add for add, _ in said} == {0.0}
+    for offset in sorted(product.stated):
+        # Flag and place agree that it was subtracted: this is the known stale statement, of no weight against the two.
+        if not (agreed and offset == ADD_OFFSET):
+            said.append((offset, f"raster:bands states an offset of {offset:g} DN"))
+    why = ", ".join(reason for _, reason in said)
+    if len({add for add, _ in said}) > 1:
+        return Offset(None, why, contradiction=True)
+    if said:
+        stale = agreed and ADD_OFFSET in product.stated
+        return Offset(
+            said[0][0], why + (" (raster:bands still says -1000, as is known of this catalogue)" if stale else "")
+        )
+    if known:
+        return Offset(
+            None, f"baseline {names} adds 1000 to the DN, but nothing says whether the file still carries them"
+        )
+    return Offset(None, "nothing is known of its baseline, place or scale")
+
+
+def _baselines(properties: Mapping[str, Any]) -> Iterable[float]:
+    for key in _BASELINE_KEYS:
+        value = properties.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            yield float(value)
+        elif isinstance(value, str) and (match := re.fullmatch(r"N?(\d\d)\.?(\d\d)|(\d\.\d+)", value.strip())):
+            yield float(match[3] or f"{match[1]}.{match[2]}")
+    for key in _PRODUCT_KEYS:
+        value = properties.get(key)
+        if isinstance(value, str) and value.lstrip("G").startswith("S2"):
+            # N9999 is ESA's mark of a product reprocessed for a test, of no known baseline.
+            yield from (float(f"{a}.{b}") for a, b in re.findall(r"_N(\d\d)\.?(\d\d)(?=[_.]|$)", value) if a != "99")
+
+
+def _flag(value: Any) -> bool | None:
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    try:
+        return bool(value) if value in (True, False) else None
+    except (TypeError, ValueError):
+        return None
+
+
+def stated_offset(scale: Any, offset: Any) -> float | None:
+    """DN of an offset stated together with the scale of reflectance; None for no statement."""
+    try:
+        per_dn, constant = float(scale), float(offset)
+    except (TypeError, ValueError):
+        return None
+    if not (0.9e-4 <= per_dn <= 1.1e-4 and math.isfinite(constant)):
+        return None
+    return round(constant / per_dn, 6) + 0.0
+
+
+def _place(href: str) -> str | None:
+    bucket = _bucket(href)
+    if bucket in _HARMONISED:
+        return f"harmonised: {bucket}"
+    if bucket in _RAW:
+        return f"raw: {bucket}"
+    if re.search(r"\.SAFE/(GRANULE|IMG_DATA)", href):
+        return "raw: .SAFE"
+    return None
+
+
+def _bucket(href: str) -> str:
+    """Name of the bucket or storage account that an href points into; empty for other places."""
+    if href.startswith("/vsi"):
+        _, _, driver, *rest = f"/{href}".split("/")
+        return rest[0] if driver in ("vsis3", "vsigs", "vsiaz") and rest else _bucket("/".join(rest))
+    parts = urlsplit(href)
+    if parts.scheme in ("s3", "gs", "az", "abfs"):
+        return parts.netloc
+    host, first = parts.hostname or "", parts.path.strip("/").split("/")[0]
+    if match := re.fullmatch(r"(.+)\.s3[.-][\w.-]*amazonaws\.com|(.+)\.blob\.core\.windows\.net", host):
+        return match[1] or match[2]
+    if re.fullmatch(r"s3[.-]?[\w.-]*amazonaws\.com|storage\.googleapis\.com", host):
+        return first
+    return "eodata" if host.endswith("dataspace.copernicus.eu") else ""

@@ -1,0 +1,201 @@
+"""STAC items in all the forms that users have them, and the assets in them that hold Sentinel-2 bands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deo_cube.cube.baseline import Product
+from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, bands_of_common_name
+from deo_cube.errors import MissingBandsError
+
+if TYPE_CHECKING:
+    import pystac
+
+__all__ = ["asset_scale", "find_assets", "product_of_item", "read_items", "resolve_href"]
+
+
+def read_items(items: Any) -> list[pystac.Item]:
+    """Read items from whatever holds them.
+
+    Parameters
+    ----------
+    items : Item, dict, ItemCollection, FeatureCollection dict, list of these, ItemSearch, or path of a JSON file
+        Relative hrefs are resolved against the file that they were read from.
+
+    Raises
+    ------
+    FileNotFoundError
+        For a path where nothing is.
+    TypeError
+        For anything else.
+    ValueError
+        For no items at all.
+    """
+    found = list(_items(items, None))
+    if not found:
+        raise ValueError("no items to load: the search found nothing. Widen bbox, datetime or cloud cover")
+    return found
+
+
+def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
+    import pystac
+
+    if isinstance(items, pystac.Item):
+        yield items
+    elif isinstance(items, (str, Path)):
+        path = Path(items)
+        if not path.is_file():
+            raise FileNotFoundError(f"no items at {path}: wanted a JSON file with a STAC item or a collection of items")
+        yield from _items(json.loads(path.read_text(encoding="utf-8")), str(path.resolve()))
+    elif isinstance(items, pystac.ItemCollection):
+        yield from items
+    elif isinstance(items, Mapping):
+        if items.get("type") == "FeatureCollection" or "features" in items:
+            for feature in items["features"]:
+                yield from _items(feature, base)
+        elif items.get("type") == "Feature":
+            item = pystac.Item.from_dict(dict(items))
+            if base is not None:
+                item.set_self_href(base)
+            yield item
+        else:
+            raise TypeError(
+                f"a mapping of type {items.get('type')!r} is no STAC item: wanted Feature or FeatureCollection"
+            )
+    elif callable(getattr(items, "items", None)):  # pystac_client.ItemSearch
+        yield from items.items()
+    elif isinstance(items, Iterable):
+        for item in items:
+            yield from _items(item, base)
+    else:
+        raise TypeError(
+            f"items are a {type(items).__name__}: wanted STAC items, a collection of them, a search, or a JSON file"
+        )
+
+
+def find_assets(item: pystac.Item, bands: Sequence[str]) -> dict[str, pystac.Asset]:
+    """Find the assets of `bands`, and of the scene classification as ``SCL`` where there is one.
+
+    An asset is known by its key, then by the one band that it describes (`bands`, `eo:bands`), then by its title. Of
+    several resolutions of one band (``B02_10m``, ``B02_20m``) the band's own is taken, of several formats the GeoTIFF.
+
+    Raises
+    ------
+    MissingBandsError
+        Where two assets are on a par.
+    """
+    ranked: dict[str, list[tuple[tuple[int, float, int], str]]] = {}
+    for key, asset in item.assets.items():
+        if not _is_raster(asset):
+            continue
+        lower = key.lower()
+        if lower == "scl" or lower.startswith(("scl_", "scl-")):
+            ranked.setdefault("SCL", []).append(
+                ((0 if lower == "scl" else 1, _resolution(asset, key), _jp2(asset)), key)
+            )
+        elif (claim := _band_of_asset(key, asset)) is not None and claim[0] in bands:
+            band, rank = claim
+            off = abs((_resolution(asset, key) or SENTINEL2[band].gsd) - SENTINEL2[band].gsd)
+            ranked.setdefault(band, []).append(((rank, off, _jp2(asset)), key))
+    chosen = {}
+    for band in (*bands, "SCL"):
+        candidates = sorted(ranked.get(band, []))
+        if len(candidates) > 1 and candidates[0][0] == candidates[1][0]:
+            raise MissingBandsError(
+                f"{band} of item {item.id} may be asset {candidates[0][1]!r} or {candidates[1][1]!r}. Say which: "
+                f'bands={{"{band}": "{candidates[0][1]}", ...}}'
+            )
+        if candidates:
+            chosen[band] = item.assets[candidates[0][1]]
+    return chosen
+
+
+def _band_of_asset(key: str, asset: pystac.Asset) -> tuple[str, int] | None:
+    if named := band_of_name(key):
+        return named[0], 0 if named[1] == "name" else 1
+    described = asset.extra_fields.get("bands") or asset.extra_fields.get("eo:bands") or []
+    if len(described) > 1:
+        return None
+    for one in described:
+        if named := band_of_name(str(one.get("name", ""))):
+            return named[0], 2
+        meant = bands_of_common_name(str(one.get("eo:common_name", one.get("common_name", ""))))
+        wave = one.get("eo:center_wavelength", one.get("center_wavelength"))
+        if meant and wave is not None:
+            near = min(meant, key=lambda b: abs(SENTINEL2[b].wavelength - 1000 * float(wave)))
+            if abs(SENTINEL2[near].wavelength - 1000 * float(wave)) <= 15:
+                return near, 3
+        elif len(meant) == 1:
+            return meant[0], 3
+    named = band_of_name(asset.title or "")
+    return (named[0], 4) if named else None
+
+
+def _is_raster(asset: pystac.Asset) -> bool:
+    if set(asset.roles or ()) & {"thumbnail", "overview", "visual", "metadata"}:
+        return False
+    kind = (asset.media_type or "").lower()
+    if kind:
+        return any(word in kind for word in ("tiff", "jp2", "jpeg2000", "vrt", "netcdf"))
+    return asset.href.split("?")[0].lower().endswith((".tif", ".tiff", ".jp2", ".vrt"))
+
+
+def _jp2(asset: pystac.Asset) -> int:
+    return int("jp2" in (asset.media_type or "").lower() or asset.href.lower().endswith(".jp2"))
+
+
+def _resolution(asset: pystac.Asset, key: str) -> float:
+    """Metres, as far as stated; 0 where not."""
+    extra = asset.extra_fields
+    described = (extra.get("raster:bands") or [{}])[0]
+    for value in (extra.get("gsd"), extra.get("raster:spatial_resolution"), described.get("spatial_resolution")):
+        if isinstance(value, (int, float)):
+            return float(value)
+    ending = key.lower().rpartition("_")[2]
+    return float(ending[:-1]) if ending in ("10m", "20m", "60m") else 0.0
+
+
+def asset_scale(asset: pystac.Asset) -> tuple[Any, Any]:
+    """Scale and offset stated for an asset (raster extension 1 or 2); None for what is not stated."""
+    extra = asset.extra_fields
+    first = (extra.get("raster:bands") or [{}])[0]
+    if "scale" in first or "offset" in first:
+        return first.get("scale"), first.get("offset")
+    band = {**extra, **((extra.get("bands") or [{}])[0])}
+    return band.get("raster:scale"), band.get("raster:offset")
+
+
+def product_of_item(item: pystac.Item, assets: Iterable[pystac.Asset]) -> Product:
+    """What an item and the assets to be read from it say of the offset."""
+    assets = list(assets)
+    properties = {"id": item.id, **item.properties}
+    hrefs = [a.href for a in assets]
+    # A local copy keeps the catalogue's word on where it came from.
+    if not any("://" in h for h in hrefs):
+        hrefs.append(str(properties.get("earthsearch:s3_path") or ""))
+    return Product.read(properties, hrefs, [asset_scale(a) for a in assets])
+
+
+def resolve_href(item: pystac.Item, asset: pystac.Asset, *, check: bool = True) -> str:
+    """Absolute href of an asset.
+
+    Raises
+    ------
+    FileNotFoundError
+        For a relative href with nothing to resolve it against, and (with `check`) for a local file that is not there.
+    """
+    href = asset.get_absolute_href() or asset.href
+    if ("://" in href and not href.startswith("file://")) or href.startswith("/vsi"):
+        return href
+    path = Path(href.removeprefix("file://"))
+    if not path.is_absolute() and not path.exists():
+        raise FileNotFoundError(
+            f"item {item.id} has the relative href {asset.href!r} and does not say what it is relative to. Give the "
+            "path of the JSON file, load_cube('items.json'), or items read with pystac.Item.from_file"
+        )
+    if check and not path.exists():
+        raise FileNotFoundError(f"asset of item {item.id} is not there: {path}. Mend its href, or pass patch_url=")
+    return str(path.resolve())

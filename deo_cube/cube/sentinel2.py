@@ -1,0 +1,141 @@
+"""The bands of Sentinel-2's MSI, and reading them out of the many names that they go by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+__all__ = ["SENTINEL2", "Band", "band_of_name", "bands_of_common_name", "squeezed"]
+
+
+@dataclass(frozen=True)
+class Band:
+    """One spectral band of Sentinel-2's MSI: wavelengths of Sentinel-2A, nm; GSD, metres."""
+
+    name: str
+    common_name: str
+    wavelength: float
+    fwhm: float
+    gsd: int
+    aliases: tuple[str, ...] = ()
+    """Other words for it, in lower case and without separators (``red_edge_1`` is looked up as ``rededge1``)."""
+
+
+def _table(*bands: Band) -> Mapping[str, Band]:
+    return MappingProxyType({b.name: b for b in bands})
+
+
+# Centres and widths: Sentinel-2A, Sentinel-2 User Handbook / MSI spectral responses (ESA). Common names: STAC eo
+# extension v2 (rededge071 ...), with the older rededge, nir, nir08 and nir09 among the aliases or resolved below.
+SENTINEL2: Mapping[str, Band] = _table(
+    Band("B01", "coastal", 442.7, 21, 60, ("coastal", "coastalaerosol", "ultrablue")),
+    Band("B02", "blue", 492.4, 66, 10, ("blue",)),
+    Band("B03", "green", 559.8, 36, 10, ("green",)),
+    Band("B04", "red", 664.6, 31, 10, ("red",)),
+    Band("B05", "rededge071", 704.1, 15, 20, ("rededge1", "rededge071", "re1")),
+    Band("B06", "rededge075", 740.5, 15, 20, ("rededge2", "rededge075", "re2")),
+    Band("B07", "rededge078", 782.8, 20, 20, ("rededge3", "rededge078", "re3")),
+    Band("B08", "nir", 832.8, 106, 10, ("nir", "nir1", "nirbroad", "broadnir")),
+    Band("B8A", "nir08", 864.7, 21, 20, ("nir08", "nir2", "nirnarrow", "narrownir", "rededge4")),
+    Band("B09", "nir09", 945.1, 20, 60, ("nir09",)),
+    Band("B10", "cirrus", 1373.5, 31, 60, ("cirrus",)),
+    Band("B11", "swir16", 1613.7, 91, 20, ("swir16", "swir1")),
+    Band("B12", "swir22", 2202.4, 175, 20, ("swir22", "swir2")),
+)
+
+_ALIASES = {alias: b.name for b in SENTINEL2.values() for alias in b.aliases}
+
+# One common name may stand for several bands: catalogues before eo v2 call B05, B06, B07 and even B8A "rededge".
+_COMMON_NAMES: dict[str, tuple[str, ...]] = {b.common_name: (b.name,) for b in SENTINEL2.values()}
+_COMMON_NAMES |= {"rededge": ("B05", "B06", "B07", "B8A"), "nir": ("B08", "B8A")}
+
+_BARE = re.compile(r"b(0?[1-9]|1[0-2]|0?8a)")
+_DESIGNATION = re.compile(r"(?:b|band)(0?[1-9]|1[0-2]|0?8a)")
+_NUMBER = re.compile(r"0?[1-9]|1[0-2]|0?8a")
+# Words that may stand beside a designation without changing what it means. Landsat's SR_ is not among them.
+_DECORATION = re.compile(
+    r"s2[abc]?|sentinel2?[abc]?|2[abc]?|msi|msil[12][ac]|l1c|l2a|boa|toa|surface|reflectance|(?:10|20|60)m|"
+    r"t\d\d[a-z]{3}|\d{8}t\d{6}"
+)
+_COLOUR = re.compile(
+    r"blue|green|red|edge|rededge|vegetation|nir|near|infrared|narrow|broad|swir|shortwave|coastal|aerosol|water|vapou?r|cirrus"
+)
+# Which bands a colour beside a designation leaves open: "Red (band 1)" is another sensor's. The first that fits counts.
+_COLOUR_BANDS = (
+    ("rededge", ("B05", "B06", "B07", "B8A")),
+    ("nearinfrared", ("B08", "B8A")),
+    ("shortwave", ("B10", "B11", "B12")),
+    ("nir", ("B08", "B8A", "B09")),
+    ("swir", ("B10", "B11", "B12")),
+    ("coastal", ("B01",)),
+    ("blue", ("B02",)),
+    ("green", ("B03",)),
+    ("red", ("B04",)),
+    ("vapo", ("B09",)),
+    ("cirrus", ("B10",)),
+)
+
+
+def squeezed(name: str) -> str:
+    """`name` in lower case and without blanks, hyphens and underscores."""
+    return re.sub(r"[\s_-]+", "", name.lower())
+
+
+def bands_of_common_name(name: str) -> tuple[str, ...]:
+    """Bands that a STAC common name may mean; none for a name that is not known."""
+    return _COMMON_NAMES.get(name.lower(), ())
+
+
+def band_of_name(name: str) -> tuple[str, Literal["name", "alias"]] | None:
+    """Read a Sentinel-2 band out of a variable's name, label, title or long name.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``B02``, ``b2``, ``band_2``, ``B02_10m``, ``S2-L2A-B02``, ``sentinel2 B8A``, ``Blue (band 2) - 10m``,
+        ``rededge1``.
+
+    Returns
+    -------
+    (band, how) or None
+        `how` is ``name`` for a bare designation and ``alias`` for anything else. None where the text names no band,
+        more than one, or holds a word that is not known: ``A_B04``, ``SR_B4`` and ``4`` are no names of B04.
+
+    Examples
+    --------
+    >>> band_of_name("b8a"), band_of_name("B08"), band_of_name("S2-L2A-B11"), band_of_name("11")
+    (('B8A', 'name'), ('B08', 'name'), ('B11', 'alias'), None)
+    """
+    text = name.strip().lower()
+    if bare := _BARE.fullmatch(text):
+        return _canonical(bare[1]), "name"
+    if alias := _ALIASES.get(squeezed(text)):
+        return alias, "alias"
+    tokens = re.findall(r"[a-z0-9]+", text)
+    found: list[str] = []
+    colours: list[str] = []
+    others: list[str] = []
+    while tokens:
+        token = tokens.pop(0)
+        if match := _DESIGNATION.fullmatch(token):
+            found.append(_canonical(match[1]))
+        elif token in ("b", "band") and tokens and _NUMBER.fullmatch(tokens[0]):
+            found.append(_canonical(tokens.pop(0)))
+        elif _COLOUR.fullmatch(token):
+            colours.append(token)
+        elif not _DECORATION.fullmatch(token):
+            others.append(token)
+    # A number may follow a colour ("NIR 2"), never a bare designation ("B02_1").
+    if len(found) != 1 or not all(colours and re.fullmatch(r"\d|\d\.\d|um|m", t) for t in others):
+        return None
+    colour = "".join(colours)
+    open_to = next((bands for word, bands in _COLOUR_BANDS if word in colour), tuple(SENTINEL2))
+    return (found[0], "alias") if found[0] in open_to else None
+
+
+def _canonical(number: str) -> str:
+    number = number.lstrip("0").upper()
+    return f"B{number}" if number == "8A" else f"B{int(number):02d}"

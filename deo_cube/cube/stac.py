@@ -1,0 +1,338 @@
+"""Load a cube from STAC items through odc-stac, with the offset of each item decided while its metadata are at hand."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from deo_cube.cube import grid
+from deo_cube.cube.baseline import Offset, decide_offset
+from deo_cube.cube.items import find_assets, product_of_item, read_items, resolve_href
+from deo_cube.cube.radiometry import OFFSET_COORD, SCL_INVALID
+from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name
+from deo_cube.errors import MissingBandsError, MissingCRSError
+
+if TYPE_CHECKING:
+    import pystac
+
+__all__ = ["DEFAULT_CHUNKS", "MODEL_BANDS", "load_cube"]
+
+MODEL_BANDS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+"""Bands of all models that ship with the package; loaded where the caller names none."""
+
+DEFAULT_CHUNKS = {"x": 2048, "y": 2048}
+"""8 MB a band in uint16, 84 MB for ten bands and a time step: a whole number of COG blocks (512 or 1024), and few
+enough tasks for a country. Small chunks cost most here: at 512 px this loader took about twice the time of 1024."""
+
+_COLLECTION = "deo_cube"
+_BASELINE = "s2:processing_baseline"
+
+
+def load_cube(
+    items: Any,
+    *,
+    model: str = "tiny",
+    bbox: tuple[float, float, float, float] | None = None,
+    geobox: Any = None,
+    crs: Any = None,
+    resolution: Any = None,
+    groupby: str | Callable[..., Any] = "solar_day",
+    chunks: Mapping[str, int | str] | None = None,
+    mask_clouds: bool = False,
+    bands: Sequence[str] | Mapping[str, str] | None = None,
+    resampling: str | Mapping[str, str] | None = None,
+    offset: str | float = "auto",
+    patch_url: Callable[[str], str] | None = None,
+    **odc_options: Any,
+) -> xr.Dataset:
+    """Load Sentinel-2 STAC items as a lazy cube, named and annotated for `embed`.
+
+    Nothing but metadata is read at the call. Numbers stay as they are in the files (except with `mask_clouds`, and
+    where items with and without the +1000 of baseline 04.00 meet in one time step: it is subtracted before mosaicking).
+
+    Parameters
+    ----------
+    items : Item, dict, ItemCollection, FeatureCollection, list of these, pystac_client search, or path of a JSON file
+    model : str
+        For messages; all models that ship with the package take the same ten bands.
+    bbox : (west, south, east, north), optional
+        Degrees.
+    geobox : odc.geo.geobox.GeoBox, optional
+        Exact output grid.
+    crs, resolution : optional
+        Of the output. Default: the items' CRS, and the finest resolution of the bands that are loaded.
+    groupby : str or callable
+        What becomes one time step: ``solar_day`` (default), ``time``, ``id``, a property, or a callable as in odc-stac.
+    chunks : mapping, optional
+        Default ``{"x": 2048, "y": 2048}``.
+    mask_clouds : bool
+        Set pixels whose SCL class hides the ground (0, 1, 3, 8, 9, 10) to nodata, lazily.
+    bands : sequence of str, or mapping of str to str, optional
+        Bands to load, or band to asset key. Default: the ten bands of the models, as far as the items have them.
+    resampling : str or mapping, optional
+        Default ``nearest``, which leaves the DN of the 20 m bands as they are; SCL is always nearest.
+    offset : "auto" or float
+        DN to add to all items (0 or -1000), where their metadata do not decide or are wrong.
+    patch_url : callable, optional
+        Applied to each href when it is opened, for signing.
+    **odc_options
+        For `odc.stac.load`.
+
+    Returns
+    -------
+    Dataset
+        Variables ``B02`` ... and ``SCL`` (time, y, x), on Dask, with attributes `units` and `nodata`; coordinates along
+        time: ``boa_add_offset`` (DN to add; NaN where the items do not decide, which `embed` refuses unless it is told
+        ``offset=``), ``s2:processing_baseline``, ``item_ids``. The reasons stand in the attribute ``deo_cube:offset``.
+
+    Raises
+    ------
+    ValueError
+        For no items, a bbox that touches none, or a CRS without resolution in other units than the items'.
+    MissingBandsError
+        Where no item has any of the bands, or two assets are on a par for one.
+    MissingCRSError
+        For items in several CRSs, or without any, where the call names none.
+    FileNotFoundError
+        For local assets that are not there.
+    """
+    import odc.stac
+
+    if offset != "auto" and (isinstance(offset, str) or not math.isfinite(offset)):
+        raise ValueError(f"offset must be 'auto' or the DN to add (0, -1000), got {offset!r}")
+    if "stac_cfg" in odc_options:
+        raise ValueError(
+            "stac_cfg is fixed by load_cube, which renames the assets; use odc.stac.load for other settings"
+        )
+    found = read_items(items)
+    chosen = [_choose(item, bands, model) for item in found]
+    if not any(set(c) - {"SCL"} for c in chosen):
+        keys = ", ".join(list(found[0].assets)[:40]) or "none"
+        raise MissingBandsError(
+            f"no asset of {len(found)} items holds {', '.join(_wanted(bands))}; assets of {found[0].id}: {keys}. "
+            'Say which is which: bands={"B02": "its key", ...}'
+        )
+    names = [b for b in (*_wanted(bands), "SCL") if any(b in c for c in chosen)]
+    plain = [_plain(item, assets, check=patch_url is None) for item, assets in zip(found, chosen, strict=True)]
+    # The fullest item first: it is the one from which odc-stac takes dtypes.
+    order = sorted(range(len(plain)), key=lambda i: -len(plain[i].assets))
+    plain, found, chosen = ([seq[i] for i in order] for seq in (plain, found, chosen))  # type: ignore[assignment]
+    _check_place(plain, bbox=bbox, crs=crs, resolution=resolution, placed=geobox is not None or "like" in odc_options)
+    decided = [_decide(item, c, offset) for item, c in zip(found, chosen, strict=True)]
+
+    def load(which: Sequence[int], group: Any, **options: Any) -> xr.Dataset:
+        return odc.stac.load(  # type: ignore[no-any-return]
+            [plain[i] for i in which],
+            bands=names,
+            groupby=group,
+            chunks=dict(DEFAULT_CHUNKS if chunks is None else chunks),
+            resampling=_resampling(resampling),
+            patch_url=patch_url,
+            stac_cfg=_CONFIG,
+            debug=True,
+            **options,
+        )
+
+    given = {"bbox": bbox, "geobox": geobox, "crs": crs, "resolution": resolution}
+    cube = load(range(len(plain)), groupby, **{k: v for k, v in given.items() if v is not None}, **odc_options)
+    groups: list[list[int]] = cube.encoding.pop("debug").grouped_idx
+    adds = [_meeting([decided[i].add for i in g]) for g in groups]
+    if None in adds:
+        steps = [cube.isel(time=[t]) for t in range(len(groups))]
+        place = {k: v for k, v in odc_options.items() if k not in _PLACE} | {"geobox": grid.geobox(cube)}
+        for t, group in enumerate(groups):
+            if adds[t] is None:
+                parts = {add: [i for i in group if decided[i].add == add] for add in {decided[i].add for i in group}}
+                pieces = [(load(which, _all_alike, **place), float(add or 0)) for add, which in sorted(parts.items())]
+                steps[t] = _mosaic(pieces).assign_coords(time=steps[t]["time"])
+        cube = xr.concat(steps, "time")
+        cube.encoding.pop("debug", None)
+    cube = _annotated(cube, found, groups, decided, [0.0 if a is None else a for a in adds])
+    return _cloudless(cube) if mask_clouds else cube
+
+
+_PLACE = ("x", "y", "lon", "lat", "like", "geopolygon", "intersects", "anchor", "align", "bbox", "crs", "resolution")
+
+
+def _all_alike(*_: Any) -> int:
+    return 0
+
+
+_CONFIG = {
+    _COLLECTION: {
+        "assets": {"*": {"data_type": "uint16", "nodata": 0}, "SCL": {"data_type": "uint8", "nodata": 0}},
+        "warnings": "ignore",
+    }
+}
+"""What odc-stac assumes where items state neither dtype nor nodata, as those of the Planetary Computer."""
+
+
+def _wanted(bands: Sequence[str] | Mapping[str, str] | None) -> tuple[str, ...]:
+    if bands is None:
+        return MODEL_BANDS
+    wanted = []
+    for name in (bands,) if isinstance(bands, str) else bands:
+        known = band_of_name(name)
+        if known is not None:
+            wanted.append(known[0])
+        elif name.upper() != "SCL":
+            raise MissingBandsError(f"{name!r} is no band of Sentinel-2: {', '.join(SENTINEL2)}")
+    return tuple(dict.fromkeys(wanted))
+
+
+def _choose(item: pystac.Item, bands: Sequence[str] | Mapping[str, str] | None, model: str) -> dict[str, pystac.Asset]:
+    if not isinstance(bands, Mapping):
+        return find_assets(item, _wanted(bands))
+    chosen = {}
+    for band, key in bands.items():
+        if key not in item.assets:
+            raise MissingBandsError(f"item {item.id} has no asset {key!r} for {band}: it has {', '.join(item.assets)}")
+        chosen["SCL" if band.upper() == "SCL" else _wanted([band])[0]] = item.assets[key]
+    scl = find_assets(item, ())
+    return {**scl, **chosen}
+
+
+def _plain(item: pystac.Item, assets: Mapping[str, pystac.Asset], *, check: bool) -> pystac.Item:
+    """A copy of `item` with nothing but the chosen assets, named by band, with absolute hrefs, in one collection.
+
+    So items of several catalogues, each with its own asset keys, load into one cube.
+    """
+    copy = item.clone()
+    copy.clear_links()
+    copy.collection_id = _COLLECTION
+    copy.assets = {}
+    for band, asset in assets.items():
+        own = asset.clone()
+        own.href = resolve_href(item, asset, check=check)
+        copy.add_asset(band, own)
+    return copy
+
+
+def _crs_of(item: pystac.Item) -> str | None:
+    for said in (item.properties, *(a.extra_fields for a in item.assets.values())):
+        code = said.get("proj:code") or said.get("proj:epsg")
+        if code is not None:
+            return str(code) if ":" in str(code) else f"EPSG:{code}"
+    return None
+
+
+def _check_place(items: Sequence[pystac.Item], *, bbox: Any, crs: Any, resolution: Any, placed: bool) -> None:
+    if bbox is not None:
+        west, south, east, north = bbox
+        if not (west < east and south < north):
+            raise ValueError(f"bbox must be (west, south, east, north) in degrees, got {bbox}")
+        boxes = [i.bbox for i in items if i.bbox is not None]
+        if boxes and not any(b[0] < east and west < b[2] and b[1] < north and south < b[3] for b in boxes):
+            raise ValueError(f"bbox {tuple(bbox)} touches none of the {len(items)} items; the first covers {boxes[0]}")
+    if placed:
+        return
+    found = Counter(_crs_of(i) for i in items)
+    known = [c for c in found if c is not None]
+    if crs is None:
+        if len(known) > 1:
+            counts = ", ".join(f"{c} ({n} items)" for c, n in found.most_common() if c is not None)
+            raise MissingCRSError(
+                f"the items lie in several CRSs: {counts}. Choose one, crs={found.most_common(1)[0][0]!r} "
+                "resolution=10, or load each zone apart, which keeps its pixels as they are"
+            )
+        if not known:
+            raise MissingCRSError(
+                "the items do not state their CRS (proj:code): pass crs='EPSG:...' and resolution=10, or geobox="
+            )
+    elif resolution is None and str(crs).lower() != "utm":
+        from odc.geo.crs import CRS
+
+        units = {CRS(c).units for c in known}
+        if units != {CRS(crs).units}:
+            raise ValueError(f"crs={crs!r} has other units than the items: pass resolution= in units of that CRS")
+
+
+def _resampling(resampling: str | Mapping[str, str] | None) -> dict[str, str]:
+    chosen = {"*": resampling} if isinstance(resampling, str) else dict(resampling or {})
+    return {"*": "nearest", **chosen, "SCL": "nearest"}
+
+
+def _decide(item: pystac.Item, assets: Mapping[str, pystac.Asset], offset: str | float) -> Offset:
+    if not isinstance(offset, str):
+        return Offset(float(offset), f"offset={offset:g} was passed to load_cube")
+    return decide_offset(product_of_item(item, [a for b, a in assets.items() if b != "SCL"]))
+
+
+def _meeting(adds: Sequence[float | None]) -> float | None:
+    """The one offset of a time step; NaN where an item does not decide; None where decided items differ."""
+    if None in adds:
+        return math.nan
+    return adds[0] if len(set(adds)) == 1 else None
+
+
+def _mosaic(pieces: Sequence[tuple[xr.Dataset, float]]) -> xr.Dataset:
+    """Put parts of one time step together, each first freed of its offset; the first valid pixel counts."""
+    freed = []
+    for piece, add in pieces:
+        bands = {str(n): v if n == "SCL" or not add else _without_offset(v, add) for n, v in piece.data_vars.items()}
+        freed.append(piece.assign(bands))
+    whole, *others = freed
+    for other in others:
+        whole = whole.assign({n: v.where(v != _nodata(v), other[n]) for n, v in whole.data_vars.items()})
+    return whole
+
+
+def _annotated(
+    cube: xr.Dataset,
+    items: Sequence[pystac.Item],
+    groups: Sequence[Sequence[int]],
+    decided: Sequence[Offset],
+    adds: Sequence[float],
+) -> xr.Dataset:
+    def of_steps(values: Sequence[str]) -> list[str]:
+        return ["/".join(sorted({values[i] for i in g} - {""})) for g in groups]
+
+    baselines = of_steps([str(i.properties.get(_BASELINE) or "") for i in items])
+    ids = [" ".join(items[i].id for i in g) for g in groups]
+    coords = {OFFSET_COORD: ("time", np.asarray(adds, dtype=np.float64)), "item_ids": ("time", np.asarray(ids))}
+    if any(baselines):
+        coords[_BASELINE] = ("time", np.asarray(baselines))
+    cube = cube.assign_coords(coords)
+    for name, variable in cube.data_vars.items():
+        if name == "SCL":
+            variable.attrs["long_name"] = "scene classification"
+            continue
+        band = SENTINEL2[str(name)]
+        if variable.dtype.kind in "iu":
+            variable.attrs["units"] = "DN"
+        variable.attrs |= {"common_name": band.common_name, "center_wavelength": band.wavelength / 1000}
+    reasons = Counter(d.why for d in decided)
+    cube.attrs["deo_cube:source"] = f"{len(items)} STAC items, by load_cube"
+    cube.attrs["deo_cube:offset"] = "; ".join(f"{why} ({n} of {len(items)} items)" for why, n in reasons.most_common())
+    return cube
+
+
+def _cloudless(cube: xr.Dataset) -> xr.Dataset:
+    if "SCL" not in cube:
+        raise MissingBandsError(
+            "mask_clouds=True needs the scene classification, and the items have no SCL asset: pass mask_clouds=False"
+        )
+    clear = ~cube["SCL"].isin(SCL_INVALID)
+    masked = {str(n): v.where(clear, _nodata(v)) for n, v in cube.data_vars.items() if n != "SCL"}
+    cube = cube.assign(masked)
+    cube.attrs["deo_cube:mask_clouds"] = f"pixels of SCL {', '.join(map(str, SCL_INVALID))} set to nodata"
+    return cube
+
+
+def _nodata(variable: xr.DataArray) -> Any:
+    return variable.dtype.type(variable.attrs.get("nodata", math.nan if variable.dtype.kind == "f" else 0))
+
+
+def _without_offset(variable: xr.DataArray, add: float) -> xr.DataArray:
+    """DN freed of an offset; what falls to nodata, or below zero in an unsigned type, becomes 1: black but valid."""
+    nodata = _nodata(variable)
+    shifted = variable.astype("int32") + int(add)
+    shifted = shifted.clip(min=1) if variable.dtype.kind == "u" else shifted.where(shifted != nodata, nodata + 1)
+    freed = shifted.astype(variable.dtype).where(variable != nodata, nodata)
+    freed.attrs = dict(variable.attrs)
+    return freed
