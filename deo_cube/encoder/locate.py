@@ -75,12 +75,15 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
         if not path.is_file():
             raise WeightsNotFoundError(f"weights={str(weights)!r}: there is no such file")
         return check_file(card, path)
-    local = local_weights(card)
-    if local is not None:
-        return check_file(card, local)
-    if card.weights.repo is None or offline:
-        raise WeightsNotFoundError(_not_found(card, offline))
-    return check_file(card, _download(card))
+    found = local_weights(card)
+    if found is None:
+        if card.weights.repo is None or offline:
+            raise WeightsNotFoundError(_not_found(card, offline))
+        found = _download(card)
+    check_file(card, found)
+    if card.weights.sha256 is None and _hub_cache() in found.parents:
+        _compare_with_first(card, found)
+    return found
 
 
 def local_weights(card: ModelCard) -> Path | None:
@@ -165,7 +168,7 @@ def _download(card: ModelCard) -> Path:
     w = card.weights
     assert w.repo is not None
     try:
-        path = Path(
+        return Path(
             hf_hub_download(
                 w.repo,
                 w.file,
@@ -180,12 +183,9 @@ def _download(card: ModelCard) -> Path:
             f"{w.file} could not be downloaded from {w.repo} at {w.revision}: {type(error).__name__}: {error}\n"
             + _not_found(card, offline=False)
         ) from error
-    if w.sha256 is None:
-        _remember(card, path)
-    return path
 
 
-def _remember(card: ModelCard, path: Path) -> None:
+def _compare_with_first(card: ModelCard, path: Path) -> None:
     """Keep the hash of a first download; refuse a later one that differs."""
     record = Path(get_option("cache_dir")) / "weights_seen.json"
     key = f"{card.weights.repo}@{card.weights.revision}/{card.weights.file}"

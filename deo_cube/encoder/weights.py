@@ -117,9 +117,10 @@ def _load_torch(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever a foreign or hostile file makes the unpickler stumble over
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        told = [line.strip() for line in str(error).splitlines()]
+        reason = next((line for line in told if any(w in line for w in ("GLOBAL", "Unsupported", "error:"))), "")
         raise WeightsMismatchError(
-            f"{path} could not be read as tensors only ({type(error).__name__}). {reason.strip()} It is damaged, or "
+            f"{path} could not be read as tensors only ({type(error).__name__}). {reason} It is damaged, or "
             "holds Python objects, which are not unpickled because that would run code from the file. "
             "Where you trust its source: load it there, and save the tensors with safetensors.torch.save_file"
         ) from error
