@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["ADD_OFFSET", "Offset", "Product", "decide_offset", "stated_offset"]
+__all__ = ["ADD_OFFSET", "PRODUCT_KEYS", "Offset", "Product", "decide_offset", "stated_offset"]
 
 ADD_OFFSET = -1000.0
 """DN to add to a product of baseline 04.00 or later (BOA_ADD_OFFSET, RADIO_ADD_OFFSET)."""
@@ -42,6 +42,9 @@ _HARMONISED = frozenset({"sentinel-cogs"})
 _BASELINE_KEYS = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version", "processing_baseline")
 _PRODUCT_KEYS = ("s2:product_uri", "s2:datatake_id", "s2:granule_id", "sentinel:product_id", "id")
 _FLAG_KEYS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+
+PRODUCT_KEYS = (*_BASELINE_KEYS, *_PRODUCT_KEYS, *_FLAG_KEYS, "earthsearch:s3_path")
+"""Properties of an item that `Product.read` looks at."""
 
 
 @dataclass(frozen=True)
