@@ -1,0 +1,139 @@
+"""Names, codes and colours of categories, and how they are written on a map (CF flags)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["NO_CLASS", "Classes"]
+
+NO_CLASS = 255
+"""What a categorical map (uint8) holds where there is no class; its `_FillValue`."""
+
+# Okabe and Ito's palette, told apart by the colour-blind too, then lighter and darker companions.
+_PALETTE = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#666666",
+    "#003f63", "#8a5f00", "#005f45", "#7d4164", "#a6d8f5", "#f2a86b", "#8fe0c4", "#c2c2c2",
+)  # fmt: skip
+# What people expect of a land-cover map.
+_KNOWN = {
+    "water": "#1f78b4",
+    "trees": "#1b7837",
+    "forest": "#1b7837",
+    "crops": "#e6ab02",
+    "built": "#c51b3a",
+    "bare": "#a6761d",
+    "snow": "#e6f5ff",
+    "ice": "#e6f5ff",
+    "grass": "#a6d854",
+    "rangeland": "#d9c58b",
+    "flooded": "#4eb3a1",
+    "cloud": "#d9d9d9",
+}
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The categories of a map, in order.
+
+    Parameters
+    ----------
+    codes : tuple of int
+        Values in the map, 0 to 254, rising.
+    names : tuple of str
+        One a code.
+    colors : tuple of str
+        ``#rrggbb``, one a code.
+    """
+
+    codes: tuple[int, ...]
+    names: tuple[str, ...]
+    colors: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.colors:
+            object.__setattr__(self, "colors", tuple(_color(n, i) for i, n in enumerate(self.names)))
+        if not len(self.codes) == len(self.names) == len(self.colors):
+            raise ValueError(f"{len(self.codes)} codes, {len(self.names)} names, {len(self.colors)} colours of classes")
+        if list(self.codes) != sorted(set(self.codes)) or not all(0 <= c < NO_CLASS for c in self.codes):
+            raise ValueError(f"class codes must be different integers from 0 to {NO_CLASS - 1}, rising: {self.codes}")
+        bad = [c for c in self.colors if not re.fullmatch(r"#[0-9a-fA-F]{6}", c)]
+        if bad:
+            raise ValueError(f"colours of classes are written #rrggbb, got {bad}")
+
+    @classmethod
+    def of(
+        cls,
+        values: Iterable[Any],
+        *,
+        names: Mapping[int, str] | Sequence[str] | None = None,
+        colors: Mapping[Any, str] | Sequence[str] | None = None,
+    ) -> Classes:
+        """Classes for label `values`: integers from 0 to 254 keep their value, names are numbered in their order.
+
+        `names` gives the integers names; `colors` colours by name, by code, or in order.
+        """
+        found = sorted({v.item() if isinstance(v, np.generic) else v for v in values}, key=lambda v: (str(type(v)), v))
+        whole = all(isinstance(v, bool | int) or (isinstance(v, float) and v.is_integer()) for v in found) and all(
+            0 <= int(v) < NO_CLASS for v in found
+        )
+        if whole:
+            codes = tuple(sorted({int(v) for v in found}))
+            if isinstance(names, Mapping):
+                titles = tuple(str(names.get(c, c)) for c in codes)
+            else:
+                titles = tuple(str(names[i]) for i in range(len(codes))) if names else tuple(map(str, codes))
+        else:
+            codes, titles = tuple(range(len(found))), tuple(map(str, found))
+        if isinstance(colors, Mapping):
+            given = [colors.get(n, colors.get(c)) for c, n in zip(codes, titles, strict=True)]
+            shades = tuple(g or _color(n, i) for i, (g, n) in enumerate(zip(given, titles, strict=True)))
+        else:
+            shades = tuple(colors) if colors else ()
+        return cls(codes, titles, shades)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def code_of(self, value: Any) -> int:
+        """Code of a label: a name, or a code as it is."""
+        text = str(value)
+        if text in self.names:
+            return self.codes[self.names.index(text)]
+        if not isinstance(value, str) and float(value).is_integer() and int(value) in self.codes:
+            return int(value)
+        raise ValueError(f"no class {value!r}: the classes are {dict(zip(self.codes, self.names, strict=True))}")
+
+    def attrs(self) -> dict[str, Any]:
+        """CF attributes of a map of these classes: `flag_values`, `flag_meanings`, and colours beside them."""
+        return {
+            "flag_values": np.array(self.codes, dtype="uint8"),
+            "flag_meanings": " ".join(re.sub(r"[^0-9A-Za-z_.+@-]+", "_", n).strip("_") or "_" for n in self.names),
+            "flag_colors": " ".join(self.colors),
+            "_FillValue": np.uint8(NO_CLASS),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, for JSON."""
+        return {"codes": list(self.codes), "names": list(self.names), "colors": list(self.colors)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Classes:
+        """Read what `to_dict` wrote."""
+        return cls(
+            tuple(int(c) for c in values["codes"]),
+            tuple(str(n) for n in values["names"]),
+            tuple(str(c) for c in values["colors"]),
+        )
+
+
+def _color(name: str, index: int) -> str:
+    low = name.lower()
+    for word, color in _KNOWN.items():
+        if word in low:
+            return color
+    return _PALETTE[index % len(_PALETTE)]

@@ -1,0 +1,93 @@
+"""Patches that look alike, grouped without labels: mini-batch k-means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deo_cube.heads.classes import NO_CLASS, Classes
+from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample
+
+__all__ = ["Clusters", "cluster", "fit_clusters"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Centres (k, D) of clusters, the most frequent first: fitted once, used for any window."""
+
+    centres: Array = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.centres) != 2 or not 2 <= len(self.centres) < NO_CLASS:
+            raise ValueError(
+                f"centres of clusters are (k, D) with k from 2 to {NO_CLASS - 1}: {np.shape(self.centres)}"
+            )
+
+
+def fit_clusters(emb: xr.DataArray, k: int = 8, *, seed: int = 0, most: int = 32768) -> Clusters:
+    """Fit now, on a fixed subsample of at most about `most` vectors."""
+    return Clusters(np.asarray(_fitted(as_embeddings(emb), _checked(k), seed, most).values))
+
+
+def cluster(emb: xr.DataArray, k: int = 8, *, clusters: Clusters | None = None, seed: int = 0) -> xr.DataArray:
+    """Assign every patch to one of `k` clusters.
+
+    Parameters
+    ----------
+    emb : DataArray
+        Embeddings (time, embedding, y, x) or (embedding, y, x).
+    k : int
+        Number of clusters, 2 to 254.
+    clusters : Clusters, optional
+        Fitted before (`fit_clusters`), so that several windows share them. Without it they are fitted on a fixed
+        subsample of this array, lazily.
+    seed : int
+        Of the mini-batches.
+
+    Returns
+    -------
+    DataArray
+        `cluster` (time, y, x) uint8, 0 the most frequent in the subsample; 255 (`_FillValue`) where invalid, CF flags
+        in the attributes.
+    """
+    emb = as_embeddings(emb)
+    if clusters is None:
+        parameters: Any = _fitted(emb, _checked(k), seed, 32768)
+    else:
+        parameters, k = clusters.centres, len(clusters.centres)
+        if parameters.shape[1] != emb.sizes["embedding"]:
+            raise ValueError(
+                f"the clusters are of vectors of length {parameters.shape[1]}, not {emb.sizes['embedding']}"
+            )
+    classes = Classes(tuple(range(k)), tuple(f"cluster {i}" for i in range(k)))
+
+    def nearest(v: Array, centres: Array) -> Array:
+        return np.asarray(((centres**2).sum(axis=1) - 2 * v @ centres.T).argmin(axis=1))
+
+    attrs = {"long_name": f"cluster of {k} by k-means"} | classes.attrs()
+    return map_vectors(nearest, [emb], parameters=parameters, dtype="uint8", fill=NO_CLASS, name="cluster", attrs=attrs)
+
+
+def _checked(k: int) -> int:
+    if not 2 <= k < NO_CLASS:
+        raise ValueError(f"k must be from 2 to {NO_CLASS - 1}, got {k}")
+    return k
+
+
+def _fitted(emb: xr.DataArray, k: int, seed: int, most: int) -> xr.DataArray:
+    def fit(v: Array) -> Array:
+        from sklearn.cluster import MiniBatchKMeans
+
+        if len(v) < k:
+            raise ValueError(f"only {len(v)} valid vectors in the subsample, fewer than the {k} clusters wanted")
+        found = MiniBatchKMeans(k, random_state=seed, batch_size=2048, n_init=3).fit(v)
+        often = np.bincount(found.labels_, minlength=k)
+        return np.asarray(found.cluster_centers_[np.argsort(-often, kind="stable")])
+
+    return fit_lazily(fit, sample(emb, most), ["cluster", "loading"], [k, emb.sizes["embedding"]])

@@ -1,0 +1,160 @@
+"""Embeddings as colours: three principal components, stretched, the same colours for the same place in any window."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample
+
+__all__ = ["PCA", "fit_pca", "pca_rgb"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class PCA:
+    """A basis of colours: fitted once, applied to any window, date or store of the same model.
+
+    Parameters
+    ----------
+    mean : (D,) float
+        Of the vectors fitted on.
+    components : (3, D) float
+        Unit vectors; each points to where its largest loading is positive.
+    low, high : (3,) float
+        Projections that become 0 and 1: the 2nd and 98th percentile of those fitted on.
+    model : str
+        Fingerprint of the model whose embeddings they are; empty where unknown.
+    """
+
+    mean: Array = field(repr=False)
+    components: Array = field(repr=False)
+    low: Array
+    high: Array
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "components", "low", "high"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype="float64"))
+        d = len(self.mean)
+        if self.components.shape != (3, d) or self.low.shape != (3,) or self.high.shape != (3,):
+            raise ValueError(
+                f"a PCA basis has mean (D,), components (3, D), low (3,), high (3,); got {self.mean.shape}, "
+                f"{self.components.shape}, {self.low.shape}, {self.high.shape}"
+            )
+
+    @property
+    def array(self) -> Array:
+        """All in one (3, 2 D + 2) array, as it is handed to the chunks."""
+        mean = np.broadcast_to(self.mean, self.components.shape)
+        return np.concatenate([self.components, mean, self.low[:, None], self.high[:, None]], axis=1)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        d = {k: getattr(self, k).tolist() for k in ("mean", "components", "low", "high")} | {"model": self.model}
+        Path(path).write_text(json.dumps(d), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PCA:
+        """Read what `save` wrote."""
+        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def fit_pca(emb: xr.DataArray, *, most: int = 16384) -> PCA:
+    """Fit a basis now, on a fixed subsample of at most about `most` vectors (up to 8 x 8 windows, 4 times).
+
+    Examples
+    --------
+    >>> basis = fit_pca(store)                      # doctest: +SKIP
+    >>> pca_rgb(store.isel(time=3), basis=basis)    # doctest: +SKIP
+    """
+    emb = as_embeddings(emb)
+    return _unpacked(_fitted(emb, most).values, str(emb.attrs.get("deo_cube:fingerprint", "")))
+
+
+def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.DataArray:
+    """Red, green and blue from the first three principal components.
+
+    Parameters
+    ----------
+    emb : DataArray
+        Embeddings (time, embedding, y, x) or (embedding, y, x).
+    basis : PCA or path, optional
+        Decides the colours. With one basis the same place has the same colours in any window. Without it, the basis
+        bundled with the model is used where there is one; else one is fitted on a fixed subsample of this very
+        array, lazily, and another window gets other colours (`fit_pca` makes a basis to keep).
+
+    Returns
+    -------
+    DataArray
+        `rgb` (time, band, y, x) float32 in 0..1, bands "red", "green", "blue"; NaN where invalid. The attribute
+        ``pca_basis`` says which basis was used.
+    """
+    emb = as_embeddings(emb)
+    if isinstance(basis, str | Path):
+        basis = PCA.load(basis)
+    source = "given"
+    if basis is None:
+        basis, source = _bundled(emb), "bundled with the model"
+    if basis is not None and len(basis.mean) != emb.sizes["embedding"]:
+        raise ValueError(f"the basis is for vectors of length {len(basis.mean)}, got {emb.sizes['embedding']}")
+    model = str(emb.attrs.get("deo_cube:fingerprint", ""))
+    if basis is not None and basis.model and model and basis.model != model:
+        raise ValueError(f"the basis was fitted on embeddings of model {basis.model}, these are of {model}")
+    parameters: Any = _fitted(emb, 16384) if basis is None else basis.array
+    d = emb.sizes["embedding"]
+
+    def colour(v: Array, p: Array) -> Array:
+        z = (v - p[0, d : 2 * d]) @ p[:, :d].T
+        return np.asarray(((z - p[:, -2]) / np.maximum(p[:, -1] - p[:, -2], 1e-12)).clip(0, 1))
+
+    attrs = {"long_name": "principal components as colours", "units": "1"}
+    attrs["pca_basis"] = "fitted on a subsample of this array" if basis is None else source
+    return map_vectors(
+        colour, [emb], parameters=parameters, channels={"band": ["red", "green", "blue"]}, name="rgb", attrs=attrs
+    )
+
+
+def _fitted(emb: xr.DataArray, most: int) -> xr.DataArray:
+    d = emb.sizes["embedding"]
+    if d < 3:
+        raise ValueError(f"three principal components want vectors of length 3 or more, got {d}")
+    return fit_lazily(_fit, sample(emb, most), ["rgb", "loading"], [3, 2 * d + 2])
+
+
+def _fit(v: Array) -> Array:
+    if len(v) < 3:
+        raise ValueError(f"only {len(v)} valid vectors in the subsample: too few for principal components")
+    mean = v.mean(axis=0)
+    _, vectors = np.linalg.eigh((v - mean).T @ (v - mean))
+    components = vectors[:, ::-1][:, :3].T
+    # eigh leaves the sign open; fixed here, so that a refit does not turn the colours round.
+    largest = np.abs(components).argmax(axis=1)
+    components = components * np.sign(components[np.arange(3), largest])[:, None]
+    low, high = np.percentile((v - mean) @ components.T, [2, 98], axis=0)
+    return PCA(mean, components, low, high).array
+
+
+def _unpacked(array: Array, model: str) -> PCA:
+    d = (array.shape[1] - 2) // 2
+    return PCA(array[0, d : 2 * d], array[:, :d], array[:, -2], array[:, -1], model)
+
+
+def _bundled(emb: xr.DataArray) -> PCA | None:
+    """The basis kept in the package for the model that the embeddings say they are of."""
+    model = str(emb.attrs.get("deo_cube:fingerprint", ""))
+    if not model:
+        return None
+    kept = resources.files("deo_cube.heads") / "bases" / f"{model}.json"
+    if not kept.is_file():
+        return None
+    basis = PCA(**json.loads(kept.read_text(encoding="utf-8")))
+    return basis if len(basis.mean) == emb.sizes["embedding"] else None

@@ -1,0 +1,165 @@
+"""Where else looks like this? Similarity of every patch to one or a few examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deo_cube.heads.vectors import as_embeddings, crs_or_none, geobox, map_vectors, select_time, spatial_dims
+
+__all__ = ["similar"]
+
+Array = NDArray[Any]
+
+
+def similar(
+    emb: xr.DataArray, to: Any, *, metric: Literal["cosine", "euclidean"] = "cosine", time: Any = None
+) -> xr.DataArray:
+    """Similarity of every patch to an example, or to the nearest of several.
+
+    Parameters
+    ----------
+    emb : DataArray
+        Embeddings (time, embedding, y, x) or (embedding, y, x).
+    to : (x, y), list of (x, y), vector, or DataArray
+        Points in the CRS of the embeddings; a point means the patch that contains it. Or a vector (D,), vectors (n, D),
+        or a DataArray with a dimension `embedding` of that length (and at most one more).
+    metric : {"cosine", "euclidean"}
+        "cosine": cosine similarity, -1 to 1, 1 for the same direction. "euclidean": distance, 0 for the same vector.
+    time : label, optional
+        The time at which the points are read ("2024-06": the mean of that month's valid vectors). Without it each
+        time is compared with the points at that same time.
+
+    Returns
+    -------
+    DataArray
+        `similarity` or `distance` (time, y, x) float32; NaN where a patch is invalid. Of several examples the best
+        counts.
+
+    Raises
+    ------
+    ValueError
+        At the call for a point outside the embeddings or a vector of the wrong length; when computed for points that
+        have no valid embedding.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> places = {"y": [2.5, 1.5, 0.5], "x": [0.5]}
+    >>> emb = xr.DataArray(np.eye(3)[:, :, None], dims=("embedding", "y", "x"), coords=places)
+    >>> similar(emb, (0.5, 1.5)).values.ravel()
+    array([0., 1., 0.], dtype=float32)
+    """
+    emb = as_embeddings(emb)
+    if metric not in ("cosine", "euclidean"):
+        raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
+    queries, what = _queries(emb, to, time)
+
+    def compare(v: Array, q: Array) -> Array:
+        q = np.asarray(q, dtype="float64").reshape(-1, q.shape[-1])
+        q = q[np.isfinite(q).all(axis=1)]
+        if not len(q):
+            raise ValueError(f"{what}: no valid embedding there. Choose other points, or another time")
+        if metric == "cosine":
+            norms = np.linalg.norm(v, axis=1)[:, None] * np.linalg.norm(q, axis=1)
+            return np.asarray((v @ q.T / np.maximum(norms, 1e-12)).max(axis=1).clip(-1, 1))
+        squares = (v**2).sum(axis=1)[:, None] - 2 * v @ q.T + (q**2).sum(axis=1)
+        return np.asarray(np.sqrt(np.maximum(squares, 0)).min(axis=1))
+
+    name = "similarity" if metric == "cosine" else "distance"
+    attrs = {"long_name": f"{metric} {name} to {what}", "units": "1"}
+    if "time" in queries.dims:
+        # Each time has its own examples.
+        parts = [
+            map_vectors(compare, [emb.isel(time=i)], parameters=queries.isel(time=i, drop=True), name=name, attrs=attrs)
+            for i in range(emb.sizes["time"])
+        ]
+        return xr.concat(parts, dim="time", coords="minimal", compat="override", join="override").assign_coords(
+            {k: c for k, c in emb.coords.items() if "embedding" not in c.dims}
+        )
+    return map_vectors(compare, [emb], parameters=queries, name=name, attrs=attrs)
+
+
+def _queries(emb: xr.DataArray, to: Any, time: Any) -> tuple[xr.DataArray, str]:
+    """Examples (case, embedding) or (time, case, embedding), and what to call them."""
+    d = emb.sizes["embedding"]
+    if isinstance(to, xr.DataArray):
+        if to.sizes.get("embedding") != d or to.ndim > 2:
+            raise ValueError(
+                f"`to` has dimensions {dict(to.sizes)}: wanted (embedding: {d}) and at most one more; select from it"
+            )
+        return _cases(to), "the examples given"
+    values = np.asarray(to, dtype="float64")
+    if values.shape == (2,) and d != 2:
+        values = values[None]
+    if values.ndim == 2 and values.shape[1] == 2 and d != 2:
+        return _at_points(emb, [(float(x), float(y)) for x, y in values], time)
+    if values.ndim in (1, 2) and values.shape[-1] == d:
+        return xr.DataArray(values.reshape(-1, d), dims=("case", "embedding")), "the vectors given"
+    if d == 2 and values.shape == (2,):
+        return _at_points(emb, [(float(values[0]), float(values[1]))], time)
+    raise ValueError(
+        f"`to` has shape {values.shape}: wanted a point (x, y), a list of points, or vectors of length {d}"
+    )
+
+
+def _cases(vectors: xr.DataArray) -> xr.DataArray:
+    other = [k for k in vectors.dims if k != "embedding"]
+    plain = xr.DataArray(vectors.variable).transpose(..., "embedding")
+    return plain.rename({other[0]: "case"}) if other else plain.expand_dims("case")
+
+
+def _at_points(emb: xr.DataArray, points: Sequence[tuple[float, float]], time: Any) -> tuple[xr.DataArray, str]:
+    y, x = spatial_dims(emb)
+    at = [locate(emb, px, py) for px, py in points]
+    rows, cols = (xr.DataArray(np.array([a[i] for a in at]), dims="case") for i in (0, 1))
+    found = (emb if time is None else select_time(emb, time)).isel({y: rows, x: cols})
+    what = f"({points[0][0]:g}, {points[0][1]:g})" if len(points) == 1 else f"{len(points)} points"
+    plain = xr.DataArray(found.variable).transpose(..., "case", "embedding")
+    return plain, what + ("" if time is None else f" at {time}")
+
+
+def locate(emb: xr.DataArray, px: float, py: float) -> tuple[int, int]:
+    """Row and column of the patch that contains a point in the array's CRS.
+
+    A patch has its west and north edges, not its east and south ones: a point on a shared edge belongs to the patch
+    east or south of it, whether the array is north-up or south-up.
+
+    Raises
+    ------
+    ValueError
+        For a point outside.
+    """
+    y, x = spatial_dims(emb)
+    (north, rows, falling), (west, columns) = _edges(emb, y, rising=False), _edges(emb, x, rising=True)[:2]
+    row, col = _cell((north - py) / rows), _cell((px - west) / columns)
+    if not (0 <= row < emb.sizes[y] and 0 <= col < emb.sizes[x]):
+        raise ValueError(
+            f"the point ({px:g}, {py:g}) lies outside the embeddings, whose {x} runs from {west:g} to "
+            f"{west + columns * emb.sizes[x]:g} and {y} from {north - rows * emb.sizes[y]:g} to {north:g} "
+            f"(CRS {crs_or_none(emb) or 'unknown'}). Points are (x, y) in the CRS of the embeddings"
+        )
+    return (row if falling else emb.sizes[y] - 1 - row), col
+
+
+def _cell(place: float) -> int:
+    """Cell of a place counted in cells; float noise of a millionth of a cell does not move it over an edge."""
+    near = round(place)
+    return int(near if abs(place - near) < 1e-6 else np.floor(place))
+
+
+def _edges(emb: xr.DataArray, dim: str, *, rising: bool) -> tuple[float, float, bool]:
+    """Outer edge (the lowest, or the highest where not `rising`), size of a cell, and whether coordinates fall."""
+    c = np.asarray(emb[dim].values, dtype="float64")
+    if len(c) > 1:
+        size, falling = abs(c[-1] - c[0]) / (len(c) - 1), bool(c[-1] < c[0])
+    else:
+        # One cell: its size stands only in the transform.
+        box = geobox(emb) if crs_or_none(emb) is not None else None
+        t = 1.0 if box is None else (box.transform.a if rising else box.transform.e)
+        size, falling = abs(t), not rising and (box is None or t < 0)
+    return (float(c.min() - size / 2) if rising else float(c.max() + size / 2)), float(size), falling

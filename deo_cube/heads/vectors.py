@@ -1,0 +1,251 @@
+"""Embeddings as heads read them: checked, decoded, sampled, and mapped vector by vector without losing the map.
+
+A head takes any DataArray with a dimension `embedding` and two spatial dimensions, with or without `time`; NaN marks
+what is invalid. Everything here is lazy on Dask: functions run chunk by chunk through `xarray.apply_ufunc`, and a
+fit is itself a small lazy array, so that a verb computes nothing before its result is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+
+from deo_cube.cube import grid
+from deo_cube.errors import MissingCRSError
+
+__all__ = ["as_embeddings", "geobox", "map_vectors", "sample", "select_time", "spatial_dims"]
+
+Array = NDArray[Any]
+
+SLAB = 16384
+"""Vectors worked on at once: bounds memory within a chunk."""
+
+
+def as_embeddings(array: Any) -> xr.DataArray:
+    """`array` ready for a head: one chunk along `embedding`, int8 decoded to float32 lazily.
+
+    Raises
+    ------
+    TypeError
+        For something that is no DataArray.
+    ValueError
+        Without a dimension `embedding`, without a pair of spatial dimensions, or with others than time.
+    """
+    if isinstance(array, xr.Dataset):
+        named = "embeddings" if "embeddings" in array else next(iter(array.data_vars), "embeddings")
+        raise TypeError(f"a head wants the DataArray of embeddings, got a Dataset: pass ds[{str(named)!r}]")
+    if not isinstance(array, xr.DataArray):
+        raise TypeError(f"a head wants a DataArray of embeddings, got {type(array).__name__}")
+    if "embedding" not in array.dims:
+        raise ValueError(
+            f"embeddings have a dimension 'embedding', found {tuple(array.dims)}: embed the cube first "
+            "(cube.deo.embed()), or rename the dimension of the vector (array.rename(band='embedding'))"
+        )
+    y, x = spatial_dims(array)
+    others = [d for d in array.dims if d not in ("embedding", y, x, "time")]
+    if others:
+        raise ValueError(f"embeddings have dimensions (time, embedding, y, x), found also {others}: select from them")
+    if array.chunks is not None:
+        array = array.chunk(embedding=-1)
+    if array.dtype == np.int8:
+        scale, fill = array.attrs.get("scale_factor", 1.0), array.attrs.get("_FillValue", -128)
+        kept = {k: v for k, v in array.attrs.items() if k not in ("scale_factor", "_FillValue")}
+        decoded = array.astype("float32") * np.float32(scale)
+        array = decoded.where(array != fill).assign_attrs(kept)
+    checked: xr.DataArray = array
+    return checked
+
+
+def spatial_dims(array: xr.DataArray) -> tuple[str, str]:
+    """Names of the dimensions along y and x."""
+    d = grid.dims(array.isel(embedding=0, drop=True) if "embedding" in array.dims else array)
+    return d.y, d.x
+
+
+def geobox(array: xr.DataArray) -> GeoBox:
+    """Grid of the embeddings, exact to the corner.
+
+    Raises
+    ------
+    MissingCRSError
+        If the array carries no CRS or no regular coordinates.
+    """
+    return grid.geobox(array.isel(embedding=0, drop=True) if "embedding" in array.dims else array)
+
+
+def crs_or_none(array: xr.DataArray) -> Any:
+    """CRS of the array; None where it carries none."""
+    try:
+        return geobox(array).crs
+    except MissingCRSError:
+        return None
+
+
+def select_time(array: xr.DataArray, time: Any, *, argument: str = "time") -> xr.DataArray:
+    """Embeddings of one time (embedding, y, x): the mean of the valid vectors where `time` stands for several.
+
+    Parameters
+    ----------
+    time : str, datetime or slice
+        A label, part of one ("2020", "2020-06"), or a slice of labels.
+
+    Raises
+    ------
+    KeyError
+        If no time matches; the message lists those there are.
+    """
+    if "time" not in array.dims:
+        raise ValueError(f"{argument}={time!r} given, but the embeddings have no dimension 'time': {array.dims}")
+    try:
+        found = array.sel(time=time)
+    except KeyError:
+        found = array.isel(time=slice(0, 0))
+    if "time" not in found.dims:
+        return found
+    if found.sizes["time"] == 0:
+        have = [str(t)[:16] for t in array["time"].values]
+        shown = ", ".join(have[:6]) + (f", ... {have[-1]}" if len(have) > 6 else "")
+        raise KeyError(f"{argument}={time!r} matches none of the {len(have)} times: {shown}")
+    if found.sizes["time"] == 1:
+        return found.isel(time=0)
+    attrs = found.attrs
+    return found.astype("float32").mean("time", skipna=True).assign_attrs(attrs)
+
+
+def map_vectors(
+    function: Callable[..., Array],
+    arrays: Sequence[xr.DataArray],
+    *,
+    parameters: xr.DataArray | Array | None = None,
+    dtype: Any = "float32",
+    fill: Any = np.nan,
+    channels: Mapping[str, Sequence[Any]] | None = None,
+    name: str,
+    attrs: Mapping[str, Any],
+) -> xr.DataArray:
+    """Apply `function` to every valid vector of one or more arrays, chunk by chunk.
+
+    Parameters
+    ----------
+    function : callable
+        ``(vectors (n, D), ..., parameters) -> (n,)`` or ``(n, C)``; called with float64, valid vectors only.
+    arrays : sequence of DataArray
+        Embeddings on one grid; a vector is valid where none of its numbers is NaN in any of them.
+    parameters : array, optional
+        What was fitted; may be lazy (each chunk waits for it).
+    dtype, fill
+        Of the result; `fill` stands where a vector is invalid.
+    channels : {dim: labels}, optional
+        The extra dimension of a function that returns (n, C); it comes before y in the result.
+    name, attrs
+        Of the result.
+
+    Returns
+    -------
+    DataArray
+        (time, [channel,] y, x) with the coordinates of the first array.
+    """
+    first = as_embeddings(arrays[0])
+    y, x = spatial_dims(first)
+    given = [as_embeddings(a) for a in arrays]
+    d = {a.sizes["embedding"] for a in given}
+    if len(d) > 1:
+        raise ValueError(f"the arrays have vectors of different lengths: {sorted(d)}")
+    core: list[list[str]] = [["embedding"]] * len(given)
+    if parameters is not None:
+        plain = parameters.variable if isinstance(parameters, xr.DataArray) else np.asarray(parameters)
+        dims = [f"parameter_{i}" for i in range(plain.ndim)]
+        fixed = xr.DataArray(plain.data, dims=dims)
+        given.append(fixed if fixed.chunks is None else fixed.chunk(dict.fromkeys(dims, -1)))
+        core.append(dims)
+    dim, labels = next(iter(channels.items())) if channels else (None, ())
+    size = len(labels) if dim else None
+    n = len(arrays)
+
+    def on_chunk(*blocks: Array) -> Array:
+        shape = np.broadcast_shapes(*(b.shape[:-1] for b in blocks[:n]))
+        # Coordinates that only one of the arrays has (time) are broadcast here.
+        flat = [np.broadcast_to(b, (*shape, b.shape[-1])).reshape(-1, b.shape[-1]) for b in blocks[:n]]
+        out = np.full((flat[0].shape[0],) if size is None else (flat[0].shape[0], size), fill, dtype)
+        for start in range(0, len(out), SLAB):
+            parts = [np.asarray(f[start : start + SLAB], dtype="float64") for f in flat]
+            good = np.logical_and.reduce([np.isfinite(p).all(axis=1) for p in parts])
+            if good.any():
+                found = function(*(p[good] for p in parts), *blocks[n:])
+                part = out[start : start + SLAB]
+                part[good] = found
+        return out.reshape(shape if size is None else (*shape, size))
+
+    result: xr.DataArray = xr.apply_ufunc(
+        on_chunk,
+        *given,
+        input_core_dims=core,
+        output_core_dims=[[] if dim is None else [dim]],
+        dask="parallelized",
+        output_dtypes=[np.dtype(dtype)],
+        dask_gufunc_kwargs={} if dim is None else {"output_sizes": {dim: size}},
+        join="override" if n > 1 else "exact",
+        keep_attrs="override",
+    )
+    if dim is not None:
+        result = result.assign_coords({dim: list(labels)})
+        result = result.transpose(*[k for k in result.dims if k not in (dim, y, x)], dim, y, x)
+    result.name = name
+    result.attrs = dict(attrs)
+    if "spatial_ref" in result.coords:
+        result.attrs.setdefault("grid_mapping", "spatial_ref")
+    return result
+
+
+def sample(array: xr.DataArray, most: int = 16384) -> xr.DataArray:
+    """Vectors (case, embedding) of a fixed subsample: up to 8 x 8 windows on a lattice, and up to 4 times.
+
+    The subsample depends on the array's shape only, never on its chunks, and touches few of them. Lazy.
+    """
+    y, x = spatial_dims(array)
+    times = array.sizes.get("time", 1)
+    at = {"time": np.unique(np.linspace(0, times - 1, min(times, 4)).astype(int))} if "time" in array.dims else {}
+    side = max(int(np.sqrt(most / max(len(at.get("time", [0])), 1))), 1)
+    for d in (y, x):
+        at[d] = _runs(array.sizes[d], side)
+    taken = array.isel(at).transpose(..., "embedding")
+    dims = [d for d in taken.dims if d != "embedding"]
+    plain = xr.DataArray(taken.variable)
+    # Without an index: places are of no use here.
+    out = plain.stack(case=dims, create_index=False).transpose("case", "embedding")
+    return out.chunk(case=-1, embedding=-1) if out.chunks is not None else out
+
+
+def _runs(size: int, wanted: int, runs: int = 8) -> Array:
+    """About `wanted` indices out of `size`, in up to `runs` runs evenly apart."""
+    if size <= wanted:
+        return np.arange(size)
+    length = max(wanted // runs, 1)
+    starts = np.linspace(0, size - length, min(runs, wanted)).round().astype(int)
+    return np.unique((starts[:, None] + np.arange(length)).ravel())
+
+
+def fit_lazily(
+    function: Callable[[Array], Array], vectors: xr.DataArray, dims: Sequence[str], sizes: Sequence[int]
+) -> xr.DataArray:
+    """``function(valid vectors (n, D) float64) -> array`` of `sizes`, as a lazy DataArray where `vectors` is lazy."""
+
+    def on_all(block: Array) -> Array:
+        v = np.asarray(block, dtype="float64")
+        return np.asarray(function(v[np.isfinite(v).all(axis=1)]), dtype="float64")
+
+    fitted: xr.DataArray = xr.apply_ufunc(
+        on_all,
+        vectors,
+        input_core_dims=[["case", vectors.dims[1]]],
+        output_core_dims=[list(dims)],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": dict(zip(dims, sizes, strict=True))},
+    )
+    return fitted

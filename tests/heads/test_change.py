@@ -1,0 +1,122 @@
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+from deo_cube.heads.change import Calibration, change, fit_calibration
+from tests.heads.fields import embeddings, no_compute, on_dask, truth
+
+
+def two_years(changed=0.0, rows=96, cols=96, dim=16, seed=0, season=0.5):
+    """Two times of a scene whose classes vary by different amounts, of which a share changes class."""
+    rng = np.random.default_rng(seed)
+    emb = embeddings(rows, cols, dim, 2, noise=0.2, seed=seed)
+    label = truth(rows, cols)
+    spread = np.array([0.15, 0.6, 0.3])[label]
+    v = emb.values.astype("float64")
+    v[1] = v[0] + season * 0.3 * rng.normal(size=(dim, 1, 1)) + spread * rng.normal(size=v[0].shape)
+    where = rng.random((rows, cols)) < changed
+    v[1][:, where] = 1.5 * rng.normal(size=(dim, int(where.sum())))
+    return emb.copy(data=v.astype("float32")), where
+
+
+def test_plain_distances_equal_the_formula():
+    emb, _ = two_years()
+    a, b = emb.values.astype("float64")
+    cos = 1 - (a * b).sum(0) / np.linalg.norm(a, axis=0) / np.linalg.norm(b, axis=0)
+    np.testing.assert_allclose(change(emb, "2019", "2020").values, cos, atol=1e-6)
+    got = change(emb, "2019", "2020", method="euclidean").values
+    np.testing.assert_allclose(got, np.linalg.norm(a - b, axis=0), atol=1e-5)
+    np.testing.assert_allclose(change(emb, "2019", "2019").values, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("changed", [0.0, 0.15])
+def test_a_threshold_is_a_false_alarm_rate(seed, changed):
+    emb, where = two_years(changed, seed=seed)
+    level = change(emb, "2019", "2020", method="calibrated").values
+    same = level[~where]
+    for alpha in (0.1, 0.05, 0.01):
+        rate = (same > 1 - alpha).mean()
+        assert alpha / 2 < rate < 2 * alpha, (alpha, rate)
+    # No class pays for the others: the one that varies most is not where all alarms are.
+    label = truth(96, 96)
+    for c in range(3):
+        assert (level[~where & (label == c)] > 0.95).mean() < 0.15
+    if changed:
+        assert (level[where] > 0.99).mean() > 0.8
+
+
+def test_pairs_without_change_calibrate_without_mirroring():
+    rng = np.random.default_rng(0)
+    base, _ = two_years(dim=12)
+    v = base.values[0].astype("float64")
+    times = np.array(["2018-05-01", "2018-09-01", "2019-05-01", "2019-09-01"], "datetime64[ns]")
+    stack = np.stack([v + 0.3 * rng.normal(size=v.shape) for _ in times])
+    # Most of the scene changes at the last time: only given pairs can tell what is unchanged.
+    stack[3][:, 20:] = rng.normal(size=stack[3][:, 20:].shape)
+    emb = xr.DataArray(stack, dims=base.dims, coords={k: c for k, c in base.coords.items() if "time" not in c.dims})
+    emb = emb.assign_coords(time=times)
+    level = change(emb, "2019-05", "2019-09", method="calibrated", unchanged=[("2018-05", "2018-09")]).values
+    assert 0.02 < (level[:20] > 0.95).mean() < 0.09
+    assert (level[20:] > 0.95).mean() > 0.9
+
+
+def test_a_calibration_is_shared_by_windows_and_survives_json(tmp_path):
+    emb, _ = two_years(0.1)
+    fitted = fit_calibration(emb, "2019", "2020")
+    fitted.save(tmp_path / "c.json")
+    again = Calibration.load(tmp_path / "c.json")
+    whole = change(emb, "2019", "2020", method="calibrated", calibration=fitted)
+    xr.testing.assert_identical(change(emb, "2019", "2020", method="calibrated", calibration=again), whole)
+    xr.testing.assert_identical(change(emb, "2019", "2020", method="calibrated").drop_attrs(), whole.drop_attrs())
+    window = emb.isel(y=slice(10, 40), x=slice(5, 25))
+    part = change(window, "2019", "2020", method="calibrated", calibration=fitted)
+    xr.testing.assert_identical(part, whole.isel(y=slice(10, 40), x=slice(5, 25)))
+
+
+@pytest.mark.parametrize("method", ["cosine", "euclidean", "calibrated"])
+def test_lazy_and_the_same_on_any_chunks(method):
+    emb, _ = two_years(0.1)
+    emb[dict(y=3, x=3)] = np.nan
+    whole = change(emb, "2019", "2020", method=method)
+    assert np.isnan(whole.values[3, 3])
+    assert np.isfinite(whole.values).sum() == 96 * 96 - 1
+    for rows, cols in ((96, 96), (7, 31), (50, 13)):
+        with dask.config.set(scheduler=no_compute):
+            lazy = change(on_dask(emb, rows, cols), "2019", "2020", method=method)
+        xr.testing.assert_identical(lazy.compute(), whole)
+
+
+def test_a_year_is_the_mean_of_its_valid_times():
+    emb = embeddings(times=1, noise=0.3)
+    more = xr.concat([emb, (emb * 3).assign_coords(time=emb.time + np.timedelta64(30, "D"))], "time")
+    more = xr.concat([more, emb.assign_coords(time=emb.time + np.timedelta64(366, "D"))], "time")
+    more[dict(time=0, y=2, x=2)] = np.nan
+    np.testing.assert_allclose(
+        change(more, "2019", "2020", method="euclidean")[5, 5], np.linalg.norm(emb[0, :, 5, 5]), rtol=1e-5
+    )
+    assert np.isfinite(change(more, "2019", "2020").values[2, 2])
+
+
+def test_coordinates_are_kept():
+    emb, _ = two_years()
+    c = change(emb, "2019", "2020")
+    assert c.dims == ("y", "x")
+    assert "spatial_ref" in c.coords
+    assert "time" not in c.coords
+    assert c.attrs["before"] == "2019"
+
+
+def test_errors():
+    emb, _ = two_years()
+    with pytest.raises(KeyError, match="after='2031' matches none of the 2 times: 2019-06-15"):
+        change(emb, "2019", "2031")
+    with pytest.raises(ValueError, match="must be 'cosine', 'calibrated' or 'euclidean'"):
+        change(emb, "2019", "2020", method="l2")
+    with pytest.raises(ValueError, match="belong to method='calibrated'"):
+        change(emb, "2019", "2020", unchanged=[])
+    with pytest.raises(ValueError, match="no dimension 'time'"):
+        change(emb.isel(time=0), "2019", "2020")
+    with pytest.raises(ValueError, match="too few to calibrate"):
+        change(emb.isel(y=slice(4), x=slice(4)), "2019", "2020", method="calibrated")
