@@ -377,7 +377,8 @@ def _missing_message(
 ) -> str:
     labels = [la.label for la in layers]
     known = {c.layer.label: b for b, c in found.items() if c}
-    seen = ", ".join(f"{la} ({known[la]})" if known.get(la, la) != la else la for la in labels) or "no variable"
+    called = {la.label: known.get(la.label) or next(iter(la.names), la.label) for la in layers}
+    seen = ", ".join(la if name == la else f"{la} ({name})" for la, name in called.items()) or "no variable"
     lines = [
         f"{model or 'the model'} wants {', '.join(bands)}; the cube lacks {', '.join(lacking or bands)}.",
         f"Found: {seen}.",
