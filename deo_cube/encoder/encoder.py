@@ -146,9 +146,11 @@ class Encoder:
             )
         for axis, size in zip("HW", given.shape[2:], strict=True):
             if size % multiple or size == 0:
+                smaller, larger = size // multiple * multiple, (size // multiple + 1) * multiple
                 raise TilePlanError(
-                    f"{axis} = {size} is no multiple of {multiple}, the stride of {self.card.alias}: cut or pad to "
-                    f"{max(size // multiple, 1) * multiple} or {(size // multiple + 1) * multiple}"
+                    f"{axis} = {size} is no multiple of {multiple}, the stride of {self.card.alias}: "
+                    + (f"cut to {smaller} or " if smaller else "")
+                    + f"pad to {larger}"
                 )
         if units is None:
             units = self.card.units

@@ -7,6 +7,7 @@ package; `timm` is any model of timm; a factory may give any other, or a plain f
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -178,20 +180,26 @@ def network_hash(network: nn.Module) -> str:
     """SHA-256 over the values of a network and the source of what computes them: equal if it gives the same numbers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    inner = getattr(network, "function", None) or getattr(network, "model", network)
-    digest.update(_source(inner).encode())
+        digest.update(name.encode() + _content(tensor))
+    digest.update(_content(getattr(network, "function", None) or getattr(network, "model", network)))
     return digest.hexdigest()
 
 
-def _source(function: Any) -> str:
-    kind = function if inspect.isroutine(function) else type(function)
-    code = getattr(function, "__code__", None)
+def _content(value: Any) -> bytes:
+    """What decides the numbers that `value` gives: its values, or its source and what it captured."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}".encode() + value.tobytes()
+    if isinstance(value, functools.partial):
+        return b"".join(map(_content, (value.func, *value.args, *sorted(value.keywords.items()))))
+    if isinstance(value, (int, float, str, bytes, tuple, list, dict, type(None))):
+        return repr(value).encode()
+    code = getattr(value, "__code__", None)
+    kind = value if inspect.isroutine(value) else type(value)
     try:
         text = inspect.getsource(kind)
     except (OSError, TypeError):  # typed at a prompt
         text = f"{code.co_code!r} {code.co_consts!r} {code.co_names!r}" if code is not None else ""
-    captured = [c.cell_contents for c in getattr(function, "__closure__", None) or ()]
-    values = [v for v in captured if isinstance(v, (int, float, str, bytes, bool, tuple))]
-    return f"{kind.__module__}.{kind.__qualname__} {text} {values!r}"
+    captured = [c.cell_contents for c in getattr(value, "__closure__", None) or ()]
+    return f"{kind.__module__}.{kind.__qualname__} {text}".encode() + b"".join(map(_content, captured))

@@ -1,15 +1,16 @@
-"""Write a network and its card so that `model="folder"` works at once: hash, reference vector, int8 scales filled in."""
+"""Write a network and its card, so that `model="folder"` works at once."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from deo_cube.encoder.card import ModelCard, Reference
@@ -65,15 +66,23 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / (card.weights.file or "weights.safetensors")
     state = {name: t.detach().to("cpu", torch.float32).contiguous().clone() for name, t in network.state_dict().items()}
-    save_file(state, file, metadata={"format": "pt", "model": card.name, **(metadata or {})})
+    file.write_bytes(_serialised(state, {"format": "pt", "model": card.name, **(metadata or {})}))
     weights = dataclasses.replace(card.weights, file=file.name, sha256=file_sha256(file))
     card = dataclasses.replace(card, weights=weights, folder=str(folder.resolve()))
     card = with_reference(card, network)
     if sample is not None:
         card = with_int8_scales(card, network, sample)
     card.save(folder / card_file)
-    resolve(folder / card_file).load("cpu")
-    return card
+    return resolve(folder / card_file).load("cpu").card
+
+
+def _serialised(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """`state` as safetensors, of which equal networks give equal bytes: the library orders metadata at random."""
+    data = save(dict(state), metadata=dict(metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def with_reference(card: ModelCard, network: nn.Module, *, stem: str | None = None, size: int = 64) -> ModelCard:
@@ -123,4 +132,4 @@ def int8_scale(values: NDArray[np.float32]) -> float:
         if scale > 0:
             held = np.clip(np.rint(values / np.float32(scale)), -127, 127) * np.float32(scale)
             best = min(best, (float(np.mean((values - held) ** 2, dtype=np.float64)), scale))
-    return float(f"{best[1]:.4g}")
+    return float(f"{best[1]:.6g}")

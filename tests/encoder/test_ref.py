@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cloudpickle
+import numpy as np
+import pytest
+import torch
+
+from deo_cube.encoder import catalog
+from deo_cube.encoder.catalog import CARDS, bundled_cards
+from deo_cube.encoder.describe import describe
+from deo_cube.encoder.ref import EncoderRef
+from deo_cube.encoder.registry import register_encoder, resolve
+from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """The bundled small model as the folder of a training run."""
+    folder = tmp_path / "runs" / "003"
+    folder.mkdir(parents=True)
+    card = bundled_cards()["tiny"]
+    shutil.copy(CARDS / card.weights.file, folder / card.weights.file)
+    dataclasses.replace(card, alias="run003", name="deo_student.run003").save(folder / "card.json")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    catalog._registered.clear()
+
+
+def in_another_process(data: bytes, tmp_path: Path, code: str = "print(repr(ref))") -> str:
+    path = tmp_path / "ref.pickle"
+    path.write_bytes(data)
+    head = f"import pickle\nref = pickle.loads(open({str(path)!r}, 'rb').read())\n"
+    done = subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+POOLED = "import numpy as np\nprint(ref.fingerprint, float(ref.load().pool(np.full((1, {n}, 64, 64), 900.0)).sum()))"
+
+
+def pooled(ref: EncoderRef) -> str:
+    channels = len(ref.stem.bands)
+    return f"{ref.fingerprint} {float(ref.load().pool(np.full((1, channels, 64, 64), 900.0)).sum())}"
+
+
+def test_a_bundled_model_is_a_few_hundred_bytes_and_comes_back_the_same(tmp_path: Path) -> None:
+    ref = resolve("tiny", normalize="own")
+    data = pickle.dumps(ref)
+    assert len(data) < 500
+    again = pickle.loads(data)
+    assert again == ref
+    assert again.fingerprint == ref.fingerprint
+    assert again.card == ref.card
+    assert in_another_process(data, tmp_path, POOLED.format(n=10)) == pooled(ref)
+
+
+def test_unpickling_needs_no_torch(tmp_path: Path) -> None:
+    code = "import sys\nassert ref.card.alias == 'tiny'\nprint('torch' in sys.modules)"
+    assert in_another_process(pickle.dumps(resolve("tiny")), tmp_path, code) == "False"
+
+
+def test_a_run_folder_travels_with_its_card(run_folder: Path, tmp_path: Path) -> None:
+    ref = resolve(run_folder, normalize={b: (1000, 500) for b in bundled_cards()["tiny"].bands})
+    data = pickle.dumps(ref)
+    assert len(data) < 3000
+    (run_folder / "card.json").unlink()  # a scheduler that unpickles need not see the folder
+    again = pickle.loads(data)
+    assert again == ref
+    assert again.normalization == ref.normalization
+    assert in_another_process(data, tmp_path, POOLED.format(n=10)) == pooled(ref)
+
+
+def test_a_changed_bundled_card_travels_whole() -> None:
+    card = dataclasses.replace(bundled_cards()["tiny"], tile=128, halo=16)
+    again = pickle.loads(pickle.dumps(resolve(card)))
+    assert (again.card.tile, again.card.halo) == (128, 16)
+
+
+def test_a_worker_with_another_version_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pickle.dumps(resolve("tiny"))
+    other = dataclasses.replace(bundled_cards()["tiny"], units="reflectance")
+    monkeypatch.setattr("deo_cube.encoder.ref.bundled_cards", lambda: {"tiny": other})
+    with pytest.raises(WeightsMismatchError, match="install the same version of deo_cube"):
+        pickle.loads(data)
+
+
+def test_fingerprint_follows_everything_that_changes_the_numbers(run_folder: Path) -> None:
+    tiny = resolve("tiny")
+    variants = [
+        tiny,
+        resolve("tiny", layer=tiny.card.layers[0].name),
+        resolve("tiny", bands=["B02", "B03", "B04"]),
+        resolve("tiny", normalize="own"),
+        resolve("tiny", normalize={b: (1, 1) for b in tiny.stem.bands}),
+        resolve("tiny", normalize={b: (1, 2) for b in tiny.stem.bands}),
+        resolve(run_folder),
+        dataclasses.replace(tiny, weights_sha256="0" * 64),
+    ]
+    assert len({v.fingerprint for v in variants}) == len({hash(v) for v in variants}) == len(variants)
+    assert resolve("tiny").fingerprint == tiny.fingerprint
+    assert resolve(tiny.card.name).__dask_tokenize__() == tiny.__dask_tokenize__()
+    prose = dataclasses.replace(tiny.card, summary="said otherwise", limits=("more",))
+    assert resolve(prose).fingerprint == tiny.fingerprint
+
+
+def test_dask_tokenises_it_by_fingerprint() -> None:
+    from dask.base import tokenize
+
+    assert tokenize(resolve("tiny")) == tokenize(pickle.loads(pickle.dumps(resolve("tiny"))))
+    assert tokenize(resolve("tiny")) != tokenize(resolve("tiny", normalize="own"))
+
+
+def test_weights_that_vanish_or_change_after_the_call(run_folder: Path) -> None:
+    card = dataclasses.replace(
+        bundled_cards()["tiny"],
+        weights=dataclasses.replace(bundled_cards()["tiny"].weights, sha256=None),
+        folder=str(run_folder),
+    )
+    ref = resolve(card)
+    path = Path(ref.weights or "")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(WeightsMismatchError, match="has changed since the call"):
+        ref.load()
+    path.unlink()
+    with pytest.raises(WeightsNotFoundError, match="put them on storage that every worker sees"):
+        ref.load()
+
+
+def test_a_missed_reference_vector_stops_the_load() -> None:
+    card = bundled_cards()["tiny"]
+    assert card.reference is not None
+    wrong = dataclasses.replace(card.reference, vector=tuple(v + 0.01 for v in card.reference.vector))
+    ref = resolve(dataclasses.replace(card, reference=wrong))
+    with pytest.raises(WeightsMismatchError, match="misses its reference vector"):
+        ref.load()
+    assert ref.load(check=False).card.alias == "tiny"
+
+
+# Encoders of the user's own: a function has no weights file, so its reference carries the function.
+
+
+def means_of(size: int):
+    def means(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(x, size)
+
+    return means
+
+
+def test_a_function_survives_cloudpickle_into_a_fresh_process(tmp_path: Path) -> None:
+    size = 8
+    register_encoder(describe("means", bands=["B04", "B08"], dim=2, patch=8), lambda: means_of(size))
+    ref = resolve("means")
+    # Defined in a test module that the other process cannot import: by value, as Dask sends what __main__ defines.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        script = cloudpickle.dumps(ref)
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    out = in_another_process(
+        script, tmp_path, "import numpy as np\nprint(ref.load().pool(np.full((1, 2, 64, 64), 900.0)))"
+    )
+    assert out == str(ref.load().pool(np.full((1, 2, 64, 64), 900.0)))
+
+
+def test_random_initialisation_is_the_same_in_every_process(tmp_path: Path) -> None:
+    card = describe("conv", bands=["B04", "B03", "B02"], dim=5, patch=4)
+    register_encoder(card, lambda: torch.nn.Conv2d(3, 5, 4, 4))
+    torch.manual_seed(99)
+    ref = resolve("conv")
+    torch.manual_seed(7)
+    assert np.array_equal(ref.load().pool(np.ones((1, 3, 8, 8))), ref.load().pool(np.ones((1, 3, 8, 8))))
+    out = in_another_process(cloudpickle.dumps(ref), tmp_path, POOLED.format(n=3))
+    assert out == pooled(ref)
+
+
+def test_a_factory_that_gives_something_else_each_time_is_refused() -> None:
+    made = iter(range(1, 9))
+
+    def factory():
+        torch.manual_seed(next(made))
+        return torch.nn.Conv2d(3, 5, 4, 4)
+
+    register_encoder(describe("restless", bands=["B04", "B03", "B02"], dim=5, patch=4), factory)
+    ref = resolve("restless")
+    with pytest.raises(WeightsMismatchError, match="made another network here than at the call"):
+        ref.load()
+
+
+def test_resolving_leaves_the_callers_random_numbers_alone() -> None:
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    register_encoder(describe("noise", bands=["B04"], dim=5, patch=4), lambda: torch.nn.Conv2d(1, 5, 4, 4))
+    resolve("noise").load()
+    assert torch.equal(torch.rand(3), want)
+
+
+def test_what_a_function_captured_is_part_of_its_identity() -> None:
+    def fingerprint(factory) -> str:
+        register_encoder(describe("means", bands=["B04", "B08"], dim=2, patch=8), factory)
+        return resolve("means").fingerprint
+
+    one, two = np.ones(3), np.array([1.0, 2.0, 3.0])
+    found = [
+        fingerprint(lambda: means_of(8)),
+        fingerprint(lambda: means_of(16)),
+        fingerprint(lambda: functools.partial(torch.nn.functional.avg_pool2d, kernel_size=8)),
+        fingerprint(lambda: functools.partial(torch.nn.functional.avg_pool2d, kernel_size=16)),
+        fingerprint(lambda: lambda x: x * one),
+        fingerprint(lambda: lambda x: x * two),
+    ]
+    assert len(set(found)) == len(found)
+    assert fingerprint(lambda: means_of(8)) == found[0]
