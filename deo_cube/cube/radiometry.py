@@ -272,7 +272,7 @@ def _decide_nodata(
 
 
 def _stated_nodata(layer: xr.DataArray) -> float | None:
-    """The stated nodata of one variable; NaN where NaN is stated; None where nothing is."""
+    """The stated nodata of one variable; infinite where NaN is stated; None where nothing is."""
     # A fill value in the encoding was turned into NaN on decoding to floats; of integers it is still the raw mark.
     places = [layer.attrs] + ([layer.encoding] if layer.dtype.kind in "iu" else [])
     for attrs in places:
@@ -282,5 +282,5 @@ def _stated_nodata(layer: xr.DataArray) -> float | None:
             value = float(np.ravel(attrs[key])[0])
             if layer.dtype.kind in "iu" and not (np.iinfo(layer.dtype).min <= value <= np.iinfo(layer.dtype).max):
                 continue
-            return value
+            return value if math.isfinite(value) else math.inf
     return None
