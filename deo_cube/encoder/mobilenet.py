@@ -180,7 +180,7 @@ class DeoConv(nn.Module):
         if x.shape[2] % coarsest or x.shape[3] % coarsest:
             raise ValueError(f"height and width must be multiples of {coarsest}, got {tuple(x.shape[2:])}")
         maps = self.trunk(x, stem)
-        maps["local"] = F.avg_pool2d(F.relu(self.local[stem](x)), 4)
+        maps["local"] = self.local_map(x, stem)
         out = {name: maps[name] for name in wanted if name in maps}
         if "parts" in wanted:
             out["parts"] = torch.cat([maps[name].mean(dim=(2, 3)) for name in self.parts], dim=1)
@@ -190,6 +190,10 @@ class DeoConv(nn.Module):
             out |= {"pooled": fused.mean(dim=(2, 3))} if "pooled" in wanted else {}
         return out
 
+    def local_map(self, x: Tensor, stem: str) -> Tensor:
+        """The wide local branch [B, local, H / 4, W / 4]."""
+        return F.avg_pool2d(F.relu(self.local[stem](x)), 4)
+
     def stack(self, maps: Mapping[str, Tensor]) -> Tensor:
         """The neck's input [B, D, H / 4, W / 4]: every part brought to stride 4, side by side."""
         size = maps["local"].shape[2:]
@@ -197,7 +201,7 @@ class DeoConv(nn.Module):
         for name in self.parts:
             m = maps[name]
             if m.shape[2] > size[0]:
-                m = F.adaptive_avg_pool2d(m, (int(size[0]), int(size[1])))
+                m = F.avg_pool2d(m, int(m.shape[2] // size[0]))
             elif m.shape[2] < size[0]:
                 m = F.interpolate(m, size=size, mode="bilinear", align_corners=False)
             stacked.append(m)

@@ -18,6 +18,7 @@ __all__ = [
     "Augment",
     "Health",
     "Loader",
+    "Neck",
     "Objective",
     "Optical",
     "Optimizer",
@@ -53,6 +54,8 @@ class Student:
     init: str = ""
     """Weights to start from: safetensors of MobileNet v1 (conv) or of the same network. Student and EMA teacher start
     alike (the published --init_student left the teacher behind)."""
+    freeze: tuple[str, ...] = ()
+    """Parameters of the network whose name begins with one of these stay as they started."""
     rgb_mean: tuple[float, ...] = (1136.260, 1120.771, 1184.382)
     """DN. fMoW-Sentinel's, as the released statistics have them."""
     rgb_std: tuple[float, ...] = (965.231, 712.125, 650.284)
@@ -197,6 +200,20 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Neck:
+    """conv: how the linear map to the embedding is fitted when training ends (no labels; see `finish.fit_necks`)."""
+
+    local: int = 96
+    """Channels of the embedding that come from the local branch; the others come from the deep maps."""
+    local_power: float = 0.0
+    """Whitening of the local components: variance to the power of minus this; 0.5 would whiten fully."""
+    deep_power: float = 0.25
+    """Whitening of the deep components."""
+    of: Literal["tokens", "chips"] = "tokens"
+    """What the components are those of."""
+
+
+@dataclass(frozen=True)
 class Loader:
     """How samples are read."""
 
@@ -264,6 +281,8 @@ class TrainConfig:
     optimizer: Optimizer = field(default_factory=Optimizer)
     loader: Loader = field(default_factory=Loader)
     health: Health = field(default_factory=Health)
+    neck_ms: Neck = field(default_factory=Neck)
+    neck_rgb: Neck = field(default_factory=lambda: Neck(local=0, deep_power=0.5, of="chips"))
 
     def __post_init__(self) -> None:
         a, o = self.augment, self.optimizer
@@ -361,9 +380,12 @@ PRESETS: dict[str, TrainConfig] = {
         preset="tiny",
         steps=2_000,
         teacher="mobilenet",
+        # Statistics of the multispectral windows that it is trained on; RGB in -1..1 as MobileNet wants it.
         student=Student(
-            family="conv", dim=128, depths=(11,), local=128, rgb_mean=(1375.0,) * 3, rgb_std=(1375.0,) * 3
-        ),
+            family="conv", dim=192, depths=(11,), local=256, rgb_mean=(1375.0,) * 3, rgb_std=(1375.0,) * 3,
+            ms_mean=(877.0, 817.0, 603.0, 1199.0, 1859.0, 2130.0, 2234.0, 2273.0, 1937.0, 1416.0),
+            ms_std=(667.0, 489.0, 389.0, 676.0, 770.0, 939.0, 1043.0, 995.0, 1136.0, 1095.0),
+        ),  # fmt: skip
         objective=Objective(hidden=512, ms_dim=128, same_view=True, world_size=4, multispectral_optical=0.5),
         augment=_SMALL_CROPS,
         optimizer=Optimizer(batch=16, rgb_batch=16, lr=8e-3, weight_decay=(0.01, 0.01), ema=(0.99, 1.0)),

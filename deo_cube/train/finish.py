@@ -1,0 +1,144 @@
+"""What turns a trained student into a model that can be used: its necks, and a complete card.
+
+The neck of a `conv` student is one linear map from everything that the network computes to the channels that are given
+out. It is fitted without labels and in closed form on training windows: principal components, partly whitened, turned
+by a fixed rotation, so that every channel carries an equal share of the variance. Whitening brings out what is rare
+(neighbours on EuroSAT gain three points), the rotation keeps a probe that standardises channels from blowing up the
+weakest component, and rounds int8 evenly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deo_cube.encoder.card import ModelCard, Weights
+from deo_cube.encoder.mobilenet import DeoConv
+from deo_cube.train.config import Neck, TrainConfig
+from deo_cube.train.samples import Mixture
+
+__all__ = ["describe_run", "fit_local", "fit_necks", "windows_for"]
+
+FIRST = 1_000_000_000
+"""Number of the first window that serves the necks: far from those that train."""
+
+
+def windows_for(mixture: Mixture, config: TrainConfig, count: int = 384) -> dict[str, Tensor]:
+    """Normalised windows (n, C, S, S) of each stem that the run has sources for, in the middle of larger ones."""
+    size = config.augment.global_size // 16 * 16
+    out = {}
+    for kind, mean, std in (
+        ("ms", config.student.ms_mean, config.student.ms_std),
+        ("rgb", config.student.rgb_mean, config.student.rgb_std),
+    ):
+        if not any(s.kind == kind for s in mixture.sources):
+            continue
+        n = count if kind == "ms" else 3 * count
+        x = torch.stack([torch.from_numpy(mixture.sample(kind, FIRST + i)) for i in range(n)])  # type: ignore[arg-type]
+        edge = (x.shape[2] - size) // 2
+        x = x[:, :, edge : edge + size, edge : edge + size]
+        out[kind] = (x - _column(mean)) / _column(std)
+    return out
+
+
+@torch.no_grad()
+def fit_local(network: DeoConv, windows: Mapping[str, Tensor], seed: int) -> None:
+    """Start the wide local branches as whitened patches of the data (MOSAIKS): what any training must improve on."""
+    from deo_cube.evaluate.baselines import RandomConvolutions
+
+    for stem, x in windows.items():
+        conv: Any = network.local[stem]
+        images = list(x.numpy())
+        bands = [str(i) for i in range(x.shape[1])]
+        found = RandomConvolutions(features=conv.out_channels, seed=seed).fitted(images, bands)
+        kernel, bias, mean, std = (torch.from_numpy(v) for v in (found.kernel, found.bias, found.mean, found.std))
+        kernel = kernel / std.view(1, -1, 1, 1)
+        conv.weight.copy_(kernel)
+        conv.bias.copy_(bias - (kernel * mean.view(1, -1, 1, 1)).sum(dim=(1, 2, 3)))
+
+
+@torch.no_grad()
+def fit_necks(network: nn.Module, windows: Mapping[str, Tensor], config: TrainConfig) -> None:
+    """Fit the neck of every stem that `windows` has, in float64 on the CPU's or GPU's features.
+
+    Parameters
+    ----------
+    network : DeoConv
+        Its necks are overwritten.
+    windows : mapping of str to Tensor
+        See `windows_for`.
+    config : TrainConfig
+        `neck_ms` and `neck_rgb` say how.
+    """
+    assert isinstance(network, DeoConv)
+    training = network.training
+    network.eval()
+    device = next(network.parameters()).device
+    for stem, x in windows.items():
+        neck = config.neck_ms if stem == "ms" else config.neck_rgb
+        features = torch.cat([_parts(network, part.to(device), stem, neck) for part in x.split(16)]).double().cpu()
+        weight, bias = neck_of(features, network.parts["local"], config.student.dim, neck)
+        conv: Any = network.necks[stem]
+        conv.weight.copy_(weight[:, :, None, None])
+        conv.bias.copy_(bias)
+    network.train(training)
+
+
+def _parts(network: DeoConv, x: Tensor, stem: str, neck: Neck) -> Tensor:
+    """Features (n, D) before the neck: of chips, or of every fifth token."""
+    maps = network.trunk(x, stem)
+    maps["local"] = network.local_map(x, stem)
+    stacked = network.stack(maps)
+    if neck.of == "chips":
+        return stacked.mean(dim=(2, 3))
+    return stacked.permute(0, 2, 3, 1).flatten(0, 2)[::5]
+
+
+def neck_of(features: Tensor, local: int, dim: int, neck: Neck) -> tuple[Tensor, Tensor]:
+    """Weight (dim, D) and bias (dim,) of a neck from features (n, D), of which the first `local` are the local branch's."""
+    blocks = [(slice(0, local), neck.local, neck.local_power, False)]
+    blocks.append((slice(local, features.shape[1]), dim - neck.local, neck.deep_power, True))
+    maps = torch.zeros(dim, features.shape[1], dtype=features.dtype)
+    mean = features.mean(0)
+    row = 0
+    for columns, rank, power, standardised in blocks:
+        if rank == 0:
+            continue
+        z = features[:, columns] - mean[columns]
+        scale = z.std(0) + 1e-6 if standardised else torch.ones(z.shape[1], dtype=z.dtype)
+        values, vectors = torch.linalg.eigh(torch.cov((z / scale).T))
+        values, vectors = values.flip(0)[:rank].clamp_min(1e-9), vectors.flip(1)[:, :rank]
+        m = (vectors * values**-power).T / scale
+        # Each block has a variance of one a channel, on average: neither drowns the other.
+        m = m / (z @ m.T).var(0).mean().sqrt()
+        maps[row : row + rank, columns] = m
+        row += rank
+    random = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(dim, dim, generator=random, dtype=features.dtype))[0]
+    weight = rotation @ maps
+    return weight.float(), -(weight @ mean).float()
+
+
+def describe_run(config: TrainConfig, step: int, seconds: float, history: Mapping[str, float]) -> ModelCard:
+    """The card of a student as it is after `step` steps."""
+    from deo_cube.train.student import student_card
+
+    o = config.optimizer
+    card = student_card(config, name=f"{config.student.family}_student.step{step}", alias="student")
+    health = ", ".join(f"{k} {v:.3g}" for k, v in history.items())
+    sources = "; ".join(config.data)
+    return dataclasses.replace(
+        card,
+        weights=Weights("trained", "weights.safetensors"),
+        training_data=f"{step} steps of {(o.batch + o.rgb_batch) * o.accumulate} samples a process, {seconds:.0f} s, "
+        f"seed {config.seed}, teacher {config.teacher}; sources: {sources}" + (f"; health: {health}" if health else ""),
+        limits=("No score has been measured: run deo_cube.evaluate on labelled data kept apart from training.",),
+    )
+
+
+def _column(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).view(1, -1, 1, 1)

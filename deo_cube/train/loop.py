@@ -1,0 +1,451 @@
+"""The training loop: one process on CPU or GPU, or several under torchrun. Flat, and resumable at every checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deo_cube.errors import DeviceError, MissingExtraError, StoreMismatchError
+from deo_cube.train import checkpoints
+from deo_cube.train.augment import Augmentation, generator
+from deo_cube.train.config import TrainConfig
+from deo_cube.encoder.mobilenet import DeoConv
+from deo_cube.train.finish import describe_run, fit_local, fit_necks, windows_for
+from deo_cube.train.health import Watch, effective_rank, knn_score
+from deo_cube.train.losses import coding_rate_bound
+from deo_cube.train.samples import Batch, ImageSource, Mixture, Source, batches, open_source
+from deo_cube.train.schedules import cosine
+from deo_cube.train.student import Student, Terms, ema_update, initialise, objective, teacher_targets
+from deo_cube.train.teachers import FrozenTeacher, load_teacher
+
+__all__ = ["Process", "build", "open_sources", "train"]
+
+CROPS, DROPS = 1, 2
+"""What a random stream is for."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those of the run, its device and its precision."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    precision: torch.dtype
+    why: str
+    """Reason of device and precision, in a sentence."""
+
+    @classmethod
+    def start(cls, config: TrainConfig) -> Process:
+        """Find out; join the other processes where torchrun started several.
+
+        Raises
+        ------
+        DeviceError
+            If the device that was asked for is not there.
+        """
+        name = config.device
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda" and not torch.cuda.is_available():
+            raise DeviceError("--device cuda: no CUDA device here; --device cpu runs anywhere")
+        device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        precision, why = _precision(config.optimizer.precision, device)
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world > 1:
+            import torch.distributed as dist
+
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            if not dist.is_initialized():
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(int(os.environ.get("RANK", "0")), world, device, precision, why)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+
+def _precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    if wanted != "auto":
+        return (torch.bfloat16 if wanted == "bf16" else torch.float32), f"{wanted} as asked for"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16, "bf16: the GPU computes in it"
+    return torch.float32, f"fp32: the reference on {device.type}"
+
+
+def open_sources(config: TrainConfig) -> tuple[Source, ...]:
+    """The sources of ``--data``, opened and checked against what the run needs.
+
+    Raises
+    ------
+    ValueError
+        If an arm has no source to learn from.
+    """
+    sources = tuple(open_source(text, fill=config.student.ms_mean) for text in config.data)
+    kinds = {s.kind for s in sources}
+    o = config.optimizer
+    if o.batch and "ms" not in kinds:
+        raise ValueError(
+            "--optimizer.batch wants multispectral samples, and --data names no cube: give one, or --optimizer.batch 0 "
+            "with --objective.no-multispectral"
+        )
+    if o.rgb_batch and "rgb" not in kinds:
+        raise ValueError(
+            "--optimizer.rgb-batch wants RGB-only samples, and --data names no folder or zip of images: give one, or "
+            "--optimizer.rgb-batch 0"
+        )
+    return sources
+
+
+def build(
+    config: TrainConfig, device: torch.device, mixture: Mixture | None = None
+) -> tuple[Student, Student | None, FrozenTeacher | None]:
+    """Student, EMA teacher and frozen teacher, seeded; the EMA teacher starts as the student.
+
+    With `mixture`, the local branch of a `conv` starts from patches of its samples.
+    """
+    optical = load_teacher(
+        config.teacher,
+        weights=config.optical.weights or None,
+        enlarge=config.optical.enlarge,
+        mid=config.optical.mid,
+        late=config.optical.late,
+    )
+    torch.manual_seed(config.seed)
+    student = Student(config, optical.dims if optical else None)
+    if config.student.init:
+        initialise(student, config.student.init, config)
+    if isinstance(student.network, DeoConv) and mixture is not None:
+        fit_local(student.network, windows_for(mixture, config), config.seed)
+    _freeze_unused(student, config)
+    student.to(device)
+    ema = None
+    if config.objective.multispectral:
+        ema = copy.deepcopy(student).requires_grad_(False)
+        # The teacher has no use for the optical heads.
+        ema.cls_head = ema.patch_head_mid = ema.patch_head_late = None
+        ema.train(config.optimizer.teacher_mode == "train")
+    if isinstance(optical, nn.Module):
+        optical.to(device)
+    return student, ema, optical
+
+
+def _freeze_unused(student: Student, config: TrainConfig) -> None:
+    """Stems that no arm feeds get no gradient; frozen, they neither decay nor keep other processes waiting.
+
+    What `config.student.freeze` names is frozen too.
+    """
+    for name, p in student.network.named_parameters():
+        if name.startswith(config.student.freeze):
+            p.requires_grad_(False)
+    used = {"ms": student.head_ms is not None or student.ms_optical, "rgb": student.cls_head is not None}
+    for name, p in student.named_parameters():
+        for stem, on in used.items():
+            if not on and (f"_{stem}." in name or f".{stem}." in name) and name.startswith("network."):
+                p.requires_grad_(False)
+
+
+def optimizer_of(student: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW without weight decay on biases and other vectors."""
+    trained = [p for p in student.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        [{"params": [p for p in trained if p.ndim > 1]}, {"params": [p for p in trained if p.ndim <= 1]}],
+        lr=0.0,
+        foreach=True,
+    )
+
+
+def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> Path:
+    """Run the training that `config` describes, and leave a model in ``config.out``.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Everything.
+    on_step : callable, optional
+        Called after every step with its number.
+
+    Returns
+    -------
+    Path
+        The folder: ``card.json`` and ``weights.safetensors`` (a model), ``metrics.jsonl``, ``config.json``,
+        ``checkpoints/``.
+
+    Raises
+    ------
+    StoreMismatchError
+        If the folder holds another run, or one to be resumed with other settings.
+    Diverged
+        If the loss is no number any more or stays far above its median; the newest checkpoint is kept.
+    """
+    process = Process.start(config)
+    out = Path(config.out)
+    last = checkpoints.newest(out)
+    if last and not config.resume:
+        raise StoreMismatchError(f"{out} already holds a run (up to {last.name}): give --resume, or another --out")
+    sources = open_sources(config)
+    mixture = Mixture(sources, config.loader, config.seed)
+    student, ema, optical = build(config, process.device, mixture)
+    optimizer = optimizer_of(student, config)
+    start, spent, history = 0, 0.0, {}
+    if last:
+        state = checkpoints.load(
+            last, student=student, teacher=ema, optimizer=optimizer, config=config
+        )
+        start, spent, history = state["step"], state["seconds"], state["history"]
+    if process.first:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    step_of = _Step(config, process, student, ema, optical, optimizer)
+    log = _Log(config, process, out, start)
+    watch = Watch(config.health.patience)
+    began = time.perf_counter() - spent
+    sizes = (config.optimizer.batch, config.optimizer.rgb_batch)
+    reader = batches(
+        mixture,
+        sizes,
+        start=start * config.optimizer.accumulate,
+        stop=config.steps * config.optimizer.accumulate,
+        rank=process.rank,
+        world_size=process.world_size,
+    )
+    with log:
+        for step in range(start, config.steps):
+            measured = step_of(step, reader)
+            watch.look(step, measured["loss"], measured["parts"])
+            done = step + 1
+            if config.health.probe_every and done % config.health.probe_every == 0:
+                measured |= _probe(student, sources, config)
+            history |= {k: v for k, v in measured.items() if k in ("effective_rank", "knn")}
+            log.step(step, measured)
+            every = config.health.checkpoint_every
+            if process.first and (done == config.steps or (every and done % every == 0)):
+                seconds = time.perf_counter() - began
+                card = _publishable(student, mixture, config, done, seconds, history)
+                checkpoints.save(
+                    out, done, card=card, student=student, teacher=ema, optimizer=optimizer, config=config,
+                    state={"seconds": seconds, "history": history},
+                )  # fmt: skip
+                checkpoints.prune(out, config.health)
+            if on_step is not None:
+                on_step(step)
+    if process.first:
+        _publish(out)
+    if process.world_size > 1:
+        import torch.distributed as dist
+
+        dist.barrier()
+        dist.destroy_process_group()
+    return out
+
+
+class _Step:
+    """One optimisation step: read, crop, look, compare, learn."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        process: Process,
+        student: Student,
+        ema: Student | None,
+        optical: FrozenTeacher | None,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        self.config, self.process = config, process
+        self.student, self.ema, self.optical, self.optimizer = student, ema, optical, optimizer
+        self.augment = Augmentation(config.augment, config.student)
+        self.model: Any = student
+        if process.world_size > 1:
+            from torch.nn.parallel import DistributedDataParallel
+
+            self.model = DistributedDataParallel(student, gradient_as_bucket_view=True)
+        o = config.optimizer
+        samples = (o.batch + o.rgb_batch) * o.accumulate * process.world_size
+        self.lr = o.lr * samples / 256
+        self.warmup = round(o.warmup * config.steps)
+        self.trained = [p for p in student.parameters() if p.requires_grad]
+
+    def __call__(self, step: int, reader: Iterator[Batch]) -> dict[str, Any]:
+        config, o, p = self.config, self.config.optimizer, self.process
+        lr = cosine(step, self.lr, o.min_lr, config.steps, self.warmup)
+        wd = cosine(step, *o.weight_decay, config.steps)
+        for group, decay in zip(self.optimizer.param_groups, (wd, 0.0), strict=True):
+            group["lr"], group["weight_decay"] = lr, decay
+        self.student.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        waited, began = 0.0, time.perf_counter()
+        losses: list[Tensor] = []
+        parts: dict[str, list[Tensor]] = {}
+        pooled: Tensor | None = None
+        # Stochastic depth draws from torch's own stream: seeded by step, a resumed run draws the same.
+        torch.manual_seed(generator(config.seed, DROPS, step, p.rank).initial_seed())
+        for micro in range(o.accumulate):
+            before = time.perf_counter()
+            batch = next(reader)
+            waited += time.perf_counter() - before
+            number = step * o.accumulate + micro
+            # One synchronisation a step: all but the last micro-batch only add to the gradient.
+            quiet = p.world_size > 1 and micro + 1 < o.accumulate
+            with self.model.no_sync() if quiet else contextlib.nullcontext():
+                terms, pooled = self._terms(batch, number)
+                (terms.total / o.accumulate).backward()
+            losses.append(terms.total.detach())
+            for k, v in terms.parts.items():
+                parts.setdefault(k, []).append(v)
+        norm = self._clip()
+        loss = torch.stack(losses).mean()
+        if bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            self.optimizer.step()
+            if self.ema is not None:
+                ema_update(self.ema, self.student, cosine(step, *o.ema, config.steps))
+        elif bool(torch.isfinite(loss)):
+            loss = norm
+        seconds = time.perf_counter() - began
+        samples = (o.batch + o.rgb_batch) * o.accumulate * p.world_size
+        return {
+            "loss": float(loss),
+            "parts": {k: float(torch.stack(v).mean()) for k, v in parts.items()},
+            "lr": lr,
+            "weight_decay": wd,
+            "grad_norm": float(norm),
+            "samples_per_s": samples / seconds,
+            "waited": waited / seconds,
+            **({} if pooled is None else {"effective_rank": effective_rank(pooled)}),
+        }
+
+    def _terms(self, batch: Batch, number: int) -> tuple[Terms, Tensor | None]:
+        config, p = self.config, self.process
+        ms, rgb = (None if t is None else t.to(p.device, non_blocking=True) for t in (batch.ms, batch.rgb))
+        with torch.no_grad():
+            views = self.augment(
+                ms, rgb, generator(config.seed, CROPS, number), rank=p.rank, world_size=p.world_size
+            )
+        with torch.autocast(p.device.type, dtype=p.precision, enabled=p.precision != torch.float32):
+            targets = None if self.optical is None else teacher_targets(self.optical, views, config)
+            with torch.no_grad():
+                teacher_ms = None if self.ema is None else self.ema.project_ms(views)
+            out = self.model(views)
+        return objective(out, teacher_ms, targets, len(views), config.objective), out.pooled
+
+    def _clip(self) -> Tensor:
+        """Clip as configured; the global norm before clipping."""
+        o = self.config.optimizer
+        grads = [q.grad for q in self.trained if q.grad is not None]
+        norms = torch._foreach_norm(grads)
+        total = torch.linalg.vector_norm(torch.stack(norms))
+        if o.clip > 0 and o.clip_by == "global":
+            torch._foreach_mul_(grads, (o.clip / (total + 1e-6)).clamp(max=1.0))
+        elif o.clip > 0:
+            torch._foreach_mul_(grads, [(o.clip / (n + 1e-6)).clamp(max=1.0) for n in norms])
+        return total
+
+
+def _probe(student: Student, sources: Sequence[Source], config: TrainConfig) -> dict[str, float]:
+    labelled = [s for s in sources if isinstance(s, ImageSource) and len({Path(f).parent for f in s.files}) > 1]
+    if not labelled or student.cls_head is None:
+        return {}
+    return {"knn": knn_score(student.network, student.taps.vector, labelled[0], config)}
+
+
+def _publishable(
+    student: Student, mixture: Mixture, config: TrainConfig, step: int, seconds: float, history: dict[str, float]
+) -> Any:
+    if config.student.family == "conv":
+        fit_necks(student.network, windows_for(mixture, config), config)
+    return describe_run(config, step, seconds, history)
+
+
+def _publish(out: Path) -> None:
+    """The newest checkpoint's card and weights become the run's own."""
+    last = checkpoints.newest(out)
+    if last is None:
+        return
+    for name in ("weights.safetensors", "card.json"):
+        partial = out / f".{name}.{os.getpid()}"
+        partial.write_bytes((last / name).read_bytes())
+        os.replace(partial, out / name)
+
+
+class _Log:
+    """metrics.jsonl, the progress bar, and TensorBoard where asked for. Silent in all processes but the first."""
+
+    def __init__(self, config: TrainConfig, process: Process, out: Path, start: int) -> None:
+        self.config, self.process, self.out, self.start = config, process, out, start
+        o = config.optimizer
+        self.bound = coding_rate_bound(
+            config.objective.ms_dim, max(o.batch, 1), eps=config.objective.eps, world_size=config.objective.world_size
+        )
+
+    def __enter__(self) -> _Log:
+        self.file: Any = None
+        self.board: Any = None
+        if not self.process.first:
+            return self
+        from tqdm.auto import tqdm
+
+        path = self.out / "metrics.jsonl"
+        if path.exists():
+            # Lines written after the checkpoint that is resumed will be written again.
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) < self.start]
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
+        if self.config.health.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise MissingExtraError("--health.tensorboard needs tensorboard: pip install tensorboard") from error
+            self.board = SummaryWriter(str(self.out / "tensorboard"))
+        self.bar = tqdm(
+            total=self.config.steps, initial=self.start, unit="step", desc=self.out.name, mininterval=1.0, smoothing=0.05
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+    def step(self, step: int, measured: dict[str, Any]) -> None:
+        if self.file is None:
+            return
+        self.bar.update()
+        if step % self.config.health.log_every == 0 or step + 1 == self.config.steps or "knn" in measured:
+            line = {"step": step, **measured, **measured["parts"]}
+            line.pop("parts")
+            if "expansion" in line:
+                line["expansion_bound"] = self.bound
+            line = {k: round(v, 6) if isinstance(v, float) and math.isfinite(v) else v for k, v in line.items()}
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+            short = {k: f"{line[k]:.3f}" for k in ("loss", "compression", "expansion", "cls", "knn") if k in line}
+            self.bar.set_postfix({**short, "samples/s": f"{line['samples_per_s']:.1f}"}, refresh=False)
+            if self.board is not None:
+                for k, v in line.items():
+                    self.board.add_scalar(k, v, step)
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**62  # torn by a kill
+
+

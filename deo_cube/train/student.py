@@ -1,0 +1,380 @@
+"""The student, its projection heads, its EMA teacher, and the loss of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
+from deo_cube.encoder.families import build_network
+from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
+from deo_cube.train import config as cfg
+from deo_cube.train.augment import View
+from deo_cube.train.losses import coding_rate_loss, patch_similarity, view_similarity
+from deo_cube.train.teachers import FrozenTeacher, Targets
+
+__all__ = ["Outputs", "ProjectionHead", "Student", "Terms", "ema_update", "objective", "student_card", "teacher_targets"]
+
+
+class ProjectionHead(nn.Module):
+    """Three linear layers with GELU between, output of length one (vision_transformer.py:367-410)."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, outputs)
+        )
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        # In float32: the norm of a short vector is lost in half precision.
+        return F.normalize(self.mlp(x).float(), dim=-1, p=2, eps=1e-12)
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where a trunk is listened to."""
+
+    vector: str
+    """The vector of a whole crop."""
+    mid: str
+    late: str
+
+
+def taps(student: cfg.Student, order: str = "intended") -> Taps:
+    """Layers that a family offers the losses, as published: stages 3 and 4 of a Swin, blocks 5 and 11 of a ViT-B."""
+    if student.family == "swin":
+        n = len(student.depths)
+        return Taps("pooled", f"stage{n - 1}", f"stage{n}")
+    if student.family == "vit":
+        depth = sum(student.depths)
+        mid, late = f"block{depth // 2 - 1}", f"block{depth - 1}"
+        return Taps("pooled", mid, late) if order == "intended" else Taps("pooled", late, mid)
+    return Taps("parts", "pw5", f"pw{sum(student.depths)}")
+
+
+def student_card(config: cfg.TrainConfig, name: str = "student.run", alias: str = "student") -> ModelCard:
+    """The card of the network that `config` describes: what it is, before anything was trained."""
+    s = config.student
+    if s.family == "swin":
+        sizes: dict[str, Any] = {
+            "dim": s.dim, "depths": list(s.depths), "heads": list(s.heads), "window": s.window, "patch": s.patch
+        }  # fmt: skip
+        n = len(s.depths)
+        layers = tuple(Layer(f"stage{i + 1}", s.dim << i, s.patch << i) for i in range(n))
+        layers += (Layer("norm", s.dim << (n - 1), s.patch << (n - 1)),)
+    elif s.family == "vit":
+        depth = sum(s.depths)
+        sizes = {
+            "dim": s.dim, "depth": depth, "heads": s.heads[0], "patch": s.patch,
+            "grid": max(1, config.augment.global_size // s.patch),
+        }  # fmt: skip
+        layers = tuple(Layer(f"block{i}", s.dim, s.patch) for i in range(depth)) + (Layer("norm", s.dim, s.patch),)
+    else:
+        sizes = {"dim": s.dim, "local": s.local, "depth": sum(s.depths)}
+        layers = (Layer("local", s.local, 4), Layer("fused", s.dim, 4))
+    if s.drop_path and s.family != "conv":
+        sizes["drop_path"] = s.drop_path
+    kind = "rgb_max" if config.augment.rgb_scale == "crop_max" else "fixed"
+    scale = config.augment.display if kind == "rgb_max" else 1.0
+    ms_scale = (scale,) * 3 + (1.0,) * (len(s.ms_mean) - 3)
+    ms = Normalization(
+        "training",
+        kind,
+        tuple(m / k for m, k in zip(s.ms_mean, ms_scale, strict=True)),
+        tuple(v / k for v, k in zip(s.ms_std, ms_scale, strict=True)),
+    )
+    rgb = Normalization("training", kind, tuple(m / scale for m in s.rgb_mean), tuple(v / scale for v in s.rgb_std))
+    own = Normalization("own", "own")
+    stride = max(la.stride for la in layers) if s.family == "swin" else s.patch
+    tile = max(1, -(-config.augment.global_size // (2 * stride))) * 2 * stride
+    return ModelCard(
+        name=name,
+        alias=alias,
+        summary=f"{s.family} student trained by deo_cube.train, preset {config.preset}",
+        architecture={"family": s.family, **sizes},
+        stems=(Stem("ms", cfg.MS_BANDS, (ms, own)), Stem("rgb", cfg.RGB_BANDS, (rgb, own))),
+        layers=layers,
+        tile=tile,
+        halo=tile // 4 // stride * stride,
+        weights=Weights("untrained", "weights.safetensors"),
+        training_data="",
+    )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the student says of a batch of views; None where an arm is off. Vectors are stacked view by view."""
+
+    ms: Tensor | None = None
+    """(V N, p): projections of the multispectral views."""
+    cls: Tensor | None = None
+    """(V B, D)"""
+    mid: Tensor | None = None
+    """(2 B, D, h, w): of the two global views."""
+    late: Tensor | None = None
+    ms_cls: Tensor | None = None
+    """As cls, mid and late, through the multispectral stem; where that is asked for."""
+    ms_mid: Tensor | None = None
+    ms_late: Tensor | None = None
+    pooled: Tensor | None = None
+    """(2 N or 2 B, D): features of the global views before projection, detached: for health signals."""
+
+
+class Student(nn.Module):
+    """A network of the encoder room with the projection heads that its arms need, and no others.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Of the run.
+    dims : (int, int, int) or None
+        Channels of the frozen teacher's cls, mid and late; None without one.
+    """
+
+    def __init__(self, config: cfg.TrainConfig, dims: tuple[int, int, int] | None) -> None:
+        super().__init__()
+        self.network = build_network(student_card(config))
+        self.taps = taps(config.student, config.optical.student_order)
+        width = _widths(self.network, config.student)
+        o = config.objective
+        self.ms_optical = dims is not None and o.multispectral_optical > 0 and config.optimizer.batch > 0
+        self.head_ms = ProjectionHead(width["vector"], o.hidden, o.ms_dim) if o.multispectral else None
+        self.cls_head = ProjectionHead(width["vector"], o.hidden, dims[0]) if dims else None
+        self.patch_head_mid = ProjectionHead(width["mid"], o.hidden, dims[1]) if dims else None
+        self.patch_head_late = ProjectionHead(width["late"], o.hidden, dims[2]) if dims else None
+        # Convolutions are a third faster on channels that lie side by side.
+        self.channels_last = config.student.family == "conv"
+        if self.channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            # The neck is fitted in closed form when training ends (`finish.fit_necks`): no loss looks at it.
+            self.network.necks.requires_grad_(False)  # type: ignore[union-attr]
+
+    def forward(self, views: Sequence[View]) -> Outputs:
+        """Every output that the losses of this run need. Views of one size go through the network together."""
+        out: dict[str, Tensor | None] = {}
+        small = views[2:]
+        if self.head_ms is not None or self.ms_optical:
+            ms = [v.ms for v in views]
+            vector, mid, late = self._run(ms[:2], [v.ms for v in small], "ms", self.ms_optical)
+            out["pooled"] = vector[: 2 * views[0].ms.shape[0]].detach()  # type: ignore[union-attr]
+            if self.head_ms is not None:
+                out["ms"] = self.head_ms(vector)
+            if self.ms_optical:
+                out["ms_cls"], out["ms_mid"], out["ms_late"] = self._project(vector, mid, late)
+        if self.cls_head is not None:
+            vector, mid, late = self._run([v.rgb for v in views[:2]], [v.rgb for v in small], "rgb", True)
+            out.setdefault("pooled", vector[: 2 * views[0].rgb.shape[0]].detach())
+            out["cls"], out["mid"], out["late"] = self._project(vector, mid, late)
+        return Outputs(**out)
+
+    def _run(
+        self, large: Sequence[Tensor | None], small: Sequence[Tensor | None], stem: str, patches: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Vectors of all views, and patch maps of the two global ones."""
+        run: Any = self.network
+        wanted = {self.taps.vector} | ({self.taps.mid, self.taps.late} if patches else set())
+        maps = run.forward_features(self._stacked(large), stem, wanted)
+        vectors = [maps[self.taps.vector]]
+        if small:
+            vectors.append(run.forward_features(self._stacked(small), stem, {self.taps.vector})[self.taps.vector])
+        return torch.cat(vectors), maps.get(self.taps.mid), maps.get(self.taps.late)
+
+    def _stacked(self, crops: Sequence[Tensor | None]) -> Tensor:
+        x = torch.cat([t for t in crops if t is not None])
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+    def _project(
+        self, vector: Tensor, mid: Tensor | None, late: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        assert self.cls_head is not None and mid is not None and late is not None
+        return self.cls_head(vector), _on_map(self.patch_head_mid, mid), _on_map(self.patch_head_late, late)
+
+    def project_ms(self, views: Sequence[View]) -> Tensor:
+        """Multispectral projections (2 N, p) of the two global views: what the EMA teacher is asked for."""
+        assert self.head_ms is not None
+        vector, _, _ = self._run([v.ms for v in views[:2]], [], "ms", False)
+        projected: Tensor = self.head_ms(vector)
+        return projected
+
+
+def _on_map(head: nn.Module | None, x: Tensor) -> Tensor:
+    assert head is not None
+    projected: Tensor = head(x.permute(0, 2, 3, 1))
+    return projected.permute(0, 3, 1, 2)
+
+
+def _widths(network: nn.Module, student: cfg.Student) -> dict[str, int]:
+    layers: Mapping[str, tuple[int, int]] = network.layers  # type: ignore[assignment]
+    t = taps(student)
+    vector = sum(network.parts.values()) if t.vector == "parts" else layers["norm"][0]  # type: ignore[union-attr,operator]
+    return {"vector": int(vector), "mid": layers[t.mid][0], "late": layers[t.late][0]}
+
+
+def initialise(student: Student, path: str, config: cfg.TrainConfig) -> None:
+    """Fill the network from `path`: MobileNet v1 into the trunk of a `conv`, or weights of the same network into any.
+
+    The multispectral stem of a `conv` starts from the RGB filters on B08, B11 and B04 (near infrared, short-wave
+    infrared and red), the triple that tells vegetation, soil and water apart; the other bands start at zero.
+
+    Raises
+    ------
+    WeightsNotFoundError, WeightsMismatchError
+        If the file is not there, or fills neither.
+    """
+    from safetensors.torch import load_file
+
+    from deo_cube.encoder.mobilenet import DeoConv, fold_batch_norm
+    from deo_cube.encoder.weights import load_weights
+
+    if not Path(path).is_file():
+        raise WeightsNotFoundError(f"--student.init: no weights at {path}")
+    network = student.network
+    if isinstance(network, DeoConv) and "conv1.weight" in (tensors := load_file(path)):
+        state = fold_batch_norm(tensors, "rgb", depth=network.depth)
+        rgb = state["stems.rgb.weight"]
+        ms = torch.zeros(rgb.shape[0], len(cfg.MS_BANDS), *rgb.shape[2:])
+        for channel, band in enumerate(("B08", "B11", "B04")):
+            # Display values in -1..1 have about half the spread of standardised bands.
+            ms[:, cfg.MS_BANDS.index(band)] = 0.5 * rgb[:, channel]
+        state |= {"stems.ms.weight": ms, "stems.ms.bias": state["stems.rgb.bias"].clone()}
+        try:
+            network.trunk.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            raise WeightsMismatchError(f"{path} does not fill the trunk: {error}") from error
+        return
+    load_weights(network, path)
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """``teacher = momentum * teacher + (1 - momentum) * student``, tensor by tensor **by name**; buffers are copied.
+
+    The teacher may lack tensors of the student (heads it has no use for), never the reverse.
+
+    Raises
+    ------
+    KeyError
+        If the teacher has a parameter that the student lacks.
+    """
+    own = dict(student.named_parameters())
+    names, mine = zip(*teacher.named_parameters(), strict=True)
+    theirs = [own[name].detach() for name in names]
+    torch._foreach_lerp_(list(mine), theirs, 1 - momentum)
+    buffers = dict(student.named_buffers())
+    for name, buffer in teacher.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def teacher_targets(teacher: FrozenTeacher, views: Sequence[View], config: cfg.TrainConfig) -> Targets:
+    """What the frozen teacher says of the two global views, view by view."""
+    seen = [v.clean if config.optical.view == "clean" else v.jittered for v in views[:2]]
+    images = torch.cat(seen)
+    if config.optical.normalization == "own":
+        mean, std = teacher.mean, teacher.std
+    else:
+        display = config.augment.display
+        mean = tuple(m / display for m in config.student.rgb_mean)
+        std = tuple(s / display for s in config.student.rgb_std)
+    columns = [images.new_tensor(v).view(1, -1, 1, 1) for v in (mean, std)]
+    return teacher((images - columns[0]) / columns[1])
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The loss of a step, and what it is made of (detached; None for arms that are off)."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+    """compression, expansion, cls, mid, late, ms_cls, ms_mid, ms_late: similarities, more is better."""
+
+
+def objective(
+    out: Outputs, teacher_ms: Tensor | None, targets: Targets | None, views: int, config: cfg.Objective
+) -> Terms:
+    """Total loss: ``-compression - expansion - optical (cls + mid/2 + late/2)`` (main_dino.py:809-842).
+
+    Parameters
+    ----------
+    out : Outputs
+        Of the student.
+    teacher_ms : Tensor (2 N, p) or None
+        Projections of the EMA teacher.
+    targets : Targets or None
+        Of the frozen teacher, for the two global views.
+    views : int
+        V.
+    config : Objective
+        Weights.
+    """
+    parts: dict[str, Tensor] = {}
+    losses: list[Tensor] = []
+    if out.ms is not None and teacher_ms is not None:
+        mine, theirs = (gathered(out.ms, views), gathered(teacher_ms, 2)) if config.gather else (out.ms, teacher_ms)
+        rate = coding_rate_loss(
+            mine,
+            theirs,
+            views,
+            eps=config.eps,
+            world_size=config.world_size,
+            coefficient=config.coefficient,
+            of=config.expansion_of,
+        )
+        losses.append(rate.loss)
+        parts |= {"compression": rate.compression, "expansion": rate.expansion}
+    if targets is not None and out.cls is not None:
+        found = _optical(out.cls, out.mid, out.late, targets, views, config)
+        parts |= found
+        losses.append(-config.optical * _weighted(found, config))
+        if out.ms_cls is not None:
+            n = out.ms_cls.shape[0] // views
+            # Multispectral samples come first in every view of the targets.
+            some = Targets(*(_first(t, n) for t in (targets.cls, targets.mid, targets.late)))
+            found = _optical(out.ms_cls, out.ms_mid, out.ms_late, some, views, config)
+            parts |= {f"ms_{k}": v for k, v in found.items()}
+            losses.append(-config.optical * config.multispectral_optical * _weighted(found, config))
+    if not losses:
+        raise ValueError("no arm of the objective is on: nothing to learn from")
+    return Terms(torch.stack(losses).sum(), {k: v.detach() for k, v in parts.items()})
+
+
+def _optical(
+    cls: Tensor, mid: Tensor | None, late: Tensor | None, targets: Targets, views: int, config: cfg.Objective
+) -> dict[str, Tensor]:
+    assert mid is not None and late is not None
+    return {
+        "cls": view_similarity(cls, targets.cls, views, same_view=config.same_view),
+        "mid": patch_similarity(mid, targets.mid),
+        "late": patch_similarity(late, targets.late),
+    }
+
+
+def _weighted(found: Mapping[str, Tensor], config: cfg.Objective) -> Tensor:
+    return config.cls * found["cls"] + config.mid * found["mid"] + config.late * found["late"]
+
+
+def _first(x: Tensor, n: int) -> Tensor:
+    """The first n samples of each of two views."""
+    return x.unflatten(0, (2, -1))[:, :n].flatten(0, 1)
+
+
+def gathered(x: Tensor, views: int) -> Tensor:
+    """Vectors (V N, D) of all processes as (V N W, D), view by view, with gradient to each process's own."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    from torch.distributed.nn.functional import all_gather
+
+    parts = [t.unflatten(0, (views, -1)) for t in all_gather(x.contiguous())]
+    return torch.cat(parts, dim=1).flatten(0, 1)
