@@ -99,6 +99,12 @@ class Classes:
     def __len__(self) -> int:
         return len(self.codes)
 
+    def only(self, kept: Sequence[int]) -> Classes:
+        """Those at the positions `kept`."""
+        return Classes(
+            tuple(self.codes[i] for i in kept), tuple(self.names[i] for i in kept), tuple(self.colors[i] for i in kept)
+        )
+
     def code_of(self, value: Any) -> int:
         """Code of a label: a name, or a code as it is."""
         text = str(value)

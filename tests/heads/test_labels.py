@@ -1,0 +1,253 @@
+import json
+
+import geopandas as gpd
+import numpy as np
+import odc.geo.xr  # noqa: F401
+import pytest
+import rioxarray  # noqa: F401
+import xarray as xr
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
+from shapely.geometry import LineString, MultiPoint, Point, Polygon, box
+
+from deo_cube.cube.grid import assign_grid
+from deo_cube.errors import MissingCRSError
+from deo_cube.heads.labels import burn, cases
+from tests.heads.fields import embeddings, on_dask
+
+X0, Y0, CELL, ROWS, COLS = 500_000.0, 5_200_000.0, 80.0, 24, 32
+
+
+def table(shapes, labels, crs="EPSG:32632"):
+    return gpd.GeoDataFrame({"label": labels}, geometry=shapes, crs=crs)
+
+
+def cell_box(row, col, rows=1, cols=1, shrink=0.0):
+    s = shrink * CELL
+    return box(X0 + col * CELL + s, Y0 - (row + rows) * CELL + s, X0 + (col + cols) * CELL - s, Y0 - row * CELL - s)
+
+
+def where(burnt, code):
+    return {(int(r), int(c)) for r, c in np.argwhere(burnt.values == code)}
+
+
+@given(row=st.integers(0, ROWS - 1), col=st.integers(0, COLS - 1), north_up=st.booleans())
+def test_a_point_on_a_corner_belongs_to_the_cell_south_east_of_it(row, col, north_up):
+    emb = embeddings(north_up=north_up)
+    burnt = burn([(X0 + col * CELL, Y0 - row * CELL, "a")], emb)
+    want = (row if north_up else ROWS - 1 - row, col)
+    assert where(burnt, 0) == {want}
+    # The coordinates of the cell say the same as its indices.
+    assert abs(float(burnt.y[want[0]]) - (Y0 - (row + 0.5) * CELL)) < 1e-6
+
+
+def test_points_on_the_outer_south_and_east_edge_lie_outside():
+    emb = embeddings()
+    with pytest.raises(ValueError, match="outside the embeddings"):
+        burn([(X0 + COLS * CELL, Y0 - 10, "a")], emb)
+    with pytest.raises(ValueError, match="outside the embeddings"):
+        burn([(X0 + 10, Y0 - ROWS * CELL, "a")], emb)
+    assert where(burn([(X0, Y0, "a")], emb), 0) == {(0, 0)}
+
+
+@given(
+    row=st.integers(0, ROWS - 1), col=st.integers(0, COLS - 1),
+    dx=st.floats(0.05, 0.6), dy=st.floats(0.05, 0.6), size=st.floats(0.01, 0.3),
+    rule=st.sampled_from(["majority", "centre"]),
+)  # fmt: skip
+def test_a_polygon_smaller_than_a_patch_marks_its_cell(row, col, dx, dy, size, rule):
+    x, y = X0 + (col + dx) * CELL, Y0 - (row + dy) * CELL
+    small = box(x, y - size * CELL, x + size * CELL, y)
+    assert where(burn(table([small], ["pond"]), embeddings(), rule=rule), 0) == {(row, col)}
+
+
+@given(
+    row=st.integers(0, 20), col=st.integers(0, 28), rows=st.integers(1, 8), cols=st.integers(1, 8),
+    rule=st.sampled_from(["majority", "centre", "touch"]), north_up=st.booleans(),
+)  # fmt: skip
+def test_whole_cells_are_claimed_whole_by_every_rule(row, col, rows, cols, rule, north_up):
+    # A hair inside the cells, as touching counts the neighbours of a shared edge only if area is shared.
+    shape = cell_box(row, col, rows, cols, shrink=0.001)
+    burnt = burn(table([shape], [3]), embeddings(north_up=north_up), rule=rule)
+    want = {(r, c) for r in range(row, min(row + rows, ROWS)) for c in range(col, min(col + cols, COLS))}
+    got = where(burnt if north_up else burnt.isel(y=slice(None, None, -1)), 3)
+    assert got == want
+
+
+@given(share=st.floats(0.02, 0.98))
+def test_majority_means_half_the_area(share):
+    part = box(X0 + 3 * CELL, Y0 - 6 * CELL, X0 + (5 + share) * CELL, Y0 - 5 * CELL)
+    cells = where(burn(table([part], ["a"]), embeddings(), rule="majority"), 0)
+    assert cells == {(5, 3), (5, 4)} | ({(5, 5)} if share >= 0.5 else set())
+    assert where(burn(table([part], ["a"]), embeddings(), rule="touch"), 0) == {(5, 3), (5, 4), (5, 5)}
+
+
+@given(seed=st.integers(0, 10_000))
+def test_majority_equals_areas_measured_cell_by_cell(seed):
+    rng = np.random.default_rng(seed)
+    angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
+    r = rng.uniform(2, 9, 9) * CELL
+    shape = Polygon(np.stack([X0 + 16 * CELL + r * np.cos(angles), Y0 - 12 * CELL + r * np.sin(angles)], axis=1))
+    if not shape.is_valid:
+        return
+    want = {
+        (i, j) for i in range(ROWS) for j in range(COLS) if cell_box(i, j).intersection(shape).area >= 0.5 * CELL**2
+    }
+    got = where(burn(table([shape], ["a"]), embeddings()), 0)
+    assert got == want or (not want and len(got) == 1)
+
+
+def test_of_overlapping_polygons_the_later_wins_or_the_call_is_refused():
+    emb, a, b = embeddings(), cell_box(2, 2, 4, 4), cell_box(4, 4, 4, 4)
+    first = burn(table([a, b], ["a", "b"]), emb)
+    other = burn(table([b, a], ["b", "a"]), emb)
+    shared = {(r, c) for r in (4, 5) for c in (4, 5)}
+    assert shared <= where(first, 1)
+    assert shared <= where(other, 0)
+    with pytest.raises(ValueError, match=r"disagree on 4 cells.*'a' and 'b'"):
+        burn(table([a, b], ["a", "b"]), emb, overlap="raise")
+    # Agreeing labels may meet.
+    assert len(where(burn(table([a, b], ["a", "a"]), emb, overlap="raise"), 0)) == 28
+
+
+@given(
+    col=st.integers(1, COLS - 2),
+    row=st.integers(1, ROWS - 2),
+    crs=st.sampled_from(["EPSG:4326", "EPSG:3857", "EPSG:25833"]),
+)
+def test_another_crs_marks_the_same_cells(row, col, crs):
+    emb = embeddings()
+    shapes = [
+        Point(X0 + (col + 0.4) * CELL, Y0 - (row + 0.6) * CELL),
+        cell_box(row, max(col - 1, 0), 1, 2, shrink=0.05),
+    ]
+    own = table(shapes, ["p", "q"])
+    xr.testing.assert_identical(burn(own.to_crs(crs), emb), burn(own, emb))
+
+
+def test_every_form_of_a_table_is_read_alike(tmp_path):
+    emb = embeddings()
+    own = table(
+        [cell_box(2, 2, 2, 2), MultiPoint([(X0 + 9 * CELL + 1, Y0 - 5), (X0 + 11 * CELL + 1, Y0 - 5)])], ["a", "b"]
+    )
+    want = burn(own, emb)
+    degrees = own.to_crs(4326)
+    degrees.to_file(tmp_path / "l.geojson", driver="GeoJSON")
+    own.to_parquet(tmp_path / "l.parquet")
+    own.to_file(tmp_path / "l.gpkg", driver="GPKG")
+    for form in (
+        tmp_path / "l.geojson",
+        tmp_path / "l.parquet",
+        str(tmp_path / "l.gpkg"),
+        json.loads(degrees.to_json()),
+    ):
+        xr.testing.assert_identical(burn(form, emb), want)
+    assert where(want, 1) == {(0, 9), (0, 11)}
+    points = [(X0 + 9 * CELL + 1, Y0 - 5, "b"), (X0 + 2 * CELL + 1, Y0 - 3 * CELL, "a")]
+    assert where(burn(points, emb), 0) == {(3, 2)}
+
+
+def test_flags_names_and_colours():
+    emb = embeddings()
+    burnt = burn(
+        table([cell_box(1, 1), cell_box(3, 3)], [4, 9]), emb, names={4: "crops", 9: "range land"}, colors={9: "#123456"}
+    )
+    assert list(burnt.attrs["flag_values"]) == [4, 9]
+    assert burnt.attrs["flag_meanings"] == "crops range_land"
+    assert burnt.attrs["flag_colors"].split()[1] == "#123456"
+    assert burnt.rio.crs == emb.rio.crs
+    assert burnt.rio.transform(recalc=True) == emb.rio.transform(recalc=True)
+
+
+def raster(values, cell, crs="EPSG:32632", corner=(X0, Y0), fill=0):
+    a = xr.DataArray(values, dims=("y", "x"), attrs={"_FillValue": fill})
+    return assign_grid(a, GeoBox(values.shape, Affine(cell, 0, corner[0], 0, -cell, corner[1]), crs))
+
+
+@given(seed=st.integers(0, 10_000))
+def test_a_finer_aligned_raster_gives_the_most_frequent_class(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 4, (ROWS * 4, COLS * 4)).astype("uint8")
+    burnt = burn(raster(values, 20), embeddings()).values
+    blocks = values.reshape(ROWS, 4, COLS, 4).swapaxes(1, 2).reshape(ROWS, COLS, 16)
+    counts = np.stack([(blocks == c).sum(-1) for c in (1, 2, 3)])
+    want = np.where(counts.sum(0) >= 8, counts.argmax(0) + 1, 255)
+    np.testing.assert_array_equal(burnt, want)
+
+
+def test_a_coarser_raster_is_looked_up_at_the_centres():
+    values = np.arange(1, 13, dtype="uint8").reshape(3, 4)
+    burnt = burn(raster(values, 8 * CELL), embeddings())
+    np.testing.assert_array_equal(burnt.values, np.kron(values, np.ones((8, 8), int)))
+
+
+def test_a_raster_in_another_crs_from_a_file(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = np.kron(rng.integers(1, 4, (6, 8)), np.ones((16, 16), int)).astype("uint8")
+    own = raster(smooth, 20)
+    degrees = own.rio.reproject("EPSG:4326", resolution=0.00005)
+    degrees.rio.to_raster(tmp_path / "l.tif")
+    want, got = burn(own, embeddings()).values, burn(tmp_path / "l.tif", embeddings()).values
+    assert (want == got).mean() > 0.97
+    south_up = own.isel(y=slice(None, None, -1))
+    np.testing.assert_array_equal(burn(south_up, embeddings()).values, want)
+
+
+def test_labels_in_the_wrong_place_are_told_so():
+    emb = embeddings()
+    with pytest.raises(ValueError, match=r'look like degrees: pass crs="EPSG:4326"'):
+        burn([(9.0, 46.9, "a"), (9.001, 46.9, "b")], emb)
+    lon, lat = emb.odc.geobox.geographic_extent.centroid.coords[0]
+    assert (burn([(lon, lat, "a")], emb, crs="EPSG:4326").values != 255).sum() == 1
+    with pytest.raises(ValueError, match=r"do not fit the CRS they state|outside the embeddings"):
+        burn(table([cell_box(2, 2)], ["a"], crs="EPSG:4326"), emb)
+    with pytest.raises(MissingCRSError, match="set_crs"):
+        burn(table([cell_box(2, 2)], ["a"], crs=None), emb)
+    with pytest.warns(UserWarning, match="1 of 2 labels lie outside"):
+        burn(table([cell_box(2, 2), cell_box(99, 99)], ["a", "b"]), emb)
+    with pytest.raises(ValueError, match="raster spans"):
+        burn(raster(np.ones((4, 4), "uint8"), 80, corner=(0.0, 0.0)), emb)
+
+
+def test_what_is_no_label_is_refused():
+    emb = embeddings()
+    with pytest.raises(ValueError, match="widen lines"):
+        burn(table([LineString([(X0, Y0), (X0 + 99, Y0)])], ["a"]), emb)
+    with pytest.raises(ValueError, match="which column"):
+        burn(table([cell_box(2, 2)], ["a"]).rename(columns={"label": "kind"}).assign(area=1), emb)
+    with pytest.raises(ValueError, match="columns are"):
+        burn(table([cell_box(2, 2)], ["a"]), emb, column="landuse")
+    with pytest.raises(TypeError, match="got list \\(empty\\)"):
+        burn([], emb)
+    with pytest.raises(ValueError, match="fractions"):
+        burn(raster(np.full((4, 4), 0.5), 80), emb)
+    with pytest.raises(FileNotFoundError):
+        burn("nowhere.geojson", emb)
+
+
+@pytest.mark.parametrize("times", [0, 3])
+def test_cases_are_the_vectors_of_the_labelled_cells(times):
+    emb = embeddings(times=times, invalid=[(2, 2)])
+    labels = burn([(float(emb.x[c]), float(emb.y[r]), k) for r, c, k in ((2, 2, "a"), (5, 6, "a"), (7, 8, "b"))], emb)
+    found = cases(on_dask(emb, 5, 5), labels)
+    n = max(times, 1)
+    assert len(found.codes) == 2 * n
+    stack = emb if times else emb.expand_dims("time")
+    np.testing.assert_array_equal(found.vectors[:2], stack.values[0][:, [5, 7], [6, 8]].T)
+    assert list(found.codes) == [0, 1] * n
+    assert list(found.cell[:2]) == [5 * 32 + 6, 7 * 32 + 8]
+    assert found.size == 80
+    assert list(found.x[:2]) == [float(emb.x[6]), float(emb.x[8])]
+
+
+def test_labels_of_one_class_or_under_clouds_are_told_so():
+    emb = embeddings(invalid=[(2, 2), (3, 3)])
+    at = lambda r, c, k: (float(emb.x[c]), float(emb.y[r]), k)  # noqa: E731
+    with pytest.raises(ValueError, match="of one class, 'a': a head wants"):
+        cases(emb, burn([at(5, 5, "a"), at(6, 6, "a")], emb))
+    with pytest.raises(ValueError, match=r"no valid cell is left of \['b'\]"):
+        cases(emb, burn([at(5, 5, "a"), at(2, 2, "b")], emb))
+    with pytest.raises(ValueError, match="none of the 2 labelled cells has a valid embedding"):
+        cases(emb, burn([at(2, 2, "a"), at(3, 3, "b")], emb))
