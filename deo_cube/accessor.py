@@ -3,49 +3,57 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from importlib import import_module
+from typing import Any
 
 import xarray as xr
 
-from deo_cube.engine.embed import embed
-from deo_cube.engine.match import match
-from deo_cube.engine.plan import plan
-from deo_cube.engine.summary import summarise
-from deo_cube.engine.write import to_zarr
-
 __all__ = ["DeoDataArrayAccessor", "DeoDatasetAccessor"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
+class _Verb:
+    """A function of the package as a method: the accessor's object goes first; signature and help are the function's.
 
-def _verb(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """A method that calls `function` with the accessor's object first; signature and docstring are the function's."""
+    The function is imported when the method is first looked at, so that `import deo_cube` stays light.
+    """
 
-    @functools.wraps(function)
-    def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return function(self._obj, *args, **kwargs)
+    def __init__(self, module: str) -> None:
+        self.module = module
 
-    return method
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, accessor: Any, owner: type) -> Any:
+        function = getattr(import_module(self.module), self.name)
+        if accessor is None:
+            return function
+        bound = functools.partial(function, accessor._obj)
+        functools.update_wrapper(bound, function)
+        del bound.__wrapped__  # type: ignore[attr-defined]  # else the signature would show the first argument
+        return bound
 
 
 class _Cube:
     """Verbs on a cube of Sentinel-2 bands."""
 
+    embed = _Verb("deo_cube.engine.embed")
+    plan = _Verb("deo_cube.engine.plan")
+    match = _Verb("deo_cube.engine.match")
+
     def __init__(self, obj: Any) -> None:
         # Nothing is computed or checked here: xarray turns an AttributeError in an accessor's __init__ into another.
         self._obj = obj
 
-    embed = _verb(embed)
-    plan = _verb(plan)
-    match = _verb(match)
-
     def __repr__(self) -> str:
-        return repr(summarise(self._obj))
+        return repr(self._summary())
 
     def _repr_html_(self) -> str:
-        return summarise(self._obj)._repr_html_()
+        return str(self._summary()._repr_html_())
+
+    def _summary(self) -> Any:
+        from deo_cube.engine.summary import summarise
+
+        return summarise(self._obj)
 
 
 @xr.register_dataset_accessor("deo")
@@ -57,14 +65,9 @@ class DeoDatasetAccessor(_Cube):
 class DeoDataArrayAccessor(_Cube):
     """`da.deo`: verbs on a DataArray with a band dimension, and on embeddings."""
 
-    to_zarr = _verb(to_zarr)
+    to_zarr = _Verb("deo_cube.engine.write")
 
-    def __repr__(self) -> str:
-        if "embedding" in self._obj.dims:
-            sizes = " x ".join(f"{d} {n}" for d, n in self._obj.sizes.items())
-            model = self._obj.attrs.get("deo_cube:model", "an unknown model")
-            return f"<deo_cube view of embeddings by {model}: {sizes}>"
-        return super().__repr__()
+    def _summary(self) -> Any:
+        from deo_cube.engine.summary import summarise_embeddings
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{self!r}</pre>" if "embedding" in self._obj.dims else super()._repr_html_()
+        return summarise_embeddings(self._obj) if "embedding" in self._obj.dims else super()._summary()

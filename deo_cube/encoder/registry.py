@@ -26,6 +26,7 @@ def resolve(
     bands: Sequence[str] | None = None,
     layer: str | None = None,
     normalize: str | Mapping[str, tuple[float, float]] | Normalization | None = None,
+    locate: bool = True,
 ) -> EncoderRef:
     """Decide which encoder, with every choice made, and find its weights: what can fail, fails here.
 
@@ -41,6 +42,8 @@ def resolve(
         Layer to give out; the card's last by default.
     normalize : str or mapping, optional
         See `normalize.choose_normalization`.
+    locate : bool
+        False: leave the weights be, to count or describe what a model would do; the reference cannot be loaded.
 
     Returns
     -------
@@ -66,7 +69,7 @@ def resolve(
         stem = choose_stem(c, bands)[0]
     chosen_layer = c.layer(layer)
     how = choose_normalization(stem, normalize)
-    path, sha256 = _weights(entry, weights)
+    path, sha256 = _weights(entry, weights) if locate else (None, "")
     return EncoderRef(c, stem, chosen_layer, how, path, sha256, entry.factory)
 
 

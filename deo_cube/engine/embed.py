@@ -6,6 +6,7 @@ pixels are read and encoded when the result is computed, written or drawn.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef, resolve
 from deo_cube.engine import graph, metadata
 from deo_cube.engine.block import EmbedBlock, ValidBlock
+from deo_cube.engine.read import CACHE_BYTES
 from deo_cube.engine.tiles import Edge, TilePlan, plan_tiles
 from deo_cube.errors import TilePlanError, UnknownModelError
 from deo_cube.options import Default
@@ -78,11 +80,16 @@ def prepare(
     layer: str | None = None,
     anchor: Literal["grid", "array"] = "grid",
     edge: Edge = "pad",
+    locate: bool = True,
 ) -> Prepared:
-    """Decide everything that `embed` needs, or raise. Reads no pixel of a cube on Dask. See `embed`."""
+    """Decide everything that `embed` needs, or raise. Reads no pixel of a cube on Dask. See `embed`.
+
+    With ``locate=False`` the weights are not looked for: enough to count and to describe.
+    """
     given = dict(bands) if isinstance(bands, Mapping) else None
     wanted = None if bands is None or given is not None else list(bands)
-    ref = resolve(option("model", model), weights=weights, bands=wanted, layer=layer, normalize=normalize)
+    named = option("model", model)
+    ref = resolve(named, weights=weights, bands=wanted, layer=layer, normalize=normalize, locate=locate)
     card = ref.card
     dims = grid.dims(cube)
     _check_times(cube, dims.time)
@@ -281,7 +288,7 @@ def _fields(
 ) -> tuple[tuple[tuple[graph.Field, ...], ...], tuple[Any, ...]]:
     """Where the pixels of bands, SCL and mask are: groups of fields for `Gather`, and their Dask arrays."""
     names = (dims.time, dims.band, dims.y, dims.x)
-    like = plan.block
+    like = min(plan.block, 256)  # of what is not on Dask: small, for a halo touches its neighbours' chunks whole
     arrays: list[Any] = []
 
     def one(variable: xr.Variable, positions: Sequence[int] = (0,)) -> tuple[graph.Field, ...]:
@@ -365,11 +372,12 @@ def _check_device(device: str) -> None:
 def _warn_of_chunks(p: Prepared) -> None:
     if p.plan.blocks[0] * p.plan.blocks[1] * p.times < 2:
         return
-    factor = graph.read_amplification(p.gather)
-    if factor > 2:
+    largest = sum(f.dtype.itemsize * math.prod(max(c) for c in f.chunks) for f in p.gather.groups[0])
+    if largest > 4 * CACHE_BYTES:
+        good = max(256, p.plan.block // 2)
         warnings.warn(
-            f"the cube's chunks fit its blocks of {p.plan.block} px badly: each pixel is read {factor:.1f} times when "
-            f"blocks are written one by one. Load it with chunks={{'time': 1, {p.dims.y!r}: {p.plan.block}, "
-            f"{p.dims.x!r}: {p.plan.block}}}",
+            f"the cube's chunks are large: one of each band is {largest / 1e9:.1f} GB, and a block of "
+            f"{p.plan.block} px must read them whole. "
+            f"Load it with chunks={{'time': 1, {p.dims.y!r}: {good}, {p.dims.x!r}: {good}}}",
             stacklevel=4,
         )

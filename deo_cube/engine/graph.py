@@ -16,11 +16,14 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask._task_spec import DataNode, convert_legacy_graph
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
+from dask.utils import ensure_dict
 from numpy.typing import NDArray
 
 from deo_cube.engine.tiles import BlockAxis, TilePlan
@@ -31,7 +34,7 @@ __all__ = [
     "Field",
     "Gather",
     "as_fields",
-    "compute",
+    "compute_block",
     "cut",
     "map_blocks_with_halo",
     "merged",
@@ -363,18 +366,13 @@ def merged(*arrays: Any) -> HighLevelGraph:
     return HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
 
 
-def cut(graph: HighLevelGraph, keys: list[Any]) -> dict[Any, Any]:
-    """Only what `keys` need, optimised as Dask would for computing them together."""
-    import dask.array.optimization as optimization
-
-    return dict(optimization.optimize(graph, keys))
+def cut(graph: Any, keys: list[Any]) -> dict[Any, Any]:
+    """Only what `keys` need, as a flat graph. Not fused: `compute_block` tells reads from blocks by their tasks."""
+    return dict(convert_legacy_graph(ensure_dict(graph.cull(set(keys)))))
 
 
-def subgraph(graph: dict[Any, Any], keys: list[Any]) -> dict[Any, Any]:
-    """Only what `keys` need of a cut graph."""
-    from dask._task_spec import convert_legacy_graph
-
-    graph = convert_legacy_graph(graph)
+def subgraph(graph: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
+    """Only what `keys` need of a flat graph."""
     found: dict[Any, Any] = {}
     todo = list(keys)
     while todo:
@@ -385,8 +383,16 @@ def subgraph(graph: dict[Any, Any], keys: list[Any]) -> dict[Any, Any]:
     return found
 
 
-def compute(graph: Mapping[Any, Any], keys: list[Any]) -> list[Any]:
-    """Compute `keys` in this thread."""
-    import dask
+def compute_block(
+    graph: Mapping[Any, Any], keys: list[Any], read: Callable[[list[tuple[Any, Callable[[], Any]]]], list[Any]]
+) -> list[Any]:
+    """Compute `keys` here, but for the chunks that blocks are cut from: `read` is given (key, call) of each."""
+    blocks = [node for node in graph.values() if isinstance(getattr(node, "func", None), _Task)]
+    chunks = list(dict.fromkeys(key for node in blocks for key in sorted(node.dependencies, key=str)))
+    values = read([(key, partial(_compute_one, graph, key)) for key in chunks])
+    known = dict(zip(chunks, (DataNode(k, v) for k, v in zip(chunks, values, strict=True)), strict=True))
+    return list(dask.get(subgraph({**graph, **known}, keys), keys))
 
-    return list(dask.get(dict(graph), keys))
+
+def _compute_one(graph: Mapping[Any, Any], key: Any) -> Any:
+    return dask.get(subgraph(graph, [key]), key)

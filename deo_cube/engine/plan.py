@@ -157,7 +157,8 @@ def plan(
     >>> deo_cube.synthetic_cube(size=512, times=1).deo.plan().blocks
     1
     """
-    p = prepare(cube, model, **options)
+    # Counting needs no weights; measuring does.
+    p = prepare(cube, model, **options, locate=measure)
     rates = _rates()
     where = device or "cpu"
     if measure:
@@ -209,7 +210,8 @@ def measure_rate(ref: EncoderRef, tile: int, device: str, *, seconds: float = 3.
 
 
 def _rate_key(ref: EncoderRef, tile: int, device: str) -> str:
-    return f"{ref.fingerprint}/{tile}/{device}"
+    # Not the weights: they do not change the rate, and a plan may be made without them.
+    return f"{ref.card.fingerprint}/{ref.layer.name}/{tile}/{device}"
 
 
 def _rates() -> dict[str, float]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from html import escape
 
+import xarray as xr
+
 from deo_cube.cube import grid
 from deo_cube.encoder.registry import card, list_models
+from deo_cube.engine import metadata
 from deo_cube.engine.embed import Cube, prepare
 from deo_cube.errors import DeoCubeError
 
-__all__ = ["Summary", "summarise"]
+__all__ = ["Summary", "summarise", "summarise_embeddings"]
 
 
 @dataclass(frozen=True)
@@ -18,12 +22,13 @@ class Summary:
     """Facts about a cube, and what each model says to it."""
 
     facts: tuple[tuple[str, str], ...]
-    models: tuple[tuple[str, bool, str], ...]
+    models: tuple[tuple[str, bool, str], ...] = ()
     """Alias, whether it fits, and how or why not."""
+    title: str = "deo_cube view of a cube"
 
     def __repr__(self) -> str:
-        lines = ["<deo_cube view of a cube>"] + [f"  {k + ':':<8}{v}" for k, v in self.facts]
-        lines.append("  models:")
+        lines = [f"<{self.title}>"] + [f"  {k + ':':<8}{v}" for k, v in self.facts]
+        lines += ["  models:"] if self.models else []
         lines += [f"    {'fits ' if ok else 'no   '}{alias}: {why}" for alias, ok, why in self.models]
         return "\n".join(lines)
 
@@ -34,7 +39,7 @@ class Summary:
             f"<tr><th {left}>{'✓' if ok else '✗'} {escape(alias)}</th><td {left}>{escape(why)}</td></tr>"
             for alias, ok, why in self.models
         )
-        return f"<table><caption>deo_cube view of a cube</caption>{rows}</table>"
+        return f"<table><caption>{escape(self.title)}</caption>{rows}</table>"
 
 
 def summarise(cube: Cube) -> Summary:
@@ -54,10 +59,28 @@ def summarise(cube: Cube) -> Summary:
     for alias in list_models()["alias"]:
         try:
             found = card(alias)
-            p = prepare(cube, found)
+            p = prepare(cube, found, locate=False)
             if not any(k == "units" for k, _ in facts):
                 facts.append(("units", "; ".join(p.radiometry.why)))
             models.append((alias, True, f"{p.match!r}" + ("" if found.trained else "; UNTRAINED weights")))
         except DeoCubeError as error:
             models.append((alias, False, str(error).splitlines()[0]))
     return Summary(tuple(facts), tuple(models))
+
+
+def summarise_embeddings(emb: xr.DataArray) -> Summary:
+    """Look at the attributes of embeddings."""
+
+    def said(name: str) -> str:
+        return str(emb.attrs.get(metadata.PREFIX + name, "not said"))
+
+    plan = json.loads(emb.attrs.get(metadata.PREFIX + "plan", "{}"))
+    facts = [
+        ("size", " x ".join(f"{d} {n}" for d, n in emb.sizes.items()) + f", {emb.dtype}"),
+        ("model", f"{said('model')}, layer {said('layer')}, weights {said('weights_status')}"),
+    ]
+    if plan:
+        facts.append(("tiles", f"{plan['tile']} px, halo {plan['halo']} px, one vector a {plan['patch']} px"))
+    if metadata.PREFIX + "radiometry" in emb.attrs:
+        facts.append(("units", "; ".join(json.loads(said("radiometry")).get("why", []))))
+    return Summary(tuple(facts), title="deo_cube view of embeddings")

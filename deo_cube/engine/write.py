@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,10 @@ import dask
 import numpy as np
 import xarray as xr
 
-from deo_cube.engine import graph, metadata, runtime, store
+from deo_cube.engine import graph, metadata, read, runtime, store
 from deo_cube.errors import DeoCubeError, StoreMismatchError
 
 __all__ = ["to_zarr"]
-
-log = logging.getLogger("deo_cube")
 
 #: Blocks whose graphs are cut out of the whole at a time.
 WAVE = 64
@@ -43,6 +42,8 @@ class Job:
     values: Any
     valid: Any
     retries: int
+    run: str
+    """Which call of `to_zarr`: its chunks are kept apart from those of others."""
 
 
 def to_zarr(
@@ -215,7 +216,7 @@ def _run_pickled(job: bytes) -> None:
 
 
 def _jobs(emb: xr.DataArray, target: store.Target, todo: list[tuple[int, int, int]], retries: int) -> Iterator[Job]:
-    values, valid = emb.data, emb["valid"].data
+    values, valid, run = emb.data, emb["valid"].data, uuid.uuid4().hex
     whole = graph.merged(values, valid)
     four = emb.ndim == 4
     waves = (todo[i : i + WAVE] for i in range(0, len(todo), WAVE))
@@ -226,7 +227,7 @@ def _jobs(emb: xr.DataArray, target: store.Target, todo: list[tuple[int, int, in
         }
         part = graph.cut(whole, [k for pair in keys.values() for k in pair])
         for b, (v, f) in keys.items():
-            yield Job(target, b, graph.subgraph(part, [v, f]), v, f, retries)
+            yield Job(target, b, graph.subgraph(part, [v, f]), v, f, retries, run)
 
 
 def run_job(job: Job) -> None:
@@ -234,7 +235,8 @@ def run_job(job: Job) -> None:
     root = job.target.open()
     if job.target.done(root, job.block):
         return
-    values, valid = _compute(job)
+    chunks = partial(read.reader(job.run).read, retries=job.retries)
+    values, valid = graph.compute_block(job.graph, [job.values, job.valid], chunks)
     values, valid = (values[0], valid[0]) if values.ndim == 4 else (values, valid)
     try:
         job.target.write(root, job.block, np.asarray(values), np.asarray(valid, dtype="float32"))
@@ -245,23 +247,6 @@ def run_job(job: Job) -> None:
                 f"no space left for block {job.block} of {job.target.store}: free some and make the same call again",
             ) from error
         raise
-
-
-def _compute(job: Job) -> tuple[np.ndarray, np.ndarray]:
-    for attempt in itertools.count():
-        try:
-            values, valid = graph.compute(job.graph, [job.values, job.valid])
-            return values, valid
-        except DeoCubeError:
-            raise
-        except Exception as error:
-            ours = any(n.startswith(graph.RUN_FAILED) for n in getattr(error, "__notes__", ()))
-            if ours or attempt >= job.retries:
-                raise
-            pause = 0.5 * 2**attempt
-            log.warning("block %s could not be read (%s): trying again in %.1f s", job.block, error, pause)
-            time.sleep(pause)
-    raise AssertionError("unreachable")
 
 
 class _Bar:

@@ -1,0 +1,165 @@
+"""The command line: `deo-cube demo | embed | plan | models | verify`. Flags are the arguments of the verbs.
+
+Exit status: 0 done, 1 something found wrong (`verify`), 2 a mistake in the call, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from deo_cube.errors import DeoCubeError
+
+__all__ = ["main"]
+
+
+def demo(
+    out: Annotated[Path, arg(help="folder for the Zarr store and the picture")] = Path("demo"),
+    size: Annotated[int, arg(help="pixels on a side")] = 1024,
+    model: Annotated[str, arg(help="model to embed with")] = "tiny",
+) -> None:
+    """Embed a synthetic scene with the bundled model, offline, and draw what came out."""
+    from deo_cube.demo import run
+
+    run(out, size=size, model=model)
+
+
+def embed(
+    cube: Annotated[Positional[str], arg(help="cube: .zarr, .nc, .tif, or .json of STAC items")],
+    out: Annotated[Positional[str], arg(help="Zarr store of embeddings; resumed if it was begun by the same call")],
+    model: Annotated[str, arg(help="name of a model, or folder of a training run")] = "tiny",
+    weights: Annotated[Path | None, arg(help="weights file")] = None,
+    missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
+    units: Annotated[Literal["auto", "dn", "reflectance", "uint8_rgb"], arg(help="of stored values")] = "auto",
+    offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
+    nodata: Annotated[str, arg(help="stored value that means no measurement")] = "auto",
+    mask: Annotated[str | None, arg(help="variable that is True where a pixel must not count, or scl")] = None,
+    tile: Annotated[int | None, arg(help="tile, pixels; decides the numbers")] = None,
+    halo: Annotated[int | None, arg(help="context on each side, pixels; decides the numbers")] = None,
+    block: Annotated[int | None, arg(help="task and shard, pixels")] = None,
+    layer: Annotated[str | None, arg(help="layer of the model")] = None,
+    edge: Annotated[Literal["pad", "drop"], arg(help="patches partly outside the cube")] = "pad",
+    dtype: Annotated[Literal["float16", "float32", "int8"], arg(help="of the store")] = "float16",
+    batch_size: Annotated[int | None, arg(help="tiles at once")] = None,
+    device: Annotated[str | None, arg(help="cpu, cuda, cuda:1")] = None,
+    scheduler: Annotated[
+        str | None, arg(help="threads, processes, synchronous, or the address of a Dask scheduler (tcp://...)")
+    ] = None,
+    workers: Annotated[int | None, arg(help="blocks in flight, for threads and processes")] = None,
+    retries: Annotated[int, arg(help="tries more for a block whose pixels could not be read")] = 3,
+    overwrite: Annotated[bool, arg(help="begin again")] = False,
+    progress: Annotated[bool, arg(help="show the progress bar")] = True,
+) -> None:
+    """Embed a cube into a Zarr store; run it again to go on after a stop."""
+    from deo_cube.cube.files import open_cube
+    from deo_cube.engine.embed import embed as embed_cube
+    from deo_cube.engine.write import to_zarr
+
+    emb = embed_cube(
+        open_cube(cube),
+        model,
+        weights=weights,
+        missing=missing,
+        units=units,
+        offset=_number(offset),
+        nodata=_number(nodata),
+        mask=mask,
+        tile=tile,
+        halo=halo,
+        block=block,
+        layer=layer,
+        edge=edge,
+        dtype=dtype,
+        batch_size=batch_size,
+        device=device,
+    )
+    with _cluster(scheduler) as kind:
+        done = to_zarr(
+            emb, out, overwrite=overwrite, progress=progress, retries=retries, scheduler=kind, num_workers=workers
+        )
+    print(f"{out}: {' x '.join(f'{d} {n}' for d, n in done.sizes.items())}, {done.dtype}")
+
+
+def plan(
+    cube: Annotated[Positional[str], arg(help="cube: .zarr, .nc, .tif, or .json of STAC items")],
+    model: Annotated[str, arg(help="name of a model, or folder of a training run")] = "tiny",
+    missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
+    units: Annotated[Literal["auto", "dn", "reflectance", "uint8_rgb"], arg(help="of stored values")] = "auto",
+    offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
+    tile: Annotated[int | None, arg(help="tile, pixels")] = None,
+    halo: Annotated[int | None, arg(help="context on each side, pixels")] = None,
+    block: Annotated[int | None, arg(help="task and shard, pixels")] = None,
+    measure: Annotated[bool, arg(help="encode a few tiles to learn the rate")] = False,
+) -> None:
+    """Count tiles, tokens, bytes and time before embedding."""
+    from deo_cube.cube.files import open_cube
+    from deo_cube.engine.plan import plan as plan_cube
+
+    given: dict[str, Any] = {"missing": missing, "units": units, "offset": _number(offset)}
+    given |= {"tile": tile, "halo": halo, "block": block}
+    print(plan_cube(open_cube(cube), model, measure=measure, **given))
+
+
+def models() -> None:
+    """List the models on offer."""
+    from deo_cube.encoder.registry import list_models
+
+    print(list_models().to_string(index=False))
+
+
+def verify(
+    what: Annotated[Positional[str], arg(help="a model's name, or a store of embeddings")],
+    weights: Annotated[Path | None, arg(help="weights file of the model")] = None,
+) -> int:
+    """Check a model's weights, or every block of a store."""
+    if Path(what).exists() and not (Path(what) / "card.json").exists():
+        from deo_cube.engine.store import verify_store
+
+        state = verify_store(what)
+        print(state)
+        return 0 if state.complete else 1
+    from deo_cube.encoder.verify import verify as verify_model
+
+    found = verify_model(what, weights=weights)
+    print(found)
+    return 0 if found.ok else 1
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@contextmanager
+def _cluster(scheduler: str | None) -> Iterator[str | None]:
+    if scheduler is None or "://" not in scheduler:
+        yield scheduler
+        return
+    from distributed import Client
+
+    with Client(scheduler):
+        yield "distributed"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line."""
+    commands: dict[str, Any] = {"demo": demo, "embed": embed, "plan": plan, "models": models, "verify": verify}
+    try:
+        status = tyro.extras.subcommand_cli_from_dict(commands, prog="deo-cube", description=__doc__, args=args)
+    except (DeoCubeError, FileNotFoundError, ValueError) as error:
+        print(f"deo-cube: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print(f"deo-cube: {note}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("deo-cube: interrupted; blocks that are done are safe, the same call goes on", file=sys.stderr)
+        raise SystemExit(130) from None
+    raise SystemExit(status or 0)

@@ -1,0 +1,54 @@
+"""Open a cube from where it lies: Zarr, netCDF, GeoTIFF, or STAC items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+__all__ = ["open_cube"]
+
+
+def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
+    """Open a cube lazily, by the ending of its name.
+
+    Parameters
+    ----------
+    path : str or path
+        ``*.zarr`` (also a URL), ``*.nc``, ``*.tif``, or STAC: ``*.json`` with an item or a collection of items.
+    **options
+        For the reader underneath: `xarray.open_zarr`, `xarray.open_dataset`, `rioxarray.open_rasterio`, `load_cube`.
+
+    Returns
+    -------
+    Dataset or DataArray
+        On Dask, in the chunks of the file. Numbers are as stored: nothing is scaled or masked.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing is there.
+    ValueError
+        For an ending that is none of these.
+    """
+    text = str(path).rstrip("/")
+    local = "://" not in text
+    if local and not Path(text).exists():
+        raise FileNotFoundError(f"no cube at {text}")
+    ending = Path(text).suffix.lower()
+    if ending == ".zarr" or (local and Path(text).is_dir()):
+        return xr.open_zarr(text, **{"decode_coords": "all", "mask_and_scale": False, **options})
+    if ending in (".nc", ".nc4", ".h5"):
+        return xr.open_dataset(text, **{"chunks": {}, "decode_coords": "all", "mask_and_scale": False, **options})
+    if ending in (".tif", ".tiff"):
+        import rioxarray
+
+        found = rioxarray.open_rasterio(text, **{"chunks": {"x": 1024, "y": 1024}, **options})
+        assert isinstance(found, xr.DataArray)
+        return found
+    if ending in (".json", ".geojson"):
+        from deo_cube.cube.stac import load_cube
+
+        return load_cube(text, **options)
+    raise ValueError(f"cannot tell what {text} is: wanted a name that ends in .zarr, .nc, .tif, or .json (STAC items)")
