@@ -190,7 +190,7 @@ def _already(evidence: Evidence, decoded: tuple[float, float] | None) -> tuple[f
     """DN added to reflectance before it came here, a time step; None where unknown."""
     if decoded is not None:
         return (1e4 * decoded[1],) * evidence.steps
-    return _stackstac_units(evidence)[2] if evidence.stackstac else None
+    return _stackstac_units(evidence)[2] if evidence.stackstac and evidence.scales_of_step(0) else None
 
 
 def _stackstac_units(evidence: Evidence) -> tuple[Units, float, tuple[float, ...] | None, list[str]]:
@@ -200,7 +200,13 @@ def _stackstac_units(evidence: Evidence) -> tuple[Units, float, tuple[float, ...
     """
     steps = [evidence.scales_of_step(t) for t in range(evidence.steps)]
     pairs = {p for step in steps for p in step}
-    if not pairs or pairs == {(None, None)} or {p[0] for p in pairs} <= {None, 1}:
+    if not pairs:
+        raise AmbiguousUnitsError(
+            "stackstac gave floats without raster:bands, which it also drops where items differ in it: it may have "
+            'applied scales and offsets or not. Pass units="reflectance" and offset= (0 if what it applied was right), '
+            'or units="dn" and offset=; or stack raw, dtype="uint16", fill_value=np.uint16(0), rescale=False'
+        )
+    if {p[0] for p in pairs} <= {None, 1}:
         return "dn", 1.0, None, ["stackstac had no scale to apply (raster:bands), so values are DN"]
     if any(stated_offset(scale, offset or 0.0) is None for scale, offset in pairs):
         raise AmbiguousUnitsError(

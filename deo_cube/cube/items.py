@@ -93,9 +93,8 @@ def find_assets(item: pystac.Item, bands: Sequence[str]) -> dict[str, pystac.Ass
             continue
         lower = key.lower()
         if lower == "scl" or lower.startswith(("scl_", "scl-")):
-            ranked.setdefault("SCL", []).append(
-                ((0 if lower == "scl" else 1, _resolution(asset, key), _jp2(asset)), key)
-            )
+            off = abs((_resolution(asset, key) or 20) - 20)
+            ranked.setdefault("SCL", []).append(((0 if lower == "scl" else 1, off, _jp2(asset)), key))
         elif (claim := _band_of_asset(key, asset)) is not None and claim[0] in bands:
             band, rank = claim
             off = abs((_resolution(asset, key) or SENTINEL2[band].gsd) - SENTINEL2[band].gsd)

@@ -277,7 +277,7 @@ def _mosaic(pieces: Sequence[tuple[xr.Dataset, float]]) -> xr.Dataset:
         bands = {str(n): v if n == "SCL" or not add else _without_offset(v, add) for n, v in piece.data_vars.items()}
         freed.append(piece.assign(bands))
     whole, *others = freed
-    for other in others:
+    for other in (o.assign_coords(time=whole["time"]) for o in others):
         whole = whole.assign({n: v.where(v != _nodata(v), other[n]) for n, v in whole.data_vars.items()})
     return whole
 
