@@ -118,6 +118,7 @@ def geobox(cube: xr.Dataset | xr.DataArray) -> GeoBox:
                 f"the grid is rotated or sheared ({source} {tuple(transform)[:6]}); patches are cut along x and y. "
                 "Warp it to an upright grid: cube.rio.reproject(cube.rio.crs)"
             )
+    transforms = [(source, t) for source, t in transforms if t.a and t.e]
     # stackstac's coordinates are corners or centres, as the caller of `stack` chose; only its transform tells.
     stackstac = "spec" in cube.attrs or "epsg" in cube.coords
     unsure = "spec" in cube.attrs or (stackstac and all(kind != "grid mapping" for kind, _ in statements))
@@ -253,11 +254,12 @@ def _axis(
     step = (values[-1] - values[0]) / (size - 1) if size > 1 else lattices[0][2]
     # Coordinates kept in float32 are regular up to their own rounding.
     slack = max(TOLERANCE * abs(step), rounding)
-    if np.abs(values - (values[0] + np.arange(size) * step)).max() > slack or slack > 0.1 * abs(step):
+    astray = np.abs(values - (values[0] + np.arange(size) * step)).max()
+    if not astray <= slack <= 0.1 * abs(step):  # so written that NaN is refused too
+        steps = np.diff(values) if size > 1 else np.array([step])
         raise MissingCRSError(
-            f"{name} ({cube.coords[name].dtype}) is not regular: steps from {np.diff(values).min():g} to "
-            f"{np.diff(values).max():g}, where a grid has one pixel size. Resample it: cube.interp(...) or "
-            "cube.odc.reproject(geobox)"
+            f"{name} ({cube.coords[name].dtype}) is not regular: steps from {steps.min():g} to {steps.max():g}, where "
+            "a grid has one pixel size. Resample it: cube.interp(...) or cube.odc.reproject(geobox)"
         )
     edges = {"centres": values[0] - step / 2, "corners": values[0] if step * side > 0 else values[0] - step}
     readings: dict[str, tuple[str, float, float]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -86,9 +87,9 @@ def check_resolution(geobox: GeoBox, gsd: float, *, model: str = "") -> None:
     raise ResolutionMismatchError(
         f"{model or 'the model'} was trained on pixels of {gsd:g} m; the cube's are {dx:.3g} m x {dy:.3g} m on the "
         f"ground ({abs(geobox.resolution.x):g} x {abs(geobox.resolution.y):g} units of {crs_name(geobox.crs)}), "
-        f"outside {gsd / 2:g} to {2 * gsd:g} m. Resample it: "
+        f"outside {gsd / 2:g} to {2 * gsd:g} m. Load it so: load_cube(items, resolution={gsd:g}); or resample it: "
         f'cube.odc.reproject("{_metric_crs(geobox)}", resolution={gsd:g}, resampling="{_resampling(dx, dy, gsd)}"), '
-        f"or load it so: load_cube(items, resolution={gsd:g})"
+        'a scene classification by itself with resampling="nearest"'
     )
 
 
@@ -173,7 +174,10 @@ def assign_grid(array: Cube, geobox: GeoBox, dims: tuple[str, str] = ("y", "x"))
         dims[1]: a.c + (np.arange(sizes[1]) + 0.5) * a.a,
     }
     attrs = _axis_attrs(crs)
-    cf = crs.proj.to_cf()
+    with warnings.catch_warnings():
+        # CF lacks words for some projections (Swiss LV95), which the WKT beside them has.
+        warnings.simplefilter("ignore", UserWarning)
+        cf = crs.proj.to_cf()
     wkt = cf.get("crs_wkt") or crs.wkt
     mapping = {**cf, "crs_wkt": wkt, "spatial_ref": wkt, "GeoTransform": " ".join(repr(float(v)) for v in a.to_gdal())}
     placed = array.assign_coords(

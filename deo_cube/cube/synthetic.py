@@ -290,7 +290,7 @@ def _dataset(
             name: (dims, array[:, flip], {"long_name": f"synthetic surface reflectance, band {name}", **about})
             for name, array in values.items()
         },
-        coords={"time": dates, "processing_baseline": ("time", [baseline] * len(dates))},
+        coords={"time": dates, "processing_baseline": ("time", np.array([baseline] * len(dates), object))},
         attrs={
             "title": TITLE,
             "source": f"drawn by deo_cube.synthetic_cube(seed={seed})",

@@ -179,6 +179,9 @@ def test_geobox_refuses_irregular_grids(axis):
     assert geobox(stated.assign_coords({axis: moved})).shape == UTM.shape
     with pytest.raises(MissingCRSError, match="not regular"):
         geobox(stated.assign_coords({axis: np.full(stated.sizes[axis], 5e6)}))
+    moved[3] = np.nan
+    with pytest.raises(MissingCRSError, match="not regular"):
+        geobox(stated.assign_coords({axis: moved}))
 
 
 def test_geobox_refuses_coordinates_too_coarse_for_their_pixels():
@@ -188,7 +191,7 @@ def test_geobox_refuses_coordinates_too_coarse_for_their_pixels():
 
 
 def test_geobox_refuses_rotation():
-    turned = GeoBox((6, 9), Affine.translation(6e5, 5e6) * Affine.rotation(10) * Affine.scale(10, -10), "EPSG:32633")
+    turned = GeoBox((6, 9), Affine(9.8, 1.7, 6e5, 1.7, -9.8, 5e6), "EPSG:32633")
     array = odc.geo.xr.xr_zeros(turned)
     with pytest.raises(MissingCRSError, match=r"rotated or sheared.*rio\.reproject"):
         geobox(array)
@@ -210,6 +213,9 @@ def test_geobox_of_one_pixel_needs_a_transform():
     assert geobox(mended.isel(x=[3])) == UTM[:, 3:4]
     assert geobox(mended.isel(y=[5])) == UTM[5:6]
     assert geobox(mended.isel(y=[5], x=[3])) == UTM[5:6, 3:4]
+    mended.spatial_ref.attrs["GeoTransform"] = "0 0 0 0 0 0"
+    with pytest.raises(MissingCRSError, match="one pixel long along x"):
+        geobox(mended.isel(x=[3]))
 
 
 def test_geobox_follows_the_coordinates_where_the_transform_is_of_another_pixel_size():

@@ -80,7 +80,7 @@ def test_check_resolution_says_what_was_found_and_the_call_that_mends_it(crs, si
     message = str(caught.value)
     assert message.startswith("vitb was trained on pixels of 10 m; the cube's are ")
     assert f"{ground_resolution(box)[0]:.3g} m x" in message
-    call = message[message.index("cube.odc.reproject") : message.index(", or load")]
+    call = message[message.index("cube.odc.reproject") : message.index(", a scene")]
     assert wanted in call
     cube = assign_grid(xr.DataArray(np.ones(box.shape, "float32"), dims=("y", "x")), box)
     mended = eval(call, {"cube": cube})  # the message's own words
@@ -259,7 +259,8 @@ def test_assigned_grids_are_read_alike_by_all_and_survive_zarr_and_netcdf(box, n
 def test_assigned_coordinates_are_pixel_centres(box, names):
     placed = assign_grid(xr.DataArray(np.zeros(box.shape), dims=names), box, names)
     for i, j in ((0, 0), (box.shape[0] - 1, box.shape[1] - 1)):
-        x, y = box.transform * (j + 0.5, i + 0.5)
+        a = box.transform
+        x, y = a.c + (j + 0.5) * a.a, a.f + (i + 0.5) * a.e
         assert float(placed[names[1]][j]) == pytest.approx(x, rel=1e-15)
         assert float(placed[names[0]][i]) == pytest.approx(y, rel=1e-15)
 
