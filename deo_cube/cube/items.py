@@ -57,7 +57,7 @@ def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
             for feature in items["features"]:
                 yield from _items(feature, base)
         elif items.get("type") == "Feature":
-            item = pystac.Item.from_dict(dict(items))
+            item = pystac.Item.from_dict(dict(items), preserve_dict=base is None)
             if base is not None:
                 item.set_self_href(base)
             yield item

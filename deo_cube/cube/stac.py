@@ -202,10 +202,13 @@ def _plain(item: pystac.Item, assets: Mapping[str, pystac.Asset], *, check: bool
 
     So items of several catalogues, each with its own asset keys, load into one cube.
     """
-    copy = item.clone()
-    copy.clear_links()
+    import pystac
+
+    # Not item.clone(), which copies the thirty other assets of a catalogue's item as well.
+    copy = pystac.Item(
+        item.id, item.geometry, item.bbox, item.datetime, dict(item.properties), stac_extensions=item.stac_extensions
+    )
     copy.collection_id = _COLLECTION
-    copy.assets = {}
     for band, asset in assets.items():
         own = asset.clone()
         own.href = resolve_href(item, asset, check=check)

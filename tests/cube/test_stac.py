@@ -248,6 +248,22 @@ def test_mixed_time_series_record_an_offset_a_step(tmp_path):
     assert [canonical(ds["B02"].values[t], decided, t).max() for t in range(2)] == [500.0, 500.0]
 
 
+def test_the_decision_survives_a_store_and_a_change_of_form(tmp_path):
+    items = [
+        product(tmp_path, "a", {"B02": flat(500), "SCL": flat(4, dtype="uint8")}, offset=0, **RAW),
+        product(tmp_path, "b", {"B02": flat(1500)}, when="2022-04-05T10:29:21Z", offset=-0.1, **RAW),
+    ]
+    ds = load_cube(items)
+    ds.to_zarr(tmp_path / "cube.zarr", consolidated=False)
+    stored = xr.open_zarr(tmp_path / "cube.zarr", consolidated=False)
+    stacked = ds[["B02"]].to_array("band")
+    for cube in (ds, stored, stored.load(), stacked, ds.astype("float32")):
+        decided = decide_radiometry(cube, match_bands(cube, ["B02"]))
+        assert (decided.units, decided.add, decided.nodata) == ("dn", (0.0, -1000.0), 0.0)
+    assert decide_radiometry(ds.isel(time=1), match_bands(ds, ["B02"])).add == (-1000.0,)
+    assert decide_radiometry(ds.sel(time="2022-03"), match_bands(ds, ["B02"])).add == (0.0,)
+
+
 def test_undecided_items_load_and_are_refused_by_name_later(tmp_path):
     items = [product(tmp_path, "a", {"B02": flat(1500)}, **RAW)]
     ds = load_cube(items)
