@@ -14,7 +14,7 @@ import xarray as xr
 
 from deo_cube.cube.grid import Dims, anchor, dims, geobox, ground_resolution
 from deo_cube.cube.landscape import LAND_COVER
-from deo_cube.cube.synthetic import BANDS, synthetic_cube
+from deo_cube.cube.synthetic import BANDS, _encode, synthetic_cube
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,12 @@ def test_units_and_offset_are_one_scene_in_other_numbers():
     assert reflectance.B02.units == "reflectance"
     assert reflectance.B02.dtype == np.float32
     assert synthetic_cube(size=16, dtype="int16", chunks=None).B02.dtype == np.int16
+
+
+def test_zero_is_kept_for_no_data():
+    dark, missing = np.array([[-9.0, 0.4, 7.0]], "float32"), np.array([[False, False, True]])
+    assert _encode(dark, missing, "dn", 0, np.dtype("uint16")).tolist() == [[1, 1, 0]]
+    assert _encode(dark, missing, "dn", -1000, np.dtype("uint16")).tolist() == [[991, 1000, 0]]
 
 
 @pytest.mark.parametrize(
