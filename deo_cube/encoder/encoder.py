@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deo_cube.cube.sentinel2 import band_of_name
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem
 from deo_cube.encoder.normalize import RGB, Units, choose_normalization, normalize, to_units
+from deo_cube.encoder.stems import choose_stem
 from deo_cube.errors import AmbiguousUnitsError, MissingBandsError, TilePlanError
 
 if TYPE_CHECKING:
     from deo_cube.encoder.families import Network
 
-__all__ = ["Encoder", "choose_stem"]
+__all__ = ["Encoder"]
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 
@@ -126,19 +126,17 @@ class Encoder:
         self, batch: Array, bands: Sequence[str] | None, units: Units | None, *, multiple: int
     ) -> tuple[Tensor, Stem]:
         """The network's input and the stem that reads it."""
-        given: Tensor = batch if isinstance(batch, Tensor) else torch.from_numpy(np.ascontiguousarray(batch))
+        given = _tensor(batch)
         if given.ndim != 4:
             raise ValueError(
                 f"wanted a batch [B, C, H, W], got {tuple(given.shape)}"
                 + (": add the batch axis with batch[None]" if given.ndim == 3 else "")
             )
-        stem = self.stem
+        stem, order = self.stem, None
         if bands is not None:
             stem, order = choose_stem(self.card, bands)
             if given.shape[1] != len(bands):
                 raise MissingBandsError(f"bands names {len(bands)} channels, the batch has {given.shape[1]}")
-            if order != list(range(len(bands))):
-                given = given[:, order]
         elif given.shape[1] != len(stem.bands):
             raise MissingBandsError(
                 f"stem {stem.name!r} of {self.card.alias} reads {len(stem.bands)} bands {list(stem.bands)}, the batch "
@@ -161,7 +159,11 @@ class Encoder:
                         "original values, or units='dn' if they are DN below 256"
                     )
                 units = "uint8_rgb"
-        x = to_units(given.to(self.device).to(torch.float32), units, self.card.units)
+        x = given.to(self.device).to(torch.float32)
+        # Reordered only now: torch indexes no uint16.
+        if order is not None and order != list(range(x.shape[1])):
+            x = x[:, order]
+        x = to_units(x, units, self.card.units)
         return normalize(x, stem, self._normalization(stem)), stem
 
     def _normalization(self, stem: Stem) -> Normalization:
@@ -186,39 +188,13 @@ class Encoder:
         )
 
 
-def choose_stem(card: ModelCard, bands: Sequence[str]) -> tuple[Stem, list[int]]:
-    """The stem that can read `bands`, and where each of its bands is among them.
-
-    The card's first stem is taken if all its bands are there (others are left out). A further one is taken only if
-    its bands are exactly those given: leaving measured bands unread must be the caller's decision.
-
-    Raises
-    ------
-    MissingBandsError
-        If no stem can, or a band is named twice.
-    """
-    names = [_canonical(b) for b in bands]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise MissingBandsError(f"bands names {twice} more than once: {list(bands)}")
-    for i, stem in enumerate(card.stems):
-        if set(stem.bands) <= set(names) if i == 0 else set(stem.bands) == set(names):
-            return stem, [names.index(b) for b in stem.bands]
-    reasons = []
-    for stem in card.stems:
-        missing = [b for b in stem.bands if b not in names]
-        more = [b for b in names if b not in stem.bands]
-        reasons.append(
-            f"stem {stem.name!r} reads {list(stem.bands)}: "
-            + (f"missing {missing}" if missing else f"{more} would go unread, pass only its own bands")
-        )
-    raise MissingBandsError(f"{card.alias} cannot read the bands {list(bands)}.\n  " + "\n  ".join(reasons))
-
-
-def _canonical(band: str) -> str:
-    """`b4`, `red`, `B04_10m` -> `B04`; what is no name of a Sentinel-2 band stays as it is."""
-    found = band_of_name(band)
-    return band if found is None else found[0]
+def _tensor(batch: Any) -> Tensor:
+    if isinstance(batch, Tensor):
+        return batch
+    array = np.asarray(batch)
+    # torch takes neither foreign byte order nor negative strides, and warns of read-only memory.
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _as_given(out: Tensor, batch: Array) -> Array:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_structure",
-    "load_encoder",
+    "load",
     "reference_distance",
     "reference_input",
     "reference_output",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-def load_encoder(ref: EncoderRef, device: str | None = "cpu", *, check: bool = True) -> Encoder:
+def load(ref: EncoderRef, device: str | None = "cpu", *, check: bool = True) -> Encoder:
     """See `EncoderRef.load`."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -77,9 +78,24 @@ def reference_output(card: ModelCard, network: nn.Module, *, stem: str, size: in
     layer = card.layer().name
     x = reference_input(len(card.stem(stem).bands), size).to(device)
     run: Any = network
-    with torch.inference_mode():
+    with torch.inference_mode(), _full_precision(device):
         maps: Tensor = run.forward_features(x, stem, (layer,))[layer]
     return maps[0].mean(dim=(1, 2)).cpu()
+
+
+@contextlib.contextmanager
+def _full_precision(device: str) -> Iterator[None]:
+    """Whole float32 on a GPU, whatever is set for speed: TF32 (torch's default in convolutions) is off by 1e-3."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def reference_distance(card: ModelCard, network: nn.Module, device: str = "cpu") -> float | None:

@@ -64,9 +64,9 @@ class EncoderRef:
         WeightsMismatchError
             If the file is another than at the call, does not fill the network, or misses the reference vector.
         """
-        from deo_cube.encoder.loading import load_encoder
+        from deo_cube.encoder.loading import load
 
-        return load_encoder(self, device, check=check)
+        return load(self, device, check=check)
 
     def weights_path(self) -> Path:
         """The weights file, checked to be the one that was found at the call.

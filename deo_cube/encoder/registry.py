@@ -12,6 +12,7 @@ from deo_cube.encoder.catalog import Entry, card, find, list_models, register_en
 from deo_cube.encoder.locate import file_sha256, find_weights
 from deo_cube.encoder.normalize import choose_normalization
 from deo_cube.encoder.ref import EncoderRef
+from deo_cube.encoder.stems import choose_stem
 
 if TYPE_CHECKING:
     from deo_cube.encoder.encoder import Encoder
@@ -64,8 +65,6 @@ def resolve(
     c = entry.card
     stem = c.stem()
     if bands is not None:
-        from deo_cube.encoder.encoder import choose_stem
-
         stem = choose_stem(c, bands)[0]
     chosen_layer = c.layer(layer)
     how = choose_normalization(stem, normalize)

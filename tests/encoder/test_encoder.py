@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.encoder import Encoder, choose_stem
+from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.normalize import normalize
 from deo_cube.encoder.registry import resolve
 from deo_cube.encoder.swin import DeoSwin
@@ -88,6 +89,11 @@ def test_any_dtype_of_the_same_values(dtype: type) -> None:
     x = np.round(tiles())
     assert np.array_equal(encoder.pool(x.astype(dtype)), encoder.pool(x))
     assert np.array_equal(encoder.pool(np.asfortranarray(x.astype(dtype))), encoder.pool(x))
+    foreign = x.astype(np.dtype(dtype).newbyteorder(">"))
+    foreign.flags.writeable = False
+    with warnings.catch_warnings(action="error"):
+        assert np.array_equal(encoder.pool(foreign), encoder.pool(x))
+    assert np.array_equal(encoder.pool(x.astype(dtype)[:, ::-1], bands=MS[::-1]), encoder.pool(x))
 
 
 def test_bands_are_matched_by_name_in_any_order() -> None:
@@ -196,14 +202,6 @@ def test_a_card_that_lies_about_its_layer_is_found_out() -> None:
     layers = (dataclasses.replace(card.layers[-1], dim=17),)
     with pytest.raises(ValueError, match="gave a map .* says layer 'norm' has 17 channels"):
         Encoder(dataclasses.replace(card, layers=layers), network).encode(tiles())
-
-
-def test_choose_stem_prefers_the_first_that_can() -> None:
-    card, _ = swin()
-    assert choose_stem(card, [*MS, "B01"])[0].name == "ms"
-    assert choose_stem(card, MS[:3])[0].name == "rgb"
-    stem, order = choose_stem(card, ["B02", "B04", "B03"])
-    assert (stem.name, order) == ("rgb", [1, 2, 0])
 
 
 def test_threads_share_an_encoder() -> None:

@@ -29,11 +29,9 @@ def weights_file(path: Path, value: float = 0.0) -> Path:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache, no folder of weights."""
-    monkeypatch.delenv("DEO_CUBE_WEIGHTS", raising=False)
-    with set_options(cache_dir=tmp_path / "cache", offline=True):
-        yield tmp_path
+def elsewhere(tmp_path: Path) -> Path:
+    """The folder of the (empty) cache."""
+    return tmp_path
 
 
 def a_card(folder: str = "", **weights: object) -> ModelCard:

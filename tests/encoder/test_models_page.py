@@ -5,7 +5,6 @@ import re
 import pytest
 
 from benchmarks.models_table import DOCS, with_table
-from deo_cube.encoder import catalog
 from deo_cube.encoder.catalog import bundled_cards
 
 
@@ -20,11 +19,8 @@ def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) >= 5
     names: dict[str, object] = {}
-    try:
-        for block in blocks:
-            exec(compile(block, str(DOCS), "exec"), names)
-    finally:
-        catalog._registered.clear()
+    for block in blocks:
+        exec(compile(block, str(DOCS), "exec"), names)
     out = capsys.readouterr().out
     assert "NOT PROVEN" in out
     assert "<Verification: proven" in out

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from deo_cube.encoder import catalog
 from deo_cube.encoder.catalog import CARDS, bundled_cards
 from deo_cube.encoder.describe import describe
 from deo_cube.encoder.ref import EncoderRef
@@ -30,11 +29,6 @@ def run_folder(tmp_path: Path) -> Path:
     shutil.copy(CARDS / card.weights.file, folder / card.weights.file)
     dataclasses.replace(card, alias="run003", name="deo_student.run003").save(folder / "card.json")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def forget() -> None:
-    catalog._registered.clear()
 
 
 def in_another_process(data: bytes, tmp_path: Path, code: str = "print(repr(ref))") -> str:

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from deo_cube.encoder.catalog import bundled_cards
+from deo_cube.encoder.describe import describe, describe_timm
+from deo_cube.encoder.families import (
+    FAMILIES,
+    FunctionNetwork,
+    TimmNetwork,
+    as_network,
+    build_network,
+    network_hash,
+    seeded_network,
+)
+from deo_cube.errors import UnknownModelError
+
+RGB = ("B04", "B03", "B02")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_keeps_the_interface(family: str) -> None:
+    sizes = {
+        "vit": {"dim": 12, "depth": 2, "heads": 2, "grid": 4},
+        "swin": {"dim": 8, "depths": [1, 1], "heads": [1, 2], "window": 4},
+        "conv": {"dim": 16, "local": 8, "depth": 6},
+    }[family]
+    card = dataclasses.replace(bundled_cards()["swinb"], architecture={"family": family, **sizes})
+    network = build_network(card).eval()
+    x = torch.rand(2, 10, 32, 64)
+    with torch.inference_mode():
+        every = network.forward_features(x, "ms")
+        assert {*network.layers, "pooled"} == set(every)
+        for name, (dim, stride) in network.layers.items():
+            assert every[name].shape == (2, dim, 32 // stride, 64 // stride), name
+        last = list(network.layers)[-1]
+        some = network.forward_features(x[:, :3], "rgb", (last, "pooled"))
+        assert set(some) == {last, "pooled"}
+        assert some["pooled"].shape == (2, network.layers[last][0])
+
+
+def test_what_a_factory_may_make() -> None:
+    card = describe("x", bands=RGB, dim=4, patch=8)
+    convolution = as_network(torch.nn.Conv2d(3, 4, 8, 8), card)
+    assert isinstance(convolution, FunctionNetwork)
+    assert len(convolution.state_dict()) == 2
+    import timm
+
+    model = timm.create_model("resnet10t", num_classes=0)
+    assert isinstance(as_network(model, card), TimmNetwork)
+    own = build_network(bundled_cards()["tiny"])
+    assert as_network(own, card) is own
+
+
+def test_a_function_may_name_its_layers_and_pool_by_itself() -> None:
+    card = describe("x", bands=RGB, dim=3, patch=8, layer="fine")
+    network = FunctionNetwork(lambda x: {"fine": x, "coarse": x[..., ::2, ::2], "pooled": x.amax((2, 3))}, card)
+    x = torch.rand(1, 3, 8, 8)
+    out = network.forward_features(x, "all", ("coarse", "pooled"))
+    assert set(out) == {"coarse", "pooled"}
+    assert torch.equal(out["pooled"], x.amax((2, 3)))
+    with pytest.raises(ValueError, match=r"returned the layers .*'fine'.*wanted \['deep'\]"):
+        network.forward_features(x, "all", ("deep",))
+    as_numpy = FunctionNetwork(lambda x: x.numpy() * 2, card)
+    assert torch.equal(as_numpy.forward_features(x, "all")["fine"], x * 2)
+
+
+def test_initialisation_is_seeded_and_the_seed_is_the_cards() -> None:
+    card = bundled_cards()["tiny"]
+    torch.manual_seed(1)
+    a = network_hash(seeded_network(card, None))
+    torch.manual_seed(2)
+    assert network_hash(seeded_network(card, None)) == a
+    other = describe("x", bands=RGB, dim=4, patch=8, architecture={"family": "callable", "seed": 3})
+    same = describe("x", bands=RGB, dim=4, patch=8)
+    assert network_hash(seeded_network(other, lambda: torch.nn.Conv2d(3, 4, 8, 8))) != network_hash(
+        seeded_network(same, lambda: torch.nn.Conv2d(3, 4, 8, 8))
+    )
+
+
+def test_network_hash_sees_every_value() -> None:
+    network = seeded_network(bundled_cards()["tiny"], None)
+    before = network_hash(network)
+    with torch.no_grad():
+        list(network.parameters())[-1].view(-1)[-1] += 1e-6
+    assert network_hash(network) != before
+
+
+def test_timm_layers_by_name() -> None:
+    network = build_network(describe_timm("v", "vit_tiny_patch16_224", bands=RGB, tile=224)).eval()
+    x = torch.rand(1, 3, 224, 224)
+    with torch.inference_mode():
+        out = network.forward_features(x, "all", ("block3", "block11", "norm", "pooled"))
+        assert {v.shape for k, v in out.items() if k != "pooled"} == {(1, 192, 14, 14)}
+        normed = network.model.norm(out["block11"].flatten(2).transpose(1, 2))
+        assert torch.allclose(normed.transpose(1, 2).unflatten(2, (14, 14)), out["norm"], atol=1e-5)
+        assert torch.equal(out["pooled"], network.model(x))
+        with pytest.raises(ValueError, match="no layer 'deep'"):
+            network.forward_features(x, "all", ("deep",))
+    two = bundled_cards()["swinb"]
+    with pytest.raises(UnknownModelError, match="a timm model has one stem, the card names 2"):
+        build_network(dataclasses.replace(two, architecture={"family": "timm", "model": "resnet10t"}))
