@@ -19,12 +19,12 @@ from deo_cube.options import set_options
 
 if TYPE_CHECKING:
     from deo_cube.cube.files import open_cube
-    from deo_cube.cube.stac import load_cube
     from deo_cube.cube.synthetic import synthetic_cube
     from deo_cube.encoder.card import ModelCard
     from deo_cube.encoder.registry import card, list_models, load_encoder, register_encoder
     from deo_cube.encoder.verify import verify
     from deo_cube.engine.embed import embed
+    from deo_cube.engine.load import load_cube
     from deo_cube.engine.match import match
     from deo_cube.engine.plan import plan
     from deo_cube.engine.store import open_embeddings, verify_store
@@ -56,12 +56,12 @@ __all__ = [
 
 _HOMES = {
     "deo_cube.cube.files": ("open_cube",),
-    "deo_cube.cube.stac": ("load_cube",),
     "deo_cube.cube.synthetic": ("synthetic_cube",),
     "deo_cube.encoder.card": ("ModelCard",),
     "deo_cube.encoder.registry": ("card", "list_models", "load_encoder", "register_encoder"),
     "deo_cube.encoder.verify": ("verify",),
     "deo_cube.engine.embed": ("embed",),
+    "deo_cube.engine.load": ("load_cube",),
     "deo_cube.engine.match": ("match",),
     "deo_cube.engine.plan": ("plan",),
     "deo_cube.engine.store": ("open_embeddings", "verify_store"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 __all__ = ["open_cube"]
@@ -40,7 +41,8 @@ def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
     if ending == ".zarr" or (local and Path(text).is_dir()):
         return xr.open_zarr(text, **{"decode_coords": "all", "mask_and_scale": False, **options})
     if ending in (".nc", ".nc4", ".h5"):
-        return xr.open_dataset(text, **{"chunks": {}, "decode_coords": "all", "mask_and_scale": False, **options})
+        found = xr.open_dataset(text, **{"chunks": {}, "decode_coords": "all", "mask_and_scale": False, **options})
+        return found.map(_unsigned, keep_attrs=True)
     if ending in (".tif", ".tiff"):
         import rioxarray
 
@@ -52,3 +54,15 @@ def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
 
         return load_cube(text, **options)
     raise ValueError(f"cannot tell what {text} is: wanted a name that ends in .zarr, .nc, .tif, or .json (STAC items)")
+
+
+def _unsigned(variable: xr.DataArray) -> xr.DataArray:
+    """Undo netCDF 3's way of keeping unsigned numbers in signed types, which undecoded variables still show."""
+    if str(variable.attrs.get("_Unsigned", "")).lower() != "true" or variable.dtype.kind != "i":
+        return variable
+    kind = f"u{variable.dtype.itemsize}"
+    out = variable.astype(kind)
+    out.attrs = {k: v for k, v in variable.attrs.items() if k != "_Unsigned"}
+    if "_FillValue" in out.attrs:
+        out.attrs["_FillValue"] = np.asarray(out.attrs["_FillValue"]).astype(kind).item()
+    return out

@@ -23,7 +23,7 @@ __all__ = ["TOLERANCE", "Dims", "crs_name", "dims", "geobox"]
 
 SPATIAL_DIMS = (("y", "x"), ("latitude", "longitude"), ("lat", "lon"), ("northing", "easting"), ("Y", "X"))
 TIME_DIMS = ("time", "t")
-BAND_DIMS = ("band", "bands", "channel")
+BAND_DIMS = ("band", "bands", "channel", "variable")
 
 # Part of a pixel by which coordinates may stray from a regular grid, and which an anchor forgives.
 TOLERANCE = 1e-3

@@ -24,7 +24,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
+from affine import Affine
 from odc.geo.geobox import GeoBox
+from zarr.core.sync import sync
 
 from deo_cube.cube import grid
 from deo_cube.engine import metadata
@@ -138,8 +140,6 @@ class Target:
 
     store: Any
     layout: Layout
-    group: str = ""
-    names: tuple[str, str] = field(default=("embeddings", "valid"))
 
     def open(self) -> zarr.Group:
         """Open the group for reading and writing."""
@@ -163,9 +163,8 @@ class Target:
             valid = padded
             rows, columns = slice(rows.start - top, rows.stop), slice(columns.start - left, columns.stop)
         time = (block[0],) if len(self.layout.dims) == 4 else ()
-        embeddings, fraction = self.names
-        root[fraction][(*time, rows, columns)] = valid
-        root[embeddings][(*time, slice(None), rows, columns)] = filled
+        _replace(root["valid"], (*time, *block[1:]), (*time, rows, columns), valid)
+        _replace(root["embeddings"], (*time, 0, *block[1:]), (*time, slice(None), rows, columns), filled)
         root["progress/crc32"][block] = DONE | checksum(filled, valid)
 
     def _margin(self, block: tuple[int, int, int], rows: slice, columns: slice) -> tuple[int, int]:
@@ -173,6 +172,19 @@ class Target:
             rows.start - block[1] * self.layout.shard[0],
             columns.start - block[2] * self.layout.shard[1],
         )
+
+
+def _replace(array: Any, shard: tuple[int, ...], region: tuple[int | slice, ...], values: np.ndarray) -> None:
+    """Write a whole shard, whatever lies in its place."""
+    try:
+        array[region] = values
+    except OSError:
+        raise
+    except Exception:
+        # zarr merges with the shard that is there, whole or not; one that it cannot read is from a run that died.
+        key = f"{array.store_path.path}/{array.metadata.encode_chunk_key(shard)}"
+        sync(array.store_path.store.delete(key))
+        array[region] = values
 
 
 def checksum(values: np.ndarray, valid: np.ndarray) -> int:
@@ -288,6 +300,7 @@ def _write_template(emb: xr.DataArray, store: Any, layout: Layout, fields: dict[
         **{k: v for k, v in emb.attrs.items() if k.startswith(metadata.PREFIX)},
         "title": f"{emb.attrs.get(metadata.PREFIX + 'model_alias', 'deo_cube')} embeddings of Sentinel-2",
         WINDOW: [*layout.lead, *emb.shape[-2:]],
+        WINDOW + "_transform": list(own_geobox(emb).transform)[:6],
         IDENTITY: metadata.to_json(fields),
         metadata.PREFIX + "fingerprint": metadata.fingerprint(fields),
         metadata.PREFIX + "state": "creating",
@@ -352,17 +365,22 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def own_geobox(emb: xr.DataArray) -> GeoBox:
+    """Grid of the embeddings, without the store's margin."""
+    return grid.geobox(emb.isel(embedding=0, drop=True))
+
+
 def stored_geobox(emb: xr.DataArray, layout: Layout) -> GeoBox:
     """Grid of the store: the array's, and the margin before it."""
-    box = grid.geobox(emb.isel(embedding=0, drop=True))
+    box = own_geobox(emb)
     a = box.transform
-    moved = a * type(a).translation(-layout.lead[1], -layout.lead[0])
-    return GeoBox(layout.shape, moved, box.crs)
+    top, left = layout.lead
+    return GeoBox(layout.shape, Affine(a.a, a.b, a.c - left * a.a, a.d, a.e, a.f - top * a.e), box.crs)
 
 
 def _coordinates(emb: xr.DataArray, layout: Layout, box: GeoBox, dims: tuple[str, str]) -> xr.Dataset:
     keep = {
-        n: c.variable
+        n: c.variable.load()
         for n, c in emb.coords.items()
         if n not in (*dims, "valid", "spatial_ref") and not set(c.dims) & set(dims)
     }
@@ -466,15 +484,20 @@ def open_embeddings(store: Any) -> xr.DataArray:
     name = str(store) if is_local(store) else store
     shards = root["embeddings"].shards or root["embeddings"].chunks
     dims = list(root["embeddings"].metadata.dimension_names)
-    ds = xr.open_zarr(
-        name, zarr_format=3, consolidated=False, chunks=dict(zip(dims, shards, strict=True)), decode_coords="all"
-    )
+    ds = xr.open_zarr(name, zarr_format=3, consolidated=False, chunks=None, decode_coords="all")
+    # What lies along time or nowhere is small, and no one wants to wait for it later.
+    ds = ds.assign_coords({n: c.variable.load() for n, c in ds.coords.items() if c.ndim < 2})
     top, left, height, width = (int(v) for v in root.attrs[WINDOW])
-    emb = ds["embeddings"].isel({dims[-2]: slice(top, top + height), dims[-1]: slice(left, left + width)})
-    emb.attrs |= {k: v for k, v in root.attrs.items() if k.startswith(metadata.PREFIX)} | {"source_store": str(store)}
-    for k in (IDENTITY, WINDOW, metadata.PREFIX + "state", "source_store"):
+    emb = (
+        ds["embeddings"]
+        .chunk(dict(zip(dims, shards, strict=True)))
+        .isel({dims[-2]: slice(top, top + height), dims[-1]: slice(left, left + width)})
+    )
+    emb.attrs |= {k: v for k, v in root.attrs.items() if k.startswith(metadata.PREFIX)}
+    for k in (IDENTITY, WINDOW, WINDOW + "_transform", metadata.PREFIX + "state", metadata.PREFIX + "fingerprint"):
         emb.attrs.pop(k, None)
-    if top or left:
-        box = grid.geobox(emb.isel(embedding=0, drop=True).drop_vars("spatial_ref").rio.write_crs(ds.rio.crs))
-        emb = grid.assign_grid(emb, box, dims=(dims[-2], dims[-1]))
-    return emb
+    # The window's own transform, so that coordinates come back to the last bit.
+    crs = grid.geobox(ds).crs
+    box = GeoBox((height, width), Affine(*root.attrs[WINDOW + "_transform"]), crs)
+    placed: xr.DataArray = grid.assign_grid(emb, box, dims=(dims[-2], dims[-1]))
+    return placed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -97,6 +98,10 @@ def to_zarr(
     root = target.open()
     record = root["progress/crc32"][...] & store.DONE != 0
     todo = [b for b in layout if not record[b]]
+    if record.any() and todo:
+        # Another process may be at work on the same store: start elsewhere, so that the two do not go in step.
+        start = os.getpid() % len(todo)
+        todo = todo[start:] + todo[:start]
     if todo:
         kind = _scheduler(scheduler)
         bar = _Bar(emb, layout, done=int(record.sum()), shown=progress)

@@ -1,0 +1,30 @@
+"""`deo_cube.load_cube()`: STAC items to a cube that holds what a model wants."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+from deo_cube.cube import stac
+from deo_cube.encoder.registry import card
+from deo_cube.options import Default
+from deo_cube.options import resolve as option
+
+__all__ = ["load_cube"]
+
+
+@functools.wraps(stac.load_cube)  # its signature and help
+def load_cube(
+    items: Any,
+    *,
+    model: str = Default("tiny"),
+    bands: Sequence[str] | Mapping[str, str] | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """See `deo_cube.cube.stac.load_cube`; the bands are those of `model`."""
+    if bands is None and set(wanted := card(option("model", model)).bands) != set(stac.MODEL_BANDS):
+        bands = wanted
+    return stac.load_cube(items, bands=bands, **options)
