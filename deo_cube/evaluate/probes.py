@@ -82,10 +82,12 @@ def linear_probe(
     def model(c: float) -> Any:
         return make_pipeline(
             StandardScaler(),
-            LogisticRegression(C=c, max_iter=iterations, class_weight="balanced" if balanced else None),
+            LogisticRegression(C=c, max_iter=iterations, class_weight="balanced" if balanced else None, solver=solver),
         )
 
     train = np.asarray(train, dtype="float32")
+    # Few correlated features (raw bands) take L-BFGS thousands of steps; Newton's method a handful.
+    solver = "newton-cholesky" if train.shape[1] * len(np.unique(labels)) <= 300 else "lbfgs"
     with warnings.catch_warnings():
         # Stopped early by `iterations` a probe is only a little more regularised; rare classes may miss a fold.
         warnings.simplefilter("ignore", ConvergenceWarning)

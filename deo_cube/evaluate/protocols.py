@@ -127,6 +127,19 @@ def classification(
     return scores
 
 
+DAMAGED = 0.25
+"""A patch counts as damaged from this share of its pixels."""
+
+
+def _share(label: Array, valid: Array, size: int) -> tuple[Array, Array]:
+    """Whether at least `DAMAGED` of each whole patch is 1, and whether at least half of its pixels are valid."""
+    h, w = label.shape[0] // size, label.shape[1] // size
+    lab, ok = (
+        a[: h * size, : w * size].reshape(h, size, w, size).mean(axis=(1, 3)) for a in ((label == 1) & valid, valid)
+    )
+    return (lab >= DAMAGED).astype(int), ok >= 0.5
+
+
 def _majority(label: Array, valid: Array, size: int) -> tuple[Array, Array]:
     """Most frequent label of each whole patch, and whether at least half of its pixels have a label."""
     h, w = label.shape[0] // size, label.shape[1] // size
@@ -306,7 +319,7 @@ def change(
         labels[1].append(s.label[r, c])
         plots[1].append(np.full(len(r), i))
         features[1].append((both, r, c))
-        label, ok = _majority(s.label, s.valid, patch)
+        label, ok = _share(s.label, s.valid, patch)
         pr, pc = np.nonzero(ok)
         features[patch].append(both.patches(patch)[:, pr, pc].T)
         labels[patch].append(label[pr, pc])
@@ -333,7 +346,7 @@ def change(
                 who, f"{task}/{what}", "average precision", counts,
                 tested=len(y), labels=min(most, len(y) // 2), seconds=encoded + time.perf_counter() - start,
                 protocol=f"logistic regression on standardised frozen features of both dates, {what}s"
-                + (f" of {patch} px" if size > 1 else "")
+                + (f" of {patch} px, damaged from {DAMAGED:.0%} of their area" if size > 1 else "")
                 + f", C by held-out plots; two folds of {n} plots, {seeds} times; all valid pixels",
             )
         )  # fmt: skip

@@ -137,7 +137,7 @@ class Cases:
     size: float
 
 
-def cases(emb: xr.DataArray, labels: xr.DataArray) -> Cases:
+def cases(emb: xr.DataArray, labels: xr.DataArray, *, lone: bool = False) -> Cases:
     """Read the vectors of the labelled cells: of every time where `emb` has several.
 
     Only chunks with labelled cells are computed.
@@ -148,6 +148,8 @@ def cases(emb: xr.DataArray, labels: xr.DataArray) -> Cases:
         Embeddings.
     labels : DataArray
         Of `burn`, on the same grid.
+    lone : bool
+        Accept labels of a single class: other arrays have the others.
 
     Raises
     ------
@@ -176,7 +178,7 @@ def cases(emb: xr.DataArray, labels: xr.DataArray) -> Cases:
     every = _classes_of(labels)
     keep = [i for i, c in enumerate(every.codes) if c in present]
     classes = every.only(keep)
-    if len(present) < 2:
+    if len(present) < 2 and not lone:
         lost = sorted(set(every.names) - set(classes.names))
         raise ValueError(
             f"all {int(good.sum())} labelled cells with a valid embedding are of one class, {classes.names[0]!r}"

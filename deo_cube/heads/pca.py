@@ -77,7 +77,7 @@ def fit_pca(emb: xr.DataArray, *, most: int = 16384) -> PCA:
     >>> pca_rgb(store.isel(time=3), basis=basis)    # doctest: +SKIP
     """
     emb = as_embeddings(emb)
-    return _unpacked(_fitted(emb, most).values, str(emb.attrs.get("deo_cube:fingerprint", "")))
+    return _unpacked(_fitted(emb, most).values, str(emb.attrs.get("deo_cube:model_fingerprint", "")))
 
 
 def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.DataArray:
@@ -106,7 +106,7 @@ def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.D
         basis, source = _bundled(emb), "bundled with the model"
     if basis is not None and len(basis.mean) != emb.sizes["embedding"]:
         raise ValueError(f"the basis is for vectors of length {len(basis.mean)}, got {emb.sizes['embedding']}")
-    model = str(emb.attrs.get("deo_cube:fingerprint", ""))
+    model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
     if basis is not None and basis.model and model and basis.model != model:
         raise ValueError(f"the basis was fitted on embeddings of model {basis.model}, these are of {model}")
     parameters: Any = _fitted(emb, 16384) if basis is None else basis.array
@@ -150,7 +150,7 @@ def _unpacked(array: Array, model: str) -> PCA:
 
 def _bundled(emb: xr.DataArray) -> PCA | None:
     """The basis kept in the package for the model that the embeddings say they are of."""
-    model = str(emb.attrs.get("deo_cube:fingerprint", ""))
+    model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
     if not model:
         return None
     kept = resources.files("deo_cube.heads") / "bases" / f"{model}.json"

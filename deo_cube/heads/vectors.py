@@ -63,7 +63,7 @@ def as_embeddings(array: Any) -> xr.DataArray:
 
 def spatial_dims(array: xr.DataArray) -> tuple[str, str]:
     """Names of the dimensions along y and x."""
-    d = grid.dims(array.isel(embedding=0, drop=True) if "embedding" in array.dims else array)
+    d = grid.dims(_plane(array))
     return d.y, d.x
 
 
@@ -75,7 +75,12 @@ def geobox(array: xr.DataArray) -> GeoBox:
     MissingCRSError
         If the array carries no CRS or no regular coordinates.
     """
-    return grid.geobox(array.isel(embedding=0, drop=True) if "embedding" in array.dims else array)
+    return grid.geobox(_plane(array))
+
+
+def _plane(array: xr.DataArray) -> xr.DataArray:
+    """Without the dimension of vectors, classes or colours, which a cube does not have."""
+    return array.isel({d: 0 for d in ("embedding", "class", "band") if d in array.dims}, drop=True)
 
 
 def crs_or_none(array: xr.DataArray) -> Any:

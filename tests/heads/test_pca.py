@@ -61,9 +61,9 @@ def test_the_subsample_of_a_large_array_touches_few_chunks():
 
 def test_a_basis_of_another_model_is_refused():
     emb = embeddings()
-    basis = fit_pca(emb.assign_attrs({"deo_cube:fingerprint": "aa"}))
+    basis = fit_pca(emb.assign_attrs({"deo_cube:model_fingerprint": "aa"}))
     with pytest.raises(ValueError, match="model aa"):
-        pca_rgb(emb.assign_attrs({"deo_cube:fingerprint": "bb"}), basis=basis)
+        pca_rgb(emb.assign_attrs({"deo_cube:model_fingerprint": "bb"}), basis=basis)
     with pytest.raises(ValueError, match="length 6, got 5"):
         pca_rgb(embeddings(dim=5), basis=basis)
 

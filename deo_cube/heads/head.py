@@ -1,0 +1,255 @@
+"""Heads: fitted on a few labels, applied to any embeddings of the same model, saved without pickle."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deo_cube.heads import saved
+from deo_cube.heads.classes import Classes
+from deo_cube.heads.labels import Cases, burn, cases
+from deo_cube.heads.vectors import as_embeddings, select_time
+
+__all__ = ["Head", "Model", "check_model", "fit_head", "load_head"]
+
+Array = NDArray[Any]
+BURN_OPTIONS = ("column", "crs", "rule", "overlap", "names", "colors", "nodata")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which embeddings a head was fitted on."""
+
+    dim: int
+    alias: str = ""
+    fingerprint: str = ""
+    layer: str = ""
+
+    @classmethod
+    def of(cls, emb: xr.DataArray) -> Model:
+        """What the attributes of embeddings say of their model; empty where they say nothing."""
+        a = emb.attrs
+        return cls(
+            emb.sizes["embedding"],
+            str(a.get("deo_cube:model_alias", "")),
+            str(a.get("deo_cube:model_fingerprint", "")),
+            str(a.get("deo_cube:layer", "")),
+        )
+
+
+@runtime_checkable
+class Head(Protocol):
+    """What `fit_head` returns and `load_head` reads."""
+
+    kind: ClassVar[str]
+
+    @property
+    def classes(self) -> Classes:
+        """The categories it tells apart."""
+        ...
+
+    @property
+    def model(self) -> Model:
+        """Whose embeddings it reads."""
+        ...
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Labels a class, what was chosen and how it scored, seconds."""
+        ...
+
+    def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
+        """Classes (time, y, x) uint8, or probabilities (time, class, y, x) float32; lazy on Dask."""
+        ...
+
+    def save(self, path: str | Path) -> Path:
+        """Write to one ``.safetensors`` file."""
+        ...
+
+
+def _kinds() -> dict[str, Any]:
+    # Imported late: each kind brings its library.
+    from deo_cube.heads.decoder import ConvHead
+    from deo_cube.heads.knn import KNNHead
+    from deo_cube.heads.linear import LinearHead
+
+    return {"knn": KNNHead, "linear": LinearHead, "conv": ConvHead}
+
+
+def fit_head(
+    kind: Literal["knn", "linear", "conv"],
+    embeddings: xr.DataArray | Sequence[xr.DataArray],
+    labels: Any,
+    *,
+    time: Any = None,
+    **options: Any,
+) -> Head:
+    """Fit a head on labelled places.
+
+    Parameters
+    ----------
+    kind : {"knn", "linear", "conv"}
+        "knn": the nearest labelled vectors decide; good from one example a class. "linear": logistic regression (or
+        ridge) on standardised vectors, its strength chosen by cross-validation in blocks of space. "conv": a light
+        convolutional decoder that sees neighbours; wants areas, not points.
+    embeddings : DataArray or list of DataArray
+        Embeddings (time, embedding, y, x) or (embedding, y, x). Of a lazy array only chunks with labels are computed.
+    labels : see `deo_cube.heads.labels.burn`
+        Points, polygons or rasters; a list of as many where `embeddings` is a list.
+    time : label, optional
+        Fit on this time only ("2024-06": the mean of that month's valid vectors). Default: every time, each labelled
+        place being a case at each.
+    **options
+        Of the labels (column, crs, rule, overlap, names, colors, nodata) and of the head: knn takes k; linear takes
+        estimator, strengths, block, buffer, balanced; conv takes width, steps, upsample, seed, rate.
+
+    Returns
+    -------
+    Head
+        With `predict`, `save`, `classes` and `report`.
+
+    Raises
+    ------
+    ValueError
+        If labels lie outside, are all of one class, or none has a valid embedding; for unknown options.
+    """
+    kinds = _kinds()
+    if kind not in kinds:
+        raise ValueError(f"kind must be one of {', '.join(kinds)}, got {kind!r}")
+    start = clock.perf_counter()
+    several = isinstance(embeddings, Sequence)
+    arrays = [as_embeddings(e) for e in (embeddings if several else [embeddings])]
+    many = list(labels) if several else [labels]
+    if len(many) != len(arrays) or not arrays:
+        raise ValueError(f"{len(arrays)} embeddings, {len(many)} sets of labels: wanted one set each")
+    if time is not None:
+        arrays = [select_time(a, time) for a in arrays]
+    models = [Model.of(a) for a in arrays]
+    for m in models[1:]:
+        _same_model(models[0], m, "the embeddings to fit on")
+    burn_options = {k: options.pop(k) for k in BURN_OPTIONS if k in options}
+    head: Head = kinds[kind].fit(arrays, many, burn_options, models[0], **options)
+    head.report["seconds"] = round(clock.perf_counter() - start, 2)
+    return head
+
+
+def load_head(path: str | Path) -> Head:
+    """Read a head that `save` wrote. Executes nothing of what the file holds.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no file, it is no head, or its numbers do not fit each other.
+    """
+    facts, tensors = saved.read(path)
+    kinds = _kinds()
+    if facts.get("kind") not in kinds:
+        raise ValueError(f"{path} holds a head of kind {facts.get('kind')!r}: this version knows {list(kinds)}")
+    try:
+        common = {
+            "classes": Classes.from_dict(facts["classes"]),
+            "model": Model(**facts["model"]),
+            "report": dict(facts["report"]),
+        }
+        head: Head = kinds[facts["kind"]].restore(common, dict(facts["options"]), tensors)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no complete head: {error!r}") from error
+    return head
+
+
+def facts_of(head: Head, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written beside the tensors."""
+    m = head.model
+    return {
+        "kind": head.kind,
+        "classes": head.classes.to_dict(),
+        "model": {"dim": m.dim, "alias": m.alias, "fingerprint": m.fingerprint, "layer": m.layer},
+        "report": dict(head.report),
+        "options": dict(options),
+    }
+
+
+def _same_model(wanted: Model, found: Model, what: str) -> None:
+    named = bool(wanted.fingerprint and found.fingerprint)
+    other = named and (wanted.fingerprint, wanted.layer) != (found.fingerprint, found.layer)
+    differs = wanted.dim != found.dim or other
+    if differs:
+        raise ValueError(
+            f"{what} are of {_said(found)}, the head is for {_said(wanted)}: embed with the model that the head was "
+            "fitted on, or fit another head"
+        )
+
+
+def _said(m: Model) -> str:
+    name = f"model {m.alias or m.fingerprint}" if m.fingerprint or m.alias else "an unnamed model"
+    facts = [m.layer, f"vectors of {m.dim}", m.fingerprint]
+    return f"{name} ({', '.join(f for f in facts if f)})"
+
+
+def check_model(head: Head, emb: xr.DataArray) -> xr.DataArray:
+    """Embeddings that the head can read, or an error that says whose they are."""
+    emb = as_embeddings(emb)
+    _same_model(head.model, Model.of(emb), "the embeddings")
+    return emb
+
+
+def labelled(arrays: Sequence[xr.DataArray], many: Sequence[Any], burn_options: Mapping[str, Any]) -> Cases:
+    """Labelled vectors of all arrays together, under one set of classes."""
+    burnt = _burnt(arrays, many, burn_options)
+    if len(arrays) == 1:
+        return cases(arrays[0], burnt[0])
+    parts = [cases(a, b, lone=True) for a, b in zip(arrays, burnt, strict=True)]
+    each = (zip(p.classes.codes, p.classes.names, p.classes.colors, strict=True) for p in parts)
+    known = {c: (n, h) for triples in each for c, n, h in triples}
+    codes = np.concatenate([p.codes for p in parts])
+    present = [c for c in sorted(known) if c in codes]
+    if len(present) < 2:
+        raise ValueError(
+            f"all labels are of one class, {known[present[0]][0]!r}: a head wants examples of at least two"
+        )
+    classes = Classes(tuple(present), tuple(known[c][0] for c in present), tuple(known[c][1] for c in present))
+    ends = np.cumsum([0] + [int(p.cell.max(initial=0)) + 1 for p in parts])
+    cell = np.concatenate([p.cell + e for p, e in zip(parts, ends[:-1], strict=True)])
+    # Arrays may be in different CRSs: they are set far apart, so that no block of space holds cells of two.
+    far = max((np.ptp(v) for p in parts for v in (p.x, p.y) if len(v)), default=0.0) * 4 + 1000 * parts[0].size
+    x = np.concatenate([p.x - p.x.min(initial=np.inf) + i * far if len(p.x) else p.x for i, p in enumerate(parts)])
+    y = np.concatenate([p.y - p.y.min(initial=np.inf) if len(p.y) else p.y for p in parts])
+    vectors = np.concatenate([p.vectors for p in parts])
+    return Cases(vectors, codes, classes, x, y, cell, parts[0].size)
+
+
+def _burnt(arrays: Sequence[xr.DataArray], many: Sequence[Any], burn_options: Mapping[str, Any]) -> list[xr.DataArray]:
+    burnt = [burn(one, a, **burn_options) for a, one in zip(arrays, many, strict=True)]
+    names: dict[int, str] = {}
+    for b in burnt:
+        for code, name in zip(np.atleast_1d(b.attrs["flag_values"]), b.attrs["flag_meanings"].split(), strict=True):
+            if names.setdefault(int(code), name) != name:
+                raise ValueError(
+                    f"class {int(code)} is {names[int(code)]!r} in one set of labels and {name!r} in another: labels "
+                    "that are names are numbered a set at a time. Give integers, with names={code: name}"
+                )
+    return burnt
+
+
+def counted(c: Cases) -> dict[str, Any]:
+    """How many labelled cells each class has, for the report."""
+    first = np.unique(c.cell, return_index=True)[1]
+    return {
+        "cells": {n: int((c.codes[first] == k).sum()) for k, n in zip(c.classes.codes, c.classes.names, strict=True)},
+        "vectors": len(c.codes),
+    }
+
+
+def category_attrs(head: Head, *, probabilities: bool) -> dict[str, Any]:
+    """Attributes of a prediction."""
+    attrs: dict[str, Any] = {"long_name": "probability of each class" if probabilities else "class", "units": "1"}
+    attrs["deo_cube:head"] = head.kind
+    attrs["deo_cube:model_fingerprint"] = head.model.fingerprint
+    return attrs if probabilities else attrs | head.classes.attrs()

@@ -1,0 +1,152 @@
+"""Maps from a head: one class a patch (`classify`), or one a pixel of the cube (`segment`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+
+from deo_cube.cube import grid
+from deo_cube.engine.embed import embed
+from deo_cube.heads.classes import NO_CLASS
+from deo_cube.heads.head import Head, category_attrs, check_model, load_head
+from deo_cube.heads.vectors import geobox, spatial_dims
+from deo_cube.heads.windows import map_windows
+
+__all__ = ["classify", "segment"]
+
+Array = NDArray[Any]
+
+
+def classify(
+    cube: xr.Dataset | xr.DataArray, head: Head | str | Path, *, probabilities: bool = False, **embed_options: Any
+) -> xr.DataArray:
+    """One class a patch, from embeddings or straight from a cube.
+
+    Parameters
+    ----------
+    cube : Dataset or DataArray
+        A Sentinel-2 cube, which is embedded with the head's model first; or embeddings.
+    head : Head or path
+        Of `fit_head` or `load_head`.
+    probabilities : bool
+        Probabilities (time, class, y, x) float32 in place of classes.
+    **embed_options
+        Of `embed`, for a cube: units, offset, mask, ...
+
+    Returns
+    -------
+    DataArray
+        `class` (time, y, x) uint8 with CF flags, 255 where there is none; on the grid of the embeddings.
+
+    Raises
+    ------
+    ValueError
+        If the embeddings are of another model than the head's.
+    """
+    head = _head(head)
+    return head.predict(_embedded(cube, head, embed_options), probabilities=probabilities)
+
+
+def segment(
+    cube: xr.Dataset | xr.DataArray, head: Head | str | Path, *, probabilities: bool = False, **embed_options: Any
+) -> xr.DataArray:
+    """One class a pixel: the head's probabilities, bilinear between the centres of patches, the most probable drawn.
+
+    A head that decodes finer than patches itself (conv with `upsample`) is interpolated from there. Arguments as of
+    `classify`. Given a cube, the result lies on the cube's own grid; given embeddings, on theirs made finer by the
+    patch size their attributes state.
+
+    Interpolation weighs valid patches only; pixels in patches without a valid pixel get no class.
+    """
+    head = _head(head)
+    is_cube = not (isinstance(cube, xr.DataArray) and "embedding" in cube.dims)
+    emb = _embedded(cube, head, embed_options)
+    patch = json.loads(emb.attrs.get("deo_cube:plan", "{}")).get("patch")
+    if patch is None:
+        raise ValueError(
+            "the embeddings do not say how many pixels a patch is wide: use classify(emb, head), or give the cube"
+        )
+    drawn = int(getattr(head, "upsample", 1))
+    factor, rest = divmod(int(patch), drawn)
+    if rest or factor < 1:
+        raise ValueError(f"the head draws {drawn} cells a patch, which does not divide the patch of {patch} pixels")
+    p = head.predict(check_model(head, emb), probabilities=True)
+    codes = np.array(head.classes.codes, "uint8")
+
+    def draw(block: Array) -> Array:
+        fine = _bilinear(block, factor)
+        if probabilities:
+            return fine
+        best = codes[np.nan_to_num(fine, nan=-1).argmax(axis=0)]
+        return np.asarray(np.where(np.isfinite(fine).all(axis=0), best, np.uint8(NO_CLASS)))
+
+    out = map_windows(
+        draw,
+        p,
+        along="class",
+        halo=1,
+        factor=factor,
+        channels={"class": head.classes.names} if probabilities else None,
+        dtype="float32" if probabilities else "uint8",
+        name="probability" if probabilities else "class",
+        attrs=category_attrs(head, probabilities=probabilities),
+    )
+    return _cropped(out, grid.geobox(cube)) if is_cube else out
+
+
+def _head(head: Head | str | Path) -> Head:
+    return load_head(head) if isinstance(head, str | Path) else head
+
+
+def _embedded(cube: xr.Dataset | xr.DataArray, head: Head, options: dict[str, Any]) -> xr.DataArray:
+    if isinstance(cube, xr.DataArray) and "embedding" in cube.dims:
+        if options:
+            raise TypeError(f"{sorted(options)} are options of embedding a cube, but embeddings were given")
+        return cube
+    if "model" not in options:
+        if not head.model.alias:
+            raise ValueError("the head does not say which model it is for: pass model=..., or embed first")
+        options = {"model": head.model.alias, "layer": head.model.layer or None} | options
+    emb: xr.DataArray = embed(cube, **options)
+    return emb
+
+
+def _bilinear(block: Array, factor: int) -> Array:
+    """(K, h + 2, w + 2) to (K, h f, w f); weights of invalid cells go to their valid neighbours."""
+    valid: Array = np.asarray(np.isfinite(block).all(axis=0))
+    filled = np.where(valid, block, 0).astype("float32")
+    weighted = _along(_along(filled, factor, 1), factor, 2)
+    weight = _along(_along(valid[None].astype("float32"), factor, 1), factor, 2)
+    own = valid[1:-1, 1:-1].repeat(factor, axis=0).repeat(factor, axis=1)
+    return np.where(own, weighted / np.maximum(weight, 1e-6), np.float32(np.nan)).astype("float32")
+
+
+def _along(a: Array, factor: int, axis: int) -> Array:
+    """Linear interpolation along an axis from cells with one of context at each end."""
+    n = a.shape[axis] - 2
+    place = 1 + (np.arange(n * factor) + 0.5) / factor - 0.5
+    low = np.floor(place).astype(int)
+    share = (place - low).astype("float32")
+    shape = [1] * a.ndim
+    shape[axis] = -1
+    share = share.reshape(shape)
+    return np.asarray(a.take(low, axis) * (1 - share) + a.take(np.minimum(low + 1, n + 1), axis) * share)
+
+
+def _cropped(out: xr.DataArray, box: GeoBox) -> xr.DataArray:
+    """The part of `out` on the cube's own pixels: patches may reach over its edge."""
+    y, x = spatial_dims(out)
+    mine = geobox(out)
+    t, m = box.transform, mine.transform
+    row, col = round((t.f - m.f) / m.e), round((t.c - m.c) / m.a)
+    rows, cols = box.shape
+    inside = out.isel({y: slice(max(row, 0), row + rows), x: slice(max(col, 0), col + cols)})
+    if (inside.sizes[y], inside.sizes[x]) == (rows, cols):
+        return grid.assign_grid(inside, box, dims=(y, x))
+    return inside

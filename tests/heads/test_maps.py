@@ -1,0 +1,78 @@
+import json
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+import deo_cube
+from deo_cube.cube.grid import geobox
+from deo_cube.heads.head import fit_head
+from deo_cube.heads.maps import classify, segment
+from tests.heads.fields import embeddings, no_compute, on_dask
+from tests.heads.test_head import clicks, raster
+
+
+def with_patch(emb, patch=4):
+    return emb.assign_attrs({"deo_cube:plan": json.dumps({"patch": patch})})
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_pixels_of_embeddings_are_the_same_on_any_chunks(kind):
+    emb = with_patch(embeddings(24, 28, noise=0.4, invalid=[(5, 5)]))
+    options = {"steps": 40, "width": 16, "upsample": 2} if kind == "conv" else {}
+    head = fit_head(kind, emb, raster(emb), **options)
+    whole = segment(emb, head)
+    assert whole.shape == (96, 112)
+    assert (whole.values[20:24, 20:24] == 255).all()
+    assert (whole.values == 255).sum() == 16
+    assert geobox(whole).boundingbox == geobox(emb.isel(embedding=0)).boundingbox
+    with dask.config.set(scheduler=no_compute):
+        lazy = segment(on_dask(emb, 7, 9), head)
+    xr.testing.assert_identical(lazy.compute(), whole)
+    p = segment(emb, head, probabilities=True)
+    np.testing.assert_allclose(p.sum("class").values[p.isel({"class": 0}).notnull()], 1, atol=1e-5)
+
+
+def test_interpolation_equals_torch_away_from_gaps():
+    import torch
+
+    emb = with_patch(embeddings(12, 12, noise=0.4))
+    head = fit_head("linear", emb, clicks(emb))
+    p = head.predict(emb, probabilities=True).values
+    want = torch.nn.functional.interpolate(torch.from_numpy(p)[None], scale_factor=4, mode="bilinear")[0].numpy()
+    np.testing.assert_allclose(segment(emb, head, probabilities=True).values, want, atol=1e-5)
+
+
+def test_a_cube_gives_classes_on_its_own_pixels():
+    ds = deo_cube.synthetic_cube(size=101, times=1)
+    emb = ds.deo.embed("tiny")
+    truth = ds["land_cover"]
+    head = fit_head("linear", emb, truth if "time" not in truth.dims else truth.isel(time=0))
+    drawn = segment(ds, head)
+    assert drawn.sizes["y"] == drawn.sizes["x"] == 101
+    assert geobox(drawn) == geobox(ds)
+    assert (drawn.values != 255).mean() > 0.9
+    patches = classify(ds, head)
+    xr.testing.assert_identical(patches.compute(), classify(emb, head).compute())
+    with dask.config.set(scheduler=no_compute):
+        segment(ds, head)
+        classify(ds, head)
+
+
+def test_a_head_may_be_a_path(tmp_path):
+    emb = embeddings(24, 24)
+    head = fit_head("linear", emb, clicks(emb))
+    path = head.save(tmp_path / "h")
+    xr.testing.assert_identical(classify(emb, path), head.predict(emb))
+
+
+def test_errors():
+    emb = embeddings(24, 24)
+    head = fit_head("linear", emb, clicks(emb))
+    with pytest.raises(ValueError, match=r"use classify\(emb, head\)"):
+        segment(emb, head)
+    with pytest.raises(TypeError, match=r"\['mask'\] are options of embedding"):
+        classify(emb, head, mask="scl")
+    with pytest.raises(ValueError, match="which model it is for"):
+        classify(deo_cube.synthetic_cube(size=64, times=1), head)
