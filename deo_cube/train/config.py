@@ -86,6 +86,9 @@ class Optical:
     """What the teacher sees: the crop as it is (so that the student learns to ignore jitter), or, as published, jittered."""
     normalization: Literal["own", "student"] = "own"
     """Statistics the teacher is fed with: those it was trained with, or, as published, the student's."""
+    standardize: bool = False
+    """Teacher features are standardised channel by channel, by their statistics on training windows. False as published;
+    features that come out of a ReLU (mobilenet) need it, since a common mean makes all cosines 0.9 and more."""
     student_order: Literal["intended", "published"] = "intended"
     """ViT: mid to mid and late to late, or exchanged as in the published code (misc.py:331-336)."""
 
@@ -301,7 +304,9 @@ class TrainConfig:
         for name, scale in (("global", a.global_scale), ("local", a.local_scale)):
             _check(0 < scale[0] <= scale[1] <= 1, f"--augment.{name}-scale must rise within 0..1, got {scale}")
         _check(a.blur_kernel % 2 == 1, f"--augment.blur-kernel must be odd, got {a.blur_kernel}")
-        _check(len(self.student.ms_mean) == len(self.student.ms_std) == len(MS_BANDS), "ten multispectral means and stds")
+        _check(
+            len(self.student.ms_mean) == len(self.student.ms_std) == len(MS_BANDS), "ten multispectral means and stds"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""
@@ -359,8 +364,10 @@ PRESETS: dict[str, TrainConfig] = {
         teacher="dinov3",
         # `normalize_hr` (augmentations.py:250-311): RGB statistics in 0..1 of the crop's maximum, here times `display`.
         student=Student(
-            rgb_mean=_HR_MEAN, rgb_std=_HR_STD,
-            ms_mean=_HR_MEAN + Student.ms_mean[3:], ms_std=_HR_STD + Student.ms_std[3:],
+            rgb_mean=_HR_MEAN,
+            rgb_std=_HR_STD,
+            ms_mean=_HR_MEAN + Student.ms_mean[3:],
+            ms_std=_HR_STD + Student.ms_std[3:],
         ),  # fmt: skip
         augment=Augment(rgb_scale="crop_max", ms_sees="jittered", flips="horizontal"),
         optical=Optical(view="jittered", normalization="student", mid=8, late=11),
@@ -382,10 +389,16 @@ PRESETS: dict[str, TrainConfig] = {
         teacher="mobilenet",
         # Statistics of the multispectral windows that it is trained on; RGB in -1..1 as MobileNet wants it.
         student=Student(
-            family="conv", dim=192, depths=(11,), local=256, rgb_mean=(1375.0,) * 3, rgb_std=(1375.0,) * 3,
+            family="conv",
+            dim=192,
+            depths=(11,),
+            local=256,
+            rgb_mean=(1375.0,) * 3,
+            rgb_std=(1375.0,) * 3,
             ms_mean=(877.0, 817.0, 603.0, 1199.0, 1859.0, 2130.0, 2234.0, 2273.0, 1937.0, 1416.0),
             ms_std=(667.0, 489.0, 389.0, 676.0, 770.0, 939.0, 1043.0, 995.0, 1136.0, 1095.0),
         ),  # fmt: skip
+        optical=Optical(standardize=True),
         objective=Objective(hidden=512, ms_dim=128, same_view=True, world_size=4, multispectral_optical=0.5),
         augment=_SMALL_CROPS,
         optimizer=Optimizer(batch=16, rgb_batch=16, lr=8e-3, weight_decay=(0.01, 0.01), ema=(0.99, 1.0)),

@@ -25,9 +25,12 @@ class Diverged(RuntimeError):
 def effective_rank(z: Tensor) -> float:
     """Exponential of the entropy of the singular values' shares of z (m, D), centred (Roy and Vetterli 2007).
 
-    1 for collapsed features; the published weights' pooled features were measured at 3.7 to 5.0 of 1024.
+    1 for collapsed features, NaN where one is not finite; the published weights' pooled features were measured at 3.7 to 5.0 of 1024.
     """
-    s = torch.linalg.svdvals(z.detach().float() - z.detach().float().mean(0))
+    z = z.detach().float()
+    if not bool(torch.isfinite(z).all()):
+        return math.nan
+    s = torch.linalg.svdvals(z - z.mean(0))
     p = s / s.sum().clamp_min(1e-12)
     return float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
 
@@ -94,7 +97,9 @@ def knn_score(network: nn.Module, vector: str, source: ImageSource, config: Trai
     step = max(1, len(files) // config.health.probe_size)
     files = files[::step]
     device = next(network.parameters()).device
-    stats = [torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (config.student.rgb_mean, config.student.rgb_std)]
+    stats = [
+        torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (config.student.rgb_mean, config.student.rgb_std)
+    ]
     training = network.training
     network.eval()
     z = []
@@ -105,7 +110,9 @@ def knn_score(network: nn.Module, vector: str, source: ImageSource, config: Trai
         z.append(run.forward_features((images - stats[0]) / stats[1], "rgb", {vector})[vector].float().cpu())
     network.train(training)
     features, y = torch.cat(z).numpy(), source.labels(files)
-    numbers = np.array([int(d) if (d := f.rsplit(".", 1)[0].rsplit("_", 1)[-1]).isdigit() else i for i, f in enumerate(files)])
+    numbers = np.array(
+        [int(d) if (d := f.rsplit(".", 1)[0].rsplit("_", 1)[-1]).isdigit() else i for i, f in enumerate(files)]
+    )
     asks = (numbers // 50) % 2 == 1
     if not asks.any() or asks.all():
         asks = np.arange(len(files)) % 2 == 1

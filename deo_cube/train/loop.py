@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deo_cube.encoder.mobilenet import DeoConv
 from deo_cube.errors import DeviceError, MissingExtraError, StoreMismatchError
 from deo_cube.train import checkpoints
 from deo_cube.train.augment import Augmentation, generator
 from deo_cube.train.config import TrainConfig
-from deo_cube.encoder.mobilenet import DeoConv
 from deo_cube.train.finish import describe_run, fit_local, fit_necks, windows_for
 from deo_cube.train.health import Watch, effective_rank, knn_score
 from deo_cube.train.losses import coding_rate_bound
 from deo_cube.train.samples import Batch, ImageSource, Mixture, Source, batches, open_source
 from deo_cube.train.schedules import cosine
 from deo_cube.train.student import Student, Terms, ema_update, initialise, objective, teacher_targets
-from deo_cube.train.teachers import FrozenTeacher, load_teacher
+from deo_cube.train.teachers import FrozenTeacher, Standardised, load_teacher
 
 __all__ = ["Process", "build", "open_sources", "train"]
 
@@ -131,8 +131,10 @@ def build(
     student = Student(config, optical.dims if optical else None)
     if config.student.init:
         initialise(student, config.student.init, config)
-    if isinstance(student.network, DeoConv) and mixture is not None:
+    if mixture is not None and isinstance(student.network, DeoConv):
         fit_local(student.network, windows_for(mixture, config), config.seed)
+    if mixture is not None and optical is not None and config.optical.standardize:
+        optical = Standardised(optical, _typical(mixture, config, optical))
     _freeze_unused(student, config)
     student.to(device)
     ema = None
@@ -144,6 +146,21 @@ def build(
     if isinstance(optical, nn.Module):
         optical.to(device)
     return student, ema, optical
+
+
+def _typical(mixture: Mixture, config: TrainConfig, optical: FrozenTeacher) -> Tensor:
+    """RGB of windows of every kind, as the frozen teacher sees them without noise."""
+    images = []
+    for stem, x in windows_for(mixture, config, count=96).items():
+        mean, std = (
+            (config.student.ms_mean, config.student.ms_std)
+            if stem == "ms"
+            else (config.student.rgb_mean, config.student.rgb_std)
+        )
+        dn = x[:, :3] * torch.tensor(std[:3]).view(1, -1, 1, 1) + torch.tensor(mean[:3]).view(1, -1, 1, 1)
+        images.append((dn / config.augment.display).clamp(0, 1))
+    statistics = [torch.tensor(v).view(1, -1, 1, 1) for v in (optical.mean, optical.std)]
+    return (torch.cat(images) - statistics[0]) / statistics[1]
 
 
 def _freeze_unused(student: Student, config: TrainConfig) -> None:
@@ -205,9 +222,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     optimizer = optimizer_of(student, config)
     start, spent, history = 0, 0.0, {}
     if last:
-        state = checkpoints.load(
-            last, student=student, teacher=ema, optimizer=optimizer, config=config
-        )
+        state = checkpoints.load(last, student=student, teacher=ema, optimizer=optimizer, config=config)
         start, spent, history = state["step"], state["seconds"], state["history"]
     if process.first:
         out.mkdir(parents=True, exist_ok=True)
@@ -333,9 +348,7 @@ class _Step:
         config, p = self.config, self.process
         ms, rgb = (None if t is None else t.to(p.device, non_blocking=True) for t in (batch.ms, batch.rgb))
         with torch.no_grad():
-            views = self.augment(
-                ms, rgb, generator(config.seed, CROPS, number), rank=p.rank, world_size=p.world_size
-            )
+            views = self.augment(ms, rgb, generator(config.seed, CROPS, number), rank=p.rank, world_size=p.world_size)
         with torch.autocast(p.device.type, dtype=p.precision, enabled=p.precision != torch.float32):
             targets = None if self.optical is None else teacher_targets(self.optical, views, config)
             with torch.no_grad():
@@ -412,7 +425,12 @@ class _Log:
                 raise MissingExtraError("--health.tensorboard needs tensorboard: pip install tensorboard") from error
             self.board = SummaryWriter(str(self.out / "tensorboard"))
         self.bar = tqdm(
-            total=self.config.steps, initial=self.start, unit="step", desc=self.out.name, mininterval=1.0, smoothing=0.05
+            total=self.config.steps,
+            initial=self.start,
+            unit="step",
+            desc=self.out.name,
+            mininterval=1.0,
+            smoothing=0.05,
         )
         return self
 
@@ -447,5 +465,3 @@ def _step_of(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return 2**62  # torn by a kill
-
-

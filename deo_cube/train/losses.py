@@ -19,6 +19,9 @@ from torch.nn import functional as F
 
 __all__ = ["CodingRate", "coding_rate", "coding_rate_bound", "coding_rate_loss", "patch_similarity", "view_similarity"]
 
+TINY = 1e-4
+"""A vector shorter than this has no direction: dividing by its length would overflow a half-precision gradient."""
+
 
 def view_similarity(student: Tensor, teacher: Tensor, views: int, *, same_view: bool = False) -> Tensor:
     """Mean cosine similarity between every student view and every teacher view.
@@ -42,7 +45,7 @@ def view_similarity(student: Tensor, teacher: Tensor, views: int, *, same_view: 
     """
     n, s, t = _views(student, teacher, views)
     cosine = torch.einsum(
-        "tnd,vnd->tvn", F.normalize(t.float(), dim=-1, eps=1e-8), F.normalize(s.float(), dim=-1, eps=1e-8)
+        "tnd,vnd->tvn", F.normalize(t.float(), dim=-1, eps=TINY), F.normalize(s.float(), dim=-1, eps=TINY)
     )
     pairs = torch.ones(t.shape[0], views, dtype=torch.bool, device=cosine.device)
     if not same_view:
@@ -73,8 +76,11 @@ def coding_rate(z: Tensor, *, eps: float, world_size: int = 1) -> Tensor:
         # det(I + c Z^T Z) = det(I + c Z Z^T): factor the smaller of the two.
         gram = z.T @ z if p <= m else z @ z.T
         gram = torch.eye(gram.shape[0], dtype=z.dtype, device=z.device) + scale * gram
-        # 1/2 log det = sum of the logs of the Cholesky diagonal.
-        return torch.linalg.cholesky(gram).diagonal().log().sum()
+        # 1/2 log det = sum of the logs of the Cholesky diagonal. A matrix that cannot be factored (not finite) gives
+        # NaN, which stops the run with the name of the term.
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        rate = factor.diagonal().log().sum()
+        return torch.where(failed == 0, rate, torch.full_like(rate, torch.nan))
 
 
 def _weight(dim: int, samples: int, world_size: int) -> float:
@@ -165,7 +171,7 @@ def patch_similarity(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher = student.float(), teacher.detach().float()
     if student.shape[2:] != teacher.shape[2:]:
         student = F.interpolate(student, size=teacher.shape[2:], mode="bilinear", align_corners=False)
-    return F.cosine_similarity(student, teacher, dim=1, eps=1e-8).mean()
+    return F.cosine_similarity(student, teacher, dim=1, eps=TINY).mean()
 
 
 def _views(student: Tensor, teacher: Tensor, views: int) -> tuple[int, Tensor, Tensor]:

@@ -196,7 +196,11 @@ class _OpenCube:
 
         match = match_bands(cube, bands, model="the student", missing=spec.missing)  # type: ignore[arg-type]
         radiometry = decide_radiometry(
-            cube, match, units=spec.units, offset=spec.offset, nodata=spec.nodata  # type: ignore[arg-type]
+            cube,
+            match,
+            units=spec.units,
+            offset=spec.offset,
+            nodata=spec.nodata,  # type: ignore[arg-type]
         )
         d = dims(cube)
 
@@ -216,9 +220,7 @@ class _OpenCube:
             # Small cubes are read once: a window of a COG costs milliseconds, of an array microseconds.
             arrays = [None if a is None else a.values for a in arrays]
             scl = None if scl is None else scl.values
-        return cls(
-            arrays, scl, radiometry.scale, radiometry.add, radiometry.nodata, radiometry.scl_invalid, shape
-        )
+        return cls(arrays, scl, radiometry.scale, radiometry.add, radiometry.nodata, radiometry.scl_invalid, shape)
 
     def read(self, random: np.random.Generator, size: int, fill: tuple[float, ...]) -> tuple[Array, Array]:
         """A window at a random time and place; cubes smaller than `size` are mirrored at their edges."""
@@ -376,9 +378,10 @@ def _image_source(path: Path, spec: SourceSpec) -> ImageSource:
         labels = np.array([classes.index(k[0]) for k in keys])
         groups = np.unique(labels * 10_000 + np.array([k[1] for k in keys]) // 50, return_inverse=True)[1]
         train = split_groups(groups, labels, 1 - spec.hold_out, seed=0)
-        names, held = [n for n, t in zip(names, train, strict=True) if t], [
-            n for n, t in zip(names, train, strict=True) if not t
-        ]
+        names, held = (
+            [n for n, t in zip(names, train, strict=True) if t],
+            [n for n, t in zip(names, train, strict=True) if not t],
+        )
     scale = EUROSAT_DN if spec.units in ("auto", "uint8_rgb") else float(spec.units)
     return ImageSource(str(path), path, tuple(names), spec.weight, scale, held_out=tuple(held))
 

@@ -19,7 +19,16 @@ from deo_cube.train.augment import View
 from deo_cube.train.losses import coding_rate_loss, patch_similarity, view_similarity
 from deo_cube.train.teachers import FrozenTeacher, Targets
 
-__all__ = ["Outputs", "ProjectionHead", "Student", "Terms", "ema_update", "objective", "student_card", "teacher_targets"]
+__all__ = [
+    "Outputs",
+    "ProjectionHead",
+    "Student",
+    "Terms",
+    "ema_update",
+    "objective",
+    "student_card",
+    "teacher_targets",
+]
 
 
 class ProjectionHead(nn.Module):

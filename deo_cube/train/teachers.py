@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from deo_cube.encoder.mobilenet import MobileNet, fold_batch_norm
 from deo_cube.errors import UnknownModelError, WeightsMismatchError, WeightsNotFoundError
 
-__all__ = ["FrozenTeacher", "MobileNetTeacher", "Targets", "TimmTeacher", "load_teacher"]
+__all__ = ["FrozenTeacher", "MobileNetTeacher", "Standardised", "Targets", "TimmTeacher", "load_teacher"]
 
 RGB = ("B04", "B03", "B02")
 
@@ -95,7 +95,9 @@ class MobileNetTeacher(_Frozen):
         from safetensors.torch import load_file
 
         if not Path(weights).is_file():
-            raise WeightsNotFoundError(f"weights of the MobileNet teacher not found at {weights}: give --teacher.weights")
+            raise WeightsNotFoundError(
+                f"weights of the MobileNet teacher not found at {weights}: give --teacher.weights"
+            )
         self.enlarge = enlarge
         self.net = MobileNet({"rgb": 3}, depth=11, stem_stride=2, halving="strided")
         try:
@@ -176,6 +178,46 @@ class TimmTeacher(_Frozen):
         return [m for m, _ in found], found[-1][1][:, 0]
 
 
+class Standardised(_Frozen):
+    """A teacher whose features are standardised channel by channel, by what it says of `images`.
+
+    Features after a ReLU share one large mean: any two images then agree to a cosine of 0.9 and more, and matching them
+    teaches little. Standardised, two images agree by chance only, and the cosine measures what tells them apart.
+
+    Parameters
+    ----------
+    teacher : FrozenTeacher
+        Any.
+    images : Tensor (B, C, H, W)
+        Typical input, normalised for the teacher.
+    """
+
+    def __init__(self, teacher: FrozenTeacher, images: Tensor) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.name, self.bands, self.dims = teacher.name, teacher.bands, teacher.dims
+        self.mean, self.std, self.licence = teacher.mean, teacher.std, teacher.licence
+        found = [teacher(part) for part in images.split(32)]
+        for name in ("cls", "mid", "late"):
+            values = torch.cat([getattr(t, name) for t in found])
+            dims = (0, 2, 3) if values.ndim == 4 else (0,)
+            shape = (1, -1, 1, 1) if values.ndim == 4 else (1, -1)
+            self.register_buffer(f"mean_{name}", values.mean(dims).view(shape))
+            self.register_buffer(f"std_{name}", values.std(dims).view(shape) + 1e-3)
+        self.freeze()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Targets:
+        """The teacher's targets of normalised `images`, standardised."""
+        t = self.teacher(images)
+        return Targets(
+            *(
+                (getattr(t, n) - self.get_buffer(f"mean_{n}")) / self.get_buffer(f"std_{n}")
+                for n in ("cls", "mid", "late")
+            )
+        )
+
+
 def load_teacher(
     kind: str, *, weights: str | Path | None = None, enlarge: float = 2.0, mid: int = -4, late: int = -1
 ) -> FrozenTeacher | None:
@@ -197,7 +239,9 @@ def load_teacher(
         return None
     if kind == "mobilenet":
         if weights is None:
-            raise WeightsNotFoundError("the MobileNet teacher needs its weights: give --optical.weights FILE.safetensors")
+            raise WeightsNotFoundError(
+                "the MobileNet teacher needs its weights: give --optical.weights FILE.safetensors"
+            )
         return MobileNetTeacher(weights, enlarge=enlarge)
     names = {"dinov2": "vit_base_patch14_dinov2.lvd142m", "dinov3": "vit_base_patch16_dinov3.lvd1689m"}
     if kind in names or kind.startswith("timm:"):

@@ -81,7 +81,13 @@ def test_whole_step_equals_published_code(shared: Path) -> None:
     torch.testing.assert_close(out.late, io["student_late"].permute(0, 3, 1, 2), atol=1e-5, rtol=1e-4)
 
     terms = objective(out, projected, targets(io), len(views), config.objective)
-    names = {"compression": "compression", "expansion": "expansion", "mid": "patch_mid", "late": "patch_late", "cls": "cls"}
+    names = {
+        "compression": "compression",
+        "expansion": "expansion",
+        "mid": "patch_mid",
+        "late": "patch_late",
+        "cls": "cls",
+    }
     for ours, theirs in names.items():
         assert terms.parts[ours].item() == pytest.approx(golden[theirs], abs=1e-5), ours
     assert terms.total.item() == pytest.approx(golden["total"], abs=1e-5)
