@@ -50,8 +50,10 @@ def as_embeddings(array: Any) -> xr.DataArray:
     others = [d for d in array.dims if d not in ("embedding", y, x, "time")]
     if others:
         raise ValueError(f"embeddings have dimensions (time, embedding, y, x), found also {others}: select from them")
-    if array.chunks is not None:
-        array = array.chunk(embedding=-1)
+    axis = array.get_axis_num("embedding")
+    if array.chunks is not None and len(array.chunks[axis]) > 1:
+        # The data alone: `array.chunk` would turn coordinates into tasks, and look into some of them to do so.
+        array = array.copy(data=array.data.rechunk({axis: -1}))
     if array.dtype == np.int8:
         scale, fill = array.attrs.get("scale_factor", 1.0), array.attrs.get("_FillValue", -128)
         kept = {k: v for k, v in array.attrs.items() if k not in ("scale_factor", "_FillValue")}

@@ -82,7 +82,7 @@ def map_windows(
         import dask.array as da
 
         depth = {lead + 1: halo, lead + 2: halo}
-        whole = array.chunk({along: -1}).data.astype("float32")
+        whole = array.data.rechunk({lead: -1}).astype("float32")
         data = da.overlap.overlap(whole, depth, dict.fromkeys(depth, np.nan))
         fine = [tuple((c - 2 * halo) * factor for c in chunks) for chunks in data.chunks[-2:]]
         chunks = (*data.chunks[:lead], *(((len(labels),),) if dim else ()), *fine)
