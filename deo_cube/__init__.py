@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deo_cube.engine.load import load_cube
     from deo_cube.engine.match import match
     from deo_cube.engine.plan import plan
-    from deo_cube.engine.store import open_embeddings, verify_store
+    from deo_cube.engine.reopen import open_embeddings, verify_store
     from deo_cube.engine.write import to_zarr
 
 __all__ = [
@@ -64,7 +64,7 @@ _HOMES = {
     "deo_cube.engine.load": ("load_cube",),
     "deo_cube.engine.match": ("match",),
     "deo_cube.engine.plan": ("plan",),
-    "deo_cube.engine.store": ("open_embeddings", "verify_store"),
+    "deo_cube.engine.reopen": ("open_embeddings", "verify_store"),
     "deo_cube.engine.write": ("to_zarr",),
 }
 

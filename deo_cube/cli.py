@@ -119,7 +119,7 @@ def verify(
 ) -> int:
     """Check a model's weights, or every block of a store."""
     if Path(what).exists() and not (Path(what) / "card.json").exists():
-        from deo_cube.engine.store import verify_store
+        from deo_cube.engine.reopen import verify_store
 
         state = verify_store(what)
         print(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
         raise FileNotFoundError(f"no cube at {text}")
     ending = Path(text).suffix.lower()
     if ending == ".zarr" or (local and Path(text).is_dir()):
-        return xr.open_zarr(text, **{"decode_coords": "all", "mask_and_scale": False, **options})
+        with warnings.catch_warnings():
+            # xarray says so of each Zarr 3 store that is not consolidated, which few are.
+            warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
+            stored: xr.Dataset = xr.open_zarr(text, **{"decode_coords": "all", "mask_and_scale": False, **options})
+            return stored
     if ending in (".nc", ".nc4", ".h5"):
         found = xr.open_dataset(text, **{"chunks": {}, "decode_coords": "all", "mask_and_scale": False, **options})
         return found.map(_unsigned, keep_attrs=True)

@@ -318,4 +318,7 @@ def _dataset(
         },
     )
     data = assign_grid(data, _geobox(land_cover.shape, crs, resolution, south_up))
-    return data if chunks is None else data.chunk(dict(chunks))
+    if chunks is None:
+        return data
+    # Dates and the like stay in memory: they are small, and chunked strings cannot be written without being computed.
+    return data.chunk(dict(chunks)).assign_coords({n: c.variable for n, c in data.coords.items() if c.ndim < 2})

@@ -34,8 +34,10 @@ INT8_INVALID = -128
 def blank_pixels(bands: Array, nodata: float | None) -> NDArray[np.bool_]:
     """Where each band holds no measurement: nodata, NaN or infinite. ``(bands, rows, columns)`` bool."""
     if bands.dtype.kind == "f":
-        blank = ~np.isfinite(bands)
-        return blank if nodata is None or np.isnan(nodata) else blank | (bands == bands.dtype.type(nodata))
+        blank: NDArray[np.bool_] = np.asarray(~np.isfinite(bands))
+        if nodata is not None and not np.isnan(nodata):
+            blank |= bands == bands.dtype.type(nodata)
+        return blank
     if nodata is None or not float(nodata).is_integer():
         return np.zeros(bands.shape, bool)
     info = np.iinfo(bands.dtype)
@@ -47,7 +49,7 @@ def valid_pixels(windows: Sequence[Array], radiometry: Radiometry, *, scl: bool)
 
     `windows` are the bands, then SCL if `scl`, then the mask if there is one (True excludes).
     """
-    good = ~blank_pixels(windows[0], radiometry.nodata).any(axis=0)
+    good: NDArray[np.bool_] = ~blank_pixels(windows[0], radiometry.nodata).any(axis=0)
     if scl:
         good &= ~np.isin(windows[1][0], radiometry.scl_invalid)
     for mask in windows[2:] if scl else windows[1:]:
@@ -57,7 +59,8 @@ def valid_pixels(windows: Sequence[Array], radiometry: Radiometry, *, scl: bool)
 
 def _excluded(mask: Array) -> NDArray[np.bool_]:
     # A float mask holds NaN where it was aligned to a larger grid: unknown there, so excluded.
-    return np.isnan(mask) | (mask != 0) if mask.dtype.kind == "f" else mask.astype(bool)
+    out: NDArray[np.bool_] = mask != 0
+    return out | np.isnan(mask) if mask.dtype.kind == "f" else out
 
 
 def _valid_fraction(good: NDArray[np.bool_], plan: TilePlan, index: BlockIndex) -> NDArray[np.float32]:
@@ -70,7 +73,8 @@ def _valid_fraction(good: NDArray[np.bool_], plan: TilePlan, index: BlockIndex) 
     core = good[halo : halo + rows.tiles * plan.core, halo : halo + columns.tiles * plan.core]
     counts = core.reshape(core.shape[0] // p, p, core.shape[1] // p, p).sum(axis=(1, 3), dtype=np.int64)
     counts = counts[rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
-    return (counts / np.float32(p * p)).astype(np.float32)
+    fraction: NDArray[np.float32] = (counts / (p * p)).astype(np.float32)
+    return fraction
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class EmbedBlock:
     def _tiles_with_valid_core(self, good: NDArray[np.bool_], n_rows: int, n_columns: int) -> list[tuple[int, int]]:
         core, halo = self.plan.core, self.plan.halo
         inner = good[halo : halo + n_rows * core, halo : halo + n_columns * core]
-        any_valid = inner.reshape(n_rows, core, n_columns, core).any(axis=(1, 3))
+        any_valid: Array = inner.reshape(n_rows, core, n_columns, core).any(axis=(1, 3))
         return [(y, x) for y, x in product(range(n_rows), range(n_columns)) if any_valid[y, x]]
 
     def _hidden(self, windows: tuple[Array, ...]) -> NDArray[np.bool_] | None:

@@ -74,8 +74,10 @@ def provenance(p: Prepared, dtype: str) -> dict[str, Any]:
 
 
 #: Provenance that decides the numbers, and so guards a resumed store. The version does not: a patch release may resume.
-_DECIDES = ("model", "model_fingerprint", "weights_sha256", "stem", "layer", "normalization", "bands", "radiometry")
-_DECIDES += ("plan", "masks", "dtype")
+_DECIDES = (
+    *("model", "model_fingerprint", "weights_sha256", "stem", "layer", "normalization"),
+    *("bands", "radiometry", "plan", "masks", "dtype"),
+)
 
 
 def identity(emb: xr.DataArray) -> dict[str, Any]:

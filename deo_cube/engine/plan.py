@@ -161,6 +161,7 @@ def plan(
     p = prepare(cube, model, **options, locate=measure)
     rates = _rates()
     where = device or "cpu"
+    rate: float | None
     if measure:
         where = runtime.choose_device(device)
         rates[_rate_key(p.ref, p.plan.tile, where)] = rate = measure_rate(p.ref, p.plan.tile, where)

@@ -13,6 +13,7 @@ Dask's resource annotations are not relied on: its default fusion drops them (da
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -197,7 +198,7 @@ def run_batches(
     todo = [items[i : i + size] for i in range(0, len(items), size)]
     done: list[tuple[Sequence[Item], T]] = []
     while todo:
-        futures = [(part, place.submit(ticket, lambda part=part: work(part))) for part in todo]
+        futures = [(part, place.submit(ticket, functools.partial(work, part))) for part in todo]
         todo = []
         try:
             for part, future in futures:

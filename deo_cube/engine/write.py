@@ -25,6 +25,7 @@ import numpy as np
 import xarray as xr
 
 from deo_cube.engine import graph, metadata, read, runtime, store
+from deo_cube.engine.reopen import open_embeddings
 from deo_cube.errors import DeoCubeError, StoreMismatchError
 
 __all__ = ["to_zarr"]
@@ -108,8 +109,8 @@ def to_zarr(
         with _executor(kind, num_workers) as (executor, slots), bar:
             _run(executor, slots, _jobs(emb, target, todo, retries), bar)
         _tidy(path)
-    root.attrs[metadata.PREFIX + "state"] = "complete"
-    return store.open_embeddings(path)
+    store.finish(target, root)
+    return open_embeddings(path)
 
 
 def _check(emb: xr.DataArray) -> None:
@@ -211,7 +212,7 @@ def _pickle(job: Job) -> bytes:
     # Graphs hold functions defined in notebooks, which plain pickle cannot send.
     import cloudpickle
 
-    return cloudpickle.dumps(job)
+    return bytes(cloudpickle.dumps(job))
 
 
 def _run_pickled(job: bytes) -> None:

@@ -18,7 +18,8 @@ import deo_cube
 from deo_cube.cube import grid
 from deo_cube.engine import store
 from deo_cube.engine.embed import embed
-from deo_cube.engine.store import Layout, open_embeddings, status, verify_store
+from deo_cube.engine.reopen import open_embeddings, status, verify_store
+from deo_cube.engine.store import Layout
 from deo_cube.engine.write import to_zarr
 from deo_cube.errors import StoreMismatchError
 from tests.engine.conftest import cube_at

@@ -18,7 +18,7 @@ import xarray as xr
 
 from deo_cube.engine import runtime
 from deo_cube.engine.embed import embed
-from deo_cube.engine.store import status, verify_store
+from deo_cube.engine.reopen import status, verify_store
 from deo_cube.engine.write import to_zarr
 from deo_cube.errors import DeoCubeError, StoreMismatchError
 from tests.engine.conftest import BANDS, cube_at

@@ -1,0 +1,124 @@
+"""`deo-cube demo`: a synthetic scene, embedded offline, written to Zarr, and drawn.
+
+Every step is the package's own verb; the file is meant to be read as an example.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from deo_cube.cube.synthetic import synthetic_cube
+from deo_cube.engine.embed import embed
+from deo_cube.engine.plan import plan
+from deo_cube.engine.write import to_zarr
+from deo_cube.errors import MissingExtraError
+
+__all__ = ["live_cube", "picture", "run"]
+
+EARTH_SEARCH = "https://earth-search.aws.element84.com/v1"
+#: Lake Constance and its orchards, about 10 km.
+PLACE = (9.40, 47.55, 9.53, 47.64)
+
+
+def run(out: Path = Path("demo"), *, size: int = 1024, model: str = "tiny", live: bool = False) -> Path:
+    """Run the demo and say what it did and where the result is.
+
+    Parameters
+    ----------
+    out : path
+        Folder for `embeddings.zarr` and `embeddings.png`.
+    size : int
+        Side of the synthetic scene, pixels.
+    model : str
+        Model to embed with.
+    live : bool
+        Take one clear Sentinel-2 scene from a public STAC catalogue instead. Needs the network.
+
+    Returns
+    -------
+    Path
+        The picture.
+    """
+    cube = live_cube() if live else synthetic_cube(size=size, times=1)
+    what = cube.attrs.get("title", "Sentinel-2 L2A scene")
+    print(f"1. cube: {what}\n{cube.deo!r}\n")
+    print(f"2. {plan(cube, model)!r}\n")
+    out.mkdir(parents=True, exist_ok=True)
+    store = out / "embeddings.zarr"
+    start = time.perf_counter()
+    emb = to_zarr(embed(cube, model), store, overwrite=True)
+    seconds = time.perf_counter() - start
+    untrained = emb.attrs["deo_cube:weights_status"] == "untrained"
+    print(f"\n3. embedded in {seconds:.1f} s: {' x '.join(f'{d} {n}' for d, n in emb.sizes.items())}, {emb.dtype}")
+    print(f"   store:   {store}   (xarray.open_zarr, or deo_cube.open_embeddings)")
+    if untrained:
+        print(f"   {model} is UNTRAINED: random weights show how the pipeline works, not what a trained model sees")
+    path = picture(cube.isel(time=0), emb.isel(time=0), out / "embeddings.png")
+    print(f"   picture: {path}")
+    return path
+
+
+def picture(cube: xr.Dataset, emb: xr.DataArray, path: Path) -> Path:
+    """Draw true colour beside the first three principal components of the embeddings.
+
+    Raises
+    ------
+    MissingExtraError
+        If matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError.wanted("matplotlib", "viz", "drawing the picture") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from deo_cube.heads.pca import pca_rgb
+
+    colour = cube[["B04", "B03", "B02"]].to_dataarray("band").transpose("y", "x", "band")
+    colour = colour + float(cube.coords.get("boa_add_offset", cube.attrs.get("boa_add_offset", 0)))
+    box = [float(v) / 1000 for v in (cube.x[0], cube.x[-1], cube.y[-1], cube.y[0])]
+    rgb = pca_rgb(emb).compute()
+    channels = next(d for d in rgb.dims if d not in emb.dims)
+    figure, axes = plt.subplots(1, 2, figsize=(13, 7), layout="constrained")
+    date = str(cube.time.dt.strftime("%Y-%m-%d").item()) if "time" in cube.coords else ""
+    synthetic = bool(cube.attrs.get("deo_cube:synthetic", 0))
+    name = emb.attrs["deo_cube:model_alias"]
+    state = " (untrained)" if emb.attrs["deo_cube:weights_status"] == "untrained" else ""
+    stride = round(abs(float(emb.x[1] - emb.x[0])))
+    axes[0].imshow((colour / 2500).clip(0, 1) ** 0.8, extent=box, interpolation="nearest")
+    axes[0].set_title(f"{'Synthetic' if synthetic else 'Sentinel-2'} scene, true colour, {date}")
+    axes[1].imshow(_displayed(rgb.transpose("y", "x", channels)), extent=box, interpolation="nearest")
+    axes[1].set_title(f"Embeddings by {name}{state}: {emb.sizes['embedding']} numbers per {stride} m, as PCA colours")
+    for ax in axes:
+        ax.set_xlabel("easting, km")
+        ax.ticklabel_format(useOffset=False, style="plain")
+    axes[0].set_ylabel("northing, km")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _displayed(rgb: xr.DataArray) -> Any:
+    values = rgb.values
+    return values if values.dtype == "uint8" else values.clip(0, 1)
+
+
+def live_cube() -> xr.Dataset:
+    """One clear scene of `PLACE` from Earth Search, lazily. Needs the network."""
+    import pystac_client
+
+    from deo_cube.engine.load import load_cube
+
+    search = pystac_client.Client.open(EARTH_SEARCH).search(
+        collections=["sentinel-2-c1-l2a"],
+        bbox=PLACE,
+        datetime="2024-06-01/2024-09-30",
+        query={"eo:cloud_cover": {"lt": 5}},
+        max_items=1,
+    )
+    return load_cube(search, bbox=PLACE, resolution=10)

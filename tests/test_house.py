@@ -1,0 +1,106 @@
+"""The house: imports point down its list, files stay small, and importing the package stays light."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "deo_cube"
+#: From the door down; a room may import those below it.
+ROOMS = ("door", "heads", "train", "evaluate", "engine", "encoder", "cube", "ground")
+GROUND = {"errors", "options"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(module: str) -> str:
+    """Room of a dotted module name."""
+    parts = module.split(".")
+    if len(parts) == 1:
+        return "door"
+    if parts[1] in ROOMS:
+        return parts[1]
+    return "ground" if parts[1] in GROUND else "door"
+
+
+def imports(path: Path) -> set[str]:
+    """Every module of the package that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {m for m in found if m.split(".")[0] == "deo_cube"}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_down(path: Path) -> None:
+    here = ROOMS.index(room(name_of(path)))
+    up = {m for m in imports(path) if m != "deo_cube" and ROOMS.index(room(m)) < here}
+    assert not up, f"{name_of(path)} ({ROOMS[here]}) imports from above: {sorted(up)}"
+
+
+def test_cube_and_encoder_know_nothing_of_dask_and_one_module_builds_graphs() -> None:
+    def text(path: Path) -> str:
+        return path.read_text(encoding="utf-8")
+
+    for path in [*(PACKAGE / "cube").rglob("*.py"), *(PACKAGE / "encoder").rglob("*.py")]:
+        assert not re.search(r"^\s*(import|from) (dask|distributed)\b", text(path), re.M), path
+    builders = {p.relative_to(PACKAGE).as_posix() for p in MODULES if "HighLevelGraph" in text(p)}
+    assert builders == {"engine/graph.py"}
+
+
+def test_tiles_are_integers_and_numpy_only() -> None:
+    source = (PACKAGE / "engine" / "tiles.py").read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(import|from) (torch|dask|xarray)\b", source, re.M)
+
+
+def test_weights_are_never_loaded_loosely() -> None:
+    for path in MODULES:
+        source = path.read_text(encoding="utf-8")
+        assert not re.search(r"strict\s*=\s*False", source), path
+        assert "weights_only=False" not in source, path
+        assert not re.search(r"^\s*import pickle\b|pickle\.load", source, re.M), path
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_files_stay_small(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+
+
+@pytest.mark.parametrize("module", ["deo_cube", "deo_cube.cli"])
+def test_importing_loads_neither_torch_nor_distributed(module: str) -> None:
+    code = f"import {module}, sys; print([m for m in ('torch', 'distributed', 'timm', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_adds_little_to_xarray() -> None:
+    code = (
+        "import sys, xarray; before = set(sys.modules); import deo_cube\n"
+        "print(len({m.split('.')[0] for m in set(sys.modules) - before} - {'deo_cube'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # Counted, not timed: nothing of weight beyond xarray's own.
+    assert int(done.stdout) <= 3
+
+
+def test_everything_public_is_there_and_documented() -> None:
+    import deo_cube
+
+    for name in deo_cube.__all__:
+        value = getattr(deo_cube, name)
+        assert value.__doc__, name
+    assert set(deo_cube.__all__) <= set(dir(deo_cube))
+    with pytest.raises(AttributeError, match="no attribute 'embedd'"):
+        _ = deo_cube.embedd
