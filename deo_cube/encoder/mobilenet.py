@@ -97,7 +97,7 @@ class MobileNet(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, stem: str) -> dict[str, Tensor]:
-        """Every point-wise map of `x` (B, C, H, W), by name: `stem`, `pw1` ... `pw<depth>`, each (B, channels, h, w)."""
+        """Every point-wise map of `x` (B, C, H, W), `stem`, `pw1` ... `pw<depth>`: (B, channels, h, w) each."""
         x = F.relu6(self.stems[stem](_same_right(x) if self.stem_stride == 2 else x))
         maps = {"stem": x}
         for i, pair in enumerate(self.pairs, start=1):
@@ -108,8 +108,8 @@ class MobileNet(nn.Module):
 class DeoConv(nn.Module):
     """A convolutional network for maps at stride 4: MobileNet's trunk at half its strides, and a wide local branch.
 
-    Two things that a ten-metre pixel needs and an ImageNet trunk lacks are added. `local` is one wide 3x3 convolution of
-    all bands, averaged over each cell: spectra and their texture, which the trunk's 32 first channels cannot carry.
+    Two things that a ten-metre pixel needs and an ImageNet trunk lacks are added. `local` is one wide 3x3 convolution
+    of all bands, averaged over each cell: spectra and their texture, which the trunk's 32 first channels cannot carry.
     `fused` is one linear map (the neck) of local and deep features together, at stride 4. The receptive field is
     bounded (about 110 px), there is no attention window and no position: nothing in the network can see the tile grid
     but its border.
@@ -166,8 +166,8 @@ class DeoConv(nn.Module):
         Returns
         -------
         dict of str -> Tensor
-            Maps [B, D, h, w]. `pooled` [B, D] is the mean of `fused` over the map; `parts` [B, D] the means of local, pw3,
-            pw5 and the last map, side by side, before any neck.
+            Maps [B, D, h, w]. `pooled` [B, D] is the mean of `fused` over the map; `parts` [B, D] the means of local,
+            pw3, pw5 and the last map, side by side, before any neck.
         """
         wanted = {*self.layers, "pooled"} if layers is None else set(layers)
         if unknown := wanted - set(self.layers) - {"pooled", "parts"}:

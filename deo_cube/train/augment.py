@@ -150,7 +150,7 @@ class Augmentation:
         return ms * (gain * bands) + haze
 
     def _jitter(self, x: Tensor, i: int, draws: list[_Draw]) -> Tensor:
-        """Colour jitter, light, grey, blur, solarisation on display values (B, 3, S, S), each sample with its own draw."""
+        """Colour jitter, light, grey, blur, solarisation of display values (B, 3, S, S), sample by sample."""
         import kornia.enhance as enhance
         from kornia.filters import gaussian_blur2d
 

@@ -1,7 +1,7 @@
 """Checkpoints: folders that are models, written in one piece or not at all, kept by a policy, resumed bit for bit.
 
 ``checkpoints/step_00000500/`` holds ``card.json`` and ``weights.safetensors`` (so the folder works as ``model=``), the
-student's heads, the EMA teacher and the optimizer as safetensors, and ``state.json``. Nothing in it is executed on load.
+student's heads, the EMA teacher and the optimizer as safetensors, and ``state.json``. Loading executes nothing.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") ->
 
 
 def prune(out: Path, health: Health) -> None:
-    """Remove checkpoints beyond the newest `keep`, but for those that `keep_every` marks; and what a kill left behind."""
+    """Remove checkpoints beyond the newest `keep`, but those that `keep_every` marks; and what a kill left behind."""
     folder = out / "checkpoints"
     done = sorted(folder.glob("step_*"))
     for old in done[: -health.keep] if health.keep else []:
@@ -137,7 +137,7 @@ def prune(out: Path, health: Health) -> None:
 
 
 def _flat(student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {p: name for name, p in student.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in student.named_parameters()}
     return {
         f"{key}.{names[p]}": torch.as_tensor(value)
         for p, held in optimizer.state.items()

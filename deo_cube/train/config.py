@@ -1,7 +1,7 @@
 """Everything a run is decided by: frozen dataclasses that are also the flags of ``python -m deo_cube.train``.
 
-Where the published code (wolfilip/DEO-FM @55c7ae1) and the paper, or code and common sense, disagree, there is one field
-whose values say so. Each field's text ends in the reason for its default.
+Where the published code (wolfilip/DEO-FM @55c7ae1) and the paper, or code and common sense, disagree, there is one
+field whose values say so. Each field's text ends in the reason for its default.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ class Optical:
     late: int = -1
     """Block of the late patches. 11 of 12."""
     view: Literal["clean", "jittered"] = "clean"
-    """What the teacher sees: the crop as it is (so that the student learns to ignore jitter), or, as published, jittered."""
+    """What the teacher sees: the crop as it is (the student learns to ignore jitter), or jittered as published."""
     normalization: Literal["own", "student"] = "own"
     """Statistics the teacher is fed with: those it was trained with, or, as published, the student's."""
     standardize: bool = False
-    """Teacher features are standardised channel by channel, by their statistics on training windows. False as published;
-    features that come out of a ReLU (mobilenet) need it, since a common mean makes all cosines 0.9 and more."""
+    """Teacher features are standardised channel by channel, by their statistics on training windows. False as
+    published; features after a ReLU (mobilenet) need it: a common mean makes all their cosines 0.9 and more."""
     student_order: Literal["intended", "published"] = "intended"
     """ViT: mid to mid and late to late, or exchanged as in the published code (misc.py:331-336)."""
 
@@ -198,8 +198,8 @@ class Optimizer:
     clip_by: Literal["global", "tensor"] = "global"
     """Of all together, or, as published, of each tensor on its own."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where the device computes in it, else fp32. fp16 is not offered: the published run's covariance overflows
-    in it."""
+    """auto: bf16 where the GPU computes in it, else fp32. fp16 is not offered: the published run's covariance
+    overflows in it."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,9 @@ class Neck:
     """conv: how the linear map to the embedding is fitted when training ends (no labels; see `finish.fit_necks`)."""
 
     local: int = 96
-    """Channels of the embedding that come from the local branch; the others come from the deep maps."""
+    """Components of the local branch."""
+    deep: int = 96
+    """Components of the deep maps. With fewer in all than channels, they are spread over the channels."""
     local_power: float = 0.0
     """Whitening of the local components: variance to the power of minus this; 0.5 would whiten fully."""
     deep_power: float = 0.25
@@ -257,8 +259,8 @@ class TrainConfig:
     """Dual-teacher distillation of a student from Sentinel-2 cubes."""
 
     data: tuple[str, ...] = ()
-    """Sources: PATH[,weight=2][,offset=0][,units=dn][,missing=nearest][,hold_out=0.5]. A Zarr, NetCDF or GeoTIFF cube, a
-    folder or pattern of GeoTIFFs, STAC items (JSON), or a folder or zip of RGB images."""
+    """Sources: PATH[,weight=2][,offset=0][,units=dn][,missing=nearest][,hold_out=0.5]. A Zarr, NetCDF or GeoTIFF cube,
+    a folder or pattern of GeoTIFFs, STAC items (JSON), or a folder or zip of RGB images."""
     out: str = "runs/deo"
     """Folder of the run; a finished one is a model: ds.deo.embed(model=DIR)."""
     preset: Literal["paper", "small", "tiny", "smoke"] = "small"
@@ -285,7 +287,7 @@ class TrainConfig:
     loader: Loader = field(default_factory=Loader)
     health: Health = field(default_factory=Health)
     neck_ms: Neck = field(default_factory=Neck)
-    neck_rgb: Neck = field(default_factory=lambda: Neck(local=0, deep_power=0.5, of="chips"))
+    neck_rgb: Neck = field(default_factory=lambda: Neck(local=0, of="chips"))
 
     def __post_init__(self) -> None:
         a, o = self.augment, self.optimizer
@@ -368,7 +370,7 @@ PRESETS: dict[str, TrainConfig] = {
             rgb_std=_HR_STD,
             ms_mean=_HR_MEAN + Student.ms_mean[3:],
             ms_std=_HR_STD + Student.ms_std[3:],
-        ),  # fmt: skip
+        ),
         augment=Augment(rgb_scale="crop_max", ms_sees="jittered", flips="horizontal"),
         optical=Optical(view="jittered", normalization="student", mid=8, late=11),
     ),
@@ -397,7 +399,7 @@ PRESETS: dict[str, TrainConfig] = {
             rgb_std=(1375.0,) * 3,
             ms_mean=(877.0, 817.0, 603.0, 1199.0, 1859.0, 2130.0, 2234.0, 2273.0, 1937.0, 1416.0),
             ms_std=(667.0, 489.0, 389.0, 676.0, 770.0, 939.0, 1043.0, 995.0, 1136.0, 1095.0),
-        ),  # fmt: skip
+        ),
         optical=Optical(standardize=True),
         objective=Objective(hidden=512, ms_dim=128, same_view=True, world_size=4, multispectral_optical=0.5),
         augment=_SMALL_CROPS,

@@ -80,7 +80,9 @@ def fit_necks(network: nn.Module, windows: Mapping[str, Tensor], config: TrainCo
     device = next(network.parameters()).device
     for stem, x in windows.items():
         neck = config.neck_ms if stem == "ms" else config.neck_rgb
-        features = torch.cat([_parts(network, part.to(device), stem, neck) for part in x.split(16)]).double().cpu()
+        features = (
+            torch.cat([_parts(network, part.to(device), stem, neck) for part in torch.split(x, 16)]).double().cpu()
+        )
         weight, bias = neck_of(features, network.parts["local"], config.student.dim, neck)
         conv: Any = network.necks[stem]
         conv.weight.copy_(weight[:, :, None, None])
@@ -99,12 +101,14 @@ def _parts(network: DeoConv, x: Tensor, stem: str, neck: Neck) -> Tensor:
 
 
 def neck_of(features: Tensor, local: int, dim: int, neck: Neck) -> tuple[Tensor, Tensor]:
-    """Weight (dim, D) and bias (dim,) of a neck from features (n, D), of which the first `local` are the local branch's."""
-    blocks = [(slice(0, local), neck.local, neck.local_power, False)]
-    blocks.append((slice(local, features.shape[1]), dim - neck.local, neck.deep_power, True))
-    maps = torch.zeros(dim, features.shape[1], dtype=features.dtype)
-    mean = features.mean(0)
-    row = 0
+    """Weight (dim, D) and bias (dim,) of a neck from features (n, D), the first `local` of which are the local ones."""
+    blocks = (
+        (slice(0, local), neck.local, neck.local_power, False),
+        (slice(local, features.shape[1]), neck.deep, neck.deep_power, True),
+    )
+    if not 0 < neck.local + neck.deep <= dim:
+        raise ValueError(f"a neck of {neck.local} local and {neck.deep} deep components does not fit {dim} channels")
+    mean, rows = features.mean(0), []
     for columns, rank, power, standardised in blocks:
         if rank == 0:
             continue
@@ -112,14 +116,14 @@ def neck_of(features: Tensor, local: int, dim: int, neck: Neck) -> tuple[Tensor,
         scale = z.std(0) + 1e-6 if standardised else torch.ones(z.shape[1], dtype=z.dtype)
         values, vectors = torch.linalg.eigh(torch.cov((z / scale).T))
         values, vectors = values.flip(0)[:rank].clamp_min(1e-9), vectors.flip(1)[:, :rank]
-        m = (vectors * values**-power).T / scale
-        # Each block has a variance of one a channel, on average: neither drowns the other.
-        m = m / (z @ m.T).var(0).mean().sqrt()
-        maps[row : row + rank, columns] = m
-        row += rank
+        m = torch.zeros(rank, features.shape[1], dtype=features.dtype)
+        m[:, columns] = (vectors * values**-power).T / scale
+        # Each block has a variance of one a component, on average: neither drowns the other.
+        rows.append(m / ((features - mean) @ m.T).var(0).mean().sqrt())
+    components = torch.cat(rows)
     random = torch.Generator().manual_seed(0)
-    rotation = torch.linalg.qr(torch.randn(dim, dim, generator=random, dtype=features.dtype))[0]
-    weight = rotation @ maps
+    turned = torch.linalg.qr(torch.randn(dim, dim, generator=random, dtype=features.dtype))[0][:, : len(components)]
+    weight = turned @ components * (dim / len(components)) ** 0.5
     return weight.float(), -(weight @ mean).float()
 
 

@@ -25,7 +25,8 @@ class Diverged(RuntimeError):
 def effective_rank(z: Tensor) -> float:
     """Exponential of the entropy of the singular values' shares of z (m, D), centred (Roy and Vetterli 2007).
 
-    1 for collapsed features, NaN where one is not finite; the published weights' pooled features were measured at 3.7 to 5.0 of 1024.
+    1 for collapsed features, NaN where one is not finite; the published weights' pooled features were measured at 3.7
+    to 5.0 of 1024.
     """
     z = z.detach().float()
     if not bool(torch.isfinite(z).all()):
@@ -74,8 +75,8 @@ class Watch:
                 moved = {k: _moved(v, self.parts[k]) for k, v in parts.items() if k in self.parts}
                 worst = max(moved, key=lambda k: moved[k]) if moved else "total"
                 raise Diverged(
-                    f"step {step}: the loss {loss:.3g} has stayed far above its median {middle:.3g} for {self.bad} steps; "
-                    f"term {worst} went furthest. Lower --optimizer.lr, or raise --optimizer.warmup"
+                    f"step {step}: the loss {loss:.3g} has stayed far above its median {middle:.3g} for {self.bad} "
+                    f"steps; term {worst} went furthest. Lower --optimizer.lr, or raise --optimizer.warmup"
                 )
         if self.bad == 0:
             self.losses.append(loss)

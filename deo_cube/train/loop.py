@@ -37,7 +37,7 @@ CROPS, DROPS = 1, 2
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those of the run, its device and its precision."""
+    """One process among those of the run, its device and its precision."""
 
     rank: int
     world_size: int
@@ -319,7 +319,7 @@ class _Step:
             quiet = p.world_size > 1 and micro + 1 < o.accumulate
             with self.model.no_sync() if quiet else contextlib.nullcontext():
                 terms, pooled = self._terms(batch, number)
-                (terms.total / o.accumulate).backward()
+                torch.autograd.backward(terms.total / o.accumulate)
             losses.append(terms.total.detach())
             for k, v in terms.parts.items():
                 parts.setdefault(k, []).append(v)
@@ -361,7 +361,7 @@ class _Step:
         o = self.config.optimizer
         grads = [q.grad for q in self.trained if q.grad is not None]
         norms = torch._foreach_norm(grads)
-        total = torch.linalg.vector_norm(torch.stack(norms))
+        total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         if o.clip > 0 and o.clip_by == "global":
             torch._foreach_mul_(grads, (o.clip / (total + 1e-6)).clamp(max=1.0))
         elif o.clip > 0:

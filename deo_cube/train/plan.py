@@ -60,7 +60,7 @@ class Plan:
             f"views        2 of {a.global_size} px and {a.local_crops} of {a.local_size} px a sample",
             f"learning     rate {o.lr * self.samples / 256:.3g} after {round(o.warmup * c.steps):,} steps, "
             f"then down to {o.min_lr:.3g}; EMA {o.ema[0]} to {o.ema[1]}",
-            f"balance      as of {c.objective.world_size} processes: expansion at most {bound:.3f} against compression 1",
+            f"balance      of {c.objective.world_size} processes: expansion at most {bound:.3f} against compression 1",
             f"memory       {self.state_bytes / 2**30:.2f} GiB of weights and moments, about "
             f"{self.activation_bytes / 2**30:.2f} GiB of activations in float32 (half in bf16); frozen teacher apart",
             f"output       {c.out} (a model when finished; checkpoints every {c.health.checkpoint_every} steps)",

@@ -1,7 +1,7 @@
 """Training samples: random windows of cubes and of RGB images, decided by the seed and a sample's number alone.
 
-Sample number i of a run is the same whatever process, worker or resumed run reads it: its source, place, date and window
-are drawn from ``default_rng([seed, i])``. A source is opened once in each worker and kept open.
+Sample number i of a run is the same whatever process, worker or resumed run reads it: source, place and date are drawn
+from ``default_rng([seed, i])``. A source is opened once in each worker and kept open.
 """
 
 from __future__ import annotations
@@ -450,8 +450,9 @@ def batches(
         return
     from torch.utils.data import DataLoader
 
+    numbered: Any = _Numbered(mixture, sizes, rank, world_size, start, stop)
     yield from DataLoader(
-        _Numbered(mixture, sizes, rank, world_size, start, stop),
+        numbered,
         batch_size=None,
         num_workers=mixture.loader.workers,
         prefetch_factor=mixture.loader.prefetch,

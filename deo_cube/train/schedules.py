@@ -8,7 +8,7 @@ __all__ = ["cosine"]
 
 
 def cosine(step: int, start: float, end: float, steps: int, warmup: int = 0, warmup_start: float = 0.0) -> float:
-    """Value at `step`: linear from `warmup_start` to `start` in `warmup` steps, then half a cosine down (or up) to `end`.
+    """Value at `step`: linear from `warmup_start` to `start` in `warmup` steps, then half a cosine to `end`.
 
     As in DINO: the warm-up reaches `start` in its last step (its first step has `warmup_start`), the cosine begins at
     `start` and would reach `end` one step after the last.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
+from deo_cube.encoder.card import Layer, ModelCard, Normalization, NormalizationKind, Stem, Weights
 from deo_cube.encoder.families import build_network
 from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
 from deo_cube.train import config as cfg
@@ -88,13 +88,13 @@ def student_card(config: cfg.TrainConfig, name: str = "student.run", alias: str 
             "dim": s.dim, "depth": depth, "heads": s.heads[0], "patch": s.patch,
             "grid": max(1, config.augment.global_size // s.patch),
         }  # fmt: skip
-        layers = tuple(Layer(f"block{i}", s.dim, s.patch) for i in range(depth)) + (Layer("norm", s.dim, s.patch),)
+        layers = (*(Layer(f"block{i}", s.dim, s.patch) for i in range(depth)), Layer("norm", s.dim, s.patch))
     else:
         sizes = {"dim": s.dim, "local": s.local, "depth": sum(s.depths)}
         layers = (Layer("local", s.local, 4), Layer("fused", s.dim, 4))
     if s.drop_path and s.family != "conv":
         sizes["drop_path"] = s.drop_path
-    kind = "rgb_max" if config.augment.rgb_scale == "crop_max" else "fixed"
+    kind: NormalizationKind = "rgb_max" if config.augment.rgb_scale == "crop_max" else "fixed"
     scale = config.augment.display if kind == "rgb_max" else 1.0
     ms_scale = (scale,) * 3 + (1.0,) * (len(s.ms_mean) - 3)
     ms = Normalization(
@@ -206,7 +206,9 @@ class Student(nn.Module):
     def _project(
         self, vector: Tensor, mid: Tensor | None, late: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        assert self.cls_head is not None and mid is not None and late is not None
+        assert self.cls_head is not None
+        assert mid is not None
+        assert late is not None
         return self.cls_head(vector), _on_map(self.patch_head_mid, mid), _on_map(self.patch_head_late, late)
 
     def project_ms(self, views: Sequence[View]) -> Tensor:
@@ -360,7 +362,8 @@ def objective(
 def _optical(
     cls: Tensor, mid: Tensor | None, late: Tensor | None, targets: Targets, views: int, config: cfg.Objective
 ) -> dict[str, Tensor]:
-    assert mid is not None and late is not None
+    assert mid is not None
+    assert late is not None
     return {
         "cls": view_similarity(cls, targets.cls, views, same_view=config.same_view),
         "mid": patch_similarity(mid, targets.mid),
@@ -374,7 +377,7 @@ def _weighted(found: Mapping[str, Tensor], config: cfg.Objective) -> Tensor:
 
 def _first(x: Tensor, n: int) -> Tensor:
     """The first n samples of each of two views."""
-    return x.unflatten(0, (2, -1))[:, :n].flatten(0, 1)
+    return x.reshape(2, -1, *x.shape[1:])[:, :n].flatten(0, 1)
 
 
 def gathered(x: Tensor, views: int) -> Tensor:
@@ -385,5 +388,6 @@ def gathered(x: Tensor, views: int) -> Tensor:
         return x
     from torch.distributed.nn.functional import all_gather
 
-    parts = [t.unflatten(0, (views, -1)) for t in all_gather(x.contiguous())]
+    every: tuple[Tensor, ...] = all_gather(x.contiguous())  # type: ignore[no-untyped-call]
+    parts = [t.reshape(views, -1, t.shape[1]) for t in every]
     return torch.cat(parts, dim=1).flatten(0, 1)

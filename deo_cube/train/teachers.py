@@ -1,7 +1,7 @@
 """Frozen teachers: networks that already know something, asked for a class vector and two maps of patch vectors.
 
-A teacher is anything with the attributes and the call of `FrozenTeacher`. Here are MobileNet v1 (small, runs anywhere) and
-DINOv2 / DINOv3 through timm. A frozen multispectral teacher is the same thing with `bands` longer than three.
+A teacher is anything with the attributes and the call of `FrozenTeacher`. Here are MobileNet v1 (small, runs anywhere)
+and DINOv2 / DINOv3 through timm. A frozen multispectral teacher is the same thing with `bands` longer than three.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ class MobileNetTeacher(_Frozen):
     """
 
     name = "mobilenet_v1"
-    bands = RGB
-    dims = (512, 256, 512)
-    mean = (0.5, 0.5, 0.5)
-    std = (0.5, 0.5, 0.5)
+    bands: tuple[str, ...] = RGB
+    dims: tuple[int, int, int] = (512, 256, 512)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     licence = "Apache-2.0 (MobileNet v1 as released by Google)"
 
     def __init__(self, weights: str | Path, *, enlarge: float = 2.0) -> None:
@@ -135,7 +135,7 @@ class TimmTeacher(_Frozen):
         If the weights are neither cached nor to be had.
     """
 
-    bands = RGB
+    bands: tuple[str, ...] = RGB
 
     def __init__(self, model: str, *, mid: int = -4, late: int = -1, pretrained: bool = True) -> None:
         super().__init__()
@@ -149,13 +149,14 @@ class TimmTeacher(_Frozen):
             if not pretrained or "unknown model" in str(error).lower():
                 raise UnknownModelError(f"timm has no model {model!r}: {error}") from error
             raise WeightsNotFoundError(
-                f"weights of the teacher {model} are neither in the cache nor to be had ({type(error).__name__}: {error}). "
+                f"weights of the teacher {model} are neither cached nor to be had ({type(error).__name__}: {error}). "
                 "Fetch them once where there is a network, or choose --teacher mobilenet"
             ) from error
         self.name = model
         depth = len(self.net.blocks)
         self.indices = [mid % depth, late % depth]
-        self.dims = (self.net.num_features,) * 3
+        width = int(self.net.num_features)
+        self.dims = (width, width, width)
         self.patch = int(self.net.patch_embed.patch_size[0])
         config = self.net.pretrained_cfg
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
@@ -164,7 +165,7 @@ class TimmTeacher(_Frozen):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Targets:
-        """Targets of images (B, 3, H, W), normalised; sides are brought to multiples of the patch (224 to 224 or 224)."""
+        """Targets of normalised images (B, 3, H, W); their sides are brought to the nearest multiple of the patch."""
         size = [max(1, round(s / self.patch)) * self.patch for s in images.shape[2:]]
         if size != list(images.shape[2:]):
             images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
@@ -197,7 +198,7 @@ class Standardised(_Frozen):
         self.teacher = teacher
         self.name, self.bands, self.dims = teacher.name, teacher.bands, teacher.dims
         self.mean, self.std, self.licence = teacher.mean, teacher.std, teacher.licence
-        found = [teacher(part) for part in images.split(32)]
+        found = [teacher(part) for part in torch.split(images, 32)]
         for name in ("cls", "mid", "late"):
             values = torch.cat([getattr(t, name) for t in found])
             dims = (0, 2, 3) if values.ndim == 4 else (0,)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from deo_cube.encoder.card import ModelCard
 from deo_cube.errors import StoreMismatchError, WeightsNotFoundError
 from deo_cube.train import checkpoints
-from deo_cube.train.config import PRESETS, Health, Objective, Optical, Optimizer, TrainConfig
+from deo_cube.train.config import PRESETS, Health, Neck, Objective, Optical, Optimizer, TrainConfig
 from deo_cube.train.config import Student as StudentConfig
 from deo_cube.train.health import Diverged, Watch, effective_rank
 from deo_cube.train.loop import build, train
@@ -181,7 +181,7 @@ def test_other_families_run(tmp_path: Path, cube_source: str, images_path: Path,
     config = smoke(
         tmp_path / "run", cube_source, str(images_path), steps=1, teacher="mobilenet", student=student,
         optical=Optical(weights=str(shared / WEIGHTS)), optimizer=Optimizer(batch=2, rgb_batch=2),
-        neck_ms=dataclasses.replace(SMOKE.neck_ms, local=8),
+        neck_ms=Neck(local=8, deep=16), neck_rgb=Neck(local=0, deep=16),
         health=Health(log_every=1, probe_every=1, probe_size=30, checkpoint_every=0),
     )  # fmt: skip
     out = train(config)
@@ -237,9 +237,10 @@ def test_the_watch_names_the_term_that_went() -> None:
     random = np.random.default_rng(0)
     for step in range(50):
         watch.look(step, 1 + random.normal(0, 0.01), {"cls": 0.5 + random.normal(0, 0.01), "expansion": 0.2})
+    for step in (50, 51):
+        watch.look(step, 9.0, {"cls": 0.5, "expansion": -7.0})
     with pytest.raises(Diverged, match="term expansion"):
-        for step in range(50, 60):
-            watch.look(step, 9.0, {"cls": 0.5, "expansion": -7.0})
+        watch.look(52, 9.0, {"cls": 0.5, "expansion": -7.0})
     with pytest.raises(Diverged, match="term cls went first"):
         Watch(patience=3).look(0, float("nan"), {"cls": float("inf"), "expansion": 0.2})
 
