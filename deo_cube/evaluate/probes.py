@@ -94,8 +94,8 @@ def linear_probe(
         warnings.simplefilter("ignore", UserWarning)
         best = strengths[len(strengths) // 2]
         g = np.arange(len(labels)) if groups is None else groups
-        rarest = int(np.unique(labels, return_counts=True)[1].min())
-        folds = min(3, max(rarest, 2), len(np.unique(g)))
+        commonest = int(np.unique(labels, return_counts=True)[1].max())
+        folds = min(3, commonest, len(np.unique(g)))
         if len(strengths) > 1 and folds > 1:
             fold = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
             inner, outer = next(fold.split(train, labels, g))

@@ -218,6 +218,7 @@ def land_cover(
     tile: int = 64,
     halo: int = 16,
     pixels: bool = True,
+    metric: str = "macro F1",
 ) -> list[Score]:
     """Scenes with a class a pixel: linear probes on patches and on pixels, halves of each scene apart.
 
@@ -240,11 +241,13 @@ def land_cover(
         How scenes are cut for the encoder, pixels.
     pixels : bool
         Score pixels too (features bilinear between tokens; every second row and column).
+    metric : {"macro F1", "mean IoU"}
+        Over the classes.
 
     Returns
     -------
     list of Score
-        Macro F1 of ``<task>/patch`` and ``<task>/pixel``.
+        `metric` of ``<task>/patch`` and ``<task>/pixel``.
     """
     start, who = time.perf_counter(), _name(encode, name)
     shapes = np.array([s.image.shape[1:] for s in scenes])
@@ -264,7 +267,7 @@ def land_cover(
         counts = _land_cover_counts(train_cases, test_cases, shapes, gap, most)
         scores.append(
             make_score(
-                who, f"{task}/{what}", "macro F1", counts,
+                who, f"{task}/{what}", metric, counts,
                 tested=int(np.mean([c.sum() for c in counts])), labels=min(most, len(train_cases["y"]) // 2),
                 seconds=encoded + time.perf_counter() - start,
                 protocol=f"logistic regression on standardised frozen features of {what}s"

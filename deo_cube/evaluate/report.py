@@ -1,0 +1,202 @@
+"""`evaluate`: every protocol whose data are there, for a model and the baselines beside it, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deo_cube.evaluate import readers
+from deo_cube.evaluate.baselines import BASELINES
+from deo_cube.evaluate.encoders import ModelEncode, as_encode, untrained
+from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift
+from deo_cube.evaluate.scores import Difference, Score, compare
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["TASKS", "Report", "evaluate"]
+
+LIGHT_RUN = {"limit": 160, "seeds": 2, "plots": 40}
+"""What `quick` reads and repeats."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores of a model and of the baselines, and the differences with their paired intervals.
+
+    Parameters
+    ----------
+    model : str
+        Name of the model.
+    scores : tuple of Score
+        The model's first in each task.
+    differences : tuple of Difference
+        Model minus baseline, one a task and baseline; "better" is proven where `low` is above zero (for losses: where
+        `high` is below).
+    skipped : mapping
+        Tasks that did not run, and why.
+    """
+
+    model: str
+    scores: tuple[Score, ...]
+    differences: tuple[Difference, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a task, a column a model: value and interval."""
+        import pandas as pd
+
+        names = list(dict.fromkeys(s.model for s in self.scores))
+        tasks = list(dict.fromkeys(s.task for s in self.scores))
+        cell = {(s.task, s.model): f"{s.value:.3f} [{s.low:.3f}, {s.high:.3f}]" for s in self.scores}
+        metric = {s.task: s.metric for s in self.scores}
+        rows = [[metric[t], *(cell.get((t, n), "") for n in names)] for t in tasks]
+        return pd.DataFrame(rows, index=pd.Index(tasks, name="task"), columns=["metric", *names])
+
+    def of_model(self) -> list[dict[str, Any]]:
+        """The model's own scores as a card's `scores` cites them."""
+        return [s.to_dict() for s in self.scores if s.model == self.model]
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """All scores and differences as JSON text; written to `path` where one is given."""
+        d = {
+            "model": self.model,
+            "scores": [s.to_dict() for s in self.scores],
+            "differences": [
+                {"task": x.task, "model": x.a, "baseline": x.b, "value": round(x.value, 4),
+                 "interval95": [round(x.low, 4), round(x.high, 4)]}
+                for x in self.differences
+            ],
+            "skipped": dict(self.skipped),
+        }  # fmt: skip
+        text = json.dumps(d, indent=2) + "\n"
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def __str__(self) -> str:
+        lines = [self.to_frame().to_string(), ""]
+        lines += ["95 % intervals: bootstrap over groups (and seeds); differences on the same draws:"]
+        for x in self.differences:
+            lines.append(f"  {x.task}: {x.a} - {x.b} = {x.value:+.3f} [{x.low:+.3f}, {x.high:+.3f}]")
+        lines += [f"skipped {task}: {why}" for task, why in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def _eurosat(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    data = readers.read_eurosat(folder, limit=LIGHT_RUN["limit"] if quick else None)
+    few = (10,) if quick else (1, 10, 100)
+    return lambda e: classification(e, data, few=few, seeds=LIGHT_RUN["seeds"] if quick else 5)
+
+
+def _land_cover(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    a, c = (readers.read_terramesh(folder, level=level) for level in ("L2A", "L1C"))
+    return lambda e: land_cover(e, a, pixels=not quick, **_cut(e)) + level_shift(e, a, c, **_cut(e))
+
+
+def _beetle(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    plots = readers.read_beetle(folder)
+    plots = plots[: LIGHT_RUN["plots"]] if quick else plots
+    return lambda e: change(e, plots, seeds=1 if quick else 3, **_cut(e))
+
+
+def _floods(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    tiles = readers.read_sen1floods11(folder)
+    return lambda e: land_cover(e, tiles, task="floods", metric="mean IoU", patch=4, pixels=not quick, **_cut(e))
+
+
+def _cut(encode: Any) -> dict[str, Any]:
+    """How scenes are cut for an encoder: as it says, else by default."""
+    return {k: int(getattr(encode, k)) for k in ("tile", "halo") if hasattr(encode, k)}
+
+
+TASKS: dict[str, tuple[tuple[str, ...], Callable[[Path, bool], Callable[[Any], list[Score]]]]] = {
+    "eurosat": (("eurosat_rgb", "EuroSAT_RGB", "EuroSAT", "2750"), _eurosat),
+    "land cover": (("landcover_terramesh", "TerraMesh"), _land_cover),
+    "beetle": (("change_barkbeetle",), _beetle),
+    "floods": (("flood_sen1floods11", "sen1floods11", "Sen1Floods11"), _floods),
+}
+"""Tasks by name: the folder names under which their data are looked for, and what runs them."""
+
+
+def evaluate(
+    model: Any,
+    data: str | Path,
+    *,
+    tasks: Sequence[str] | None = None,
+    baselines: Sequence[Any] | None = None,
+    quick: bool = False,
+    device: str | None = None,
+    progress: bool = False,
+) -> Report:
+    """Score a model, and the baselines beside it, on the labelled data in a folder.
+
+    Parameters
+    ----------
+    model : str, path, ModelCard, encoder or function
+        A model's name, card or folder; a loaded encoder; or ``(array (B, C, H, W) DN, bands) -> (B, D, h, w)``.
+    data : path
+        Folder that holds the data sets' folders (`TASKS` says under which names).
+    tasks : sequence of str, optional
+        Of `TASKS`. Default: all whose data are there.
+    baselines : sequence, optional
+        Default: image statistics, raw bands, random convolutions, and the model's own network untrained (for a
+        function: a small untrained network). An empty sequence runs the model alone.
+    quick : bool
+        Fewer chips, plots and seeds: to see that it runs, not to publish.
+    device : str, optional
+        Where the model runs.
+    progress : bool
+        Print each score as it comes.
+
+    Returns
+    -------
+    Report
+        Print it, or `to_frame()`, `to_json(path)`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If none of the data are in the folder.
+    ValueError
+        For an unknown task.
+
+    Examples
+    --------
+    >>> print(evaluate("tiny", "data", tasks=["eurosat"]))  # doctest: +SKIP
+    """
+    wanted = list(TASKS) if tasks is None else list(tasks)
+    unknown = [t for t in wanted if t not in TASKS]
+    if unknown:
+        raise ValueError(f"unknown tasks {unknown}: the tasks are {list(TASKS)}")
+    encode = as_encode(model, device=device)
+    if baselines is None:
+        raw = [b for b in BASELINES if b.name != "untrained network" or not isinstance(encode, ModelEncode)]
+        baselines = [
+            *raw,
+            *([untrained(encode.card)] if isinstance(encode, ModelEncode) and encode.card.trained else []),
+        ]
+    data, skipped, scores, differences = Path(data), {}, [], []
+    for task in wanted:
+        names, prepare = TASKS[task]
+        found = next((data / n for n in names if (data / n).is_dir()), None)
+        if found is None:
+            skipped[task] = f"no folder {' or '.join(names)} in {data}"
+            continue
+        run = prepare(found, quick)
+        own = run(encode)
+        for s in own if progress else ():
+            print(f"{s.model}: {s.task} {s.value:.3f} [{s.low:.3f}, {s.high:.3f}]", flush=True)
+        scores += own
+        for baseline in baselines:
+            other = run(baseline)
+            scores += other
+            differences += [compare(a, b) for a, b in zip(own, other, strict=True)]
+            for s in other if progress else ():
+                print(f"{s.model}: {s.task} {s.value:.3f} [{s.low:.3f}, {s.high:.3f}]", flush=True)
+    if not scores:
+        raise FileNotFoundError("no data to score on: " + "; ".join(skipped.values()))
+    return Report(own[0].model, tuple(scores), tuple(differences), skipped)
