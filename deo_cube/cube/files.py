@@ -47,7 +47,7 @@ def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
             return stored
     if ending in (".nc", ".nc4", ".h5"):
         found = xr.open_dataset(text, **{"chunks": {}, "decode_coords": "all", "mask_and_scale": False, **options})
-        return found.map(_unsigned, keep_attrs=True)
+        return found.assign({name: _unsigned(v) for name, v in found.data_vars.items()})
     if ending in (".tif", ".tiff"):
         import rioxarray
 

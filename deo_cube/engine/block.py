@@ -34,7 +34,8 @@ INT8_INVALID = -128
 def blank_pixels(bands: Array, nodata: float | None) -> NDArray[np.bool_]:
     """Where each band holds no measurement: nodata, NaN or infinite. ``(bands, rows, columns)`` bool."""
     if bands.dtype.kind == "f":
-        blank: NDArray[np.bool_] = np.asarray(~np.isfinite(bands))
+        blank: NDArray[np.bool_] = np.isfinite(bands, out=np.empty(bands.shape, bool))
+        np.logical_not(blank, out=blank)
         if nodata is not None and not np.isnan(nodata):
             blank |= bands == bands.dtype.type(nodata)
         return blank
@@ -171,7 +172,7 @@ class EmbedBlock:
     def _tiles_with_valid_core(self, good: NDArray[np.bool_], n_rows: int, n_columns: int) -> list[tuple[int, int]]:
         core, halo = self.plan.core, self.plan.halo
         inner = good[halo : halo + n_rows * core, halo : halo + n_columns * core]
-        any_valid: Array = inner.reshape(n_rows, core, n_columns, core).any(axis=(1, 3))
+        any_valid = np.asarray(inner.reshape(n_rows, core, n_columns, core).any(axis=(1, 3)))
         return [(y, x) for y, x in product(range(n_rows), range(n_columns)) if any_valid[y, x]]
 
     def _hidden(self, windows: tuple[Array, ...]) -> NDArray[np.bool_] | None:
