@@ -152,7 +152,9 @@ class DeoConv(nn.Module):
         self.depth = depth
 
     def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Feature maps of an input whose sides are multiples of the coarsest stride.
+        """Feature maps of an input whose sides are multiples of four.
+
+        Where eight does not divide them, the last rows and columns are repeated for the deep maps.
 
         Parameters
         ----------
@@ -176,18 +178,27 @@ class DeoConv(nn.Module):
             raise ValueError(f"no stem {stem!r}: there are {[*self.stems]}")
         if x.ndim != 4 or x.shape[1] != self.stems[stem]:
             raise ValueError(f"stem {stem!r} wants [B, {self.stems[stem]}, H, W], got {tuple(x.shape)}")
+        rows, cols = x.shape[2:]
+        if rows % 4 or cols % 4:
+            raise ValueError(f"height and width must be multiples of 4, got {(rows, cols)}")
         coarsest = max(stride for _, stride in self.layers.values())
-        if x.shape[2] % coarsest or x.shape[3] % coarsest:
-            raise ValueError(f"height and width must be multiples of {coarsest}, got {tuple(x.shape[2:])}")
+        if rows % coarsest or cols % coarsest:
+            x = F.pad(x, (0, -cols % coarsest, 0, -rows % coarsest), mode="replicate")
         maps = self.trunk(x, stem)
         maps["local"] = self.local_map(x, stem)
-        out = {name: maps[name] for name in wanted if name in maps}
-        if "parts" in wanted:
-            out["parts"] = torch.cat([maps[name].mean(dim=(2, 3)) for name in self.parts], dim=1)
+        wide = {name: maps[name] for name in self.parts}
         if wanted & {"fused", "pooled"}:
-            fused = self.necks[stem](self.stack(maps))
-            out |= {"fused": fused} if "fused" in wanted else {}
-            out |= {"pooled": fused.mean(dim=(2, 3))} if "pooled" in wanted else {}
+            wide["fused"] = self.necks[stem](self.stack(maps))
+        # Only what stands for pixels of the input is given out.
+        cut = {
+            name: m[:, :, : -(-rows // self.layers[name][1]), : -(-cols // self.layers[name][1])]
+            for name, m in wide.items()
+        }
+        out = {name: cut[name] for name in wanted if name in cut}
+        if "parts" in wanted:
+            out["parts"] = torch.cat([cut[name].mean(dim=(2, 3)) for name in self.parts], dim=1)
+        if "pooled" in wanted:
+            out["pooled"] = cut["fused"].mean(dim=(2, 3))
         return out
 
     def local_map(self, x: Tensor, stem: str) -> Tensor:

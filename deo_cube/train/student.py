@@ -98,12 +98,12 @@ def student_card(config: cfg.TrainConfig, name: str = "student.run", alias: str 
     scale = config.augment.display if kind == "rgb_max" else 1.0
     ms_scale = (scale,) * 3 + (1.0,) * (len(s.ms_mean) - 3)
     ms = Normalization(
-        "training",
+        kind,
         kind,
         tuple(m / k for m, k in zip(s.ms_mean, ms_scale, strict=True)),
         tuple(v / k for v, k in zip(s.ms_std, ms_scale, strict=True)),
     )
-    rgb = Normalization("training", kind, tuple(m / scale for m in s.rgb_mean), tuple(v / scale for v in s.rgb_std))
+    rgb = Normalization(kind, kind, tuple(m / scale for m in s.rgb_mean), tuple(v / scale for v in s.rgb_std))
     own = Normalization("own", "own")
     stride = max(la.stride for la in layers) if s.family == "swin" else s.patch
     tile = max(1, -(-config.augment.global_size // (2 * stride))) * 2 * stride

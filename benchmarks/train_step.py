@@ -1,0 +1,148 @@
+"""One optimisation step beside the published code's structure, at equal loss: ``python -m benchmarks.train_step``.
+
+The published structure is re-stated from its description (reference/deo-paper.md 3), not copied: the student's two
+branches run as separate multi-crop passes, the covariance is formed in half precision where the device autocasts, norms
+are clipped tensor by tensor with a read-back each, the EMA runs parameter by parameter, and the teacher keeps its
+gradient graph's bookkeeping out by `no_grad` only. Both sides use the same network, the same views and the same weights,
+and must give the same loss before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from deo_cube.train.augment import View
+from deo_cube.train.config import Augment, Objective, Optimizer, TrainConfig
+from deo_cube.train.config import Student as StudentConfig
+from deo_cube.train.student import Student, ema_update, objective
+from deo_cube.train.teachers import Targets
+
+
+def views(batch: int, size: int, small: int, crops: int) -> list[View]:
+    random = torch.Generator().manual_seed(0)
+
+    def view(s: int) -> View:
+        x = torch.randn(batch, 10, s, s, generator=random)
+        return View(x, x[:, :3], x[:, :3], x[:, :3])
+
+    return [view(size) for _ in range(2)] + [view(small) for _ in range(crops)]
+
+
+def published(student: Student, ema: Student, crops: list[View], t: Targets, optimizer: torch.optim.Optimizer) -> float:
+    """A step in the published structure."""
+    v, n = len(crops), crops[0].rgb.shape[0]
+    net, taps = student.network, student.taps
+
+    def multi_crop(stem: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        # Every layer of every crop is computed and kept, whether a loss asks for it or not.
+        pick = (lambda c: c.ms) if stem == "ms" else (lambda c: c.rgb)
+        big = net.forward_features(torch.cat([pick(c) for c in crops[:2]]), stem)
+        low = net.forward_features(torch.cat([pick(c) for c in crops[2:]]), stem)
+        return torch.cat([big[taps.vector], low[taps.vector]]), big[taps.mid], big[taps.late]
+
+    with torch.no_grad():
+        teacher = [
+            ema.head_ms(ema.network.forward_features(c.ms, "ms")[taps.vector]) for c in crops[:2]  # type: ignore[misc]
+        ]
+    ms = student.head_ms(multi_crop("ms")[0])  # type: ignore[misc]
+    vector, mid, late = multi_crop("rgb")
+    cls = student.cls_head(vector)  # type: ignore[misc]
+    patch = [h(m.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for h, m in ((student.patch_head_mid, mid), (student.patch_head_late, late))]  # type: ignore[misc]
+
+    def pairs(s: torch.Tensor, ts: list[torch.Tensor]) -> torch.Tensor:
+        total, count = torch.zeros(()), 0
+        for i, one in enumerate(ts):
+            for j, other in enumerate(s.chunk(v)):
+                if i != j:
+                    total, count = total + F.cosine_similarity(one, other).mean(), count + 1
+        return total / count
+
+    comp = pairs(ms, teacher)
+    p, world, eps = ms.shape[1], 1, 0.05
+    rates = []
+    for i in range(2):
+        z = (ms.chunk(v)[i] + teacher[i]) / 2
+        rates.append(torch.linalg.cholesky_ex(torch.eye(p) + p / (n * world * eps) * z.T @ z)[0].diagonal().log().sum())
+    expansion = torch.stack(rates).mean() * (p + world * n) / (p * world * n)
+    grids = [F.interpolate(m, size=g.shape[2:], mode="bilinear", align_corners=False) for m, g in zip(patch, (t.mid, t.late), strict=True)]
+    mid_s, late_s = (F.cosine_similarity(m, g, dim=1).mean() for m, g in zip(grids, (t.mid, t.late), strict=True))
+    loss = -comp - expansion - 0.5 * (0.5 * (mid_s + late_s) + pairs(cls, list(t.cls.chunk(2))))
+    optimizer.zero_grad()
+    loss.backward()
+    for q in student.parameters():
+        if q.grad is not None and (norm := q.grad.norm(2).item()) > 3.0:
+            q.grad.mul_(3.0 / (norm + 1e-6))
+    optimizer.step()
+    own = dict(student.named_parameters())
+    with torch.no_grad():
+        for name, q in ema.named_parameters():
+            q.mul_(0.996).add_(own[name].detach(), alpha=0.004)
+    return float(loss)
+
+
+def ours(student: Student, ema: Student, crops: list[View], t: Targets, optimizer: torch.optim.Optimizer, config: TrainConfig) -> float:
+    """The same step as the trainer makes it."""
+    optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        teacher = ema.project_ms(crops)
+    terms = objective(student(crops), teacher, t, len(crops), config.objective)
+    terms.total.backward()
+    grads = [q.grad for q in student.parameters() if q.grad is not None]
+    norms = torch._foreach_norm(grads)
+    torch._foreach_mul_(grads, [(3.0 / (n + 1e-6)).clamp(max=1.0) for n in norms])
+    optimizer.step()
+    ema_update(ema, student, 0.996)
+    return float(terms.total)
+
+
+def main() -> None:
+    """Time both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--crops", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=1)
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    config = TrainConfig(
+        student=StudentConfig(dim=48, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), window=7),
+        objective=Objective(world_size=1, hidden=512),
+        augment=Augment(global_size=a.size, local_size=48, local_crops=a.crops),
+        optimizer=Optimizer(batch=a.batch),
+    )
+    torch.manual_seed(0)
+    student = Student(config, (768, 768, 768))
+    ema = Student(config, None).requires_grad_(False).eval()
+    ema_update(ema, student, 0.0)
+    crops = views(a.batch, a.size, 48, a.crops)
+    grid = a.size // 16
+    t = Targets(*(F.normalize(torch.randn(2 * a.batch, 768, *s), dim=1) for s in ((), (grid, grid), (grid, grid))))
+    sides: list[tuple[str, Callable[[], float], list[float]]] = []
+    first = []
+    for name, step in (("published structure", published), ("deo_cube", ours)):
+        s, e = copy.deepcopy(student), copy.deepcopy(ema)
+        o = torch.optim.AdamW(s.parameters(), lr=1e-5, foreach=name == "deo_cube")
+        more = (config,) if name == "deo_cube" else ()
+        sides.append((name, lambda step=step, s=s, e=e, o=o, more=more: step(s, e, crops, t, o, *more), []))
+        first.append(sides[-1][1]())
+    assert abs(first[0] - first[1]) < 1e-4, f"the two steps do not compute the same loss: {first}"
+    for _ in range(a.rounds):
+        for _, run, seconds in sides:  # interleaved: another process hits both alike
+            began = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - began)
+    best = [min(seconds) for *_, seconds in sides]
+    for (name, _, seconds), b in zip(sides, best, strict=True):
+        print(f"{name:20} best {b:.3f} s, median {sorted(seconds)[len(seconds) // 2]:.3f} s, {a.batch / b:.2f} samples/s")
+    print(f"loss {first[1]:.5f} on both sides; {best[0] / best[1]:.2f}x (best of {a.rounds}, {a.threads} thread(s), float32)")
+
+
+if __name__ == "__main__":
+    main()
