@@ -48,8 +48,8 @@ TERRAMESH_CLASSES = {
 """Classes of TerraMesh's LULC layer that are scored; 0 (no data) and 8 (clouds) are not."""
 
 TERRAMESH_OFFSET = ("282D_485L_3_3/S2L1C", "609U_541L_3_0/S2L1C")
-"""Files of the TerraMesh examples whose values carry the +1000 offset. No metadata says so; B10, near 0 where the air is
-opaque and there is no cirrus, does: its median is 1010 and 1072 in these, 59 in the third."""
+"""Files of the TerraMesh examples whose values carry the +1000 offset. No metadata says so; B10, near 0 where the air
+is opaque and there is no cirrus, does: its median is 1010 and 1072 in these, 59 in the third."""
 
 
 @dataclass(frozen=True)
