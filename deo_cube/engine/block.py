@@ -34,11 +34,9 @@ INT8_INVALID = -128
 def blank_pixels(bands: Array, nodata: float | None) -> NDArray[np.bool_]:
     """Where each band holds no measurement: nodata, NaN or infinite. ``(bands, rows, columns)`` bool."""
     if bands.dtype.kind == "f":
-        blank: NDArray[np.bool_] = np.isfinite(bands, out=np.empty(bands.shape, bool))
-        np.logical_not(blank, out=blank)
-        if nodata is not None and not np.isnan(nodata):
-            blank |= bands == bands.dtype.type(nodata)
-        return blank
+        blank = np.asarray(~np.isfinite(bands))
+        known = nodata is not None and not np.isnan(nodata)
+        return np.asarray(blank | (bands == bands.dtype.type(nodata))) if known else blank
     if nodata is None or not float(nodata).is_integer():
         return np.zeros(bands.shape, bool)
     info = np.iinfo(bands.dtype)
@@ -50,7 +48,7 @@ def valid_pixels(windows: Sequence[Array], radiometry: Radiometry, *, scl: bool)
 
     `windows` are the bands, then SCL if `scl`, then the mask if there is one (True excludes).
     """
-    good: NDArray[np.bool_] = ~blank_pixels(windows[0], radiometry.nodata).any(axis=0)
+    good = np.asarray(~blank_pixels(windows[0], radiometry.nodata).any(axis=0))
     if scl:
         good &= ~np.isin(windows[1][0], radiometry.scl_invalid)
     for mask in windows[2:] if scl else windows[1:]:
