@@ -205,7 +205,8 @@ def _shift(core: int, tile: int, stride: int) -> int:
 def _values(emb: xr.DataArray, d: grid.Dims) -> Array:
     """(D, rows, columns) float64, north first."""
     one: xr.DataArray = emb.isel(time=0) if "time" in emb.dims else emb
-    return np.asarray(one.transpose("embedding", d.y, d.x).values, dtype="float64")
+    v: Array = np.asarray(one.transpose("embedding", d.y, d.x).values, dtype="float64")
+    return v
 
 
 def _to_border(index: Array, core: int) -> Array:
@@ -213,7 +214,7 @@ def _to_border(index: Array, core: int) -> Array:
     return np.minimum(place, core - 1 - place)
 
 
-def _distance(a: Array, b: Array) -> Array:
-    norms: Array = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
+def _distance(a: Any, b: Any) -> Array:
+    norms = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(1 - (a * b).sum(axis=0) / norms)

@@ -20,6 +20,7 @@ Array = NDArray[Any]
 LEVELS = 512
 """Quantiles kept of the distances that unchanged places show."""
 RIDGE = 10.0
+POWER = 1 / 6
 
 
 def change(
@@ -58,11 +59,13 @@ def change(
 
     Notes
     -----
-    Calibrated: t = d^(1/3) of the cosine distance d, which is near normal where the differences are (Wilson and
-    Hilferty 1931), is divided by what a ridge regression on the earlier vector expects: fields are allowed to
-    change more than forest. The result is the place of that ratio among those of unchanged patches. Where these are
-    not given, the lower half of the ratios, mirrored at their median, stands for them, so that changed patches do
-    not raise the bar. Beyond the largest seen, the tail is continued exponentially.
+    Calibrated: t = d^(1/6) of the cosine distance d is divided by what a ridge regression on the earlier vector
+    expects: fields are allowed to change more than forest. The result is the place of that ratio among those of
+    unchanged patches; beyond the largest seen, the tail is continued exponentially. Where unchanged pairs are not
+    given, the lower half of the ratios, mirrored at their centre, stands for them, so that changed patches do not
+    raise the bar. That rests on a symmetry: the cube root makes differences of normal noise symmetric (Wilson and
+    Hilferty 1931), the sixth root those of scenes, whose patches are also mixed; rates are then right within a
+    factor of 2.5 (tests/heads/test_change.py, notebooks/change.py). Pairs known to be unchanged need no symmetry.
     """
     emb = as_embeddings(emb)
     if method not in ("cosine", "calibrated", "euclidean"):
@@ -92,29 +95,32 @@ class Calibration:
     Parameters
     ----------
     weights : (D + 1,) float
-        Linear map from the earlier vector to the expected cube root of its cosine distance; the constant last.
+        Linear map from the earlier vector to the expected sixth root of its cosine distance; the constant last.
     ratios : (512,) float
         Rising quantiles of observed over expected among unchanged patches.
+    least : float
+        Expectations are never below this.
     """
 
     weights: Array = field(repr=False)
     ratios: Array = field(repr=False)
+    least: float = 1e-9
 
     def to_array(self) -> xr.DataArray:
         """Both in one array, as it is handed to the chunks."""
-        return xr.DataArray(np.concatenate([self.weights, self.ratios]), dims="parameter")
+        return xr.DataArray(np.concatenate([self.weights, self.ratios, [self.least]]), dims="parameter")
 
     def save(self, path: Any) -> None:
         """Write as JSON."""
         with open(path, "w", encoding="utf-8") as f:
-            json.dump({"weights": self.weights.tolist(), "ratios": self.ratios.tolist()}, f)
+            json.dump({"weights": self.weights.tolist(), "ratios": self.ratios.tolist(), "least": self.least}, f)
 
     @classmethod
     def load(cls, path: Any) -> Calibration:
         """Read what `save` wrote."""
         with open(path, encoding="utf-8") as f:
             d = json.load(f)
-        return cls(np.asarray(d["weights"], dtype="float64"), np.asarray(d["ratios"], dtype="float64"))
+        return cls(np.asarray(d["weights"], "float64"), np.asarray(d["ratios"], "float64"), float(d["least"]))
 
 
 def fit_calibration(
@@ -124,7 +130,7 @@ def fit_calibration(
     emb = as_embeddings(emb)
     a, b = _two(emb, before, after)
     both = np.asarray(_fitted(emb, a, b, unchanged).values, dtype="float64")
-    return Calibration(both[:-LEVELS], both[-LEVELS:])
+    return Calibration(both[: -LEVELS - 1], both[-LEVELS - 1 : -1], float(both[-1]))
 
 
 def _two(emb: xr.DataArray, before: Any, after: Any) -> tuple[xr.DataArray, xr.DataArray]:
@@ -171,7 +177,7 @@ def _fitted(
     def fit(v: Array) -> Array:
         return _fit(v[:, :d], v[:, d:], mirrored=unchanged is None)
 
-    return fit_lazily(fit, vectors, ["parameter"], [d + 1 + LEVELS])
+    return fit_lazily(fit, vectors, ["parameter"], [d + 2 + LEVELS])
 
 
 def _fit(u: Array, v: Array, *, mirrored: bool) -> Array:
@@ -181,10 +187,10 @@ def _fit(u: Array, v: Array, *, mirrored: bool) -> Array:
             f"only {len(u)} patches are valid at both times: too few to calibrate on. Use method='cosine', or a "
             "calibration fitted on a larger window"
         )
-    t = np.cbrt(_distance(u, v))
-    design = np.concatenate([u, np.ones((len(u), 1))], axis=1)
-    scale = np.sqrt((u**2).mean()) or 1.0
-    penalty = np.full(design.shape[1], RIDGE * scale**2)
+    t = _distance(u, v) ** POWER
+    mean, std = u.mean(axis=0), u.std(axis=0) + 1e-9
+    design = np.concatenate([(u - mean) / std, np.ones((len(u), 1))], axis=1)
+    penalty = np.full(design.shape[1], RIDGE)
     penalty[-1] = 0
     keep = np.ones(len(u), bool)
     weights = np.zeros(design.shape[1])
@@ -202,8 +208,11 @@ def _fit(u: Array, v: Array, *, mirrored: bool) -> Array:
         below = centre - ratio[ratio <= centre]
         ratio = np.concatenate([centre - below, centre + below])
     levels = (np.arange(LEVELS) + 0.5) / LEVELS
+    # The standardisation is folded into the weights, for vectors as they are.
+    plain = weights[:-1] / std
+    plain = np.append(plain, weights[-1] - plain @ mean)
     # Quantiles denser in the upper tail, where thresholds lie.
-    return np.concatenate([weights, np.quantile(ratio, _levels(levels))])
+    return np.concatenate([plain, np.quantile(ratio, _levels(levels)), [_least(t)]])
 
 
 def _mode(ratio: Array) -> float:
@@ -223,17 +232,19 @@ def _levels(uniform: Array) -> Array:
 
 
 def _expected(design: Array, weights: Array, t: Array) -> Array:
-    # A regression may expect nonsense far from what it saw: never below a fifth of the middle.
-    found = design @ weights
-    return np.asarray(np.maximum(found, 0.2 * max(float(np.median(t)), 1e-9)))
+    return np.asarray(np.maximum(design @ weights, _least(t)))
+
+
+def _least(t: Array) -> float:
+    """A regression may expect nonsense far from what it saw: never below a fifth of the middle."""
+    return 0.2 * max(float(np.median(t)), 1e-9)
 
 
 def _level(u: Array, v: Array, parameters: Array) -> Array:
     """Share of unchanged patches below, for each pair of vectors."""
-    weights, ratios = parameters[:-LEVELS], parameters[-LEVELS:]
-    t = np.cbrt(_distance(u, v))
-    expected = np.maximum(np.concatenate([u, np.ones((len(u), 1))], axis=1) @ weights, 1e-9)
-    ratio = t / expected
+    weights, ratios, least = parameters[: -LEVELS - 1], parameters[-LEVELS - 1 : -1], parameters[-1]
+    expected = np.maximum(np.concatenate([u, np.ones((len(u), 1))], axis=1) @ weights, least)
+    ratio = _distance(u, v) ** POWER / expected
     levels = _levels((np.arange(LEVELS) + 0.5) / LEVELS)
     level = np.interp(ratio, ratios, levels)
     # Exponential tail through the 0.99 quantile and the last one.

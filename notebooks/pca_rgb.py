@@ -1,0 +1,32 @@
+# %% [markdown]
+# # Embeddings as colours
+# Three principal components as red, green and blue. A basis fitted once gives the same place the same colours in any
+# window and at any date.
+
+# %%
+import matplotlib.pyplot as plt
+import xarray as xr
+
+import deo_cube
+from deo_cube.heads.pca import PCA, fit_pca, pca_rgb
+
+ds = deo_cube.synthetic_cube(size=512, times=2, clouds=False, gaps=False)
+emb = ds.deo.embed("tiny").load()
+basis = fit_pca(emb)
+rgb = pca_rgb(emb, basis=basis)
+rgb
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(9, 4))
+for ax, t in zip(axes, range(2), strict=True):
+    rgb.isel(time=t).plot.imshow(ax=ax)
+    ax.set(title=str(rgb.time.values[t])[:10], xlabel="", ylabel="")
+
+# %% [markdown]
+# A window of the same embeddings has the same colours, and a basis survives on disk.
+
+# %%
+basis.save("basis.json")
+window = emb.isel(time=1, y=slice(10, 40), x=slice(20, 50))
+again = pca_rgb(window, basis=PCA.load("basis.json"))
+xr.testing.assert_identical(again, rgb.isel(time=1, y=slice(10, 40), x=slice(20, 50)))
