@@ -1,10 +1,9 @@
 """One optimisation step beside the published code's structure, at equal loss: ``python -m benchmarks.train_step``.
 
-The published structure is re-stated from its description (reference/deo-paper.md 3), not copied: the student's two
-branches run as separate multi-crop passes, the covariance is formed in half precision where the device autocasts, norms
-are clipped tensor by tensor with a read-back each, the EMA runs parameter by parameter, and the teacher keeps its
-gradient graph's bookkeeping out by `no_grad` only. Both sides use the same network, the same views and the same weights,
-and must give the same loss before anything is timed.
+The published structure is re-stated from its description, not copied: torchvision's Swin with stems of its own, the two
+branches as separate multi-crop passes, similarities in a loop over pairs of views, norms clipped tensor by tensor with a
+read-back each, EMA parameter by parameter. Both sides have the same weights and views, and must give the same loss
+before anything is timed. Half precision is left out on both: CPUs without it would decide the comparison.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from deo_cube.encoder.timm_import import prepare_torchvision
 from deo_cube.train.augment import View
 from deo_cube.train.config import Augment, Objective, Optimizer, TrainConfig
 from deo_cube.train.config import Student as StudentConfig
@@ -32,6 +32,39 @@ def views(batch: int, size: int, small: int, crops: int) -> list[View]:
         return View(x, x[:, :3], x[:, :3], x[:, :3])
 
     return [view(size) for _ in range(2)] + [view(small) for _ in range(crops)]
+
+
+class PublishedTrunk(torch.nn.Module):
+    """torchvision's Swin behind the interface of this package's, filled with the same tensors."""
+
+    def __init__(self, like: torch.nn.Module, config: StudentConfig) -> None:
+        super().__init__()
+        prepare_torchvision()
+        from torchvision.models.swin_transformer import SwinTransformer
+
+        whole = SwinTransformer(
+            [4, 4], config.dim, list(config.depths), list(config.heads), [config.window] * 2, stochastic_depth_prob=0.0
+        )
+        self.features = torch.nn.ModuleList(list(whole.features)[1:])
+        self.norm = whole.norm
+        self.conv_ms, self.conv_rgb = copy.deepcopy(like.conv_ms), copy.deepcopy(like.conv_rgb)
+        state = {k: v for k, v in like.state_dict().items() if not k.startswith("conv_")}
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        assert not unexpected
+        assert all(k.startswith("conv_") or k.endswith("relative_position_index") for k in missing)
+        for k, v in self.state_dict().items():
+            if k in state and v.shape != state[k].shape:
+                raise ValueError(k)
+
+    def forward_features(self, x: torch.Tensor, stem: str) -> dict[str, torch.Tensor]:
+        x = (self.conv_ms if stem == "ms" else self.conv_rgb)(x)
+        out = {}
+        for i, part in enumerate(self.features):
+            x = part(x)
+            if i % 2 == 0:
+                out[f"stage{i // 2 + 1}"] = x.permute(0, 3, 1, 2)
+        out["pooled"] = self.norm(x).mean(dim=(1, 2))
+        return out
 
 
 def published(student: Student, ema: Student, crops: list[View], t: Targets, optimizer: torch.optim.Optimizer) -> float:
@@ -83,7 +116,7 @@ def published(student: Student, ema: Student, crops: list[View], t: Targets, opt
     with torch.no_grad():
         for name, q in ema.named_parameters():
             q.mul_(0.996).add_(own[name].detach(), alpha=0.004)
-    return float(loss)
+    return loss.item()
 
 
 def ours(student: Student, ema: Student, crops: list[View], t: Targets, optimizer: torch.optim.Optimizer, config: TrainConfig) -> float:
@@ -98,7 +131,7 @@ def ours(student: Student, ema: Student, crops: list[View], t: Targets, optimize
     torch._foreach_mul_(grads, [(3.0 / (n + 1e-6)).clamp(max=1.0) for n in norms])
     optimizer.step()
     ema_update(ema, student, 0.996)
-    return float(terms.total)
+    return terms.total.item()
 
 
 def main() -> None:
@@ -128,6 +161,9 @@ def main() -> None:
     first = []
     for name, step in (("published structure", published), ("deo_cube", ours)):
         s, e = copy.deepcopy(student), copy.deepcopy(ema)
+        if name != "deo_cube":
+            s.network, e.network = (PublishedTrunk(m.network, config.student) for m in (s, e))
+            e.requires_grad_(False)
         o = torch.optim.AdamW(s.parameters(), lr=1e-5, foreach=name == "deo_cube")
         more = (config,) if name == "deo_cube" else ()
         sides.append((name, lambda step=step, s=s, e=e, o=o, more=more: step(s, e, crops, t, o, *more), []))

@@ -24,8 +24,20 @@ from deo_cube.train.config import Health, TrainConfig
 
 __all__ = ["differences", "load", "newest", "prune", "save"]
 
-FREE = {"out", "resume", "dry_run", "preset", "device", "threads", "health", "loader.workers", "loader.prefetch"}
-"""Fields that may change when a run is resumed: none of them changes a number (the device's rounding aside)."""
+FREE = {
+    "out",
+    "resume",
+    "dry_run",
+    "preset",
+    "device",
+    "threads",
+    "health",
+    "loader.workers",
+    "loader.prefetch",
+    "neck_ms",
+    "neck_rgb",
+}
+"""Fields that may change when a run is resumed: no step depends on them (the device's rounding aside)."""
 
 
 def newest(out: Path) -> Path | None:

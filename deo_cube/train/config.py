@@ -406,6 +406,8 @@ PRESETS: dict[str, TrainConfig] = {
         optimizer=Optimizer(batch=16, rgb_batch=16, lr=8e-3, weight_decay=(0.01, 0.01), ema=(0.99, 1.0)),
         loader=Loader(window=80, workers=1),
         health=Health(probe_every=500, checkpoint_every=500),
+        neck_ms=Neck(local=128, deep=64, deep_power=0.1),
+        neck_rgb=Neck(local=0, deep=96, of="chips"),
     ),
     # For tests and for trying the machinery: seconds.
     "smoke": TrainConfig(

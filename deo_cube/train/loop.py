@@ -240,6 +240,16 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         rank=process.rank,
         world_size=process.world_size,
     )
+
+    def keep(done: int) -> None:
+        seconds = time.perf_counter() - began
+        card = _publishable(student, mixture, config, done, seconds, history)
+        state = {"seconds": seconds, "history": history}
+        checkpoints.save(
+            out, done, card=card, student=student, teacher=ema, optimizer=optimizer, config=config, state=state
+        )
+        checkpoints.prune(out, config.health)
+
     with log:
         for step in range(start, config.steps):
             measured = step_of(step, reader)
@@ -251,15 +261,11 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             log.step(step, measured)
             every = config.health.checkpoint_every
             if process.first and (done == config.steps or (every and done % every == 0)):
-                seconds = time.perf_counter() - began
-                card = _publishable(student, mixture, config, done, seconds, history)
-                checkpoints.save(
-                    out, done, card=card, student=student, teacher=ema, optimizer=optimizer, config=config,
-                    state={"seconds": seconds, "history": history},
-                )  # fmt: skip
-                checkpoints.prune(out, config.health)
+                keep(done)
             if on_step is not None:
                 on_step(step)
+    if process.first and start == config.steps:
+        keep(start)  # a finished run that is resumed is described and fitted anew: the necks may have changed
     if process.first:
         _publish(out)
     if process.world_size > 1:

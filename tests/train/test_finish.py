@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from deo_cube.encoder.mobilenet import DeoConv
+from deo_cube.train.config import PRESETS, Neck
+from deo_cube.train.finish import describe_run, fit_local, fit_necks, neck_of
+
+LOCAL, DEEP, DIM = 12, 20, 16
+
+
+def features(n: int = 400) -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    mixed = torch.randn(n, 10, generator=random, dtype=torch.float64) @ torch.randn(
+        10, LOCAL + DEEP, generator=random, dtype=torch.float64
+    )
+    return 5 + mixed + 0.05 * torch.randn(n, LOCAL + DEEP, generator=random, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("neck", [Neck(8, 8), Neck(0, 12, of="chips"), Neck(4, 4, 0.25, 0.5), Neck(12, 4)])
+def test_channels_are_centred_and_even(neck: Neck) -> None:
+    x = features()
+    weight, bias = neck_of(x, LOCAL, DIM, neck)
+    z = x.float() @ weight.T + bias
+    assert weight.shape == (DIM, LOCAL + DEEP)
+    torch.testing.assert_close(z.mean(0), torch.zeros(DIM), atol=1e-4, rtol=0)
+    assert z.var(0).mean().item() == pytest.approx(1, rel=0.01)
+    # The rotation spreads the variance: no channel carries what a principal component would.
+    assert z.std(0).max() < 3 * z.std(0).mean()
+    assert torch.linalg.matrix_rank(weight, rtol=1e-4) == neck.local + neck.deep
+    if neck.local == 0:
+        assert (weight[:, :LOCAL] == 0).all()
+
+
+def test_distances_are_those_of_the_components() -> None:
+    """Without whitening and rescaling the neck is a rotation: it keeps distances up to one factor."""
+    x = features()
+    weight, bias = neck_of(x, LOCAL, DIM, Neck(LOCAL, 0, local_power=0.0))
+    z = x.float() @ weight.T + bias
+    ratio = torch.pdist(z[:50]) / torch.pdist(x[:50, :LOCAL].float())
+    assert ratio.std() / ratio.mean() < 1e-3
+
+
+def test_a_neck_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="16 channels"):
+        neck_of(features(), LOCAL, DIM, Neck(10, 10))
+
+
+def test_necks_and_local_branches_are_fitted_for_the_stems_that_have_windows() -> None:
+    torch.manual_seed(0)
+    network = DeoConv(stems={"ms": 10, "rgb": 3}, dim=24, local=16, depth=6)
+    config = dataclasses.replace(
+        PRESETS["smoke"],
+        student=dataclasses.replace(PRESETS["smoke"].student, family="conv", dim=24, depths=(6,), local=16),
+        neck_ms=Neck(8, 12),
+    )
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    windows = {"ms": torch.randn(12, 10, 32, 32)}
+    fit_local(network, windows, seed=0)
+    fit_necks(network, windows, config)
+    changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"local.ms.weight", "local.ms.bias", "necks.ms.weight", "necks.ms.bias"}
+    fused = network.forward_features(windows["ms"], "ms", ("fused",))["fused"]
+    assert abs(fused.mean().item()) < 0.05
+    assert fused.var().item() == pytest.approx(1, rel=0.2)
+
+
+def test_the_card_of_a_run_says_what_it_is_and_that_nothing_was_measured() -> None:
+    config = dataclasses.replace(PRESETS["tiny"], data=("a.zarr", "b.zip"))
+    card = describe_run(config, 7, 12.0, {"effective_rank": 9.5})
+    assert card.trained
+    assert card.architecture["family"] == "conv"
+    assert [s.name for s in card.stems] == ["ms", "rgb"]
+    assert "7 steps" in card.training_data
+    assert "a.zarr; b.zip" in card.training_data
+    assert "effective_rank 9.5" in card.training_data
+    assert any("No score" in limit for limit in card.limits)
+    assert card.tile % card.patch == 0
