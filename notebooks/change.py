@@ -1,7 +1,7 @@
 # %% [markdown]
 # # What changed between two dates
-# Plain cosine distance, and one calibrated so that a threshold is a false-alarm rate. Synthetic scene; in the second date
-# a square of forest is felled: other land of the same date is pasted over it, which is the change to be found.
+# Plain cosine distance, and one calibrated so that a threshold is a false-alarm rate. Synthetic scene; in the second
+# date a square of forest is felled: other land of the same date is pasted over it, the change to be found.
 
 # %%
 import matplotlib.pyplot as plt
@@ -13,8 +13,8 @@ from deo_cube.heads.change import change
 ds = deo_cube.synthetic_cube(size=512, times=2, clouds=False, gaps=False).load()
 size = 64
 forest, crops = ((ds["land_cover"] == k).coarsen(y=size, x=size).mean() for k in (2, 4))
-top, left = (int(k) * size for k in np.unravel_index(int(forest.argmax()), forest.shape))
-row, col = (int(k) * size for k in np.unravel_index(int(crops.argmax()), crops.shape))
+top, left = (int(k) * size for k in np.unravel_index(int(forest.values.argmax()), forest.shape))
+row, col = (int(k) * size for k in np.unravel_index(int(crops.values.argmax()), crops.shape))
 for b in (b for b in ds.data_vars if b.startswith("B")):
     ds[b].values[1, top : top + size, left : left + size] = ds[b].values[1, row : row + size, col : col + size]
 emb = ds.deo.embed("tiny").compute()
@@ -26,8 +26,8 @@ plain = change(emb, first, second)
 level = change(emb, first, second, method="calibrated")
 
 # %% [markdown]
-# `level` is the share of unchanged patches that look less changed. Above 0.99 lies about 1 % of what did not change, whatever
-# the season did to fields and forest.
+# `level` is the share of unchanged patches that look less changed. Above 0.99 lies about 1 % of what did not change,
+# whatever the season did to fields and forest.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(9, 4))

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Twenty clicked points, a map
-# Points with a label each, as tuples, a GeoDataFrame or GeoJSON; a head fitted in a second; classes and probabilities for
-# the whole scene.
+# Points with a label each, as tuples, a GeoDataFrame or GeoJSON; a head fitted in a second; classes and probabilities
+# for the whole scene.
 
 # %%
 import time

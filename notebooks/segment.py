@@ -7,7 +7,7 @@
 import geopandas as gpd
 import matplotlib.pyplot as plt
 import numpy as np
-import odc.geo.xr
+import odc.geo.xr  # noqa: F401
 from matplotlib.colors import ListedColormap
 from shapely.geometry import box
 
@@ -19,7 +19,8 @@ ds = deo_cube.synthetic_cube(size=384, times=1, clouds=False, gaps=False).load()
 truth = ds["land_cover"]
 
 # %% [markdown]
-# Labels: the land cover as drawn, but of the left half only, in 6 squares as someone might digitise. The right half tests.
+# Labels: the land cover as drawn, but of the left half only, in squares as someone might digitise. The right half
+# tests.
 
 # %%
 water_or_not = (truth == 1) | (truth == 7)
