@@ -27,7 +27,7 @@ from deo_cube.evaluate.scores import (
 )
 from deo_cube.evaluate.splits import halves, split_groups
 
-__all__ = ["change", "classification", "land_cover", "level_shift"]
+__all__ = ["change", "classification", "land_cover", "level_shift", "segmentation"]
 
 Array = NDArray[Any]
 
@@ -282,6 +282,49 @@ def land_cover(
 def level_shift(encode: Any, l2a: Sequence[Scene], l1c: Sequence[Scene], **options: Any) -> list[Score]:
     """Trained on L2A and tested on L1C of the other half: task ``L2A to L1C/patch``. Options as of `land_cover`."""
     return land_cover(encode, l2a, test_scenes=l1c, task="L2A to L1C", **{"pixels": False, **options})
+
+
+def segmentation(
+    encode: Any,
+    train: Sequence[Scene],
+    test: Sequence[Scene],
+    *,
+    name: str | None = None,
+    task: str = "segmentation",
+    most: int = 20000,
+    tile: int = 64,
+    halo: int = 16,
+) -> list[Score]:
+    """Scenes of two given parts: a linear probe on pixels of `train`, mean IoU on pixels of `test`.
+
+    Every second row and column is looked at, features bilinear between tokens. Intervals are drawn over test scenes.
+
+    Returns
+    -------
+    list of Score
+        Mean IoU of ``<task>/pixel``.
+    """
+    start, who = time.perf_counter(), _name(encode, name)
+    encode = _fitted(encode, [s.image for s in train], train[0].bands)
+
+    def seen(scenes: Sequence[Scene]) -> dict[str, Array]:
+        tokens = [encode_scene(encode, s.image, s.bands, valid=s.valid, tile=tile, halo=halo) for s in scenes]
+        return _cases(scenes, tokens, 1, 1 << 20)
+
+    a, b = seen(train), seen(test)
+    some = np.random.default_rng(0).permutation(len(a["y"]))[:most]
+    probe = linear_probe(a["x"][some], a["y"][some], groups=a["scene"][some])
+    codes = np.unique(np.concatenate([a["y"], b["y"]]))
+    truth, found = (np.searchsorted(codes, v) for v in (b["y"], probe.predict(b["x"])))
+    counts = confusion_counts(truth, found, b["scene"], len(test), len(codes))
+    return [
+        make_score(
+            who, f"{task}/pixel", "mean IoU", [counts],
+            tested=len(truth), labels=len(some), seconds=time.perf_counter() - start,
+            protocol="logistic regression on standardised frozen features of pixels (every second row and column), C "
+            f"by held-out scenes; {len(train)} scenes train, {len(test)} test",
+        )
+    ]  # fmt: skip
 
 
 def change(

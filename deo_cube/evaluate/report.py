@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deo_cube.evaluate import readers
+from deo_cube.evaluate import benchmarks, readers
 from deo_cube.evaluate.baselines import BASELINES
 from deo_cube.evaluate.encoders import ModelEncode, as_encode, untrained
-from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift
+from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift, segmentation
 from deo_cube.evaluate.scores import Difference, Score, compare
 
 if TYPE_CHECKING:
@@ -108,6 +108,17 @@ def _floods(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
     return lambda e: land_cover(e, tiles, task="floods", metric="mean IoU", patch=4, pixels=not quick, **_cut(e))
 
 
+def _oscd(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    cities = benchmarks.read_oscd(folder)
+    return lambda e: change(e, cities, task="oscd", seeds=1 if quick else 3, **_cut(e))
+
+
+def _pastis(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    limit = 20 if quick else None
+    train, test = (benchmarks.read_pastis(folder, folds=f, limit=limit) for f in ((1, 2, 3), (5,)))
+    return lambda e: segmentation(e, train, test, task="pastis", **_cut(e))
+
+
 def _cut(encode: Any) -> dict[str, Any]:
     """How scenes are cut for an encoder: as it says, else by default."""
     return {k: int(getattr(encode, k)) for k in ("tile", "halo") if hasattr(encode, k)}
@@ -118,6 +129,8 @@ TASKS: dict[str, tuple[tuple[str, ...], Callable[[Path, bool], Callable[[Any], l
     "land cover": (("landcover_terramesh", "TerraMesh"), _land_cover),
     "beetle": (("change_barkbeetle",), _beetle),
     "floods": (("flood_sen1floods11", "sen1floods11", "Sen1Floods11"), _floods),
+    "oscd": (("OSCD", "oscd"), _oscd),
+    "pastis": (("PASTIS", "pastis"), _pastis),
 }
 """Tasks by name: the folder names under which their data are looked for, and what runs them."""
 

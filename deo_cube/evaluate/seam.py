@@ -214,7 +214,7 @@ def _to_border(index: Array, core: int) -> Array:
     return np.minimum(place, core - 1 - place)
 
 
-def _distance(a: Any, b: Any) -> Array:
+def _distance(a: Array, b: Array) -> Array:
+    dot = np.einsum("dyx,dyx->yx", a, b)
     norms = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(1 - (a * b).sum(axis=0) / norms)
+    return np.asarray(1.0 - np.divide(dot, norms, out=np.full_like(dot, np.nan), where=norms > 0))
