@@ -107,3 +107,27 @@ def test_two_windows_of_a_real_scene_agree_where_they_overlap(shared: Path) -> N
     assert inner.size > 0
     same = large.sel(y=inner.y, x=inner.x, method="nearest", tolerance=1e-9)
     np.testing.assert_array_equal(inner.values, same.values)
+
+
+def test_a_stackstac_cube_is_taken_as_it_comes(shared: Path) -> None:
+    stackstac = pytest.importorskip("stackstac")
+    folder = shared / "data" / "cubes" / "witzwil-2022"
+    found = [pystac.Item.from_dict(f) for f in json.loads((folder / "items.json").read_text())["features"][:2]]
+    for item in found:
+        for asset in item.assets.values():
+            asset.href = str((folder / asset.href).resolve())
+    names = ["B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B11", "B12"]
+    options = {"assets": names, "epsg": 32632, "resolution": 10}
+    rescaled = stackstac.stack(found, **options)
+    raw = stackstac.stack(found, dtype="uint16", fill_value=np.uint16(0), rescale=False, **options)
+    a = rescaled.deo.embed(missing="nearest", dtype="float32").compute()
+    b = raw.deo.embed(missing="nearest", dtype="float32").compute()
+    # Its coordinates are corners: the grid must not move by half a pixel.
+    assert a.rio.transform() == b.rio.transform()
+    np.testing.assert_array_equal(a.valid.values, b.valid.values)
+    np.testing.assert_allclose(a.values, b.values, rtol=1e-4, atol=1e-4)
+    cube = deo_cube.load_cube(found, bands=names)
+    c = cube.deo.embed(missing="nearest", dtype="float32", mask=False).compute()
+    here, there = xr.align(a, c, join="inner")
+    assert here.sizes["x"] >= 5
+    assert (here.valid.values[there.valid.values == 1] == 1).all()

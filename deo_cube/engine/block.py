@@ -158,9 +158,13 @@ class EmbedBlock:
             return np.asarray(maps[:, :, inner, inner].cpu().numpy())
 
         # A tile whose whole core is invalid gives NaN whatever it holds.
-        wanted = self._tiles_with_valid_core(good, rows.tiles, columns.tiles)
+        wanted, key = self._tiles_with_valid_core(good, rows.tiles, columns.tiles), self.ref.fingerprint
         for places, maps in runtime.run_batches(
-            wanted, encode, batch=self.batch or self.ref.card.batch, device=device, key=self.ref.fingerprint
+            wanted,
+            encode,
+            batch=self.batch or runtime.default_batch(self.ref, plan.tile, device),
+            device=device,
+            key=key,
         ):
             for (y, x), tile in zip(places, maps, strict=True):
                 canvas[:, y * per_core : (y + 1) * per_core, x * per_core : (x + 1) * per_core] = tile
@@ -185,26 +189,33 @@ class EmbedBlock:
 
         r = self.radiometry
         raw = torch.from_numpy(batch).to(device, non_blocking=True)
-        whole = batch.dtype.kind in "iu" and batch.dtype.itemsize <= 2
         # Floats (and integers that float32 cannot hold) are scaled in float64, so that reflectance gives the same DN
         # to the last bit as integers do.
-        x = raw.to(torch.float32 if whole else torch.float64)
-        blank = torch.zeros_like(x, dtype=torch.bool) if whole else ~torch.isfinite(x)
+        short = batch.dtype.kind in "iu" and batch.dtype.itemsize <= 2
+        x = raw.to(torch.float32 if short else torch.float64)
+        blank = None if batch.dtype.kind in "iu" else ~torch.isfinite(x)
         if r.nodata is not None and not np.isnan(r.nodata):
-            blank |= x == (float(np.float32(r.nodata)) if batch.dtype == np.float32 else r.nodata)
+            void = x == (float(np.float32(r.nodata)) if batch.dtype == np.float32 else r.nodata)
+            blank = void if blank is None else blank | void
         if hidden is not None:
-            blank |= torch.from_numpy(hidden).to(device)[:, None]
+            mask = torch.from_numpy(hidden).to(device)[:, None]
+            blank = mask if blank is None else blank | mask
         add = r.add[time if len(r.add) > 1 else 0]
-        if whole and float(r.scale).is_integer() and float(add).is_integer():
+        if not (float(r.scale).is_integer() and float(add).is_integer()):
+            x = x.to(torch.float64)
+        if (r.scale, add) != (1, 0):
             x = x * r.scale + add
-        else:
-            x = (x.to(torch.float64) * r.scale + add).to(torch.float32)
+        x = x.to(torch.float32)
         if self.ref.card.units == "reflectance":
             x = x * 1e-4
         fill = torch.tensor(self.ref.stem.fill, dtype=torch.float32, device=device)[None, :, None, None]
+        channels = list(self.channels)
+        if blank is not None and (device != "cpu" or bool(blank.any())):
+            x = torch.where(blank, fill[:, channels], x)
+        if channels == list(range(fill.shape[1])):
+            return x
         out = fill.repeat(x.shape[0], 1, *x.shape[2:])
-        channels = torch.tensor(self.channels, device=device)
-        out[:, channels] = torch.where(blank, fill[:, channels], x)
+        out[:, channels] = x
         return out
 
     def _check_values(self, bands: Array, good: NDArray[np.bool_], index: BlockIndex) -> None:

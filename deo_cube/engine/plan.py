@@ -87,7 +87,8 @@ class Plan:
     def _rows(self) -> list[tuple[str, str]]:
         p = self.tiling
         t, d, h, w = self.shape
-        amp = f", each pixel {self.read_amplification:.1f} times" if self.read_amplification > 1.05 else ""
+        amp = f"; up to {self.read_amplification:.1f} times that where neighbouring blocks run on different workers"
+        amp = amp if self.read_amplification > 1.05 else ""
         rows = [
             ("model", self.model + ("" if self.trained else " (UNTRAINED: random weights)")),
             ("cube", f"{self.times} x {p.shape[0]} x {p.shape[1]} px, {self.bands} bands, {self.area_km2:,.1f} km²"),
@@ -194,7 +195,7 @@ def measure_rate(ref: EncoderRef, tile: int, device: str, *, seconds: float = 3.
     import torch
 
     encoder = runtime.encoder(ref, device)
-    batch = ref.card.batch
+    batch = runtime.default_batch(ref, tile, device)
     noise = torch.rand(batch, len(ref.stem.bands), tile, tile, generator=torch.Generator().manual_seed(0)) * 3000
     items = list(range(batch * runtime.lanes(device).count))
 

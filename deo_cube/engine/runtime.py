@@ -27,7 +27,16 @@ from typing import Any, TypeVar
 from deo_cube.encoder.registry import EncoderRef
 from deo_cube.errors import DeviceError
 
-__all__ = ["Lanes", "choose_device", "cpu_lanes", "distributed_client", "encoder", "lanes", "run_batches"]
+__all__ = [
+    "Lanes",
+    "choose_device",
+    "cpu_lanes",
+    "default_batch",
+    "distributed_client",
+    "encoder",
+    "lanes",
+    "run_batches",
+]
 
 T = TypeVar("T")
 Item = TypeVar("Item", bound=Hashable)
@@ -117,6 +126,17 @@ def encoder(ref: EncoderRef, device: str) -> Any:
             _encoders[key] = ref.load(device)
             log.debug("loaded %s on %s", ref.card.alias, device)
         return _encoders[key]
+
+
+def default_batch(ref: EncoderRef, tile: int, device: str) -> int:
+    """Tiles to encode at once: the card's number on a GPU; on the CPU as many as stay near the caches.
+
+    Measured with ViT-S/16 on 256 to 512 px tiles, one thread a lane: batches of about 1024 tokens are 2 to 15 % faster
+    than batches of 8 tiles.
+    """
+    if device != "cpu":
+        return ref.card.batch
+    return max(1, min(ref.card.batch, 1024 // (tile // ref.layer.stride) ** 2))
 
 
 class Lanes:
