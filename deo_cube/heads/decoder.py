@@ -22,10 +22,6 @@ __all__ = ["ConvHead"]
 
 Array = NDArray[Any]
 
-HALO = 4
-"""Tokens of context on each side: of two 3x3 convolutions, the interpolation, and one more on finer pixels."""
-WINDOW = 24
-"""Tokens along a side of a training window, halo included."""
 TILE = 64
 """Tokens along a side of what is decoded at once."""
 
@@ -34,25 +30,33 @@ TILE = 64
 class ConvHead:
     """Two 3x3 convolutions on tokens, interpolation by `upsample`, one more, and a score a class.
 
-    There is no normalisation over space, so that a prediction depends on the tokens within `HALO` alone: the same on
+    There is no normalisation over space, so that a prediction depends on the tokens within `halo` alone: the same on
     any chunks, and without seams.
     """
 
     kind: ClassVar[str] = "conv"
+    halo: ClassVar[int] = 4
+    """Tokens of context on each side: of two 3x3 convolutions, the interpolation, and one more on finer pixels."""
+    window: ClassVar[int] = 24
+    """Tokens along a side of a training window, halo included."""
     classes: Classes
     model: Model
     tensors: Mapping[str, Array] = field(repr=False, compare=False)
     """Weights by name, and `mean` and `std` of the vectors."""
     width: int = 64
     upsample: int = 1
+    scales: tuple[int, ...] = ()
+    """How many of the vector's numbers belong to each scale, finest first; empty: there is one."""
     report: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        wanted = {k: v.shape for k, v in _blank(self.model.dim, self.width, len(self.classes)).items()}
+        wanted = {k: v.shape for k, v in self.blank(self.model.dim, self.width, len(self.classes), self.scales).items()}
         found = {k: tuple(v.shape) for k, v in self.tensors.items()}
         if wanted != found:
             differ = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-            raise ValueError(f"a conv head's parts do not fit: {[(k, wanted.get(k), found.get(k)) for k in differ]}")
+            raise ValueError(
+                f"a {self.kind} head's parts do not fit: {[(k, wanted.get(k), found.get(k)) for k in differ]}"
+            )
         if not 1 <= self.upsample <= 16:
             raise ValueError(f"upsample must be from 1 to 16, got {self.upsample}")
 
@@ -86,6 +90,7 @@ class ConvHead:
         import torch
         import torch.nn.functional as F
 
+        scales = _scales(arrays[0], model.dim)
         windows, targets = [], []
         names: dict[int, tuple[str, str]] = {}
         for array, labels in zip(arrays, many, strict=True):
@@ -93,7 +98,7 @@ class ConvHead:
             a = fine.attrs
             for c, n, h in zip(a["flag_values"], a["flag_meanings"].split(), a["flag_colors"].split(), strict=True):
                 names[int(c)] = (n, h)
-            for w, t in _windows(array, fine.values, upsample):
+            for w, t in _windows(array, fine.values, upsample, cls.window, cls.halo):
                 windows.append(w)
                 targets.append(t)
         x, y = (np.stack(p) if p else np.empty((0,)) for p in (windows, targets))
@@ -114,7 +119,7 @@ class ConvHead:
         freq = np.bincount(truth[truth >= 0].numpy(), minlength=len(present))
         weight = torch.tensor(freq.sum() / (len(present) * freq), dtype=torch.float32)
         rng = np.random.default_rng(seed)
-        tensors = {k: torch.from_numpy(v) for k, v in _blank(model.dim, width, len(present), seed).items()}
+        tensors = {k: torch.from_numpy(v) for k, v in cls.blank(model.dim, width, len(present), scales, seed).items()}
         tensors |= {"mean": torch.from_numpy(mean.astype("float32")), "std": torch.from_numpy(std.astype("float32"))}
         learnt = [t.requires_grad_() for k, t in tensors.items() if k not in ("mean", "std")]
         adam = torch.optim.AdamW(learnt, lr=rate, weight_decay=1e-2)
@@ -127,7 +132,7 @@ class ConvHead:
             if flip:
                 seen, wanted = seen.flip(-1), wanted.flip(-1)
             # The rim of a window lacks context and carries no labels.
-            loss = F.cross_entropy(_forward(tensors, seen, upsample), wanted, weight=weight, ignore_index=-1)
+            loss = F.cross_entropy(cls.forward(tensors, seen, upsample, scales), wanted, weight=weight, ignore_index=-1)
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
@@ -137,7 +142,7 @@ class ConvHead:
             "cells": {n: int((y == c).sum()) for c, n in zip(classes.codes, classes.names, strict=True)},
             "windows": len(x), "steps": steps, "loss": round(last, 4),
         }  # fmt: skip
-        return cls(classes, model, {k: v.detach().numpy() for k, v in tensors.items()}, width, upsample, report)
+        return cls(classes, model, {k: v.detach().numpy() for k, v in tensors.items()}, width, upsample, scales, report)
 
     def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
         """See `Head.predict`; on a grid `upsample` times as fine as that of the embeddings."""
@@ -147,7 +152,7 @@ class ConvHead:
             lambda block: self._decode(block, probabilities=probabilities),
             emb,
             along="embedding",
-            halo=HALO,
+            halo=self.halo,
             factor=self.upsample,
             channels={"class": self.classes.names} if probabilities else None,
             dtype="float32" if probabilities else "uint8",
@@ -159,18 +164,19 @@ class ConvHead:
         """One block (D, h, w) with halo to classes or probabilities without, in tiles."""
         import torch
 
-        f, n = self.upsample, len(self.classes)
-        h, w = (s - 2 * HALO for s in block.shape[1:])
-        valid = np.isfinite(block[:, HALO : HALO + h, HALO : HALO + w]).all(axis=0)
+        f, n, halo = self.upsample, len(self.classes), self.halo
+        h, w = (size - 2 * halo for size in block.shape[1:])
+        valid = np.isfinite(block[:, halo : halo + h, halo : halo + w]).all(axis=0)
         valid = valid.repeat(f, axis=0).repeat(f, axis=1)
         out = np.full((n, h * f, w * f), np.nan, "float32")
         tensors = {k: torch.from_numpy(np.asarray(v)) for k, v in self.tensors.items()}
         with torch.inference_mode():
             for i in range(0, h, TILE):
                 for j in range(0, w, TILE):
-                    part = block[:, i : i + TILE + 2 * HALO, j : j + TILE + 2 * HALO]
-                    logits = _forward(tensors, torch.from_numpy(np.ascontiguousarray(part))[None], f)[0]
-                    p = logits.softmax(0)[:, HALO * f : -HALO * f, HALO * f : -HALO * f].numpy()
+                    part = block[:, i : i + TILE + 2 * halo, j : j + TILE + 2 * halo]
+                    x = torch.from_numpy(np.ascontiguousarray(part))[None]
+                    logits = self.forward(tensors, x, f, self.scales)[0]
+                    p = logits.softmax(0)[:, halo * f : -halo * f, halo * f : -halo * f].numpy()
                     out[:, i * f : i * f + p.shape[1], j * f : j * f + p.shape[2]] = p
         if probabilities:
             return np.where(valid, out, np.float32(np.nan))
@@ -179,57 +185,84 @@ class ConvHead:
 
     def save(self, path: str | Path) -> Path:
         """Write to one ``.safetensors`` file."""
-        return saved.write(path, facts_of(self, {"width": self.width, "upsample": self.upsample}), self.tensors)
+        options = {"width": self.width, "upsample": self.upsample, "scales": list(self.scales)}
+        return saved.write(path, facts_of(self, options), self.tensors)
 
     @classmethod
     def restore(cls, common: dict[str, Any], options: dict[str, Any], tensors: dict[str, Array]) -> ConvHead:
         """From what `save` wrote."""
-        return cls(
-            common["classes"],
-            common["model"],
-            tensors,
-            int(options["width"]),
-            int(options["upsample"]),
-            common["report"],
-        )
+        width, upsample, scales = int(options["width"]), int(options["upsample"]), tuple(map(int, options["scales"]))
+        return cls(common["classes"], common["model"], tensors, width, upsample, scales, common["report"])
+
+    @staticmethod
+    def blank(dim: int, width: int, classes: int, scales: tuple[int, ...], seed: int = 0) -> dict[str, Array]:
+        """Tensors of the decoder before training (He et al. 2015)."""
+        new = conv_maker(seed)
+        return {
+            "mean": np.zeros(dim, "float32"), "std": np.ones(dim, "float32"),
+            **new("in", dim, width, 1), **new("one", width, width, 3), **new("two", width, width, 3),
+            **new("fine", width, width, 3), **new("out", width, classes, 1, 0.1),
+        }  # fmt: skip
+
+    @staticmethod
+    def forward(t: Mapping[str, Any], x: Any, upsample: int, scales: tuple[int, ...]) -> Any:
+        """Logits [B, K, h f, w f] of tokens [B, D, h, w]; invalid tokens count as the mean."""
+        import torch.nn.functional as F
+
+        x = F.gelu(apply_conv(t, "in", standard(t, x)))
+        for name in ("one", "two"):
+            x = x + F.gelu(apply_conv(t, name, x))
+        return drawn(t, x, upsample)
 
 
-def _blank(dim: int, width: int, classes: int, seed: int = 0) -> dict[str, Array]:
-    """Tensors of the decoder before training (He et al. 2015)."""
+def conv_maker(seed: int) -> Any:
+    """Makes ``new(name, a, b, k, gain) -> {name.weight, name.bias}``, each call with the next random numbers."""
     rng = np.random.default_rng(seed)
 
-    def conv(a: int, b: int, k: int) -> Array:
-        return np.asarray(rng.normal(size=(b, a, k, k)) * np.sqrt(2 / (a * k * k)), "float32")
+    def new(name: str, a: int, b: int, k: int, gain: float = 1.0) -> dict[str, Array]:
+        w = rng.normal(size=(b, a, k, k)) * gain * np.sqrt(2 / (a * k * k))
+        return {f"{name}.weight": w.astype("float32"), f"{name}.bias": np.zeros(b, "float32")}
 
-    return {
-        "mean": np.zeros(dim, "float32"),
-        "std": np.ones(dim, "float32"),
-        "in.weight": conv(dim, width, 1), "in.bias": np.zeros(width, "float32"),
-        "one.weight": conv(width, width, 3), "one.bias": np.zeros(width, "float32"),
-        "two.weight": conv(width, width, 3), "two.bias": np.zeros(width, "float32"),
-        "fine.weight": conv(width, width, 3), "fine.bias": np.zeros(width, "float32"),
-        "out.weight": conv(width, classes, 1) * np.float32(0.1), "out.bias": np.zeros(classes, "float32"),
-    }  # fmt: skip
+    return new
 
 
-def _forward(t: Mapping[str, Any], x: Any, upsample: int) -> Any:
-    """Logits [B, K, h f, w f] of tokens [B, D, h, w]; invalid tokens count as the mean."""
+def apply_conv(t: Mapping[str, Any], name: str, x: Any) -> Any:
+    """A convolution that keeps the size."""
     import torch.nn.functional as F
 
-    x = ((x - t["mean"][:, None, None]) / t["std"][:, None, None]).nan_to_num(0.0)
-    x = F.gelu(F.conv2d(x, t["in.weight"], t["in.bias"]))
-    for name in ("one", "two"):
-        x = x + F.gelu(F.conv2d(x, t[f"{name}.weight"], t[f"{name}.bias"], padding=1))
+    w = t[f"{name}.weight"]
+    return F.conv2d(x, w, t[f"{name}.bias"], padding=w.shape[-1] // 2)
+
+
+def standard(t: Mapping[str, Any], x: Any) -> Any:
+    """Vectors standardised; invalid ones become the mean."""
+    return ((x - t["mean"][:, None, None]) / t["std"][:, None, None]).nan_to_num(0.0)
+
+
+def drawn(t: Mapping[str, Any], x: Any, upsample: int) -> Any:
+    """Logits, on finer pixels where `upsample` says so."""
+    import torch.nn.functional as F
+
     if upsample > 1:
         x = F.interpolate(x, scale_factor=upsample, mode="bilinear", align_corners=False)
-        x = x + F.gelu(F.conv2d(x, t["fine.weight"], t["fine.bias"], padding=1))
-    return F.conv2d(x, t["out.weight"], t["out.bias"])
+        x = x + F.gelu(apply_conv(t, "fine", x))
+    return apply_conv(t, "out", x)
 
 
-def _windows(emb: xr.DataArray, labels: Array, f: int) -> list[tuple[Array, Array]]:
+def _scales(array: xr.DataArray, dim: int) -> tuple[int, ...]:
+    """Dims of the scales that `multiscale` wrote down."""
+    stated = tuple(int(v) for v in np.atleast_1d(array.attrs.get("deo_cube:scales", ())))
+    if stated and sum(stated) != dim:
+        raise ValueError(
+            f"the embeddings state scales of {stated} numbers, but vectors of {dim}: keep all, or drop attrs"
+        )
+    return stated
+
+
+def _windows(emb: xr.DataArray, labels: Array, f: int, window: int, halo: int) -> list[tuple[Array, Array]]:
     """Windows (D, W, W) of tokens with labels in their core, and the labels (W f, W f); of every time."""
     y, x = spatial_dims(emb)
-    core = WINDOW - 2 * HALO
+    core = window - 2 * halo
     rows, cols = emb.sizes[y], emb.sizes[x]
     out = []
     for i in range(0, rows, core):
@@ -237,13 +270,13 @@ def _windows(emb: xr.DataArray, labels: Array, f: int) -> list[tuple[Array, Arra
             own = labels[i * f : (i + core) * f, j * f : (j + core) * f]
             if (own == NO_CLASS).all():
                 continue
-            top, left = i - HALO, j - HALO
-            sy = slice(max(top, 0), min(top + WINDOW, rows))
-            sx = slice(max(left, 0), min(left + WINDOW, cols))
+            top, left = i - halo, j - halo
+            sy = slice(max(top, 0), min(top + window, rows))
+            sx = slice(max(left, 0), min(left + window, cols))
             v = emb.isel({y: sy, x: sx}).transpose(..., "embedding", y, x).values.astype("float32")
-            pad = ((sy.start - top, top + WINDOW - sy.stop), (sx.start - left, left + WINDOW - sx.stop))
-            target = np.full((WINDOW * f, WINDOW * f), NO_CLASS, "uint8")
-            target[HALO * f : HALO * f + own.shape[0], HALO * f : HALO * f + own.shape[1]] = own
+            pad = ((sy.start - top, top + window - sy.stop), (sx.start - left, left + window - sx.stop))
+            target = np.full((window * f, window * f), NO_CLASS, "uint8")
+            target[halo * f : halo * f + own.shape[0], halo * f : halo * f + own.shape[1]] = own
             for one in v.reshape(-1, *v.shape[-3:]):
                 w = np.pad(one, ((0, 0), *pad), constant_values=np.nan)
                 good = np.isfinite(w).all(axis=0).repeat(f, axis=0).repeat(f, axis=1)

@@ -79,12 +79,13 @@ def _kinds() -> dict[str, Any]:
     from deo_cube.heads.decoder import ConvHead
     from deo_cube.heads.knn import KNNHead
     from deo_cube.heads.linear import LinearHead
+    from deo_cube.heads.upernet import UPerNetHead
 
-    return {"knn": KNNHead, "linear": LinearHead, "conv": ConvHead}
+    return {"knn": KNNHead, "linear": LinearHead, "conv": ConvHead, "upernet": UPerNetHead}
 
 
 def fit_head(
-    kind: Literal["knn", "linear", "conv"],
+    kind: Literal["knn", "linear", "conv", "upernet"],
     embeddings: xr.DataArray | Sequence[xr.DataArray],
     labels: Any,
     *,
@@ -95,10 +96,11 @@ def fit_head(
 
     Parameters
     ----------
-    kind : {"knn", "linear", "conv"}
+    kind : {"knn", "linear", "conv", "upernet"}
         "knn": the nearest labelled vectors decide; good from one example a class. "linear": logistic regression (or
         ridge) on standardised vectors, its strength chosen by cross-validation in blocks of space. "conv": a light
-        convolutional decoder that sees neighbours; wants areas, not points.
+        convolutional decoder that sees neighbours; wants areas, not points. "upernet": a larger one on several layers
+        of the model (`deo_cube.heads.upernet.multiscale`), as in the paper.
     embeddings : DataArray or list of DataArray
         Embeddings (time, embedding, y, x) or (embedding, y, x). Of a lazy array only chunks with labels are computed.
     labels : see `deo_cube.heads.labels.burn`
@@ -108,7 +110,7 @@ def fit_head(
         place being a case at each.
     **options
         Of the labels (column, crs, rule, overlap, names, colors, nodata) and of the head: knn takes k; linear takes
-        estimator, strengths, block, buffer, balanced; conv takes width, steps, upsample, seed, rate.
+        estimator, strengths, block, buffer, balanced; conv and upernet take width, steps, upsample, seed, rate.
 
     Returns
     -------

@@ -379,7 +379,7 @@ def _names_of(labels: Any, names: Any) -> Any:
     if names is not None or not isinstance(labels, xr.DataArray) or "flag_meanings" not in labels.attrs:
         return names
     meanings = str(labels.attrs["flag_meanings"]).split()
-    return dict(zip([int(v) for v in np.atleast_1d(labels.attrs["flag_values"])], meanings, strict=False))
+    return dict(zip([int(v) for v in np.atleast_1d(labels.attrs["flag_values"])], meanings, strict=True))
 
 
 def _raster(labels: Any, crs: Any) -> tuple[Array, Affine, Any, int | None]:

@@ -15,6 +15,7 @@ from deo_cube.cube import grid
 from deo_cube.engine.embed import embed
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.head import Head, category_attrs, check_model, load_head
+from deo_cube.heads.upernet import multiscale
 from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.heads.windows import map_windows
 
@@ -113,6 +114,9 @@ def _embedded(cube: xr.Dataset | xr.DataArray, head: Head, options: dict[str, An
         if not head.model.alias:
             raise ValueError("the head does not say which model it is for: pass model=..., or embed first")
         options = {"model": head.model.alias, "layer": head.model.layer or None} | options
+    if "+" in str(options.get("layer")):
+        layers = str(options.pop("layer")).split("+")
+        return multiscale(cube, options.pop("model"), layers=layers, **options)
     emb: xr.DataArray = embed(cube, **options)
     return emb
 

@@ -13,7 +13,10 @@ from deo_cube.heads.labels import burn
 from deo_cube.heads.saved import KEY
 from tests.heads.fields import embeddings, no_compute, on_dask, truth
 
-KINDS = {"knn": {}, "linear": {}, "conv": {"steps": 60, "width": 16}}
+KINDS = {"knn": {}, "linear": {}, "conv": {"steps": 60, "width": 16}, "upernet": {"steps": 40, "width": 16}}
+
+
+DENSE = ("conv", "upernet")
 
 
 def clicks(emb, n=6, seed=0):
@@ -32,7 +35,7 @@ def raster(emb):
 
 
 def fitted(kind, emb, **options):
-    labels = raster(emb) if kind == "conv" else clicks(emb)
+    labels = raster(emb) if kind in DENSE else clicks(emb)
     return fit_head(kind, emb, labels, **KINDS[kind] | options)
 
 
@@ -50,7 +53,7 @@ def test_a_few_labels_give_the_map(kind):
     assert isinstance(head, Head)
     assert accuracy(head, embeddings(48, 48, noise=0.4, seed=7)) > 0.95
     assert head.report["seconds"] >= 0
-    assert sum(head.report["cells"].values()) == (18 if kind != "conv" else 48 * 48)
+    assert sum(head.report["cells"].values()) == (18 if kind not in DENSE else 48 * 48)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +95,7 @@ def test_on_the_map_with_flags(kind, north_up):
     assert list(got.attrs["flag_values"]) == list(head.classes.codes)
     assert got.attrs["flag_meanings"].split() == list(head.classes.names)
     assert len(got.attrs["flag_colors"].split()) == 3
-    if kind != "conv":  # The decoder learnt from neighbours as they lie; turned over it may differ at edges.
+    if kind not in DENSE:  # The decoder learnt from neighbours as they lie; turned over it may differ at edges.
         np.testing.assert_array_equal(got.sortby("y").values, head.predict(emb).sortby("y").values)
 
 
@@ -198,9 +201,10 @@ def test_strength_is_chosen_in_blocks_of_space():
 def test_knn_weighs_rare_classes():
     emb = embeddings(48, 48, noise=0.5)
     label, rng = truth(48, 48), np.random.default_rng(0)
-    at = lambda k, n: [
-        (float(emb.x[c]), float(emb.y[r]), str(k)) for r, c in rng.permutation(np.argwhere(label == k))[:n]
-    ]
+
+    def at(k, n):
+        return [(float(emb.x[c]), float(emb.y[r]), str(k)) for r, c in rng.permutation(np.argwhere(label == k))[:n]]
+
     head = fit_head("knn", emb, at(0, 100) + at(1, 100) + at(2, 3))
     found = head.predict(emb).values
     assert (found[label == 2] == 2).mean() > 0.9
@@ -247,7 +251,7 @@ def test_embeddings_of_another_model_are_refused():
 
 def test_errors():
     emb = embeddings(30, 30)
-    with pytest.raises(ValueError, match="kind must be one of knn, linear, conv"):
+    with pytest.raises(ValueError, match="kind must be one of knn, linear, conv, upernet"):
         fit_head("forest", emb, clicks(emb))
     with pytest.raises(ValueError, match="estimator must be"):
         fit_head("linear", emb, clicks(emb), estimator="svm")
