@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deo_cube.cube.files import open_cube
     from deo_cube.cube.synthetic import synthetic_cube
     from deo_cube.encoder.card import ModelCard
+    from deo_cube.encoder.describe import describe, describe_timm
     from deo_cube.encoder.registry import card, list_models, load_encoder, register_encoder
     from deo_cube.encoder.verify import verify
     from deo_cube.engine.embed import embed
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
     from deo_cube.engine.plan import plan
     from deo_cube.engine.reopen import open_embeddings, verify_store
     from deo_cube.engine.write import to_zarr
+    from deo_cube.evaluate.seam import seam_report
+    from deo_cube.heads.change import change
+    from deo_cube.heads.cluster import cluster
+    from deo_cube.heads.head import fit_head, load_head
+    from deo_cube.heads.maps import classify, segment
+    from deo_cube.heads.pca import pca_rgb
+    from deo_cube.heads.similar import similar
 
 __all__ = [
     "DeoCubeError",
@@ -36,18 +44,29 @@ __all__ = [
     "DeoDatasetAccessor",
     "ModelCard",
     "card",
+    "change",
+    "classify",
+    "cluster",
+    "describe",
+    "describe_timm",
     "embed",
     "errors",
+    "fit_head",
     "list_models",
     "load_cube",
     "load_encoder",
+    "load_head",
     "match",
     "open_cube",
     "open_embeddings",
     "options",
+    "pca_rgb",
     "plan",
     "register_encoder",
+    "seam_report",
+    "segment",
     "set_options",
+    "similar",
     "synthetic_cube",
     "to_zarr",
     "verify",
@@ -58,6 +77,7 @@ _HOMES = {
     "deo_cube.cube.files": ("open_cube",),
     "deo_cube.cube.synthetic": ("synthetic_cube",),
     "deo_cube.encoder.card": ("ModelCard",),
+    "deo_cube.encoder.describe": ("describe", "describe_timm"),
     "deo_cube.encoder.registry": ("card", "list_models", "load_encoder", "register_encoder"),
     "deo_cube.encoder.verify": ("verify",),
     "deo_cube.engine.embed": ("embed",),
@@ -66,6 +86,13 @@ _HOMES = {
     "deo_cube.engine.plan": ("plan",),
     "deo_cube.engine.reopen": ("open_embeddings", "verify_store"),
     "deo_cube.engine.write": ("to_zarr",),
+    "deo_cube.evaluate.seam": ("seam_report",),
+    "deo_cube.heads.change": ("change",),
+    "deo_cube.heads.cluster": ("cluster",),
+    "deo_cube.heads.head": ("fit_head", "load_head"),
+    "deo_cube.heads.maps": ("classify", "segment"),
+    "deo_cube.heads.pca": ("pca_rgb",),
+    "deo_cube.heads.similar": ("similar",),
 }
 
 

@@ -39,6 +39,8 @@ class _Cube:
     embed = _Verb("deo_cube.engine.embed")
     plan = _Verb("deo_cube.engine.plan")
     match = _Verb("deo_cube.engine.match")
+    classify = _Verb("deo_cube.heads.maps")
+    segment = _Verb("deo_cube.heads.maps")
 
     def __init__(self, obj: Any) -> None:
         # Nothing is computed or checked here: xarray turns an AttributeError in an accessor's __init__ into another.
@@ -66,6 +68,10 @@ class DeoDataArrayAccessor(_Cube):
     """`da.deo`: verbs on a DataArray with a band dimension, and on embeddings."""
 
     to_zarr = _Verb("deo_cube.engine.write")
+    similar = _Verb("deo_cube.heads.similar")
+    change = _Verb("deo_cube.heads.change")
+    pca_rgb = _Verb("deo_cube.heads.pca")
+    cluster = _Verb("deo_cube.heads.cluster")
 
     def _summary(self) -> Any:
         from deo_cube.engine.summary import summarise_embeddings

@@ -1,4 +1,6 @@
-"""The command line: `deo-cube demo | embed | plan | models | verify`. Flags are the arguments of the verbs.
+"""The command line: `deo-cube demo | embed | plan | models | verify | segment | evaluate`.
+
+Flags are the arguments of the verbs.
 
 Exit status: 0 done, 1 something found wrong (`verify`), 2 a mistake in the call, 130 interrupted.
 """
@@ -131,6 +133,52 @@ def verify(
     return 0 if found.ok else 1
 
 
+def segment(
+    cube: Annotated[Positional[str], arg(help="cube or store of embeddings: .zarr, .nc, .tif, or .json of STAC items")],
+    head: Annotated[Positional[Path], arg(help="folder of a saved head")],
+    out: Annotated[Positional[Path], arg(help="class map: .tif, or .zarr")],
+    units: Annotated[Literal["auto", "dn", "reflectance", "uint8_rgb"], arg(help="of stored values")] = "auto",
+    offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
+    missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
+) -> None:
+    """Map classes with a head that `fit_head(...).save(...)` wrote."""
+    from deo_cube.cube.files import open_cube
+    from deo_cube.engine.reopen import is_embeddings, open_embeddings
+    from deo_cube.heads.maps import segment as segment_cube
+
+    if is_embeddings(cube):
+        classes = segment_cube(open_embeddings(cube), head)
+    else:
+        given: dict[str, Any] = {"units": units, "offset": _number(offset), "missing": missing}
+        classes = segment_cube(open_cube(cube), head, **given)
+    if out.suffix.lower() in (".tif", ".tiff"):
+        import rioxarray  # noqa: F401 - registers .rio
+
+        flat = classes.squeeze(drop=True)
+        if flat.ndim != 2:
+            raise ValueError(f"a GeoTIFF holds one date, the cube has {classes.sizes['time']}: name OUT .zarr")
+        flat.rio.to_raster(out)
+    else:
+        classes.to_dataset(name="class").to_zarr(out, mode="w", zarr_format=3, consolidated=True)
+    print(f"{out}: {' x '.join(f'{d} {n}' for d, n in classes.sizes.items())}")
+
+
+def evaluate(
+    model: Annotated[Positional[str], arg(help="name of a model, or folder of a training run")],
+    data: Annotated[Positional[Path], arg(help="folder that holds the labelled data sets")],
+    tasks: Annotated[tuple[str, ...], arg(help="tasks to run; default all whose data are there")] = (),
+    out: Annotated[Path | None, arg(help="JSON file for the scores")] = None,
+    quick: Annotated[bool, arg(help="fewer chips and seeds: to see that it runs")] = False,
+) -> None:
+    """Score a model with baselines beside it, and print the table."""
+    from deo_cube.evaluate.report import evaluate as evaluate_model
+
+    report = evaluate_model(model, data, tasks=tasks or None, quick=quick, progress=True)
+    print(report)
+    if out is not None:
+        report.to_json(out)
+
+
 def _number(text: str) -> Any:
     try:
         return float(text)
@@ -151,7 +199,8 @@ def _cluster(scheduler: str | None) -> Iterator[str | None]:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    commands: dict[str, Any] = {"demo": demo, "embed": embed, "plan": plan, "models": models, "verify": verify}
+    verbs = (demo, embed, plan, models, verify, segment, evaluate)
+    commands: dict[str, Any] = {verb.__name__: verb for verb in verbs}
     try:
         status = tyro.extras.subcommand_cli_from_dict(commands, prog="deo-cube", description=__doc__, args=args)
     except (DeoCubeError, FileNotFoundError, ValueError) as error:

@@ -93,3 +93,21 @@ def test_the_demo_writes_a_store_and_a_picture(tmp_path: Path, capsys: pytest.Ca
 def test_help_is_quick_and_names_the_commands() -> None:
     done = subprocess.run([sys.executable, "-m", "deo_cube", "--help"], capture_output=True, text=True, check=True)
     assert all(c in done.stdout for c in ("demo", "embed", "plan", "models", "verify"))
+
+
+def test_segment_maps_classes_from_a_cube_and_from_a_store(cube: Path, tmp_path: Path) -> None:
+    import rasterio
+
+    ds = xr.open_zarr(cube, consolidated=False, decode_coords="all", mask_and_scale=False)
+    emb = ds.deo.embed()
+    middle = [(float(emb.x[i]), float(emb.y[j]), "a" if i < 10 else "b") for i in (3, 6, 14, 20) for j in (4, 15)]
+    head = deo_cube.fit_head("knn", emb, middle)
+    head.save(tmp_path / "head")
+    stored = tmp_path / "emb.zarr"
+    emb.deo.to_zarr(stored, progress=False)
+    assert run("segment", cube, tmp_path / "head", tmp_path / "a.tif") == 0
+    assert run("segment", stored, tmp_path / "head", tmp_path / "b.tif") == 0
+    with rasterio.open(tmp_path / "a.tif") as a, rasterio.open(tmp_path / "b.tif") as b:
+        assert (a.read(1) == b.read(1)).all()
+        corner = a.transform.c, a.transform.f
+        assert corner == (emb.rio.transform().c, emb.rio.transform().f)

@@ -172,7 +172,7 @@ class Encoder:
             return how
         if how.name in [n.name for n in stem.normalizations]:
             return stem.normalization(how.name)
-        by_band = dict(zip(self.stem.bands, zip(how.mean, how.std, strict=True), strict=False))
+        by_band = dict(zip(self.stem.bands[: len(how.mean)], zip(how.mean, how.std, strict=True), strict=True))
         if how.kind == "fixed" and set(stem.bands) <= set(by_band):
             return choose_normalization(stem, {b: by_band[b] for b in stem.bands})
         raise MissingBandsError(

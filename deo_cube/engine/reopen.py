@@ -17,7 +17,7 @@ from deo_cube.engine import metadata
 from deo_cube.engine.store import DONE, IDENTITY, WINDOW, checksum, existing, is_local
 from deo_cube.errors import StoreMismatchError
 
-__all__ = ["StoreStatus", "open_embeddings", "status", "verify_store"]
+__all__ = ["StoreStatus", "is_embeddings", "open_embeddings", "status", "verify_store"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,15 @@ class StoreStatus:
         damage = f", {len(self.damaged)} DAMAGED: {list(self.damaged[:5])}" if self.damaged else ""
         checked = ", every byte checked" if self.verified and not self.damaged else ""
         return f"<Store: {self.done} of {self.blocks} blocks done, {state}{damage}{checked}>"
+
+
+def is_embeddings(store: Any) -> bool:
+    """Whether a store of embeddings of this package lies there."""
+    try:
+        found = existing(store)
+    except StoreMismatchError:
+        return False
+    return found is not None and IDENTITY in found.attrs
 
 
 def status(store: Any) -> StoreStatus:
