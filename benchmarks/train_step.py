@@ -81,12 +81,16 @@ def published(student: Student, ema: Student, crops: list[View], t: Targets, opt
 
     with torch.no_grad():
         teacher = [
-            ema.head_ms(ema.network.forward_features(c.ms, "ms")[taps.vector]) for c in crops[:2]  # type: ignore[misc]
+            ema.head_ms(ema.network.forward_features(c.ms, "ms")[taps.vector])
+            for c in crops[:2]  # type: ignore[misc]
         ]
     ms = student.head_ms(multi_crop("ms")[0])  # type: ignore[misc]
     vector, mid, late = multi_crop("rgb")
     cls = student.cls_head(vector)  # type: ignore[misc]
-    patch = [h(m.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for h, m in ((student.patch_head_mid, mid), (student.patch_head_late, late))]  # type: ignore[misc]
+    patch = [
+        h(m.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        for h, m in ((student.patch_head_mid, mid), (student.patch_head_late, late))
+    ]  # type: ignore[misc]
 
     def pairs(s: torch.Tensor, ts: list[torch.Tensor]) -> torch.Tensor:
         total, count = torch.zeros(()), 0
@@ -103,7 +107,10 @@ def published(student: Student, ema: Student, crops: list[View], t: Targets, opt
         z = (ms.chunk(v)[i] + teacher[i]) / 2
         rates.append(torch.linalg.cholesky_ex(torch.eye(p) + p / (n * world * eps) * z.T @ z)[0].diagonal().log().sum())
     expansion = torch.stack(rates).mean() * (p + world * n) / (p * world * n)
-    grids = [F.interpolate(m, size=g.shape[2:], mode="bilinear", align_corners=False) for m, g in zip(patch, (t.mid, t.late), strict=True)]
+    grids = [
+        F.interpolate(m, size=g.shape[2:], mode="bilinear", align_corners=False)
+        for m, g in zip(patch, (t.mid, t.late), strict=True)
+    ]
     mid_s, late_s = (F.cosine_similarity(m, g, dim=1).mean() for m, g in zip(grids, (t.mid, t.late), strict=True))
     loss = -comp - expansion - 0.5 * (0.5 * (mid_s + late_s) + pairs(cls, list(t.cls.chunk(2))))
     optimizer.zero_grad()
@@ -119,7 +126,9 @@ def published(student: Student, ema: Student, crops: list[View], t: Targets, opt
     return loss.item()
 
 
-def ours(student: Student, ema: Student, crops: list[View], t: Targets, optimizer: torch.optim.Optimizer, config: TrainConfig) -> float:
+def ours(
+    student: Student, ema: Student, crops: list[View], t: Targets, optimizer: torch.optim.Optimizer, config: TrainConfig
+) -> float:
     """The same step as the trainer makes it."""
     optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
@@ -176,8 +185,12 @@ def main() -> None:
             seconds.append(time.perf_counter() - began)
     best = [min(seconds) for *_, seconds in sides]
     for (name, _, seconds), b in zip(sides, best, strict=True):
-        print(f"{name:20} best {b:.3f} s, median {sorted(seconds)[len(seconds) // 2]:.3f} s, {a.batch / b:.2f} samples/s")
-    print(f"loss {first[1]:.5f} on both sides; {best[0] / best[1]:.2f}x (best of {a.rounds}, {a.threads} thread(s), float32)")
+        print(
+            f"{name:20} best {b:.3f} s, median {sorted(seconds)[len(seconds) // 2]:.3f} s, {a.batch / b:.2f} samples/s"
+        )
+    print(
+        f"loss {first[1]:.5f} on both sides; {best[0] / best[1]:.2f}x (best of {a.rounds}, {a.threads} thread(s), float32)"
+    )
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_the_untrained_stand_in_comes_from_its_script(tmp_path: Path) -> None:
 
 def test_the_bundled_model_is_small() -> None:
     card = bundled_cards()["tiny"]
-    assert (Path(card.folder) / card.weights.file).stat().st_size < 6_000_000
+    assert (Path(card.folder) / card.weights.file).stat().st_size < 12_000_000
 
 
 def test_any_family_and_size_can_stand_as_a_card(tmp_path: Path) -> None:
