@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CACHE_BYTES", "ChunkReader", "reader"]
+__all__ = ["CACHE_BYTES", "ChunkReader", "forget", "reader"]
 
 #: Memory for chunks that more blocks may ask for, a process.
 CACHE_BYTES = 512 * 2**20

@@ -106,8 +106,9 @@ def to_zarr(
     if todo:
         kind = _scheduler(scheduler)
         bar = _Bar(emb, layout, done=int(record.sum()), shown=progress)
-        with _executor(kind, num_workers) as (executor, slots), bar:
-            _run(executor, slots, _jobs(emb, target, todo, retries), bar)
+        run = uuid.uuid4().hex
+        with _executor(kind, num_workers, run) as (executor, slots), bar:
+            _run(executor, slots, _jobs(emb, target, todo, retries, run), bar)
         _tidy(path)
     store.finish(target, root)
     return open_embeddings(path)
@@ -159,12 +160,16 @@ def _scheduler(wanted: str | None) -> str:
 
 
 @contextmanager
-def _executor(kind: str, num_workers: int | None) -> Iterator[tuple[Executor, int]]:
-    """Yield an executor, and how many blocks to keep in flight on it."""
+def _executor(kind: str, num_workers: int | None, run: str) -> Iterator[tuple[Executor, int]]:
+    """Yield an executor, and how many blocks to keep in flight on it; let go of the run's chunks at the end."""
     if kind == "distributed":
         client = runtime.distributed_client()
         threads = sum(client.nthreads().values()) or 1
-        yield client.get_executor(pure=False, retries=2), 2 * threads
+        try:
+            # No retries here: a dead worker's task is run again by the scheduler, a failed one would only fail again.
+            yield client.get_executor(pure=False), 2 * threads
+        finally:
+            client.run(read.forget, run)
         return
     if kind == "processes":
         import multiprocessing
@@ -176,8 +181,11 @@ def _executor(kind: str, num_workers: int | None) -> Iterator[tuple[Executor, in
             yield pool, 2 * n
         return
     n = 1 if kind == "synchronous" else num_workers or runtime.cpu_lanes() + 2
-    with ThreadPoolExecutor(n, thread_name_prefix="deo_cube-block") as threads_pool:
-        yield threads_pool, n
+    try:
+        with ThreadPoolExecutor(n, thread_name_prefix="deo_cube-block") as threads_pool:
+            yield threads_pool, n
+    finally:
+        read.forget(run)
 
 
 def _run(executor: Executor, slots: int, jobs: Iterable[Job], bar: _Bar) -> None:
@@ -221,8 +229,10 @@ def _run_pickled(job: bytes) -> None:
     run_job(cloudpickle.loads(job))
 
 
-def _jobs(emb: xr.DataArray, target: store.Target, todo: list[tuple[int, int, int]], retries: int) -> Iterator[Job]:
-    values, valid, run = emb.data, emb["valid"].data, uuid.uuid4().hex
+def _jobs(
+    emb: xr.DataArray, target: store.Target, todo: list[tuple[int, int, int]], retries: int, run: str
+) -> Iterator[Job]:
+    values, valid = emb.data, emb["valid"].data
     whole = graph.merged(values, valid)
     four = emb.ndim == 4
     waves = (todo[i : i + WAVE] for i in range(0, len(todo), WAVE))
