@@ -26,6 +26,7 @@ from deo_cube.evaluate.baselines import RandomConvolutions
 from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift
 from deo_cube.evaluate.readers import read_beetle, read_eurosat, read_terramesh
 from deo_cube.evaluate.scores import Score, compare
+from deo_cube.train.samples import open_source
 
 __all__ = ["Bundle", "bundle", "measure"]
 
@@ -119,14 +120,19 @@ def bundle(job: Bundle) -> ModelCard:
         scores=scores,
         limits=LIMITS if scores else (*LIMITS, "No score has been measured yet."),
     )
-    sample = np.concatenate(
-        [
-            s.image[None, [s.bands.index(b) for b in card.bands], :224, :224]
-            for s in read_terramesh(job.data_folder / "landcover_terramesh")
-        ]
-    )
+    sample = typical(job.data_folder)
     network: Any = encoder.network
     return write_model(card, network, job.out, card_file="tiny.json", sample=sample)
+
+
+def typical(data: Path) -> Array:
+    """Windows (16, 10, 128, 128) of two scenes that served training: what int8 scales are measured on."""
+    random = np.random.default_rng(0)
+    scenes = [
+        open_source(f"{data}/scenes/{name},units=dn,offset=0,nodata=0")
+        for name in ("aquileia_20190416_L2A.tif", "pilbara_20181201_L2A.tif")
+    ]
+    return np.stack([s.window(random, 128, 0.9)[0] for s in scenes for _ in range(8)])
 
 
 def _compared(encoder: Encoder, job: Bundle) -> tuple[dict[str, Any], ...]:
