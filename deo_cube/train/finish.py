@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,19 +30,23 @@ FIRST = 1_000_000_000
 def windows_for(mixture: Mixture, config: TrainConfig, count: int = 384) -> dict[str, Tensor]:
     """Normalised windows (n, C, S, S) of each stem that the run has sources for, in the middle of larger ones."""
     size = config.augment.global_size // 16 * 16
+    kinds = {s.kind for s in mixture.sources}
+    student = config.student
     out = {}
-    for kind, mean, std in (
-        ("ms", config.student.ms_mean, config.student.ms_std),
-        ("rgb", config.student.rgb_mean, config.student.rgb_std),
-    ):
-        if not any(s.kind == kind for s in mixture.sources):
-            continue
-        n = count if kind == "ms" else 3 * count
-        x = torch.stack([torch.from_numpy(mixture.sample(kind, FIRST + i)) for i in range(n)])  # type: ignore[arg-type]
-        edge = (x.shape[2] - size) // 2
-        x = x[:, :, edge : edge + size, edge : edge + size]
-        out[kind] = (x - _column(mean)) / _column(std)
+    if "ms" in kinds:
+        ms = _middles(mixture, "ms", count, size)
+        out["ms"] = (ms - _column(student.ms_mean)) / _column(student.ms_std)
+    if kinds:
+        # Without RGB-only sources the RGB stem has learnt from the cubes' own red, green and blue.
+        rgb = _middles(mixture, "rgb", 3 * count, size) if "rgb" in kinds else ms[:, :3]
+        out["rgb"] = (rgb - _column(student.rgb_mean)) / _column(student.rgb_std)
     return out
+
+
+def _middles(mixture: Mixture, kind: Literal["ms", "rgb"], count: int, size: int) -> Tensor:
+    x = torch.stack([torch.from_numpy(mixture.sample(kind, FIRST + i)) for i in range(count)])
+    edge = (x.shape[2] - size) // 2
+    return x[:, :, edge : edge + size, edge : edge + size]
 
 
 @torch.no_grad()
@@ -140,8 +144,18 @@ def describe_run(config: TrainConfig, step: int, seconds: float, history: Mappin
         weights=Weights("trained", "weights.safetensors"),
         training_data=f"{step} steps of {(o.batch + o.rgb_batch) * o.accumulate} samples a process, {seconds:.0f} s, "
         f"seed {config.seed}, teacher {config.teacher}; sources: {sources}" + (f"; health: {health}" if health else ""),
-        limits=("No score has been measured: run deo_cube.evaluate on labelled data kept apart from training.",),
+        limits=(
+            "No score has been measured: run deo_cube.evaluate on labelled data kept apart from training.",
+            *(f"Stem {stem!r} was not trained: no arm fed it." for stem in untrained_stems(config)),
+        ),
     )
+
+
+def untrained_stems(config: TrainConfig) -> list[str]:
+    """Stems that the arms of a run leave as they started."""
+    o = config.objective
+    ms = config.optimizer.batch > 0 and (o.multispectral or (config.teacher != "none" and o.multispectral_optical > 0))
+    return [stem for stem, trained in (("ms", ms), ("rgb", config.teacher != "none")) if not trained]
 
 
 def _column(values: tuple[float, ...]) -> Tensor:

@@ -21,7 +21,7 @@ from deo_cube.errors import DeviceError, MissingExtraError, StoreMismatchError
 from deo_cube.train import checkpoints
 from deo_cube.train.augment import Augmentation, generator
 from deo_cube.train.config import TrainConfig
-from deo_cube.train.finish import describe_run, fit_local, fit_necks, windows_for
+from deo_cube.train.finish import describe_run, fit_local, fit_necks, untrained_stems, windows_for
 from deo_cube.train.health import Watch, effective_rank, knn_score
 from deo_cube.train.losses import coding_rate_bound
 from deo_cube.train.samples import Batch, ImageSource, Mixture, Source, batches, open_source
@@ -171,11 +171,9 @@ def _freeze_unused(student: Student, config: TrainConfig) -> None:
     for name, p in student.network.named_parameters():
         if name.startswith(config.student.freeze):
             p.requires_grad_(False)
-    used = {"ms": student.head_ms is not None or student.ms_optical, "rgb": student.cls_head is not None}
-    for name, p in student.named_parameters():
-        for stem, on in used.items():
-            if not on and (f"_{stem}." in name or f".{stem}." in name) and name.startswith("network."):
-                p.requires_grad_(False)
+    for name, p in student.network.named_parameters():
+        if any(f"_{stem}." in f".{name}" or f".{stem}." in f".{name}" for stem in untrained_stems(config)):
+            p.requires_grad_(False)
 
 
 def optimizer_of(student: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -79,3 +79,19 @@ def test_the_card_of_a_run_says_what_it_is_and_that_nothing_was_measured() -> No
     assert "effective_rank 9.5" in card.training_data
     assert any("No score" in limit for limit in card.limits)
     assert card.tile % card.patch == 0
+
+
+def test_stems_that_no_arm_feeds_are_named(cube_source: str) -> None:
+    from deo_cube.train.finish import untrained_stems, windows_for
+    from deo_cube.train.samples import Mixture, open_source
+
+    smoke = PRESETS["smoke"]
+    assert untrained_stems(smoke) == ["rgb"]
+    assert any("'rgb' was not trained" in limit for limit in describe_run(smoke, 1, 1.0, {}).limits)
+    optical = dataclasses.replace(
+        smoke, teacher="mobilenet", objective=dataclasses.replace(smoke.objective, multispectral=False)
+    )
+    assert untrained_stems(optical) == ["ms"]
+    # A cube alone serves both stems' necks.
+    windows = windows_for(Mixture((open_source(cube_source),), smoke.loader, 0), smoke, count=3)
+    assert {k: tuple(v.shape) for k, v in windows.items()} == {"ms": (3, 10, 32, 32), "rgb": (3, 3, 32, 32)}
