@@ -145,7 +145,7 @@ def _report(config: Config, rates: dict[str, list[float]], plans: dict[str, Any]
         tile = int(case.split(":")[0])
         rate = middle[f"embed {case}"] / best[tile]
         area = middle[f"embed {case}"] / plan.tiles * config.size**2 / floor
-        rows[case] = {"rate": rate, "area": area, "encoded_per_kept": plan.tiling.encoded_per_kept}
+        rows[case] = {"rate": rate, "area": area, "encoded_per_kept": plan.encoded_per_kept}
         print(f"| {case} | {rate:.3f} | {area:.3f} |")
     result = {"config": asdict(config) | {"out": str(config.out)}, "rates": rates, "cases": rows}
     if config.out:

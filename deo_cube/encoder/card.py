@@ -167,6 +167,9 @@ class ModelCard:
     units: Literal["dn", "reflectance"] = "dn"
     """`dn`: reflectance x 10000 with no offset. `reflectance`: 0..1."""
     product_level: str = "L2A"
+    trim: int = 0
+    """At the cube's edge a tile may be cut shorter, to a multiple of so many pixels, instead of being filled with the
+    mirrored cube. For networks that do not know where in the tile a pixel lies; 0 for all others."""
     batch: int = 8
     """Tiles encoded at once where neither user nor device says otherwise."""
     reference: Reference | None = None
@@ -190,6 +193,10 @@ class ModelCard:
         _check(self.tile > 0 and self.halo >= 0, f"card {self.name}: tile must be positive, halo not negative")
         _check(2 * self.halo < self.tile, f"card {self.name}: halo {self.halo} leaves no core in tile {self.tile}")
         _check(self.tile % self.patch == 0, f"card {self.name}: tile {self.tile} is no multiple of stride {self.patch}")
+        _check(
+            self.trim >= 0 and (self.trim == 0 or self.tile % self.trim == 0),
+            f"card {self.name}: tile {self.tile} is no multiple of trim {self.trim}",
+        )
         _check(self.gsd > 0, f"card {self.name}: gsd must be positive")
         _check(self.units in ("dn", "reflectance"), f"card {self.name}: unknown units {self.units!r}")
 

@@ -7,6 +7,7 @@ through the encoder in batches, their cores are stitched, and patches without on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +21,7 @@ from deo_cube.cube.radiometry import Radiometry, implausible
 from deo_cube.encoder.registry import EncoderRef
 from deo_cube.engine import runtime
 from deo_cube.engine.graph import BlockIndex
-from deo_cube.engine.tiles import TilePlan
+from deo_cube.engine.tiles import TileCuts, TilePlan
 from deo_cube.errors import AmbiguousUnitsError
 
 __all__ = ["INT8_INVALID", "EmbedBlock", "ValidBlock", "blank_pixels", "valid_pixels"]
@@ -143,31 +144,29 @@ class EmbedBlock:
         device = runtime.choose_device(self.device)
         encoder = runtime.encoder(self.ref, device)
         hidden = self._hidden(windows)
-        per_core, context = plan.rows.patches_per_core, plan.halo // plan.patch
+        per_core = plan.rows.patches_per_core
         canvas = np.zeros((dim, rows.tiles * per_core, columns.tiles * per_core), np.float32)
 
+        # lcm(0, n) is 0: tiles of models that know their place in the tile are never cut shorter.
+        cuts = TileCuts(plan, rows, columns, math.lcm(self.ref.card.trim, plan.patch))
+
         def encode(places: Sequence[tuple[int, int]]) -> Array:
-            cuts = [
-                (..., slice(y * plan.core, y * plan.core + plan.tile), slice(x * plan.core, x * plan.core + plan.tile))
-                for y, x in places
-            ]
-            batch = np.stack([bands[cut] for cut in cuts])
-            masked = None if hidden is None else np.stack([hidden[cut] for cut in cuts])
+            windows = [(..., *cuts.pixels(place)) for place in places]
+            batch = np.stack([bands[w] for w in windows])
+            masked = None if hidden is None else np.stack([hidden[w] for w in windows])
             maps = encoder.encode(self._canonical(batch, masked, index.time, device))
-            inner = slice(context, context + per_core)
-            return np.asarray(maps[:, :, inner, inner].cpu().numpy())
+            return np.asarray(maps.cpu().numpy())
 
         # A tile whose whole core is invalid gives NaN whatever it holds.
-        wanted, key = self._tiles_with_valid_core(good, rows.tiles, columns.tiles), self.ref.fingerprint
-        for places, maps in runtime.run_batches(
-            wanted,
-            encode,
-            batch=self.batch or runtime.default_batch(self.ref, plan.tile, device),
-            device=device,
-            key=key,
-        ):
-            for (y, x), tile in zip(places, maps, strict=True):
-                canvas[:, y * per_core : (y + 1) * per_core, x * per_core : (x + 1) * per_core] = tile
+        wanted = self._tiles_with_valid_core(good, rows.tiles, columns.tiles)
+        batch = self.batch or runtime.default_batch(self.ref, plan.tile, device)
+        done = runtime.run_batches(
+            wanted, encode, batch=batch, device=device, key=self.ref.fingerprint, alike=cuts.size
+        )
+        for places, maps in done:
+            for place, tile in zip(places, maps, strict=True):
+                into, out_of = cuts.patches(place)
+                canvas[:, *into] = tile[:, *out_of]
         kept = canvas[:, rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
         return self._finish(kept, valid)
 

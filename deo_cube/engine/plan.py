@@ -36,6 +36,8 @@ class Plan:
     itemsize: int
     area_km2: float
     read_amplification: float
+    trim: int = 0
+    """To what multiple of pixels tiles may be cut shorter at the cube's edge."""
     tiles_per_second: float | None = None
     """Measured on this machine; None where it never was."""
     device: str = ""
@@ -53,7 +55,7 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Patches that the encoder sees, halos included."""
-        return self.tiles * (self.tiling.tile // self.tiling.patch) ** 2
+        return self.times * self.tiling.encoded_pixels(self.trim) // self.tiling.patch**2
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -80,9 +82,17 @@ class Plan:
         return window + patches * self.dim * (4 + np.dtype(self.dtype).itemsize)
 
     @property
+    def encoded_per_kept(self) -> float:
+        """Pixels that the encoder sees for each pixel of the cube."""
+        return self.tiling.encoded_pixels(self.trim) / (self.tiling.shape[0] * self.tiling.shape[1])
+
+    @property
     def seconds(self) -> float | None:
         """Encoding time at the measured rate; None where none was measured."""
-        return None if self.tiles_per_second is None else self.tiles / self.tiles_per_second
+        if self.tiles_per_second is None:
+            return None
+        whole = self.tiling.encoded_pixels(self.trim) / self.tiling.tile**2
+        return self.times * whole / self.tiles_per_second
 
     def _rows(self) -> list[tuple[str, str]]:
         p = self.tiling
@@ -96,7 +106,7 @@ class Plan:
             (
                 "tiles",
                 f"{self.tiles:,} of {p.tile} px with a halo of {p.halo} px; the encoder sees "
-                f"{p.encoded_per_kept:.2f} px for each px of the cube",
+                f"{self.encoded_per_kept:.2f} px for each px of the cube",
             ),
             ("tokens", f"{self.tokens:,}"),
             ("blocks", f"{self.blocks:,} of {p.block} px: tasks, and shards of the store"),
@@ -185,6 +195,7 @@ def _plan_of(p: Prepared, dtype: str, rate: float | None, device: str) -> Plan:
         itemsize=max(f.dtype.itemsize for f in p.gather.groups[0]),
         area_km2=dx * dy * p.plan.shape[0] * p.plan.shape[1] / 1e6,
         read_amplification=graph.read_amplification(p.gather),
+        trim=p.ref.card.trim,
         tiles_per_second=rate,
         device=device,
     )

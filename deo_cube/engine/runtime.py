@@ -195,12 +195,18 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def run_batches(
-    items: Sequence[Item], work: Callable[[Sequence[Item]], T], *, batch: int, device: str, key: str = ""
+    items: Sequence[Item],
+    work: Callable[[Sequence[Item]], T],
+    *,
+    batch: int,
+    device: str,
+    key: str = "",
+    alike: Callable[[Item], Any] | None = None,
 ) -> list[tuple[Sequence[Item], T]]:
     """Run `work` over batches of `items` on the device's lanes.
 
     Where a batch does not fit the device's memory, it is halved and tried again, and later batches of the same `key`
-    stay small; a single item that does not fit is an error.
+    stay small; a single item that does not fit is an error. Items for which `alike` differs never share a batch.
 
     Returns
     -------
@@ -215,7 +221,8 @@ def run_batches(
     place = lanes(device)
     ticket = place.ticket()
     size = max(1, min(batch, _batch_limits.get((key, device), batch)))
-    todo = [items[i : i + size] for i in range(0, len(items), size)]
+    groups = [list(items)] if alike is None else _grouped(items, alike)
+    todo = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
     done: list[tuple[Sequence[Item], T]] = []
     while todo:
         futures = [(part, place.submit(ticket, functools.partial(work, part))) for part in todo]
@@ -240,6 +247,13 @@ def run_batches(
                 future.cancel()
     order = {item: i for i, item in enumerate(items)}
     return sorted(done, key=lambda pair: order[pair[0][0]])
+
+
+def _grouped(items: Sequence[Item], alike: Callable[[Item], Any]) -> list[list[Item]]:
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault(alike(item), []).append(item)
+    return list(groups.values())
 
 
 def _remember_limit(key: str, device: str, half: int) -> None:

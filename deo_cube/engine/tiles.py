@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from deo_cube.errors import TilePlanError
 
-__all__ = ["Axis", "BlockAxis", "TilePlan", "mirror", "plan_tiles"]
+__all__ = ["Axis", "BlockAxis", "TileCuts", "TilePlan", "mirror", "plan_tiles"]
 
 Edge = Literal["pad", "drop"]
 
@@ -139,6 +139,11 @@ class Axis:
         """Patches of the first tile's core that lie before the output begins."""
         return self.first_patch - self.first_tile * self.patches_per_core
 
+    def encoded(self, trim: int) -> int:
+        """Pixels along the axis of all tiles together."""
+        blocks = (self.block(i) for i in range(self.blocks))
+        return sum(high - low for b in blocks for low, high in (self.span(b, k, trim) for k in range(b.tiles)))
+
     def block(self, i: int) -> BlockAxis:
         """The `i`-th block."""
         if not 0 <= i < self.blocks:
@@ -156,6 +161,18 @@ class Axis:
             out_start=out_start - self.first_patch,
             out_stop=out_stop - self.first_patch,
         )
+
+    def span(self, block: BlockAxis, k: int, trim: int) -> tuple[int, int]:
+        """Part of the `k`-th tile of a block that lies within a halo of the cube, in pixels of the tile.
+
+        Both ends are multiples of `trim` (a multiple of the patch) from the tile's first pixel; 0 leaves it whole.
+        """
+        if trim == 0:
+            return 0, self.tile
+        first = block.read_start + k * self.core
+        low = max(0, (-self.halo - first) // trim * trim)
+        high = min(self.tile, -(-(self.size + self.halo - first) // trim) * trim)
+        return low, high
 
     @cached_property
     def chunks(self) -> tuple[int, ...]:
@@ -270,10 +287,9 @@ class TilePlan:
         """Number of tiles (rows, columns)."""
         return self.rows.tiles, self.columns.tiles
 
-    @property
-    def encoded_per_kept(self) -> float:
-        """Pixels that the encoder sees for each pixel of the cube: what halo, edges and partial tiles cost."""
-        return self.tiles[0] * self.tiles[1] * self.tile**2 / (self.shape[0] * self.shape[1])
+    def encoded_pixels(self, trim: int = 0) -> int:
+        """Pixels that the encoder sees: what halo, edges and partial tiles cost."""
+        return self.rows.encoded(trim) * self.columns.encoded(trim)
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
         return ("deo_cube.TilePlan", *self.shape, *self.origin, self.tile, self.halo, self.patch, self.block, self.edge)
@@ -285,6 +301,44 @@ class TilePlan:
             f"{h} x {w} tiles of {self.tile} px (halo {self.halo}), {m} x {n} blocks of {self.block} px, "
             f"tile grid from world pixel {self.origin}, edge={self.edge!r}>"
         )
+
+
+@dataclass(frozen=True)
+class TileCuts:
+    """Where the tiles of one block lie: in its padded window (pixels) and in its canvas of patches.
+
+    Tiles are called by their row and column in the block. With `trim`, those at the cube's edge are cut shorter.
+    """
+
+    plan: TilePlan
+    rows: BlockAxis
+    columns: BlockAxis
+    trim: int = 0
+
+    def _spans(self, place: tuple[int, int]) -> list[tuple[int, int, int]]:
+        axes = ((self.plan.rows, self.rows), (self.plan.columns, self.columns))
+        return [(k, *axis.span(block, k, self.trim)) for k, (axis, block) in zip(place, axes, strict=True)]
+
+    def pixels(self, place: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of the window that the encoder is given."""
+        rows, columns = (slice(k * self.plan.core + a, k * self.plan.core + b) for k, a, b in self._spans(place))
+        return rows, columns
+
+    def size(self, place: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the tile, pixels: tiles of one size may share a batch."""
+        rows, columns = (b - a for _, a, b in self._spans(place))
+        return rows, columns
+
+    def patches(self, place: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """The core's rows and columns in the canvas, and where they are in the map that the encoder gave."""
+        patch, per_core = self.plan.patch, self.plan.rows.patches_per_core
+        context = self.plan.halo // patch
+        into, out_of = [], []
+        for k, a, b in self._spans(place):
+            first, last = max(a // patch, context), min(b // patch, context + per_core)
+            into.append(slice(k * per_core + first - context, k * per_core + last - context))
+            out_of.append(slice(first - a // patch, last - a // patch))
+        return (into[0], into[1]), (out_of[0], out_of[1])
 
 
 def plan_tiles(

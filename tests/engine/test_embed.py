@@ -7,6 +7,7 @@ from collections.abc import Callable
 import dask
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 import deo_cube
 from deo_cube import errors
 from deo_cube.cube import grid
+from deo_cube.encoder.card import Layer
+from deo_cube.encoder.encoder import Encoder
 from deo_cube.engine.embed import embed
 from tests.engine.conftest import BANDS, cube_at, means_card
 
@@ -429,8 +432,6 @@ def test_pixels_of_the_wrong_size_are_refused() -> None:
 
 
 def test_int8_without_a_measured_scale_is_refused() -> None:
-    from deo_cube.encoder.card import Layer
-
     card = means_card(name="no_scale.v1", alias="no_scale", layers=(Layer("means", 20, 4),))
     import functools
 
@@ -452,3 +453,30 @@ def test_chunks_too_large_to_read_whole_are_warned_of_with_those_that_fit(monkey
     monkeypatch.setattr("deo_cube.engine.embed.CACHE_BYTES", 10_000)
     with pytest.warns(UserWarning, match="chunks are large.*chunks={'time': 1, 'y': 256, 'x': 256}"):
         embed(cube_at((200, 200), times=1, chunks={"y": 200, "x": 200}), **SMALL)
+
+
+def test_tiles_cut_shorter_change_nothing_away_from_the_edge() -> None:
+    import functools
+
+    from deo_cube.encoder.registry import register_encoder
+    from tests.engine.conftest import local
+
+    for alias, trim in (("whole", 0), ("cut", 8)):
+        fields = {"name": f"{alias}.v1", "alias": alias, "trim": trim, "layers": (Layer("local", 10, 4),)}
+        register_encoder(means_card(**fields), functools.partial(functools.partial, local))
+    cube = cube_at((70, 90), times=1, row=5, col=9)
+    whole, cut = (embed(cube, model=m, dtype="float32", block=48).compute() for m in ("whole", "cut"))
+    # A model that sees no further than its halo gives the same everywhere, edges included.
+    np.testing.assert_array_equal(whole.values, cut.values)
+    seen = []
+    real = Encoder.encode
+
+    def note(self: Encoder, batch: torch.Tensor, **options: object) -> torch.Tensor:
+        seen.append(batch.shape[0] * batch.shape[2] * batch.shape[3])
+        return real(self, batch, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "encode", note)
+        embed(cube, model="cut", dtype="float32", block=48).compute(scheduler="sync")
+    plan = cube.deo.plan("cut", block=48)
+    assert sum(seen) == plan.tiling.encoded_pixels(8) < plan.tiling.encoded_pixels()

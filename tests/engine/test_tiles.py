@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deo_cube.engine.tiles import TilePlan, mirror, plan_tiles
+from deo_cube.engine.tiles import TileCuts, TilePlan, mirror, plan_tiles
 from deo_cube.errors import TilePlanError
 
 
@@ -117,3 +117,36 @@ def test_sizes_that_do_not_fit_are_refused_with_the_size_that_does(sizes: dict[s
 def test_a_plan_whose_block_is_no_multiple_of_the_core_is_refused() -> None:
     with pytest.raises(TilePlanError, match="block=1000 is no multiple.*pass block=896"):
         TilePlan((500, 500), (0, 0), 256, 16, 8, 1000)
+
+
+@given(plans(), st.sampled_from([0, 1, 2, 3]))
+def test_tiles_cut_shorter_at_the_edge_still_hold_every_kept_patch_and_its_halo(plan: TilePlan, factor: int) -> None:
+    trim = factor * plan.patch
+    for r in range(plan.rows.blocks):
+        rows, columns = plan.rows.block(r), plan.columns.block(0)
+        cuts, per = TileCuts(plan, rows, columns, trim), plan.rows.patches_per_core
+        canvas = np.full(rows.tiles * per, -1)
+        for k in range(rows.tiles):
+            window, _ = cuts.pixels((k, 0))
+            (into, _), (out_of, _) = cuts.patches((k, 0))
+            assert 0 <= window.start < window.stop <= rows.read_size
+            assert window.stop - window.start == cuts.size((k, 0))[0]
+            assert (window.stop - window.start) % plan.patch == 0
+            # The map's patches, by their first pixel in the cube.
+            made = np.arange(window.start, window.stop, plan.patch) + rows.read_start
+            canvas[into] = made[out_of]
+            # What was cut away lies more than a halo outside the cube.
+            if window.start > k * plan.core:
+                assert window.start + rows.read_start <= -plan.halo
+            if window.stop < k * plan.core + plan.tile:
+                assert window.stop + rows.read_start >= plan.shape[0] + plan.halo
+        kept = canvas[rows.skip : rows.skip + rows.out_size]
+        first = plan.rows.first_patch * plan.patch - plan.rows.origin
+        expected = first + plan.patch * np.arange(rows.out_start, rows.out_stop)
+        assert (kept == expected).all()
+
+
+def test_trimming_saves_what_lies_outside_the_cube() -> None:
+    plan = plan_tiles((500, 500), origin=(300, 700), tile=576, halo=32, patch=4)
+    assert plan.encoded_pixels() == 4 * 576**2
+    assert plan.encoded_pixels(32) < 0.4 * plan.encoded_pixels()
