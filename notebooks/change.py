@@ -10,7 +10,7 @@ import numpy as np
 import deo_cube
 from deo_cube.heads.change import change
 
-ds = deo_cube.synthetic_cube(size=512, times=2, clouds=False, gaps=False).load()
+ds = deo_cube.synthetic_cube(size=320, times=2, clouds=False, gaps=False).load()
 size = 64
 forest, crops = ((ds["land_cover"] == k).coarsen(y=size, x=size).mean() for k in (2, 4))
 top, left = (int(k) * size for k in np.unravel_index(int(forest.values.argmax()), forest.shape))

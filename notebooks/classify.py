@@ -13,12 +13,12 @@ from matplotlib.colors import ListedColormap
 import deo_cube
 from deo_cube.heads.head import fit_head, load_head
 
-ds = deo_cube.synthetic_cube(size=512, times=1, clouds=False, gaps=False)
+ds = deo_cube.synthetic_cube(size=320, times=1, clouds=False, gaps=False)
 truth = ds["land_cover"].load()
 names = dict(zip(truth.attrs["flag_values"].tolist(), truth.attrs["flag_meanings"].split(), strict=True))
 
 rng = np.random.default_rng(0)
-clicks = [(float(ds.x[c]), float(ds.y[r]), names[int(truth[r, c])]) for r, c in rng.integers(0, 512, (20, 2))]
+clicks = [(float(ds.x[c]), float(ds.y[r]), names[int(truth[r, c])]) for r, c in rng.integers(0, 320, (20, 2))]
 clicks[:3]
 
 # %%

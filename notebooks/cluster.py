@@ -9,7 +9,7 @@ from matplotlib.colors import ListedColormap
 import deo_cube
 from deo_cube.heads.cluster import cluster, fit_clusters
 
-ds = deo_cube.synthetic_cube(size=512, times=1, clouds=False, gaps=False)
+ds = deo_cube.synthetic_cube(size=320, times=1, clouds=False, gaps=False)
 emb = ds.deo.embed("tiny").isel(time=0).load()
 groups = cluster(emb, 6)
 groups

@@ -10,7 +10,7 @@ import xarray as xr
 import deo_cube
 from deo_cube.heads.pca import PCA, fit_pca, pca_rgb
 
-ds = deo_cube.synthetic_cube(size=512, times=2, clouds=False, gaps=False)
+ds = deo_cube.synthetic_cube(size=320, times=2, clouds=False, gaps=False)
 emb = ds.deo.embed("tiny").load()
 basis = fit_pca(emb)
 rgb = pca_rgb(emb, basis=basis)

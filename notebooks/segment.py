@@ -15,7 +15,7 @@ import deo_cube
 from deo_cube.heads.head import fit_head
 from deo_cube.heads.maps import segment
 
-ds = deo_cube.synthetic_cube(size=384, times=1, clouds=False, gaps=False).load()
+ds = deo_cube.synthetic_cube(size=320, times=1, clouds=False, gaps=False).load()
 truth = ds["land_cover"]
 
 # %% [markdown]
@@ -27,7 +27,7 @@ water_or_not = (truth == 1) | (truth == 7)
 squares, labels = [], []
 rng = np.random.default_rng(1)
 for wet in (True, False):
-    rows, cols = np.nonzero((water_or_not.values == wet)[:, :180])
+    rows, cols = np.nonzero((water_or_not.values == wet)[:, :150])
     for k in rng.integers(0, len(rows), 6):
         x, y = float(ds.x[cols[k]]), float(ds.y[rows[k]])
         squares.append(box(x - 40, y - 40, x + 40, y + 40))
@@ -50,6 +50,6 @@ right.set(title="truth")
 
 # %%
 wet = head.classes.code_of("wet")
-seen, true = drawn.values[:, 200:] == wet, water_or_not.values[:, 200:]
+seen, true = drawn.values[:, 170:] == wet, water_or_not.values[:, 170:]
 print(f"IoU of wet on the other half: {(seen & true).sum() / (seen | true).sum():.2f}; share of wet: {true.mean():.2f}")
 assert set(np.unique(drawn)) <= {0, 1, 255}

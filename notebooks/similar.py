@@ -10,7 +10,7 @@ import numpy as np
 import deo_cube
 from deo_cube.heads.similar import similar
 
-ds = deo_cube.synthetic_cube(size=512, times=1, clouds=False, gaps=False)
+ds = deo_cube.synthetic_cube(size=320, times=1, clouds=False, gaps=False)
 emb = ds.deo.embed("tiny").isel(time=0)
 emb
 

@@ -93,9 +93,11 @@ def encode_scene(
     if valid is not None and not valid.all():
         middle = np.median(image[:, valid], axis=1) if valid.any() else np.zeros(len(image))
         image = np.where(valid, image, middle[:, None, None]).astype("float32")
-    core = tile - 2 * halo
-    if core <= 0:
+    if tile <= 2 * halo:
         raise ValueError(f"tile {tile} has no core within halo {halo}")
+    # A scene smaller than a core needs no whole tile: what it is padded with would be thrown away.
+    core = min(tile - 2 * halo, -(-max(rows, cols) // 32) * 32)
+    tile = core + 2 * halo
     down, right = -(-rows // core), -(-cols // core)
     pad = ((0, 0), (halo, halo + down * core - rows), (halo, halo + right * core - cols))
     padded = np.pad(image, pad, mode="symmetric")

@@ -211,7 +211,7 @@ def _values(emb: xr.DataArray, d: grid.Dims) -> Array:
 
 def _to_border(index: Array, core: int) -> Array:
     place = index % core
-    return np.minimum(place, core - 1 - place)
+    return np.asarray(np.minimum(place, core - 1 - place))
 
 
 def _distance(a: Array, b: Array) -> Array:
