@@ -1,9 +1,10 @@
 """One optimisation step beside the published code's structure, at equal loss: ``python -m benchmarks.train_step``.
 
-The published structure is re-stated from its description, not copied: torchvision's Swin with stems of its own, the two
-branches as separate multi-crop passes, similarities in a loop over pairs of views, norms clipped tensor by tensor with a
-read-back each, EMA parameter by parameter. Both sides have the same weights and views, and must give the same loss
-before anything is timed. Half precision is left out on both: CPUs without it would decide the comparison.
+The published structure is re-stated from its description, not copied: torchvision's Swin with stems of its own, the
+two branches as separate multi-crop passes, similarities in a loop over pairs of views, norms clipped tensor by tensor
+with a read-back each, EMA parameter by parameter. Both sides have the same weights and views, and must give the same
+loss before anything is timed. In float32 both are bound by the same matrix products. ``--bf16`` lets this package's
+side use bfloat16, which the published loop has no path for (it has fp16 on CUDA only); the loss must then agree to 1e-2.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class PublishedTrunk(torch.nn.Module):
                 raise ValueError(k)
 
     def forward_features(self, x: torch.Tensor, stem: str) -> dict[str, torch.Tensor]:
+        """All stages and the pooled vector."""
         x = (self.conv_ms if stem == "ms" else self.conv_rgb)(x)
         out = {}
         for i, part in enumerate(self.features):
@@ -131,9 +133,11 @@ def ours(
 ) -> float:
     """The same step as the trainer makes it."""
     optimizer.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        teacher = ema.project_ms(crops)
-    terms = objective(student(crops), teacher, t, len(crops), config.objective)
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.optimizer.precision == "bf16"):
+        with torch.no_grad():
+            teacher = ema.project_ms(crops)
+        out = student(crops)
+    terms = objective(out, teacher, t, len(crops), config.objective)
     terms.total.backward()
     grads = [q.grad for q in student.parameters() if q.grad is not None]
     norms = torch._foreach_norm(grads)
@@ -151,13 +155,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--crops", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     config = TrainConfig(
         student=StudentConfig(dim=48, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), window=7),
         objective=Objective(world_size=1, hidden=512),
         augment=Augment(global_size=a.size, local_size=48, local_crops=a.crops),
-        optimizer=Optimizer(batch=a.batch),
+        optimizer=Optimizer(batch=a.batch, precision="bf16" if a.bf16 else "fp32"),
     )
     torch.manual_seed(0)
     student = Student(config, (768, 768, 768))
@@ -177,20 +182,18 @@ def main() -> None:
         more = (config,) if name == "deo_cube" else ()
         sides.append((name, lambda step=step, s=s, e=e, o=o, more=more: step(s, e, crops, t, o, *more), []))
         first.append(sides[-1][1]())
-    assert abs(first[0] - first[1]) < 1e-4, f"the two steps do not compute the same loss: {first}"
+    assert abs(first[0] - first[1]) < (1e-2 if a.bf16 else 1e-4), f"the two steps do not compute the same loss: {first}"
     for _ in range(a.rounds):
         for _, run, seconds in sides:  # interleaved: another process hits both alike
-            began = time.perf_counter()
+            began = time.process_time()
             run()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.process_time() - began)
     best = [min(seconds) for *_, seconds in sides]
     for (name, _, seconds), b in zip(sides, best, strict=True):
-        print(
-            f"{name:20} best {b:.3f} s, median {sorted(seconds)[len(seconds) // 2]:.3f} s, {a.batch / b:.2f} samples/s"
-        )
-    print(
-        f"loss {first[1]:.5f} on both sides; {best[0] / best[1]:.2f}x (best of {a.rounds}, {a.threads} thread(s), float32)"
-    )
+        middle = sorted(seconds)[len(seconds) // 2]
+        print(f"{name:20} best {b:.3f} s of CPU, median {middle:.3f} s, {a.batch / b:.2f} samples/s")
+    precision = "bfloat16 against float32" if a.bf16 else "float32"
+    print(f"loss {first[0]:.5f} and {first[1]:.5f}; {best[0] / best[1]:.2f}x (best of {a.rounds}, {precision})")
 
 
 if __name__ == "__main__":
