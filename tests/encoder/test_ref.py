@@ -67,7 +67,7 @@ def test_unpickling_needs_no_torch(tmp_path: Path) -> None:
 def test_a_run_folder_travels_with_its_card(run_folder: Path, tmp_path: Path) -> None:
     ref = resolve(run_folder, normalize={b: (1000, 500) for b in bundled_cards()["tiny"].bands})
     data = pickle.dumps(ref)
-    assert len(data) < 3000
+    assert len(data) < 5000  # the card goes with it, scores and limits included
     (run_folder / "card.json").unlink()  # a scheduler that unpickles need not see the folder
     again = pickle.loads(data)
     assert again == ref
