@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -68,16 +69,26 @@ class PCA:
         return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
 
 
-def fit_pca(emb: xr.DataArray, *, most: int = 16384) -> PCA:
-    """Fit a basis now, on a fixed subsample of at most about `most` vectors (up to 8 x 8 windows, 4 times).
+def fit_pca(emb: xr.DataArray | Sequence[xr.DataArray], *, most: int = 16384) -> PCA:
+    """Fit a basis now, on a fixed subsample of at most about `most` vectors of each array (8 x 8 windows, 4 times).
+
+    Parameters
+    ----------
+    emb : DataArray or sequence of DataArray
+        Embeddings of one model; several scenes give a basis that serves many.
 
     Examples
     --------
     >>> basis = fit_pca(store)                      # doctest: +SKIP
     >>> pca_rgb(store.isel(time=3), basis=basis)    # doctest: +SKIP
     """
-    emb = as_embeddings(emb)
-    return _unpacked(_fitted(emb, most).values, str(emb.attrs.get("deo_cube:model_fingerprint", "")))
+    arrays = [as_embeddings(e) for e in (emb if isinstance(emb, Sequence) else [emb])]
+    models = {str(a.attrs.get("deo_cube:model_fingerprint", "")) for a in arrays}
+    if len(models) != 1 or len({a.sizes["embedding"] for a in arrays}) != 1:
+        raise ValueError(f"a basis is of one model, the arrays are of {sorted(models)}")
+    _enough(arrays[0])
+    vectors = np.concatenate([np.asarray(sample(a, most).values, dtype="float64") for a in arrays])
+    return _unpacked(_fit(vectors[np.isfinite(vectors).all(axis=1)]), models.pop())
 
 
 def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.DataArray:
@@ -123,10 +134,14 @@ def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.D
     )
 
 
+def _enough(emb: xr.DataArray) -> None:
+    if emb.sizes["embedding"] < 3:
+        raise ValueError(f"three principal components want vectors of length 3 or more, got {emb.sizes['embedding']}")
+
+
 def _fitted(emb: xr.DataArray, most: int) -> xr.DataArray:
+    _enough(emb)
     d = emb.sizes["embedding"]
-    if d < 3:
-        raise ValueError(f"three principal components want vectors of length 3 or more, got {d}")
     return fit_lazily(_fit, sample(emb, most), ["rgb", "loading"], [3, 2 * d + 2])
 
 

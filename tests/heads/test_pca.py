@@ -72,3 +72,24 @@ def test_nothing_valid_is_said():
     emb = embeddings() * np.nan
     with pytest.raises(ValueError, match="only 0 valid vectors"):
         pca_rgb(emb)
+
+
+def test_the_bundled_model_brings_its_basis():
+    """Otherwise colours would differ from window to window: benchmarks/pca_basis.py makes it anew."""
+    import deo_cube
+
+    ds = deo_cube.synthetic_cube(size=128, times=1, clouds=False, gaps=False)
+    emb = ds.deo.embed("tiny").compute()
+    whole = pca_rgb(emb)
+    assert whole.attrs["pca_basis"] == "bundled with the model"
+    part = emb.isel(y=slice(3, 9), x=slice(2, 12))
+    xr.testing.assert_identical(pca_rgb(part), whole.isel(y=slice(3, 9), x=slice(2, 12)))
+
+
+def test_several_scenes_share_a_basis():
+    a, b = embeddings(noise=0.3), embeddings(noise=0.3, seed=4)
+    both, one = fit_pca([a, b]), fit_pca(a)
+    assert both.components.shape == one.components.shape
+    assert not np.allclose(both.mean, one.mean)
+    with pytest.raises(ValueError, match="a basis is of one model"):
+        fit_pca([a, b.assign_attrs({"deo_cube:model_fingerprint": "x"})])
