@@ -25,9 +25,10 @@ __all__ = ["DEFAULT_CHUNKS", "MODEL_BANDS", "load_cube"]
 MODEL_BANDS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 """Bands of all models that ship with the package; loaded where the caller names none."""
 
-DEFAULT_CHUNKS = {"x": 2048, "y": 2048}
-"""8 MB a band in uint16, 84 MB for ten bands and a time step: a whole number of COG blocks (512 or 1024), and few
-enough tasks for a country. Small chunks cost most here: at 512 px this loader took about twice the time of 1024."""
+DEFAULT_CHUNKS = {"x": 1024, "y": 1024}
+"""2 MB a band in uint16, 21 MB for ten bands and a time step: a whole number of COG blocks (512 or 1024), and about the
+blocks of `embed`, so that the chunks which neighbouring blocks share stay in memory between them. Smaller ones cost more:
+at 512 px this loader took about twice the time of 1024."""
 
 _COLLECTION = "deo_cube"
 _BASELINE = "s2:processing_baseline"
@@ -69,7 +70,7 @@ def load_cube(
     groupby : str or callable
         What becomes one time step: ``solar_day`` (default), ``time``, ``id``, a property, or a callable as in odc-stac.
     chunks : mapping, optional
-        Default ``{"x": 2048, "y": 2048}``.
+        Default ``{"x": 1024, "y": 1024}``.
     mask_clouds : bool
         Set pixels whose SCL class hides the ground (0, 1, 3, 8, 9, 10) to nodata, lazily.
     bands : sequence of str, or mapping of str to str, optional
