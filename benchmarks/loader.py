@@ -27,9 +27,8 @@ def main() -> None:
         began = time.perf_counter()
         for _ in reader:
             pass
-        print(
-            f"{workers} workers: {sum(sizes) * a.batches / (time.perf_counter() - began):.0f} samples/s of {a.window} px"
-        )
+        rate = sum(sizes) * a.batches / (time.perf_counter() - began)
+        print(f"{workers} workers: {rate:.0f} samples/s of {a.window} px")
 
 
 if __name__ == "__main__":

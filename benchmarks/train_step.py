@@ -4,7 +4,7 @@ The published structure is re-stated from its description, not copied: torchvisi
 two branches as separate multi-crop passes, similarities in a loop over pairs of views, norms clipped tensor by tensor
 with a read-back each, EMA parameter by parameter. Both sides have the same weights and views, and must give the same
 loss before anything is timed. In float32 both are bound by the same matrix products. ``--bf16`` lets this package's
-side use bfloat16, which the published loop has no path for (it has fp16 on CUDA only); the loss must then agree to 1e-2.
+side use bfloat16, which the published loop has no path for (it has fp16 on CUDA only); losses must then agree to 1e-2.
 """
 
 from __future__ import annotations

@@ -106,9 +106,9 @@ def bundle(job: Bundle) -> ModelCard:
         card,
         name="deo_conv_tiny.v1",
         alias="tiny",
-        summary="Small convolutional student of MobileNet v1 and of itself, for ten-band and RGB Sentinel-2: one "
-        f"{card.dim}-vector per 4 px.",
-        # Convolutional: it sees no further than 64 px, and not where in the tile. benchmarks/seams.py measures the seam.
+        summary="Small convolutional student of MobileNet v1 and of itself, for ten-band and RGB Sentinel-2: "
+        f"one {card.dim}-vector per 4 px.",
+        # Convolutional: it sees no further than 64 px, and not where in the tile; benchmarks/seams.py has the seam.
         tile=576,
         halo=32,
         trim=32,

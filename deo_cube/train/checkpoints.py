@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -56,13 +58,17 @@ def save(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     state: Mapping[str, Any],
+    sample: NDArray[np.float32] | None = None,
 ) -> Path:
-    """Write the checkpoint of `step` into a hidden folder, and give it its name when everything is on disk."""
+    """Write the checkpoint of `step` into a hidden folder, and give it its name when everything is on disk.
+
+    `sample` (B, C, H, W), pixels in DN of the first stem, serves to measure the card's int8 scales.
+    """
     final = out / "checkpoints" / f"step_{step:08d}"
     partial = final.with_name(f".{final.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    write_model(card, student.network, partial)  # type: ignore[arg-type]
+    write_model(card, student.network, partial, sample=sample)  # type: ignore[arg-type]
     heads = {k: v for k, v in student.state_dict().items() if not k.startswith("network.")}
     save_file(_plain(heads), partial / "heads.safetensors")
     if teacher is not None:

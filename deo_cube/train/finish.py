@@ -13,7 +13,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard, Weights
@@ -21,7 +23,7 @@ from deo_cube.encoder.mobilenet import DeoConv
 from deo_cube.train.config import Neck, TrainConfig
 from deo_cube.train.samples import Mixture
 
-__all__ = ["describe_run", "fit_local", "fit_necks", "windows_for"]
+__all__ = ["describe_run", "fit_local", "fit_necks", "typical_pixels", "untrained_stems", "windows_for"]
 
 FIRST = 1_000_000_000
 """Number of the first window that serves the necks: far from those that train."""
@@ -41,6 +43,15 @@ def windows_for(mixture: Mixture, config: TrainConfig, count: int = 384) -> dict
         rgb = _middles(mixture, "rgb", 3 * count, size) if "rgb" in kinds else ms[:, :3]
         out["rgb"] = (rgb - _column(student.rgb_mean)) / _column(student.rgb_std)
     return out
+
+
+def typical_pixels(mixture: Mixture, config: TrainConfig, count: int = 8) -> NDArray[np.float32] | None:
+    """Windows (n, 10, S, S) in DN for the int8 scales of the card; None where the run has no multispectral source."""
+    if not any(s.kind == "ms" for s in mixture.sources):
+        return None
+    size = config.loader.window // 32 * 32 or config.loader.window
+    found = np.stack([mixture.sample("ms", FIRST + i) for i in range(count)])
+    return np.ascontiguousarray(found[:, :, :size, :size], dtype="float32")
 
 
 def _middles(mixture: Mixture, kind: Literal["ms", "rgb"], count: int, size: int) -> Tensor:

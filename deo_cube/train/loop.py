@@ -21,7 +21,7 @@ from deo_cube.errors import DeviceError, MissingExtraError, StoreMismatchError
 from deo_cube.train import checkpoints
 from deo_cube.train.augment import Augmentation, generator
 from deo_cube.train.config import TrainConfig
-from deo_cube.train.finish import describe_run, fit_local, fit_necks, untrained_stems, windows_for
+from deo_cube.train.finish import describe_run, fit_local, fit_necks, typical_pixels, untrained_stems, windows_for
 from deo_cube.train.health import Watch, effective_rank, knn_score
 from deo_cube.train.losses import coding_rate_bound
 from deo_cube.train.samples import Batch, ImageSource, Mixture, Source, batches, open_source
@@ -244,7 +244,15 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         card = _publishable(student, mixture, config, done, seconds, history)
         state = {"seconds": seconds, "history": history}
         checkpoints.save(
-            out, done, card=card, student=student, teacher=ema, optimizer=optimizer, config=config, state=state
+            out,
+            done,
+            card=card,
+            student=student,
+            teacher=ema,
+            optimizer=optimizer,
+            config=config,
+            state=state,
+            sample=typical_pixels(mixture, config),
         )
         checkpoints.prune(out, config.health)
 

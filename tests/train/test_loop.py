@@ -49,6 +49,7 @@ def test_a_finished_run_is_a_model(tmp_path: Path, cube_source: str) -> None:
     assert card.trained
     assert card.weights.sha256
     assert card.reference is not None
+    assert all(layer.int8_scale for layer in card.layers)
     assert "4 steps" in card.training_data
     encoder = load_encoder(out, device="cpu")
     pixels = np.random.default_rng(0).uniform(0, 3000, (1, 10, 64, 64)).astype("float32")
