@@ -136,11 +136,11 @@ def test_baselines_have_learnt_nothing_and_are_reproducible(baseline):
 def test_random_convolutions_reach_their_known_level(shared):
     """On all data: kNN 0.74, 100 labels a class 0.79, loss by light 0.36, beetle pixel AP 0.68 (docs/evaluation.md)."""
     data = shared / "data"
-    rcf = RandomConvolutions(features=64)
-    s = by_task(classification(rcf, read_eurosat(data / "eurosat_rgb", limit=60), few=(10,), seeds=2))
+    rcf = RandomConvolutions(features=48)
+    s = by_task(classification(rcf, read_eurosat(data / "eurosat_rgb", limit=60), few=(10,), seeds=1))
     assert s["EuroSAT RGB/knn5"].value > 0.35
     assert s["EuroSAT RGB/light"].value > 0.15
-    b = by_task(change(rcf, read_beetle(data / "change_barkbeetle")[:24], seeds=1))
-    assert b["beetle/pixel"].value > 0.45
-    a = by_task(land_cover(rcf, read_terramesh(data / "landcover_terramesh"), pixels=False))
+    b = by_task(change(rcf, read_beetle(data / "change_barkbeetle")[:12], seeds=1))
+    assert b["beetle/pixel"].value > 0.3
+    a = by_task(land_cover(rcf, read_terramesh(data / "landcover_terramesh"), pixels=False, most=1000))
     assert 0.45 < a["land cover/patch"].value < 0.8
