@@ -68,7 +68,7 @@ def mean_iou(counts: Array) -> Array:
 def histogram_counts(truth: Array, score: Array, groups: Array, n: int, bins: int = BINS) -> Array:
     """(n, 2, bins): negatives and positives in each bin of `score`, for each of the groups 0..n-1; highest bin first.
 
-    Bins are quantiles of all scores, so that the average precision from them is exact to 0.002 with some hundred positives, to 0.01 with fifty.
+    Bins are quantiles of all scores: the average precision from them is exact to 0.01, with many positives to 0.002.
     """
     edges = np.unique(np.quantile(score, np.linspace(0, 1, bins + 1)[1:-1]))
     b = bins - 1 - np.searchsorted(edges, score, side="right")
