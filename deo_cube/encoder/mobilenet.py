@@ -17,7 +17,7 @@ Two ways of halving the grid:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ CHANNELS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024
 HALVING = (2, 4, 6, 12)
 """Depth-wise convolutions with stride 2 (conv1 has stride 2 as well, unless told otherwise)."""
 EPS = 1e-3
+STRIP = 32
+"""Rows of the local branch that are computed at a time, a multiple of four."""
 
 
 def _same_right(x: Tensor) -> Tensor:
@@ -47,10 +49,10 @@ class _Pair(nn.Module):
         self.pointwise = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu6(self.depthwise(_same_right(x) if self.halve == "strided" else x))
+        x = F.relu6(self.depthwise(_same_right(x) if self.halve == "strided" else x), inplace=True)
         if self.halve == "mean":
             x = F.avg_pool2d(x, 2)
-        return F.relu6(self.pointwise(x))
+        return F.relu6(self.pointwise(x), inplace=True)
 
 
 class MobileNet(nn.Module):
@@ -203,7 +205,14 @@ class DeoConv(nn.Module):
 
     def local_map(self, x: Tensor, stem: str) -> Tensor:
         """The wide local branch [B, local, H / 4, W / 4]."""
-        return F.avg_pool2d(F.relu(self.local[stem](x)), 4)
+        conv = cast(nn.Conv2d, self.local[stem])
+        padded = F.pad(x, (1, 1, 1, 1))
+        # Strip by strip: whole, this map of many channels at full resolution would be the network's largest by far.
+        strips = (
+            F.avg_pool2d(F.relu_(F.conv2d(padded[:, :, top : top + STRIP + 2], conv.weight, conv.bias)), 4)
+            for top in range(0, x.shape[2], STRIP)
+        )
+        return torch.cat(list(strips), dim=2)
 
     def stack(self, maps: Mapping[str, Tensor]) -> Tensor:
         """The neck's input [B, D, H / 4, W / 4]: every part brought to stride 4, side by side."""
