@@ -27,8 +27,8 @@ MODEL_BANDS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B
 
 DEFAULT_CHUNKS = {"x": 1024, "y": 1024}
 """2 MB a band in uint16, 21 MB for ten bands and a time step: a whole number of COG blocks (512 or 1024), and about the
-blocks of `embed`, so that the chunks which neighbouring blocks share stay in memory between them. Smaller ones cost more:
-at 512 px this loader took about twice the time of 1024."""
+blocks of `embed`, so that the chunks which neighbouring blocks share stay in memory between them. Smaller ones cost
+more: at 512 px this loader took about twice the time of 1024."""
 
 _COLLECTION = "deo_cube"
 _BASELINE = "s2:processing_baseline"

@@ -91,6 +91,7 @@ def prepare(
     named = option("model", model)
     ref = resolve(named, weights=weights, bands=wanted, layer=layer, normalize=normalize, locate=locate)
     card = ref.card
+    cube = graph.with_loaded_coordinates(cube)
     dims = grid.dims(cube)
     _check_times(cube, dims.time)
     match = match_bands(cube, ref.stem.bands, model=card.alias, given=given, missing=missing)

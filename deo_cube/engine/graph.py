@@ -40,6 +40,7 @@ __all__ = [
     "merged",
     "read_amplification",
     "subgraph",
+    "with_loaded_coordinates",
 ]
 
 Array = NDArray[Any]
@@ -248,6 +249,16 @@ def as_fields(
     y, x = variable.dims.index(dims[2]), variable.dims.index(dims[3])
     fields = tuple(Field(array.name, array.chunks, (axes[0], axes[1], y, x), b, array.dtype) for b in bands)
     return fields, array
+
+
+def with_loaded_coordinates(cube: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:
+    """`cube` with its coordinates of no or one dimension in memory.
+
+    ``ds.chunk()`` puts these on Dask as well, though they are dates, offsets and names rather than pixels. Computed in
+    this thread, whatever scheduler is set.
+    """
+    small = {n: c.compute(scheduler="synchronous") for n, c in cube.coords.items() if c.ndim < 2 and c.chunks}
+    return cube.assign_coords(small) if small else cube
 
 
 def map_blocks_with_halo(

@@ -480,3 +480,14 @@ def test_tiles_cut_shorter_change_nothing_away_from_the_edge() -> None:
         embed(cube, model="cut", dtype="float32", block=48).compute(scheduler="sync")
     plan = cube.deo.plan("cut", block=48)
     assert sum(seen) == plan.tiling.encoded_pixels(8) < plan.tiling.encoded_pixels()
+
+
+def test_coordinates_that_chunk_put_on_dask_are_no_pixels() -> None:
+    cube = cube_at((64, 64), times=2).drop_attrs(deep=False)
+    cube = cube.assign_coords(boa_add_offset=("time", [0, -1000])).chunk(time=1, y=32, x=32)
+    assert cube.boa_add_offset.chunks
+    with dask.config.set(scheduler=never):
+        emb = embed(cube, **SMALL)
+    a, b = cube.isel(time=0), cube.isel(time=1)
+    np.testing.assert_array_equal(emb.values[0], embed(a, offset=0, **SMALL).values)
+    np.testing.assert_array_equal(emb.values[1], embed(b, offset=-1000, **SMALL).values)
