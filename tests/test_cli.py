@@ -86,7 +86,7 @@ def test_the_demo_writes_a_store_and_a_picture(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "embeddings.png").stat().st_size > 10_000
     assert "synthetic" in said
     trained = deo_cube.card("tiny").trained
-    assert ("UNTRAINED" in said) == (not trained)
+    assert ("tiny is UNTRAINED" in said) == (not trained)
     assert deo_cube.verify_store(tmp_path / "embeddings.zarr").complete
 
 
