@@ -355,7 +355,7 @@ def _by_public_api(
     return blocks[()]
 
 
-def read_amplification(gather: Gather, times: int = 1) -> float:
+def read_amplification(gather: Gather) -> float:
     """Pixels read for each pixel of the cube, when every block reads its own chunks: 1.0 is ideal."""
     read = 0
     n_rows, n_columns = gather.plan.blocks

@@ -131,8 +131,7 @@ def encoder(ref: EncoderRef, device: str) -> Any:
 def default_batch(ref: EncoderRef, tile: int, device: str) -> int:
     """Tiles to encode at once: the card's number on a GPU; on the CPU as many as stay near the caches.
 
-    Measured with ViT-S/16 on 256 to 512 px tiles, one thread a lane: batches of about 1024 tokens are 2 to 15 % faster
-    than batches of 8 tiles.
+    About 1024 tokens; `benchmarks/throughput.py` times the bare encoder at this size beside the card's.
     """
     if device != "cpu":
         return ref.card.batch
