@@ -10,6 +10,9 @@ import functools
 import hashlib
 import json
 import os
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,10 @@ from deo_cube.encoder.weights import sniff
 from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
 from deo_cube.options import get_option
 
-__all__ = ["check_file", "file_sha256", "find_weights", "local_weights"]
+__all__ = ["HUB", "check_file", "file_sha256", "find_weights", "hub_cache", "hub_silence", "local_weights"]
 
 FOLDER_VARIABLE = "DEO_CUBE_WEIGHTS"
+HUB = "https://huggingface.co"
 
 
 def file_sha256(path: str | Path) -> str:
@@ -81,7 +85,7 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
             raise WeightsNotFoundError(_not_found(card, offline))
         found = _download(card)
     check_file(card, found)
-    if card.weights.sha256 is None and _hub_cache() in found.parents:
+    if card.weights.sha256 is None and hub_cache() in found.parents:
         _compare_with_first(card, found)
     return found
 
@@ -97,7 +101,7 @@ def local_weights(card: ModelCard) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(
-        card.weights.repo, card.weights.file, cache_dir=_hub_cache(), revision=card.weights.revision
+        card.weights.repo, card.weights.file, cache_dir=hub_cache(), revision=card.weights.revision
     )
     return Path(cached) if isinstance(cached, str) else None
 
@@ -145,7 +149,7 @@ def _not_found(card: ModelCard, offline: bool) -> str:
         card.folder or "no folder of the card",
     ]
     if w.repo is not None:
-        looked.append(f"hub cache {_hub_cache()}")
+        looked.append(f"hub cache {hub_cache()}")
     where = f"{w.repo} at revision {w.revision} on huggingface.co" if w.repo else w.url or "its publisher"
     network = (
         "The network was not asked, because offline is set (deo_cube.set_options(offline=False) to allow it). "
@@ -158,8 +162,43 @@ def _not_found(card: ModelCard, offline: bool) -> str:
     )
 
 
-def _hub_cache() -> Path:
+def hub_cache() -> Path:
     return Path(get_option("cache_dir")) / "hub"
+
+
+def hub_silence(url: str = "", *, timeout: float = 5.0, tries: int = 2) -> str | None:
+    """Why the hub does not answer, or None where it does.
+
+    The hub's own client tries a dead network six times and gives up after 23 s; this asks first, through the proxy
+    that the environment names, so that "there is no network" is said at once.
+
+    Parameters
+    ----------
+    url : str
+        Asked with a HEAD request; default the hub itself (`HF_ENDPOINT` where it is set).
+    timeout : float
+        Seconds that one try may take, beyond looking up the name.
+    tries : int
+        With half a second between.
+    """
+    request = urllib.request.Request(url or os.environ.get("HF_ENDPOINT") or HUB, method="HEAD")
+    why = None
+    for i in range(tries):
+        if i:
+            time.sleep(0.5)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout):
+                return None
+        except urllib.error.HTTPError as error:
+            # "No such file" and "log in first" are answers. A proxy without a network behind it says 502 to 504.
+            if error.code not in (502, 503, 504):
+                return None
+            why = f"HTTP {error.code} {error.reason}"
+        except urllib.error.URLError as error:
+            why = str(error.reason)
+        except OSError as error:
+            why = str(error) or type(error).__name__
+    return why
 
 
 def _download(card: ModelCard) -> Path:
@@ -167,14 +206,21 @@ def _download(card: ModelCard) -> Path:
 
     w = card.weights
     assert w.repo is not None
+    endpoint = os.environ.get("HF_ENDPOINT") or HUB
+    silence = hub_silence(f"{endpoint}/{w.repo}/resolve/{w.revision}/{w.file}")
+    if silence is not None:
+        raise WeightsNotFoundError(
+            f"{w.file} could not be downloaded: {endpoint} does not answer ({silence}). Check the network or the proxy "
+            "and make the call again, or bring the file from elsewhere.\n" + _not_found(card, offline=False)
+        )
     try:
         return Path(
             hf_hub_download(
                 w.repo,
                 w.file,
                 revision=w.revision,
-                cache_dir=_hub_cache(),
-                endpoint=os.environ.get("HF_ENDPOINT") or None,
+                cache_dir=hub_cache(),
+                endpoint=endpoint,
                 library_name="deo_cube",
             )
         )

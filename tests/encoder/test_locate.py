@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.encoder.catalog import bundled_cards
-from deo_cube.encoder.locate import file_sha256, find_weights, local_weights
+from deo_cube.encoder.locate import file_sha256, find_weights, hub_silence, local_weights
 from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
 from deo_cube.options import set_options
 
@@ -214,7 +214,26 @@ def test_no_such_file_on_the_hub(elsewhere: Path, hub: Hub) -> None:
 def test_no_hub(elsewhere: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.server.shutdown()
     hub.server.server_close()
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between its attempts
-    with set_options(offline=False), pytest.raises(WeightsNotFoundError, match="could not be downloaded") as caught:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    with set_options(offline=False), pytest.raises(WeightsNotFoundError, match="does not answer") as caught:
         find_weights(a_card())
     assert "weights=PATH" in str(caught.value)
+    assert sum(waits) <= 1  # the hub's own client would wait 23 s before it said so
+
+
+@pytest.mark.parametrize(("code", "silent"), [(404, False), (401, False), (503, True)])
+def test_what_counts_as_an_answer_of_the_hub(code: int, silent: bool) -> None:
+    class Says(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(code)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Says) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        why = hub_silence(f"http://127.0.0.1:{server.server_port}/x", tries=1)
+        server.shutdown()
+    assert (why is not None) == silent
+    assert str(code) in (why or "404 401")
