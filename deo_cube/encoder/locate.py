@@ -163,6 +163,7 @@ def _not_found(card: ModelCard, offline: bool) -> str:
 
 
 def hub_cache() -> Path:
+    """Folder that downloads are kept in: `hub` in the option `cache_dir`."""
     return Path(get_option("cache_dir")) / "hub"
 
 

@@ -232,7 +232,7 @@ def test_what_counts_as_an_answer_of_the_hub(code: int, silent: bool) -> None:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Says) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         why = hub_silence(f"http://127.0.0.1:{server.server_port}/x", tries=1)
         server.shutdown()
     assert (why is not None) == silent
