@@ -44,6 +44,8 @@ class ChunkReader:
         self._lock = threading.Lock()
         self._held: OrderedDict[Hashable, Future[Any]] = OrderedDict()
         self._bytes = 0
+        self._first = threading.Lock()
+        self._begun = False
 
     def read(
         self, loads: Iterable[tuple[Hashable, Callable[[], Any]]], *, retries: int, pause: float = 0.5
@@ -64,6 +66,17 @@ class ChunkReader:
         Exception
             What the last try raised.
         """
+        if not self._begun:
+            # The first block is read alone: several at once would all arrive late, and nothing could be encoded yet.
+            with self._first:
+                if not self._begun:
+                    try:
+                        return self._all(loads, retries, pause)
+                    finally:
+                        self._begun = True
+        return self._all(loads, retries, pause)
+
+    def _all(self, loads: Iterable[tuple[Hashable, Callable[[], Any]]], retries: int, pause: float) -> list[Any]:
         futures = [self._ask(key, call, retries, pause) for key, call in loads]
         return [f.result() for f in futures]
 
