@@ -1,12 +1,13 @@
-"""The command line: `deo-cube demo | embed | plan | models | verify | segment | evaluate`.
+"""The command line: `deo-cube demo | embed | plan | models | verify | segment | evaluate | doctor`.
 
 Flags are the arguments of the verbs.
 
-Exit status: 0 done, 1 something found wrong (`verify`), 2 a mistake in the call, 130 interrupted.
+Exit status: 0 done, 1 something found wrong (`verify`, `doctor`), 2 a mistake in the call, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -179,6 +180,17 @@ def evaluate(
         report.to_json(out)
 
 
+def doctor(
+    json: Annotated[bool, arg(help="print JSON instead of text")] = False,
+) -> int:
+    """Look at versions, devices, caches and the hub, embed a small scene, and say what mends what is broken."""
+    from deo_cube.doctor import examine
+
+    found = examine()
+    print(found.to_json() if json else found)
+    return 0 if found.healthy else 1
+
+
 def _number(text: str) -> Any:
     try:
         return float(text)
@@ -199,11 +211,15 @@ def _cluster(scheduler: str | None) -> Iterator[str | None]:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    verbs = (demo, embed, plan, models, verify, segment, evaluate)
+    verbs = (demo, embed, plan, models, verify, segment, evaluate, doctor)
     commands: dict[str, Any] = {verb.__name__: verb for verb in verbs}
     try:
         status = tyro.extras.subcommand_cli_from_dict(commands, prog="deo-cube", description=__doc__, args=args)
-    except (DeoCubeError, FileNotFoundError, ValueError) as error:
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has gone; what Python flushes at its end has nowhere to go either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (DeoCubeError, OSError, ValueError) as error:
         print(f"deo-cube: {error}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):
             print(f"deo-cube: {note}", file=sys.stderr)
