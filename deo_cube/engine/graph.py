@@ -1,8 +1,8 @@
 """The one module that builds Dask graphs: one task a block, on whatever chunks the cube has.
 
-A block's padded window is cut straight out of the source chunks that it touches. Nothing is rechunked, stacked or
-overlapped first, so the numbers cannot depend on the source's chunks, and the graph holds one task a block besides
-the source's own (`map_overlap` takes 11 to 16 and seconds of optimisation for the same).
+The graph holds one task a block besides the source's own (`map_overlap` takes 11 to 16 and seconds of optimisation for
+the same), see `gather.py`. Its layer is lazy: a task is made when it is asked for, so that a million blocks cost as
+little as one until they run, and `cut` takes a few blocks out of such a graph without listing the others.
 
 Where Dask's array expressions are on (`array.query-planning`), hand-written graphs are refused by Dask; the same
 function is then mapped through public slicing, `blockwise` and `concatenate`.
@@ -10,26 +10,28 @@ function is then mapped through public slicing, `blockwise` and `concatenate`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from math import prod
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask._task_spec import DataNode, convert_legacy_graph
+from dask._task_spec import DataNode, GraphNode, List, Task, TaskRef, convert_legacy_task
 from dask.base import tokenize
-from dask.highlevelgraph import HighLevelGraph
-from dask.utils import ensure_dict
+from dask.blockwise import Blockwise
+from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from numpy.typing import NDArray
 
-from deo_cube.engine.tiles import BlockAxis, TilePlan
+from deo_cube.engine.gather import BlockIndex, Field, Gather, as_fields, read_amplification
 
 __all__ = [
     "RUN_FAILED",
     "BlockIndex",
+    "BlockLayer",
     "Field",
     "Gather",
     "as_fields",
@@ -46,160 +48,6 @@ Array = NDArray[Any]
 
 #: Start of the note on an error that came from a block's own work, not from reading the cube.
 RUN_FAILED = "deo_cube block failed"
-
-
-@dataclass(frozen=True)
-class BlockIndex:
-    """Which block: time step, block row, block column (north to south, west to east)."""
-
-    time: int
-    row: int
-    column: int
-
-
-@dataclass(frozen=True)
-class Field:
-    """One band, or one mask, of the cube over time and space: where its pixels are, as chunks.
-
-    `chunks` are Dask's, one tuple per axis. `axes` says which axis is time, band, y and x (None: there is none);
-    `band` is the position along the band axis.
-    """
-
-    name: str
-    chunks: tuple[tuple[int, ...], ...]
-    axes: tuple[int | None, int | None, int, int]
-    band: int
-    dtype: np.dtype[Any]
-
-    def pieces(self, time: int, rows: tuple[int, int], columns: tuple[int, int]) -> list[Piece]:
-        """Chunks that hold the pixels ``[rows) x [columns)`` of one time step, with the cuts to make."""
-        t_axis, b_axis, y_axis, x_axis = self.axes
-        fixed: dict[int, tuple[int, int]] = {}
-        for axis, position in ((t_axis, time), (b_axis, self.band)):
-            if axis is not None:
-                fixed[axis] = _locate(self.chunks[axis], position)
-        found = []
-        for (yi, ys, yd), (xi, xs, xd) in product(
-            _overlaps(self.chunks[y_axis], *rows), _overlaps(self.chunks[x_axis], *columns)
-        ):
-            key = [0] * len(self.chunks)
-            cut: list[int | slice] = [0] * len(self.chunks)
-            for axis, (i, inside) in fixed.items():
-                key[axis], cut[axis] = i, inside
-            key[y_axis], cut[y_axis] = yi, ys
-            key[x_axis], cut[x_axis] = xi, xs
-            found.append(Piece((self.name, *key), tuple(cut), (yd, xd)))
-        return found
-
-    def cut(self, time: int, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[int | slice, ...]:
-        """Index into the whole array for the pixels ``[rows) x [columns)`` of one time step."""
-        t_axis, b_axis, y_axis, _ = self.axes
-        at: dict[int | None, int | slice] = {t_axis: time, b_axis: self.band, y_axis: slice(*rows)}
-        return tuple(at.get(axis, slice(*columns)) for axis in range(len(self.chunks)))
-
-    @property
-    def transposed(self) -> bool:
-        """Whether x comes before y."""
-        return self.axes[3] < self.axes[2]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One chunk of a field: its key, what to cut out of it, and where that goes in the window."""
-
-    key: tuple[Any, ...]
-    cut: tuple[int | slice, ...]
-    into: tuple[slice, slice]
-
-
-def _locate(chunks: tuple[int, ...], position: int) -> tuple[int, int]:
-    """Chunk that holds `position` along an axis, and the position inside it."""
-    for i, size in enumerate(chunks):
-        if position < size:
-            return i, position
-        position -= size
-    raise IndexError("position lies beyond the last chunk")
-
-
-def _overlaps(chunks: tuple[int, ...], start: int, stop: int) -> list[tuple[int, slice, slice]]:
-    """Chunks that overlap ``[start, stop)``: index, slice inside the chunk, slice inside the window."""
-    ends = np.cumsum(chunks)
-    found = []
-    i = int(np.searchsorted(ends, start, side="right"))
-    while i < len(chunks) and (begin := int(ends[i]) - chunks[i]) < stop:
-        low, high = max(start, begin), min(stop, int(ends[i]))
-        if high > low:
-            found.append((i, slice(low - begin, high - begin), slice(low - start, high - start)))
-        i += 1
-    return found
-
-
-@dataclass(frozen=True)
-class Gather:
-    """Cuts a block's padded windows out of source chunks: one array a group of fields.
-
-    Parameters
-    ----------
-    plan : TilePlan
-        Rows run north to south.
-    groups : tuple of tuples of Field
-        The fields of a group are stacked, ``(fields, rows, columns)``, in their common dtype.
-    south_up : bool
-        Whether the source's first row is the southernmost.
-    """
-
-    plan: TilePlan
-    groups: tuple[tuple[Field, ...], ...]
-    south_up: bool = False
-
-    def pieces(self, index: BlockIndex) -> list[Piece]:
-        """Every source chunk that the block needs, group by group, field by field."""
-        rows, columns = self._read_ranges(index)
-        return [piece for group in self.groups for field in group for piece in field.pieces(index.time, rows, columns)]
-
-    def _block(self, index: BlockIndex) -> tuple[BlockAxis, BlockAxis]:
-        return self.plan.rows.block(index.row), self.plan.columns.block(index.column)
-
-    def _source_rows(self, rows: BlockAxis) -> NDArray[np.int64]:
-        height = self.plan.shape[0]
-        index = rows.source_index(height)
-        return height - 1 - index if self.south_up else index
-
-    def _read_ranges(self, index: BlockIndex) -> tuple[tuple[int, int], tuple[int, int]]:
-        rows, columns = self._block(index)
-        r, c = self._source_rows(rows), columns.source_index(self.plan.shape[1])
-        return (int(r.min()), int(r.max()) + 1), (int(c.min()), int(c.max()) + 1)
-
-    def planes(self, index: BlockIndex, chunks: Sequence[Array]) -> Iterator[Array]:
-        """Stitch the chunks (in the order of `pieces`) into one plane a field, as the cube has it."""
-        rows, columns = self._read_ranges(index)
-        feed = iter(chunks)
-        for field in (f for group in self.groups for f in group):
-            pieces = field.pieces(index.time, rows, columns)
-            if len(pieces) == 1:
-                plane = next(feed)[pieces[0].cut]
-                yield plane.T if field.transposed else plane
-                continue
-            plane = np.empty((rows[1] - rows[0], columns[1] - columns[0]), field.dtype)
-            for piece in pieces:
-                values = next(feed)[piece.cut]
-                plane[piece.into] = values.T if field.transposed else values
-            yield plane
-
-    def windows(self, index: BlockIndex, planes: Iterable[Array]) -> tuple[Array, ...]:
-        """Stack the planes group by group: north up, mirrored over the cube's edges."""
-        rows, columns = self._block(index)
-        (r0, r1), (c0, c1) = self._read_ranges(index)
-        r, c = self._source_rows(rows) - r0, columns.source_index(self.plan.shape[1]) - c0
-        plain = len(r) == r1 - r0 and len(c) == c1 - c0 and not self.south_up
-        feed = iter(planes)
-        out = []
-        for group in self.groups:
-            window = np.empty((len(group), r1 - r0, c1 - c0), np.result_type(*(field.dtype for field in group)))
-            for band in window:
-                band[...] = next(feed)
-            out.append(window if plain else window[:, r[:, None], c[None, :]])
-        return tuple(out)
 
 
 @dataclass(frozen=True)
@@ -223,31 +71,64 @@ class _Task:
         return out[..., ::-1, :] if self.reverse_rows else out
 
 
-def as_fields(
-    variable: xr.Variable, dims: tuple[str | None, str | None, str, str], bands: Sequence[int], like: int
-) -> tuple[tuple[Field, ...], Any]:
-    """Fields of a cube's variable, and the Dask array that holds them.
+class BlockLayer(Layer):  # type: ignore[misc]
+    """The tasks of all blocks, each made when it is asked for.
 
     Parameters
     ----------
-    variable : xarray.Variable
-        On Dask, in memory, or lazily read; the latter two are cut into chunks of about `like` pixels, without reading.
-    dims : names of time, band, y and x
-        None where the cube has no such dimension.
-    bands : positions along the band dimension
-        Ignored where there is none, but for their number.
-    like : int
-        Chunk size in pixels for what is not on Dask.
+    name : str
+        Of the array: the first element of its keys.
+    task : _Task
+        What runs for each block.
+    blocks : tuple of int
+        Chunks along each axis of the array.
     """
-    if variable.chunks is None:
-        sizes = {d: like if d in dims[2:] else 1 if d == dims[0] else -1 for d in variable.dims}
-        variable = variable.chunk(sizes)
-    array = variable.data
-    # A variable without the time dimension (a static mask) holds for every time step.
-    axes = [variable.dims.index(d) if d is not None and d in variable.dims else None for d in dims[:2]]
-    y, x = variable.dims.index(dims[2]), variable.dims.index(dims[3])
-    fields = tuple(Field(array.name, array.chunks, (axes[0], axes[1], y, x), b, array.dtype) for b in bands)
-    return fields, array
+
+    def __init__(self, name: str, task: _Task, blocks: tuple[int, ...], annotations: Any = None) -> None:
+        super().__init__(annotations=annotations)
+        self.output = name
+        self.task = task
+        self.blocks = blocks
+
+    @property
+    def has_legacy_tasks(self) -> bool:
+        """None; asked by Dask, which would look at every task."""
+        return False
+
+    def is_materialized(self) -> bool:
+        """Never: no task is kept."""
+        return False
+
+    def get_output_keys(self) -> Collection[Any]:
+        """All keys, as a view that lists none."""
+        return self.keys()  # type: ignore[no-any-return]
+
+    def __contains__(self, key: object) -> bool:
+        return (
+            isinstance(key, tuple)
+            and len(key) == 1 + len(self.blocks)
+            and key[0] == self.output
+            and all(isinstance(i, int) and 0 <= i < n for i, n in zip(key[1:], self.blocks, strict=True))
+        )
+
+    def __getitem__(self, key: Any) -> Task:
+        if key not in self:
+            raise KeyError(key)
+        row = self.blocks[-2] - 1 - key[-2] if self.task.reverse_rows else key[-2]
+        index = BlockIndex(key[1], row, key[-1])
+        return Task(key, self.task, index, List(*(TaskRef(p.key) for p in self.task.gather.pieces(index))))
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((self.output, *at) for at in product(*map(range, self.blocks)))
+
+    def __len__(self) -> int:
+        return prod(self.blocks)
+
+    def cull(self, keys: set[Any], all_hlg_keys: Collection[Any]) -> tuple[Layer, Mapping[Any, set[Any]]]:
+        """Make the tasks called `keys`, and name what they need."""
+        tasks = {key: self[key] for key in keys if key in self}
+        needed = {key: set(task.dependencies) for key, task in tasks.items()}
+        return MaterializedLayer(tasks, annotations=self.annotations), needed
 
 
 def with_loaded_coordinates(cube: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:
@@ -301,7 +182,6 @@ def map_blocks_with_halo(
     token = tokenize(run, gather, [getattr(s, "name", s) for s in sources], times, leading, str(dtype), reverse_rows)
     key = f"{name}-{token}"
     row_chunks, column_chunks = plan.chunks
-    n_rows, n_columns = plan.blocks
     chunks = (
         (1,) * times,
         *((n,) for n in leading),
@@ -309,14 +189,11 @@ def map_blocks_with_halo(
         column_chunks,
     )
     task = _Task(run, gather, reverse_rows)
-    indices = {
-        (t, *(0 for _ in leading), n_rows - 1 - r if reverse_rows else r, c): BlockIndex(t, r, c)
-        for t, r, c in product(range(times), range(n_rows), range(n_columns))
-    }
+    blocks = tuple(len(c) for c in chunks)
     if da.ARRAY_EXPR_ENABLED:
-        return _by_public_api(task, sources, indices, chunks, dtype)
-    graph = {(key, *at): (task, index, [p.key for p in gather.pieces(index)]) for at, index in indices.items()}
-    layered = HighLevelGraph.from_collections(key, graph, dependencies=_unique(sources))
+        return _by_public_api(task, sources, blocks, chunks, dtype)
+    layer = BlockLayer(key, task, blocks)
+    layered = HighLevelGraph.from_collections(key, layer, dependencies=_unique(sources))
     return da.Array(layered, key, chunks, meta=np.empty((0,) * len(chunks), dtype))
 
 
@@ -325,14 +202,15 @@ def _unique(sources: Sequence[Any]) -> list[Any]:
 
 
 def _by_public_api(
-    task: _Task, sources: Sequence[Any], indices: dict[tuple[int, ...], BlockIndex], chunks: Any, dtype: np.dtype[Any]
+    task: _Task, sources: Sequence[Any], counts: tuple[int, ...], chunks: Any, dtype: np.dtype[Any]
 ) -> Any:
     """Do the same through public functions, for Dask's array expressions: slices, `blockwise`, `concatenate`."""
     by_name = {s.name: s for s in sources}
     fields = [f for group in task.gather.groups for f in group]
     out = tuple(range(len(chunks)))
-    blocks = np.empty(tuple(len(c) for c in chunks), dtype=object)
-    for at, index in indices.items():
+    blocks = np.empty(counts, dtype=object)
+    for at in np.ndindex(*counts):
+        index = BlockIndex(at[0], counts[-2] - 1 - at[-2] if task.reverse_rows else at[-2], at[-1])
         rows, columns = task.gather._read_ranges(index)
         planes: list[Any] = []
         for i, field in enumerate(fields):
@@ -355,30 +233,60 @@ def _by_public_api(
     return blocks[()]
 
 
-def read_amplification(gather: Gather) -> float:
-    """Pixels read for each pixel of the cube, when every block reads its own chunks: 1.0 is ideal."""
-    read = 0
-    n_rows, n_columns = gather.plan.blocks
-    field = gather.groups[0][0]
-    y, x = field.chunks[field.axes[2]], field.chunks[field.axes[3]]
-    for r in range(n_rows):
-        (r0, r1), _ = gather._read_ranges(BlockIndex(0, r, 0))
-        for c in range(n_columns):
-            _, (c0, c1) = gather._read_ranges(BlockIndex(0, 0, c))
-            read += sum(y[i] for i, _, _ in _overlaps(y, r0, r1)) * sum(x[i] for i, _, _ in _overlaps(x, c0, c1))
-    t_axis = field.axes[0]
-    steps = max(field.chunks[t_axis]) if t_axis is not None else 1
-    return read * steps / (gather.plan.shape[0] * gather.plan.shape[1])
-
-
 def merged(*arrays: Any) -> HighLevelGraph:
     """One graph of several arrays."""
     return HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
 
 
-def cut(graph: Any, keys: list[Any]) -> dict[Any, Any]:
-    """Only what `keys` need, as a flat graph. Not fused: `compute_block` tells reads from blocks by their tasks."""
-    return dict(convert_legacy_graph(ensure_dict(graph.cull(set(keys)))))
+class _Keys:
+    """Whether a graph has a key, without listing its keys."""
+
+    def __init__(self, graph: HighLevelGraph) -> None:
+        self._lazy = {layer.output for layer in graph.layers.values() if isinstance(layer, (Blockwise, BlockLayer))}
+        self._listed = [layer for layer in graph.layers.values() if not isinstance(layer, (Blockwise, BlockLayer))]
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            return (isinstance(key, tuple) and bool(key) and key[0] in self._lazy) or any(
+                key in layer for layer in self._listed
+            )
+        except TypeError:  # not hashable, so no key
+            return False
+
+    def __iter__(self) -> Iterator[Any]:
+        raise NotImplementedError("a graph's keys are not listed")
+
+
+def cut(graph: HighLevelGraph, keys: Iterable[Any]) -> dict[Any, Any]:
+    """Only what `keys` need, as a flat graph. Not fused: `compute_block` tells reads from blocks by their tasks.
+
+    `HighLevelGraph.cull` does the same, but lists all keys of layers on the way, each time.
+    """
+    found: dict[Any, Any] = {}
+    wanted = set(keys)
+    known = _Keys(graph)
+    for name in reversed(graph._toposort_layers()):
+        layer = graph.layers[name]
+        if isinstance(layer, (Blockwise, BlockLayer)):
+            mine = {k for k in wanted if isinstance(k, tuple) and k[0] == layer.output}
+            if mine:
+                wanted -= mine
+                culled, needed = layer.cull(mine, ())
+                found.update(culled)
+                wanted.update(*needed.values())
+            continue
+        todo = [k for k in wanted if k in layer]
+        wanted.difference_update(todo)
+        while todo:
+            key = todo.pop()
+            if key in found:
+                continue
+            found[key] = node = convert_legacy_task(key, layer[key], known)
+            if not isinstance(node, GraphNode):
+                found[key] = node = DataNode(key, node)
+            for other in node.dependencies:
+                (todo.append if other in layer else wanted.add)(other)
+    return found
 
 
 def subgraph(graph: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
@@ -399,9 +307,19 @@ def compute_block(
     """Compute `keys` here, but for the chunks that blocks are cut from: `read` is given (key, call) of each."""
     blocks = [node for node in graph.values() if isinstance(getattr(node, "func", None), _Task)]
     chunks = list(dict.fromkeys(key for node in blocks for key in sorted(node.dependencies, key=str)))
-    values = read([(key, partial(_compute_one, graph, key)) for key in chunks])
+    shapes = {name: chunk for node in blocks for name, chunk in node.func.gather.sources.items()}
+    values = read([(key, partial(_chunk, graph, key, shapes[key[0]])) for key in chunks])
     known = dict(zip(chunks, (DataNode(k, v) for k, v in zip(chunks, values, strict=True)), strict=True))
     return _evaluate({**graph, **known}, keys)
+
+
+def _chunk(graph: Mapping[Any, Any], key: Any, chunks: tuple[tuple[int, ...], ...]) -> Any:
+    """Read a source chunk, and make sure that it is whole: NumPy would stretch a short one silently."""
+    value = _compute_one(graph, key)
+    wanted = tuple(sizes[i] for sizes, i in zip(chunks, key[1:], strict=True))
+    if np.shape(value) != wanted:
+        raise OSError(f"chunk {key} came back with the shape {np.shape(value)}, but the cube says {wanted}")
+    return value
 
 
 def _compute_one(graph: Mapping[Any, Any], key: Any) -> Any:
@@ -415,7 +333,7 @@ def _evaluate(graph: Mapping[Any, Any], keys: list[Any]) -> list[Any]:
     threads encode and want the interpreter.
     """
     values: dict[Any, Any] = {}
-    todo = list(keys)
+    todo = list(reversed(keys))  # the first key first: embeddings before valid fractions, as encoding is the long part
     while todo:
         key = todo[-1]
         needed = [] if key in values else [d for d in graph[key].dependencies if d not in values]
