@@ -19,7 +19,7 @@ from tyro.conf import Positional, arg
 
 from deo_cube.errors import DeoCubeError
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
 
 def demo(
@@ -209,12 +209,16 @@ def _cluster(scheduler: str | None) -> Iterator[str | None]:
         yield "distributed"
 
 
+#: Every command by its name; logic lives in the modules that they call.
+COMMANDS: dict[str, Any] = {
+    verb.__name__: verb for verb in (demo, embed, plan, models, verify, segment, evaluate, doctor)
+}
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    verbs = (demo, embed, plan, models, verify, segment, evaluate, doctor)
-    commands: dict[str, Any] = {verb.__name__: verb for verb in verbs}
     try:
-        status = tyro.extras.subcommand_cli_from_dict(commands, prog="deo-cube", description=__doc__, args=args)
+        status = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="deo-cube", description=__doc__, args=args)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone; what Python flushes at its end has nowhere to go either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
