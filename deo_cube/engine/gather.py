@@ -6,7 +6,7 @@ overlapped first, so the numbers cannot depend on the source's chunks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -161,36 +161,41 @@ class Gather:
         r, c = self._source_rows(rows), columns.source_index(self.plan.shape[1])
         return (int(r.min()), int(r.max()) + 1), (int(c.min()), int(c.max()) + 1)
 
-    def planes(self, index: BlockIndex, chunks: Sequence[Array]) -> Iterator[Array]:
-        """Stitch the chunks (in the order of `pieces`) into one plane a field, as the cube has it."""
+    def windows(self, index: BlockIndex, chunks: Sequence[Array]) -> tuple[Array, ...]:
+        """Stitch the chunks (in the order of `pieces`) group by group: north up, mirrored over the cube's edges."""
         rows, columns = self._read_ranges(index)
         feed = iter(chunks)
-        for field in (f for group in self.groups for f in group):
-            pieces = field.pieces(index.time, rows, columns)
-            if len(pieces) == 1:
-                plane = next(feed)[pieces[0].cut]
-                yield plane.T if field.transposed else plane
-                continue
-            plane = np.empty((rows[1] - rows[0], columns[1] - columns[0]), field.dtype)
-            for piece in pieces:
-                values = next(feed)[piece.cut]
-                plane[piece.into] = values.T if field.transposed else values
-            yield plane
+        out = []
+        for group in self.groups:
+            window = self._empty(group, rows, columns)
+            for band, field in zip(window, group, strict=True):
+                for piece in field.pieces(index.time, rows, columns):
+                    values = next(feed)[piece.cut]
+                    band[piece.into] = values.T if field.transposed else values
+            out.append(self._turned(index, window))
+        return tuple(out)
 
-    def windows(self, index: BlockIndex, planes: Iterable[Array]) -> tuple[Array, ...]:
-        """Stack the planes group by group: north up, mirrored over the cube's edges."""
+    def windows_of_planes(self, index: BlockIndex, planes: Iterable[Array]) -> tuple[Array, ...]:
+        """The same from one stitched array a field, as the cube has it."""
+        feed = iter(planes)
+        out = []
+        for group in self.groups:
+            window = self._empty(group, *self._read_ranges(index))
+            for band in window:
+                band[...] = next(feed)
+            out.append(self._turned(index, window))
+        return tuple(out)
+
+    def _empty(self, group: Sequence[Field], rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+        shape = (len(group), rows[1] - rows[0], columns[1] - columns[0])
+        return np.empty(shape, np.result_type(*(field.dtype for field in group)))
+
+    def _turned(self, index: BlockIndex, window: Array) -> Array:
         rows, columns = self._block(index)
         (r0, r1), (c0, c1) = self._read_ranges(index)
         r, c = self._source_rows(rows) - r0, columns.source_index(self.plan.shape[1]) - c0
         plain = len(r) == r1 - r0 and len(c) == c1 - c0 and not self.south_up
-        feed = iter(planes)
-        out = []
-        for group in self.groups:
-            window = np.empty((len(group), r1 - r0, c1 - c0), np.result_type(*(field.dtype for field in group)))
-            for band in window:
-                band[...] = next(feed)
-            out.append(window if plain else window[:, r[:, None], c[None, :]])
-        return tuple(out)
+        return window if plain else window[:, r[:, None], c[None, :]]
 
 
 def as_fields(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from math import prod
+from numbers import Integral
 from typing import Any
 
 import dask.array as da
@@ -40,6 +41,7 @@ __all__ = [
     "map_blocks_with_halo",
     "merged",
     "read_amplification",
+    "runs",
     "subgraph",
     "with_loaded_coordinates",
 ]
@@ -59,11 +61,14 @@ class _Task:
     reverse_rows: bool = False
 
     def __call__(self, index: BlockIndex, chunks: Sequence[Array]) -> Array:
-        return self.on_planes(index, *self.gather.planes(index, chunks))
+        return self.on_windows(index, self.gather.windows(index, chunks))
 
     def on_planes(self, index: BlockIndex, *planes: Array) -> Array:
+        return self.on_windows(index, self.gather.windows_of_planes(index, planes))
+
+    def on_windows(self, index: BlockIndex, windows: tuple[Array, ...]) -> Array:
         try:
-            out = self.run(index, self.gather.windows(index, planes))
+            out = self.run(index, windows)
         except Exception as error:
             # Tells a failed encoder, which no retry mends, from a failed read; see store.py.
             error.add_note(f"{RUN_FAILED}: {index}")
@@ -108,7 +113,7 @@ class BlockLayer(Layer):  # type: ignore[misc]
             isinstance(key, tuple)
             and len(key) == 1 + len(self.blocks)
             and key[0] == self.output
-            and all(isinstance(i, int) and 0 <= i < n for i, n in zip(key[1:], self.blocks, strict=True))
+            and all(isinstance(i, Integral) and 0 <= int(i) < n for i, n in zip(key[1:], self.blocks, strict=True))
         )
 
     def __getitem__(self, key: Any) -> Task:
@@ -233,6 +238,12 @@ def _by_public_api(
     return blocks[()]
 
 
+def runs(array: Any) -> list[Any]:
+    """The callables that run for the blocks which `array` is made of: `EmbedBlock`, `ValidBlock`."""
+    layers = getattr(array.__dask_graph__(), "layers", {})
+    return [layer.task.run for layer in layers.values() if isinstance(layer, BlockLayer)]
+
+
 def merged(*arrays: Any) -> HighLevelGraph:
     """One graph of several arrays."""
     return HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
@@ -308,8 +319,17 @@ def compute_block(
     blocks = [node for node in graph.values() if isinstance(getattr(node, "func", None), _Task)]
     chunks = list(dict.fromkeys(key for node in blocks for key in sorted(node.dependencies, key=str)))
     shapes = {name: chunk for node in blocks for name, chunk in node.func.gather.sources.items()}
-    values = read([(key, partial(_chunk, graph, key, shapes[key[0]])) for key in chunks])
-    known = dict(zip(chunks, (DataNode(k, v) for k, v in zip(chunks, values, strict=True)), strict=True))
+    loads: list[tuple[Any, Callable[[], Any]]] = [(key, partial(_chunk, graph, key, shapes[key[0]])) for key in chunks]
+    values = dict(zip(chunks, read(loads), strict=True))
+    # Embeddings and valid fractions are cut from the same windows, which are gathered once.
+    windows: dict[tuple[int, BlockIndex], tuple[Array, ...]] = {}
+    known: dict[Any, Any] = {}
+    for node in blocks:
+        task, index = node.func, node.args[0]
+        at = (id(task.gather), index)
+        if at not in windows:
+            windows[at] = task.gather.windows(index, [values[p.key] for p in task.gather.pieces(index)])
+        known[node.key] = DataNode(node.key, task.on_windows(index, windows[at]))
     return _evaluate({**graph, **known}, keys)
 
 

@@ -170,7 +170,7 @@ def test_transposed_and_banded_variables_are_cut_alike() -> None:
         gather = Gather(plan, (fields,))
         index = BlockIndex(1, 0, 1)
         chunks = dask.compute(*(array.blocks[p.key[1:]] for p in gather.pieces(index)), scheduler="sync")
-        (window,) = gather.windows(index, gather.planes(index, chunks))
+        (window,) = gather.windows(index, chunks)
         assert (window[:, :, :14] == image[1, [2, 0], :16, 16:]).all()
 
 
