@@ -72,6 +72,7 @@ class DeoDataArrayAccessor(_Cube):
     change = _Verb("deo_cube.heads.change")
     pca_rgb = _Verb("deo_cube.heads.pca")
     cluster = _Verb("deo_cube.heads.cluster")
+    explore = _Verb("deo_cube.view.explore")
 
     def _summary(self) -> Any:
         from deo_cube.engine.summary import summarise_embeddings

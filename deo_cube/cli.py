@@ -1,4 +1,4 @@
-"""The command line: `deo-cube demo | embed | plan | models | verify | segment | evaluate | doctor`.
+"""The command line: `deo-cube demo | embed | plan | models | verify | segment | evaluate | doctor | view`.
 
 Flags are the arguments of the verbs.
 
@@ -86,7 +86,7 @@ def embed(
         done = to_zarr(
             emb, out, overwrite=overwrite, progress=progress, retries=retries, scheduler=kind, num_workers=workers
         )
-    print(f"{out}: {' x '.join(f'{d} {n}' for d, n in done.sizes.items())}, {done.dtype}")
+    print(f"{out}: {', '.join(f'{d} {n}' for d, n in done.sizes.items())}, {done.dtype}")
 
 
 def plan(
@@ -161,7 +161,7 @@ def segment(
         flat.rio.to_raster(out)
     else:
         classes.to_dataset(name="class").to_zarr(out, mode="w", zarr_format=3, consolidated=True)
-    print(f"{out}: {' x '.join(f'{d} {n}' for d, n in classes.sizes.items())}")
+    print(f"{out}: {', '.join(f'{d} {n}' for d, n in classes.sizes.items())}")
 
 
 def evaluate(
@@ -191,6 +191,20 @@ def doctor(
     return 0 if found.healthy else 1
 
 
+def view(
+    store: Annotated[Positional[str], arg(help="store of embeddings")],
+    cube: Annotated[str | None, arg(help="cube that was embedded, for true colour: .zarr, .nc, .tif, or .json")] = None,
+    head: Annotated[tuple[Path, ...], arg(help="saved heads to show as layers")] = (),
+    host: Annotated[str, arg(help="address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
+    port: Annotated[int, arg(help="port; 0 takes a free one")] = 0,
+    browser: Annotated[bool, arg(help="open the page in the browser")] = True,
+) -> None:
+    """Look at a store on a map: similar places, labels, classes. Serves this machine only until it is stopped."""
+    from deo_cube.view.explore import serve
+
+    serve(store, cube=cube, heads=head, host=host, port=port, browser=browser)
+
+
 def _number(text: str) -> Any:
     try:
         return float(text)
@@ -211,7 +225,7 @@ def _cluster(scheduler: str | None) -> Iterator[str | None]:
 
 #: Every command by its name; logic lives in the modules that they call.
 COMMANDS: dict[str, Any] = {
-    verb.__name__: verb for verb in (demo, embed, plan, models, verify, segment, evaluate, doctor)
+    verb.__name__: verb for verb in (demo, embed, plan, models, verify, segment, evaluate, doctor, view)
 }
 
 

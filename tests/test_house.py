@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "deo_cube"
 #: From the door down; a room may import those below it.
-ROOMS = ("door", "heads", "train", "evaluate", "engine", "encoder", "cube", "ground")
+ROOMS = ("door", "view", "heads", "train", "evaluate", "engine", "encoder", "cube", "ground")
 GROUND = {"errors", "options"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

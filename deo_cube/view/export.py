@@ -1,0 +1,145 @@
+"""Layers as files: a Cloud-Optimized GeoTIFF written window by window, or polygons as GeoJSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+
+from deo_cube.heads.classes import NO_CLASS
+from deo_cube.view.layers import ClassLayer, PCALayer, ScoreLayer
+
+__all__ = ["write_cog", "write_geojson"]
+
+Array = NDArray[Any]
+Layer = PCALayer | ScoreLayer | ClassLayer
+
+MOST_CELLS = 16_000_000
+"""Cells of a layer that are turned into polygons, at most."""
+MOST_POLYGONS = 200_000
+
+
+def write_cog(layer: Layer, t: int, path: Path, *, tags: dict[str, str]) -> Iterator[float]:
+    """Write one date of a layer as a COG on the grid of the embeddings, north-up; yields the share done.
+
+    Similarities are float32 with NaN for none; classes uint8 with 255 for none, a palette and names; PCA colours
+    uint8 with 0 for none. Only a row of windows is in memory.
+    """
+    import rasterio
+    from rasterio.shutil import copy
+    from rasterio.windows import Window
+
+    source, fine = layer.vectors.source, getattr(layer, "fine", 1)
+    box = layer.vectors.places.box
+    rows, cols = (n * fine for n in source.shape[2:])
+    transform = box.transform * Affine.scale(1 / fine)
+    flipped = transform.e > 0
+    if flipped:
+        transform = transform * Affine.translation(0, rows) * Affine.scale(1, -1)
+    dtype, nodata = _stored(layer)
+    rough = path.with_suffix(".rough.tif")
+    options = {
+        "driver": "GTiff", "dtype": dtype, "nodata": nodata, "count": len(layer.bands), "height": rows, "width": cols,
+        "crs": box.crs.to_wkt(), "transform": transform, "tiled": True, "blockxsize": 256, "blockysize": 256,
+        "BIGTIFF": "IF_SAFER",
+    }  # fmt: skip
+    try:
+        with rasterio.open(rough, "w", **options) as out:
+            out.update_tags(**tags)
+            for n, name in enumerate(layer.bands):
+                out.set_band_description(n + 1, name)
+            if isinstance(layer, ClassLayer):
+                entries = layer.legend()
+                out.update_tags(1, **{f"class_{e['code']}": e["name"] for e in entries})
+                out.write_colormap(1, {e["code"]: _rgba(e["color"]) for e in entries} | {NO_CLASS: (0, 0, 0, 0)})
+            done, total = 0, source.grid[0] * source.grid[1]
+            for i in range(source.grid[0]):
+                for j in range(source.grid[1]):
+                    r, c = source.window(i, j)
+                    part = layer.cells(t, r, c)
+                    top = rows - r.stop * fine if flipped else r.start * fine
+                    part = part[:, ::-1] if flipped else part
+                    out.write(part, window=Window(c.start * fine, top, part.shape[2], part.shape[1]))
+                    done += 1
+                    yield 0.95 * done / total
+        # A class has no average.
+        way = "nearest" if isinstance(layer, ClassLayer) else "average"
+        copy(rough, path, driver="COG", compress="DEFLATE", overview_resampling=way)
+    finally:
+        rough.unlink(missing_ok=True)
+    yield 1.0
+
+
+def _stored(layer: Layer) -> tuple[str, float]:
+    if isinstance(layer, ScoreLayer):
+        return "float32", float("nan")
+    return "uint8", 0 if isinstance(layer, PCALayer) else NO_CLASS
+
+
+def _rgba(color: str) -> tuple[int, int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16), 255
+
+
+def write_geojson(
+    layer: ScoreLayer | ClassLayer, t: int, path: Path, *, threshold: float, date: str
+) -> Iterator[float]:
+    """Write polygons of each class, or of where the score is at least `threshold`, in WGS 84; yields the share done.
+
+    Raises
+    ------
+    ValueError
+        For a layer too large for polygons.
+    """
+    import rasterio
+    from rasterio.features import shapes
+    from rasterio.warp import transform_geom
+
+    source, fine = layer.vectors.source, getattr(layer, "fine", 1)
+    rows, cols = (n * fine for n in source.shape[2:])
+    if rows * cols > MOST_CELLS:
+        raise ValueError(
+            f"the layer has {rows * cols / 1e6:.0f} million cells: GeoJSON is written for at most "
+            f"{MOST_CELLS / 1e6:.0f} million. Export a COG instead"
+        )
+    box = layer.vectors.places.box
+    codes = np.full((rows, cols), NO_CLASS, "uint8")
+    names = {e["code"]: e for e in layer.legend()} if isinstance(layer, ClassLayer) else {}
+    done, total = 0, source.grid[0] * source.grid[1]
+    for i in range(source.grid[0]):
+        for j in range(source.grid[1]):
+            r, c = source.window(i, j)
+            part = layer.cells(t, r, c)[0]
+            if isinstance(layer, ScoreLayer):
+                with np.errstate(invalid="ignore"):
+                    part = np.where(part >= threshold, 1, NO_CLASS)
+            codes[r.start * fine : r.stop * fine, c.start * fine : c.stop * fine] = part
+            done += 1
+            yield 0.8 * done / total
+    transform = box.transform * Affine.scale(1 / fine)
+    crs = rasterio.crs.CRS.from_wkt(box.crs.to_wkt())
+    count = 0
+    with path.open("w", encoding="utf-8") as out:
+        out.write('{"type": "FeatureCollection", "features": [')
+        for geometry, code in shapes(codes, mask=codes != NO_CLASS, transform=transform):
+            properties: dict[str, Any] = {"date": date} if date else {}
+            if isinstance(layer, ClassLayer):
+                e = names[int(code)]
+                properties |= {"label": e["name"], "class": e["code"], "color": e["color"]}
+            else:
+                properties |= {"similarity_at_least": threshold}
+            degrees = transform_geom(crs, "EPSG:4326", geometry, precision=7)
+            feature = {"type": "Feature", "properties": properties, "geometry": degrees}
+            out.write((",\n" if count else "\n") + json.dumps(feature))
+            count += 1
+            if count > MOST_POLYGONS:
+                raise ValueError(
+                    f"the layer falls into more than {MOST_POLYGONS} polygons: export a COG instead, or raise the "
+                    "threshold"
+                )
+        out.write("\n]}\n")
+    yield 1.0
