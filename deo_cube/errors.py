@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "AmbiguousUnitsError",
+    "CatalogueError",
     "DeoCubeError",
     "DeviceError",
     "MissingBandsError",
@@ -68,6 +69,10 @@ class StoreMismatchError(DeoCubeError, ValueError):
 
 class DeviceError(DeoCubeError, RuntimeError):
     """The device is absent, too small, or no worker has it."""
+
+
+class CatalogueError(DeoCubeError, ConnectionError):
+    """A catalogue is not known, does not answer, or the network is switched off."""
 
 
 class MissingExtraError(DeoCubeError, ImportError):

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["ADD_OFFSET", "PRODUCT_KEYS", "Offset", "Product", "decide_offset", "stated_offset"]
+from deo_cube.cube.catalogues import CATALOGUES
+
+__all__ = ["ADD_OFFSET", "PRODUCT_KEYS", "Offset", "Product", "bucket_of", "decide_offset", "stated_offset"]
 
 ADD_OFFSET = -1000.0
 """DN to add to a product of baseline 04.00 or later (BOA_ADD_OFFSET, RADIO_ADD_OFFSET)."""
@@ -27,17 +29,8 @@ ADD_OFFSET = -1000.0
 FIRST_BASELINE = 4.0
 
 # Buckets and storage accounts whose files are the DN as published, and those whose files were harmonised.
-_RAW = frozenset(
-    {
-        "sentinel-s2-l2a",
-        "sentinel-s2-l1c",
-        "e84-earth-search-sentinel-data",
-        "eodata",
-        "sentinel2l2a01",
-        "gcp-public-data-sentinel-2",
-    }
-)
-_HARMONISED = frozenset({"sentinel-cogs"})
+_RAW = frozenset({"sentinel-s2-l1c", "gcp-public-data-sentinel-2", *(b for c in CATALOGUES.values() for b in c.raw)})
+_HARMONISED = frozenset(b for c in CATALOGUES.values() for b in c.harmonised)
 
 _BASELINE_KEYS = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version", "processing_baseline")
 _PRODUCT_KEYS = ("s2:product_uri", "s2:datatake_id", "s2:granule_id", "sentinel:product_id", "id")
@@ -175,7 +168,7 @@ def stated_offset(scale: Any, offset: Any) -> float | None:
 
 
 def _place(href: str) -> str | None:
-    bucket = _bucket(href)
+    bucket = bucket_of(href)
     if bucket in _HARMONISED:
         return f"harmonised: {bucket}"
     if bucket in _RAW:
@@ -185,11 +178,11 @@ def _place(href: str) -> str | None:
     return None
 
 
-def _bucket(href: str) -> str:
+def bucket_of(href: str) -> str:
     """Name of the bucket or storage account that an href points into; empty for other places."""
     if href.startswith("/vsi"):
         _, _, driver, *rest = f"/{href}".split("/")
-        return rest[0] if driver in ("vsis3", "vsigs", "vsiaz") and rest else _bucket("/".join(rest))
+        return rest[0] if driver in ("vsis3", "vsigs", "vsiaz") and rest else bucket_of("/".join(rest))
     parts = urlsplit(href)
     if parts.scheme in ("s3", "gs", "az", "abfs"):
         return parts.netloc

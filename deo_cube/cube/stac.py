@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -32,6 +32,7 @@ more: at 512 px this loader took about twice the time of 1024."""
 
 _COLLECTION = "deo_cube"
 _BASELINE = "s2:processing_baseline"
+_CLOUD = "eo:cloud_cover"
 
 
 def load_cube(
@@ -48,7 +49,7 @@ def load_cube(
     bands: Sequence[str] | Mapping[str, str] | None = None,
     resampling: str | Mapping[str, str] | None = None,
     offset: str | float = "auto",
-    patch_url: Callable[[str], str] | None = None,
+    patch_url: Callable[[str], str] | Literal["auto"] | None = "auto",
     **odc_options: Any,
 ) -> xr.Dataset:
     """Load Sentinel-2 STAC items as a lazy cube, named and annotated for `embed`.
@@ -79,8 +80,9 @@ def load_cube(
         Default ``nearest``, which leaves the DN of the 20 m bands as they are; SCL is always nearest.
     offset : "auto" or float
         DN to add to all items (0 or -1000), where their metadata do not decide or are wrong.
-    patch_url : callable, optional
-        Applied to each href when it is opened, for signing.
+    patch_url : callable, "auto" or None
+        Applied to an href each time that it is opened, so that tokens which run out are renewed; picklable where a
+        cluster reads. "auto" signs files of the Planetary Computer (extra ``stac``), and nothing else.
     **odc_options
         For `odc.stac.load`.
 
@@ -89,7 +91,8 @@ def load_cube(
     Dataset
         Variables ``B02`` ... and ``SCL`` (time, y, x), on Dask, with attributes `units` and `nodata`; coordinates along
         time: ``boa_add_offset`` (DN to add; NaN where the items do not decide, which `embed` refuses unless it is told
-        ``offset=``), ``s2:processing_baseline``, ``item_ids``. The reasons stand in the attribute ``deo_cube:offset``.
+        ``offset=``), ``s2:processing_baseline``, ``eo:cloud_cover`` (per cent, mean of the step's items), ``item_ids``.
+        The reasons of the offset stand in the attribute ``deo_cube:offset``.
 
     Raises
     ------
@@ -104,11 +107,14 @@ def load_cube(
     """
     import odc.stac
 
+    from deo_cube.cube.access import access  # late: rasterio and odc-loader are heavy
+
     if offset != "auto" and (isinstance(offset, str) or not math.isfinite(offset)):
         raise ValueError(f"offset must be 'auto' or the DN to add (0, -1000), got {offset!r}")
-    if "stac_cfg" in odc_options:
+    if fixed := {"stac_cfg", "driver"} & odc_options.keys():
         raise ValueError(
-            "stac_cfg is fixed by load_cube, which renames the assets; use odc.stac.load for other settings"
+            f"{' and '.join(sorted(fixed))} are fixed by load_cube, which renames the assets and signs them; use "
+            "odc.stac.load for other settings"
         )
     found = read_items(items)
     chosen = [_choose(item, bands, model) for item in found]
@@ -119,12 +125,14 @@ def load_cube(
             'Say which is which: bands={"B02": "its key", ...}'
         )
     names = [b for b in (*_wanted(bands), "SCL") if any(b in c for c in chosen)]
-    plain = [_plain(item, assets, check=patch_url is None) for item, assets in zip(found, chosen, strict=True)]
+    check = patch_url is None or patch_url == "auto"
+    plain = [_plain(item, assets, check=check) for item, assets in zip(found, chosen, strict=True)]
     # The fullest item first: it is the one from which odc-stac takes dtypes.
     order = sorted(range(len(plain)), key=lambda i: -len(plain[i].assets))
     plain, found, chosen = ([seq[i] for i in order] for seq in (plain, found, chosen))  # type: ignore[assignment]
     _check_place(plain, bbox=bbox, crs=crs, resolution=resolution, placed=geobox is not None or "like" in odc_options)
     decided = [_decide(item, c, offset) for item, c in zip(found, chosen, strict=True)]
+    driver = access((a.href for item in plain for a in item.assets.values()), patch_url)
 
     def load(which: Sequence[int], group: Any, **options: Any) -> xr.Dataset:
         return odc.stac.load(  # type: ignore[no-any-return]
@@ -133,7 +141,7 @@ def load_cube(
             groupby=group,
             chunks=dict(DEFAULT_CHUNKS if chunks is None else chunks),
             resampling=_resampling(resampling),
-            patch_url=patch_url,
+            driver=driver,
             stac_cfg=_CONFIG,
             debug=True,
             **options,
@@ -296,11 +304,16 @@ def _annotated(
     def of_steps(values: Sequence[str]) -> list[str]:
         return ["/".join(sorted({values[i] for i in g} - {""})) for g in groups]
 
-    baselines = of_steps([str(i.properties.get(_BASELINE) or "") for i in items])
+    baselines = of_steps(
+        [str(i.properties.get(_BASELINE) or i.properties.get("processing:version") or "") for i in items]
+    )
     ids = [" ".join(items[i].id for i in g) for g in groups]
     coords = {OFFSET_COORD: ("time", np.asarray(adds, dtype=np.float64)), "item_ids": ("time", np.asarray(ids))}
     if any(baselines):
         coords[_BASELINE] = ("time", np.asarray(baselines))
+    clouds = [[i.properties.get(_CLOUD) for i in (items[k] for k in g)] for g in groups]
+    if any(c is not None for group in clouds for c in group):
+        coords[_CLOUD] = ("time", np.asarray([_mean(group) for group in clouds]))
     cube = cube.assign_coords(coords)
     for name, variable in cube.data_vars.items():
         if name == "SCL":
@@ -314,6 +327,12 @@ def _annotated(
     cube.attrs["deo_cube:source"] = f"{len(items)} STAC items, by load_cube"
     cube.attrs["deo_cube:offset"] = "; ".join(f"{why} ({n} of {len(items)} items)" for why, n in reasons.most_common())
     return cube
+
+
+def _mean(values: Sequence[Any]) -> float:
+    """Mean of numbers that are stated; NaN where none is."""
+    stated = [float(v) for v in values if v is not None]
+    return math.fsum(stated) / len(stated) if stated else math.nan
 
 
 def _cloudless(cube: xr.Dataset) -> xr.Dataset:

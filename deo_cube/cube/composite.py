@@ -1,0 +1,234 @@
+"""Several dates to one: median, least cloudy, or the first valid pixel; lazily, free of the offset, without clouds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from deo_cube.cube import grid
+from deo_cube.cube.bands import BandMatch, match_bands
+from deo_cube.cube.radiometry import OFFSET_COORD, SCL_INVALID, Radiometry, decide_radiometry
+from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name
+from deo_cube.errors import MissingBandsError
+
+__all__ = ["composite"]
+
+How = Literal["median", "least_cloudy", "first"]
+CLOUD_COVER = "eo:cloud_cover"
+
+
+def composite(
+    cube: xr.Dataset | xr.DataArray,
+    how: How = "median",
+    *,
+    freq: str | None = None,
+    mask: xr.DataArray | Literal[False] | None = None,
+    units: str = "auto",
+    offset: str | float | Sequence[float] = "auto",
+    nodata: str | float | None = "auto",
+) -> xr.Dataset:
+    """Make one date of several, pixel by pixel, before embedding. Lazy on Dask: nothing is read at the call.
+
+    Each date is freed of its own offset first, so that dates before and after baseline 04.00 may meet; what is under
+    cloud, or no data in any band, does not count.
+
+    Parameters
+    ----------
+    cube : Dataset or DataArray
+        A variable a band and optionally `SCL`, or a band dimension; with `time`.
+    how : {"median", "least_cloudy", "first"}
+        "median" of the clear values of each band. "least_cloudy": all bands of a pixel from the least cloudy date that
+        is clear there, by the coordinate ``eo:cloud_cover`` (`load_cube` writes it). "first": from the first date that
+        is clear there; with ``mask=False`` this is how tiles of one day become one image.
+    freq : str, optional
+        A composite for each "D" (solar day), "W", "MS" (month), "QS", "YS", or other frequency of pandas. Default: one
+        of all dates.
+    mask : DataArray, False or None
+        True where a pixel must not count. None: clouds, shadows and gaps in `SCL`, where the cube has it. False: no
+        data alone.
+    units, offset, nodata
+        As in `embed`, where metadata do not decide.
+
+    Returns
+    -------
+    Dataset
+        Bands ``B02`` ... (time, y, x) as float32 DN without offset, NaN where no date is clear. `time` is the start of
+        each period, the first date where there is but one; `dates` counts what went in. `SCL` is kept where pixels come
+        from one date, which "median" has not.
+
+    Raises
+    ------
+    ValueError
+        Without time, for a mask on another grid, or for "least_cloudy" without a word on clouds.
+    AmbiguousUnitsError, MissingBandsError
+        As in `embed`.
+
+    Examples
+    --------
+    >>> import deo_cube
+    >>> ds = deo_cube.synthetic_cube(size=64, times=3)
+    >>> deo_cube.composite(ds).sizes["time"]
+    1
+    """
+    if how not in ("median", "least_cloudy", "first"):
+        raise ValueError(f"how must be 'median', 'least_cloudy' or 'first', got {how!r}")
+    cube, dims = _as_dataset(cube)
+    match = _all_bands(cube)
+    radiometry = decide_radiometry(cube, match, units=units, offset=offset, nodata=nodata)
+    bands = _canonical(cube, match, radiometry)
+    hidden = _hidden(cube, match, mask, dims)
+    clear = xr.concat([b.notnull() for b in bands.values()], "band").all("band") & ~hidden
+    ranked = _rank(cube, how)
+    groups = _periods(cube, freq)
+    layers: dict[str, xr.DataArray] = dict(bands)
+    if match.scl is not None and how != "median":
+        layers["SCL"] = cube[match.scl].reset_coords(drop=True)
+    made = []
+    for dates in groups.values():
+        chosen = dates if ranked is None else sorted(dates, key=lambda t: (ranked[t], t))
+        part = {n: v.isel(time=chosen).where(clear.isel(time=chosen)) for n, v in layers.items()}
+        made.append(xr.Dataset({n: _reduce(v, how) for n, v in part.items()}))
+    whole = xr.concat(made, pd.Index(list(groups), name="time"))
+    return _described(whole, cube, how, radiometry, [len(d) for d in groups.values()], mask)
+
+
+def _as_dataset(cube: xr.Dataset | xr.DataArray) -> tuple[xr.Dataset, grid.Dims]:
+    d = grid.dims(cube)
+    if d.time is None or cube.sizes[d.time] == 0:
+        raise ValueError("a composite is of dates, and the cube has no dimension of time, or one of length 0")
+    if isinstance(cube, xr.DataArray):
+        if d.band is None:
+            raise MissingBandsError("the DataArray has no band dimension: wanted (time, band, y, x)")
+        cube = cube.assign_coords({d.band: [str(v) for v in cube[d.band].values]}).to_dataset(d.band)
+    if d.time != "time":
+        cube = cube.rename({d.time: "time"})
+    # What lies along time decides at the call; `Dataset.chunk` puts it on Dask with the pixels.
+    cube = cube.assign_coords({n: c.variable.load() for n, c in cube.coords.items() if c.dims == ("time",)})
+    return cube, grid.dims(cube)
+
+
+def _all_bands(cube: xr.Dataset) -> BandMatch:
+    """Every band of Sentinel-2 that the cube has, by name."""
+    named = {band_of_name(str(n)) for n, v in cube.data_vars.items() if "time" in v.dims}
+    found = {known[0] for known in named if known is not None}
+    if not found:
+        raise MissingBandsError(f"no variable is named as a band of Sentinel-2: {', '.join(map(str, cube.data_vars))}")
+    return match_bands(cube, [b for b in SENTINEL2 if b in found])
+
+
+def _canonical(cube: xr.Dataset, match: BandMatch, r: Radiometry) -> dict[str, xr.DataArray]:
+    """Bands as float32 DN without offset, NaN where there is no data: `radiometry.canonical`, lazily."""
+    steps = cube.sizes["time"]
+    add = xr.DataArray(np.broadcast_to(np.asarray(r.add), (steps,)), dims="time")
+    # Whole numbers below 2**24 are exact in float32; fractions are computed in float64 and rounded once.
+    exact = "float32" if r.scale == 1.0 and all(float(a).is_integer() for a in r.add) else "float64"
+    bands = {}
+    for band, name in zip(match.bands, match.variables, strict=True):
+        assert name is not None
+        raw = cube[name].reset_coords(drop=True)
+        values = raw.where(np.isfinite(raw)) if raw.dtype.kind == "f" else raw
+        values = values.astype(exact)
+        if r.nodata is not None:
+            values = values.where(raw != r.nodata)
+        bands[band] = (values * r.scale + add).astype("float32").transpose(*raw.dims)
+    return bands
+
+
+def _hidden(cube: xr.Dataset, match: BandMatch, mask: Any, d: grid.Dims) -> xr.DataArray:
+    if isinstance(mask, xr.DataArray):
+        if not {d.y, d.x} <= set(mask.dims) <= {"time", d.y, d.x}:
+            raise ValueError(f"mask must have the dimensions ('time', {d.y!r}, {d.x!r}) or without time: {mask.dims}")
+        for dim in mask.dims:
+            same = mask.sizes[dim] == cube.sizes[dim] and (
+                dim not in mask.coords or dim not in cube.coords or bool((mask[dim].values == cube[dim].values).all())
+            )
+            if not same:
+                raise ValueError(f"mask and cube differ along {dim!r}: align it first, mask.odc.reproject(...)")
+        return mask.astype(bool).reset_coords(drop=True)
+    if mask is None and match.scl is not None:
+        return cube[match.scl].reset_coords(drop=True).isin(SCL_INVALID)
+    if mask is not None and mask is not False:
+        raise ValueError(f"mask must be a boolean DataArray, None (SCL) or False (no data alone), got {mask!r}")
+    return xr.DataArray(False)
+
+
+def _rank(cube: xr.Dataset, how: str) -> list[float] | None:
+    if how != "least_cloudy":
+        return None
+    if CLOUD_COVER in cube.coords and cube[CLOUD_COVER].dims == ("time",):
+        # A date of which nothing is known comes last.
+        return [float(v) if np.isfinite(v) else 101.0 for v in cube[CLOUD_COVER].values]
+    raise ValueError(
+        f"least_cloudy wants the coordinate {CLOUD_COVER!r} along time, which load_cube writes. From SCL, reading it: "
+        f"cube.coords['{CLOUD_COVER}'] = 100 * cube.SCL.isin([3, 8, 9, 10]).mean(('y', 'x')).compute()"
+    )
+
+
+def _periods(cube: xr.Dataset, freq: str | None) -> dict[pd.Timestamp, list[int]]:
+    """Positions along time, by the start of their period."""
+    times = pd.DatetimeIndex(cube["time"].values)
+    if freq is None:
+        return {times.min(): list(np.argsort(times, kind="stable"))}
+    keys = times
+    if freq == "D":
+        # The satellite passes at one solar time everywhere; at the date line its pass and UTC's midnight meet.
+        west, _, east, _ = grid.geobox(cube).geographic_extent.boundingbox
+        keys = (times + pd.Timedelta(hours=(west + east) / 2 / 15)).floor("D")
+        first = {k: times[keys == k].min() for k in keys.unique().sort_values()}
+        return {first[k]: [int(i) for i in np.flatnonzero(keys == k)] for k in first}
+    try:
+        groups = pd.Series(range(len(times)), index=keys).groupby(pd.Grouper(freq=freq, label="left", closed="left"))
+    except ValueError as error:
+        raise ValueError(f"freq must be a frequency of pandas ('D', 'W', 'MS', 'QS', 'YS'), got {freq!r}") from error
+    return {start: [int(i) for i in positions] for start, positions in groups if len(positions)}
+
+
+def _reduce(part: xr.DataArray, how: str) -> xr.DataArray:
+    """One date of those of a period, in order; NaN where none is clear."""
+    if how == "median":
+        if part.chunks is not None:
+            part = part.chunk(time=-1)
+        found: xr.DataArray = xr.apply_ufunc(
+            _median, part, input_core_dims=[["time"]], dask="parallelized", output_dtypes=[np.float32]
+        )
+        return found
+    first = part.isel(time=0)
+    for t in range(1, part.sizes["time"]):
+        first = first.fillna(part.isel(time=t))
+    return first
+
+
+def _median(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Median along the last axis, NaN left out: the numbers of `numpy.nanmedian`, which is slow on short axes."""
+    ordered = np.sort(values, axis=-1)  # NaN last
+    count = np.isfinite(values).sum(axis=-1, keepdims=True)
+    low = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=-1)
+    high = np.take_along_axis(ordered, np.minimum(count // 2, values.shape[-1] - 1), axis=-1)
+    middle: np.ndarray[Any, np.dtype[np.float32]] = ((low + high) / 2).astype("float32")[..., 0]
+    return middle
+
+
+def _described(
+    whole: xr.Dataset, cube: xr.Dataset, how: str, r: Radiometry, counts: Sequence[int], mask: Any
+) -> xr.Dataset:
+    names = {str(n): v for n, v in whole.data_vars.items()}
+    for name, variable in names.items():
+        if name == "SCL":
+            names[name] = variable.fillna(0).astype("uint8").assign_attrs(long_name="scene classification")
+            continue
+        band = SENTINEL2[name]
+        variable.attrs = {"units": "DN", "common_name": band.common_name, "center_wavelength": band.wavelength / 1000}
+    out = whole.assign(names).transpose("time", ...)
+    out = out.assign_coords(dates=("time", np.asarray(counts)), **{OFFSET_COORD: ("time", np.zeros(len(counts)))})
+    clouds = "no data alone left out" if mask is False else "a mask given" if mask is not None else "clouds after SCL"
+    kept = {k: v for k, v in cube.attrs.items() if str(k).startswith("deo_cube:") or k == "title"}
+    out.attrs = kept | {
+        "deo_cube:composite": f"{how} of {', '.join(map(str, counts))} dates; {clouds}",
+        "deo_cube:offset": f"a composite of canonical DN ({'; '.join(r.why)})",
+    }
+    placed: xr.Dataset = grid.assign_grid(out, grid.geobox(cube))
+    return placed
