@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from deo_cube.errors import MissingExtraError
 from deo_cube.train.config import Augment, Student
 
-__all__ = ["Augmentation", "View", "generator"]
+__all__ = ["Augmentation", "View", "generator", "hidden_squares"]
 
 WAVELENGTHS = torch.tensor([665.0, 560.0, 490.0, 705.0, 740.0, 783.0, 842.0, 865.0, 1610.0, 2190.0])
 """Centres of the ten bands in model order, nm: haze falls with the fourth power (Rayleigh)."""
@@ -45,6 +45,21 @@ def generator(*numbers: int) -> torch.Generator:
         seed = (seed * 6364136223846793005 + n + 0x9E3779B97F4A7C15) % 2**63
         seed ^= seed >> 29
     return torch.Generator().manual_seed(seed)
+
+
+def hidden_squares(
+    n: int, size: int, *, ratio: float, square: int, random: torch.Generator, rank: int = 0, world_size: int = 1
+) -> Tensor:
+    """Masks (n, 1, size, size) of bool: True in a share `ratio` of the squares of side `square`, drawn a sample.
+
+    All processes draw from the same generator, and each takes its own rows, as `Augmentation` does.
+    """
+    side = size // square
+    draws = torch.rand(n * world_size, side * side, generator=random)[rank * n : (rank + 1) * n]
+    count = max(1, min(side * side - 1, round(ratio * side * side)))
+    order = draws.argsort(dim=1).argsort(dim=1)
+    squares = (order < count).view(n, 1, side, side)
+    return squares.repeat_interleave(square, dim=2).repeat_interleave(square, dim=3)
 
 
 class Augmentation:

@@ -98,7 +98,14 @@ class Objective:
     """Weights and constants of the loss."""
 
     multispectral: bool = True
-    """The self-distillation arm. False: optical only."""
+    """The self-supervised arm on all bands. False: optical only."""
+    pretext: Literal["coding_rate", "masked"] = "coding_rate"
+    """What that arm learns: the paper's self-distillation, or masked image modelling (SimMIM, arXiv:2111.09886): hidden
+    squares of the global crops are predicted from the deepest map, and no EMA teacher is kept. For comparison."""
+    mask_ratio: float = 0.6
+    """masked: share of a crop that is hidden. SimMIM's."""
+    mask_size: int = 16
+    """masked: side of a hidden square, pixels; a multiple of the stride of the deepest map. SimMIM's is 32 of 224."""
     eps: float = 0.05
     """Distortion of the coding rate: the published command's (argparse says 0.5)."""
     world_size: int = 16
@@ -122,6 +129,9 @@ class Objective:
     """Class vectors of the same view are matched too. The code leaves them out; nothing in the equation says so."""
     multispectral_optical: float = 0.0
     """Weight at which features of the multispectral stem are also matched to the optical teacher. 0: as published."""
+    second_stem: bool = True
+    """False: the optical teacher is matched through the multispectral stem alone, and no RGB stem is trained: the
+    paper's ablation before its separate optical path. Wants `multispectral_optical` above 0."""
     ms_dim: int = 256
     """Width of the multispectral projection (p of the coding rate)."""
     hidden: int = 2048
@@ -303,11 +313,32 @@ class TrainConfig:
             not self.objective.multispectral or o.batch > 0,
             "the multispectral arm needs multispectral samples: --optimizer.batch, or --objective.no-multispectral",
         )
+        j = self.objective
+        _check(
+            j.second_stem
+            or self.teacher == "none"
+            or (j.multispectral_optical > 0 and o.batch > 0 and o.rgb_batch == 0),
+            "--objective.no-second-stem matches the teacher through the multispectral stem: it wants "
+            "--objective.multispectral-optical above 0, multispectral samples, and --optimizer.rgb-batch 0",
+        )
+        if j.multispectral and j.pretext == "masked":
+            self._check_masks()
         for name, scale in (("global", a.global_scale), ("local", a.local_scale)):
             _check(0 < scale[0] <= scale[1] <= 1, f"--augment.{name}-scale must rise within 0..1, got {scale}")
         _check(a.blur_kernel % 2 == 1, f"--augment.blur-kernel must be odd, got {a.blur_kernel}")
         _check(
             len(self.student.ms_mean) == len(self.student.ms_std) == len(MS_BANDS), "ten multispectral means and stds"
+        )
+
+    def _check_masks(self) -> None:
+        s, a, j = self.student, self.augment, self.objective
+        _check(s.family != "conv", "--objective.pretext masked hides tokens: it wants --student.family swin or vit")
+        stride = s.patch << (len(s.depths) - 1) if s.family == "swin" else s.patch
+        sizes_fit = a.global_size % j.mask_size == 0 and j.mask_size % stride == 0
+        _check(
+            sizes_fit and 0 < j.mask_ratio < 1,
+            f"--objective.mask-size {j.mask_size} must divide --augment.global-size {a.global_size} and be a multiple "
+            f"of the stride {stride} of the deepest map, and --objective.mask-ratio {j.mask_ratio} lie within 0..1",
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -166,7 +166,8 @@ def untrained_stems(config: TrainConfig) -> list[str]:
     """Stems that the arms of a run leave as they started."""
     o = config.objective
     ms = config.optimizer.batch > 0 and (o.multispectral or (config.teacher != "none" and o.multispectral_optical > 0))
-    return [stem for stem, trained in (("ms", ms), ("rgb", config.teacher != "none")) if not trained]
+    rgb = config.teacher != "none" and o.second_stem
+    return [stem for stem, trained in (("ms", ms), ("rgb", rgb)) if not trained]
 
 
 def _column(values: tuple[float, ...]) -> Tensor:

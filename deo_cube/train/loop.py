@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deo_cube.encoder.mobilenet import DeoConv
 from deo_cube.errors import DeviceError, MissingExtraError, StoreMismatchError
 from deo_cube.train import checkpoints
-from deo_cube.train.augment import Augmentation, generator
+from deo_cube.train.augment import Augmentation, View, generator, hidden_squares
 from deo_cube.train.config import TrainConfig
 from deo_cube.train.finish import describe_run, fit_local, fit_necks, typical_pixels, untrained_stems, windows_for
 from deo_cube.train.health import Watch, effective_rank, knn_score
@@ -31,7 +31,7 @@ from deo_cube.train.teachers import FrozenTeacher, Standardised, load_teacher
 
 __all__ = ["Process", "build", "open_sources", "train"]
 
-CROPS, DROPS = 1, 2
+CROPS, DROPS, MASKS = 1, 2, 3
 """What a random stream is for."""
 
 
@@ -138,7 +138,7 @@ def build(
     _freeze_unused(student, config)
     student.to(device)
     ema = None
-    if config.objective.multispectral:
+    if config.objective.multispectral and config.objective.pretext == "coding_rate":
         ema = copy.deepcopy(student).requires_grad_(False)
         # The teacher has no use for the optical heads.
         ema.cls_head = ema.patch_head_mid = ema.patch_head_late = None
@@ -365,8 +365,23 @@ class _Step:
             targets = None if self.optical is None else teacher_targets(self.optical, views, config)
             with torch.no_grad():
                 teacher_ms = None if self.ema is None else self.ema.project_ms(views)
-            out = self.model(views)
+            out = self.model(views, self._hidden(views, number))
         return objective(out, teacher_ms, targets, len(views), config.objective), out.pooled
+
+    def _hidden(self, views: Sequence[View], number: int) -> Tensor | None:
+        """What masked image modelling may not see of the two global views."""
+        o, p, ms = self.config.objective, self.process, views[0].ms
+        if not o.multispectral or o.pretext != "masked" or ms is None:
+            return None
+        random = generator(self.config.seed, MASKS, number)
+        squares = [
+            hidden_squares(
+                ms.shape[0], ms.shape[2], ratio=o.mask_ratio, square=o.mask_size, random=random, rank=p.rank,
+                world_size=p.world_size,
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+        return torch.cat(squares).to(p.device)
 
     def _clip(self) -> Tensor:
         """Clip as configured; the global norm before clipping."""
@@ -383,7 +398,7 @@ class _Step:
 
 def _probe(student: Student, sources: Sequence[Source], config: TrainConfig) -> dict[str, float]:
     labelled = [s for s in sources if isinstance(s, ImageSource) and len({Path(f).parent for f in s.files}) > 1]
-    if not labelled or student.cls_head is None:
+    if not labelled or student.cls_head is None or not student.second_stem:
         return {}
     return {"knn": knn_score(student.network, student.taps.vector, labelled[0], config)}
 

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["CodingRate", "coding_rate", "coding_rate_bound", "coding_rate_loss", "patch_similarity", "view_similarity"]
+__all__ = [
+    "CodingRate",
+    "coding_rate",
+    "coding_rate_bound",
+    "coding_rate_loss",
+    "masked_error",
+    "patch_similarity",
+    "view_similarity",
+]
 
 TINY = 1e-4
 """A vector shorter than this has no direction: dividing by its length would overflow a half-precision gradient."""
@@ -172,6 +180,25 @@ def patch_similarity(student: Tensor, teacher: Tensor) -> Tensor:
     if student.shape[2:] != teacher.shape[2:]:
         student = F.interpolate(student, size=teacher.shape[2:], mode="bilinear", align_corners=False)
     return F.cosine_similarity(student, teacher, dim=1, eps=TINY).mean()
+
+
+def masked_error(predicted: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
+    """Mean absolute error on hidden pixels (SimMIM, arXiv:2111.09886).
+
+    Parameters
+    ----------
+    predicted, images : Tensor (B, C, S, S)
+        In the units of the network's input.
+    hidden : Tensor (B, 1, S, S) bool
+        Pixels that the network did not see.
+
+    Returns
+    -------
+    Tensor, scalar
+        Mean over hidden pixels and channels.
+    """
+    error = (predicted.float() - images.detach().float()).abs() * hidden
+    return error.sum() / (hidden.sum() * images.shape[1]).clamp_min(1)
 
 
 def _views(student: Tensor, teacher: Tensor, views: int) -> tuple[int, Tensor, Tensor]:

@@ -81,7 +81,7 @@ def plan(config: TrainConfig, processes: int = 1) -> Plan:
     trunk = sum(p.numel() for p in student.network.parameters())
     parameters = sum(p.numel() for p in student.parameters())
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-    state = 4 * (parameters + 3 * trained + (parameters if config.objective.multispectral else 0))
+    state = 4 * (parameters + 3 * trained + (parameters if student.head_ms is not None else 0))
     return Plan(config, processes, parameters, trunk, state, _activations(student, config), windows)
 
 
@@ -106,5 +106,8 @@ def _activations(student: Student, config: TrainConfig) -> int:
 
     views = [view(a.global_size)] * 2 + [view(a.local_size)] * a.local_crops
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        student(views)
+        hidden = None
+        if student.head_pixels is not None:
+            hidden = torch.empty(2 * o.batch, 1, a.global_size, a.global_size, dtype=torch.bool, device="meta")
+        student(views, hidden)
     return sum(held.values())

@@ -16,7 +16,7 @@ from deo_cube.encoder.families import build_network
 from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
 from deo_cube.train import config as cfg
 from deo_cube.train.augment import View
-from deo_cube.train.losses import coding_rate_loss, patch_similarity, view_similarity
+from deo_cube.train.losses import coding_rate_loss, masked_error, patch_similarity, view_similarity
 from deo_cube.train.teachers import FrozenTeacher, Targets
 
 __all__ = [
@@ -136,6 +136,8 @@ class Outputs:
     """As cls, mid and late, through the multispectral stem; where that is asked for."""
     ms_mid: Tensor | None = None
     ms_late: Tensor | None = None
+    masked: Tensor | None = None
+    """Scalar: mean absolute error on the hidden squares; where the multispectral arm models masked images."""
     pooled: Tensor | None = None
     """(2 N or 2 B, D): features of the global views before projection, detached: for health signals."""
 
@@ -158,7 +160,13 @@ class Student(nn.Module):
         width = _widths(self.network, config.student)
         o = config.objective
         self.ms_optical = dims is not None and o.multispectral_optical > 0 and config.optimizer.batch > 0
-        self.head_ms = ProjectionHead(width["vector"], o.hidden, o.ms_dim) if o.multispectral else None
+        self.second_stem = o.second_stem
+        contrasts = o.multispectral and o.pretext == "coding_rate"
+        self.head_ms = ProjectionHead(width["vector"], o.hidden, o.ms_dim) if contrasts else None
+        # One linear layer, as SimMIM's: all pixels below a token of the deepest map.
+        self.head_pixels = None
+        if o.multispectral and o.pretext == "masked":
+            self.head_pixels = nn.Linear(width["late"], len(cfg.MS_BANDS) * width["stride"] ** 2)
         self.cls_head = ProjectionHead(width["vector"], o.hidden, dims[0]) if dims else None
         self.patch_head_mid = ProjectionHead(width["mid"], o.hidden, dims[1]) if dims else None
         self.patch_head_late = ProjectionHead(width["late"], o.hidden, dims[2]) if dims else None
@@ -169,23 +177,42 @@ class Student(nn.Module):
             # The neck is fitted in closed form when training ends (`finish.fit_necks`): no loss looks at it.
             self.network.necks.requires_grad_(False)  # type: ignore[union-attr]
 
-    def forward(self, views: Sequence[View]) -> Outputs:
-        """Every output that the losses of this run need. Views of one size go through the network together."""
+    def forward(self, views: Sequence[View], hidden: Tensor | None = None) -> Outputs:
+        """Every output that the losses of this run need. Views of one size go through the network together.
+
+        `hidden` (2 N, 1, S, S), bool, says what masked image modelling may not see of the two global views.
+        """
         out: dict[str, Tensor | None] = {}
         small = views[2:]
+        if self.head_pixels is not None:
+            assert hidden is not None
+            out["masked"], out["pooled"] = self._fill_in(views, hidden)
         if self.head_ms is not None or self.ms_optical:
             ms = [v.ms for v in views]
             vector, mid, late = self._run(ms[:2], [v.ms for v in small], "ms", self.ms_optical)
-            out["pooled"] = vector[: 2 * views[0].ms.shape[0]].detach()  # type: ignore[union-attr]
+            out.setdefault("pooled", vector[: 2 * views[0].ms.shape[0]].detach())  # type: ignore[union-attr]
             if self.head_ms is not None:
                 out["ms"] = self.head_ms(vector)
             if self.ms_optical:
                 out["ms_cls"], out["ms_mid"], out["ms_late"] = self._project(vector, mid, late)
-        if self.cls_head is not None:
+        if self.cls_head is not None and self.second_stem:
             vector, mid, late = self._run([v.rgb for v in views[:2]], [v.rgb for v in small], "rgb", True)
             out.setdefault("pooled", vector[: 2 * views[0].rgb.shape[0]].detach())
             out["cls"], out["mid"], out["late"] = self._project(vector, mid, late)
         return Outputs(**out)
+
+    def _fill_in(self, views: Sequence[View], hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Error on hidden pixels, and pooled features (2 N, D) of what was seen.
+
+        Hidden pixels are set to the mean (0 after normalisation), which makes their tokens alike: the stem's bias.
+        """
+        assert self.head_pixels is not None
+        images = self._stacked([v.ms for v in views[:2]])
+        run: Any = self.network
+        maps = run.forward_features(images.masked_fill(hidden, 0.0), "ms", {"norm", self.taps.vector})
+        predicted = self.head_pixels(maps["norm"].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        predicted = F.pixel_shuffle(predicted, images.shape[2] // predicted.shape[2])
+        return masked_error(predicted, images, hidden), maps[self.taps.vector].detach()
 
     def _run(
         self, large: Sequence[Tensor | None], small: Sequence[Tensor | None], stem: str, patches: bool
@@ -229,7 +256,8 @@ def _widths(network: nn.Module, student: cfg.Student) -> dict[str, int]:
     layers: Mapping[str, tuple[int, int]] = network.layers  # type: ignore[assignment]
     t = taps(student)
     vector = sum(network.parts.values()) if t.vector == "parts" else layers["norm"][0]  # type: ignore[union-attr,operator]
-    return {"vector": int(vector), "mid": layers[t.mid][0], "late": layers[t.late][0]}
+    late, stride = layers[t.late]
+    return {"vector": int(vector), "mid": layers[t.mid][0], "late": late, "stride": stride}
 
 
 def initialise(student: Student, path: str, config: cfg.TrainConfig) -> None:
@@ -307,7 +335,8 @@ class Terms:
 
     total: Tensor
     parts: Mapping[str, Tensor]
-    """compression, expansion, cls, mid, late, ms_cls, ms_mid, ms_late: similarities, more is better."""
+    """compression, expansion, cls, mid, late, ms_cls, ms_mid, ms_late: similarities, more is better. masked: an error
+    in standard deviations of the input, less is better."""
 
 
 def objective(
@@ -343,10 +372,14 @@ def objective(
         )
         losses.append(rate.loss)
         parts |= {"compression": rate.compression, "expansion": rate.expansion}
-    if targets is not None and out.cls is not None:
-        found = _optical(out.cls, out.mid, out.late, targets, views, config)
-        parts |= found
-        losses.append(-config.optical * _weighted(found, config))
+    if out.masked is not None:
+        losses.append(config.coefficient * out.masked)
+        parts["masked"] = out.masked
+    if targets is not None:
+        if out.cls is not None:
+            found = _optical(out.cls, out.mid, out.late, targets, views, config)
+            parts |= found
+            losses.append(-config.optical * _weighted(found, config))
         if out.ms_cls is not None:
             n = out.ms_cls.shape[0] // views
             # Multispectral samples come first in every view of the targets.
