@@ -9,6 +9,7 @@ distributed, and each verb only what it needs, when it is first used.
 >>> emb.deo.to_zarr("emb.zarr")  # doctest: +SKIP
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,9 @@ __all__ = [
     "verify",
     "verify_store",
 ]
+
+# In Jupyter without ipywidgets tqdm warns before it draws its bar as text, which is all that is wanted of it there.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOMES = {
     "deo_cube.cube.files": ("open_cube",),

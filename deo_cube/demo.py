@@ -53,7 +53,7 @@ def run(out: Path = Path("demo"), *, size: int = 1024, model: str = "tiny", live
     emb = to_zarr(embed(cube, model), store, overwrite=True)
     seconds = time.perf_counter() - start
     untrained = emb.attrs["deo_cube:weights_status"] == "untrained"
-    print(f"\n3. embedded in {seconds:.1f} s: {' x '.join(f'{d} {n}' for d, n in emb.sizes.items())}, {emb.dtype}")
+    print(f"\n3. embedded in {seconds:.1f} s: {', '.join(f'{d} {n}' for d, n in emb.sizes.items())}, {emb.dtype}")
     print(f"   store:   {store}   (xarray.open_zarr, or deo_cube.open_embeddings)")
     if untrained:
         print(f"   {model} is UNTRAINED: random weights show how the pipeline works, not what a trained model sees")

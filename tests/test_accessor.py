@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import pytest
 import xarray as xr
@@ -33,7 +34,7 @@ def test_the_view_of_a_cube_says_bands_crs_units_and_who_fits(ds: xr.Dataset) ->
 
 
 def test_the_view_says_why_not_and_never_raises(ds: xr.Dataset) -> None:
-    assert "no   tiny" in repr(ds.drop_vars("B05").deo)
+    assert re.search("no   .*tiny", repr(ds.drop_vars("B05").deo))
     assert "B05" in repr(ds.drop_vars("B05").deo)
     assert "write_crs" in repr(ds.drop_vars("spatial_ref").deo)
     assert "spatial dimensions" in repr(xr.Dataset().deo)

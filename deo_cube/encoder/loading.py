@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard
+from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.families import build_network, network_hash, seeded_network
 from deo_cube.encoder.weights import check_weights, load_weights
@@ -32,8 +33,7 @@ __all__ = [
 
 def load(ref: EncoderRef, device: str | None = "cpu", *, check: bool = True) -> Encoder:
     """See `EncoderRef.load`."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device)
     card = ref.card
     if ref.weights is None:
         network = seeded_network(card, ref.factory)

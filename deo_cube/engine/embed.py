@@ -86,6 +86,11 @@ def prepare(
 
     With ``locate=False`` the weights are not looked for: enough to count and to describe.
     """
+    if not isinstance(cube, (xr.Dataset, xr.DataArray)):
+        raise TypeError(
+            f"a cube is an xarray Dataset or DataArray, got {type(cube).__name__}"
+            + (f": open it first, deo_cube.open_cube({str(cube)!r})" if isinstance(cube, (str, Path)) else "")
+        )
     given = dict(bands) if isinstance(bands, Mapping) else None
     wanted = None if bands is None or given is not None else list(bands)
     named = option("model", model)

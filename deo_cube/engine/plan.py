@@ -128,11 +128,15 @@ class Plan:
     def _repr_html_(self) -> str:
         from html import escape
 
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{escape(k)}</th><td style='text-align:left'>{escape(v)}</td></tr>"
-            for k, v in self._rows()
+        from deo_cube.engine.summary import CELL, html_table
+
+        return html_table(
+            "deo_cube plan",
+            "".join(
+                f'<tr><th style="{CELL}">{escape(k)}</th><td style="{CELL}">{escape(v)}</td></tr>'
+                for k, v in self._rows()
+            ),
         )
-        return f"<table><caption>deo_cube plan</caption>{cells}</table>"
 
 
 def plan(

@@ -9,12 +9,17 @@ from html import escape
 import xarray as xr
 
 from deo_cube.cube import grid
+from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import card, list_models
 from deo_cube.engine import metadata
-from deo_cube.engine.embed import Cube, prepare
+from deo_cube.engine.embed import Cube, Prepared, prepare
 from deo_cube.errors import DeoCubeError
 
-__all__ = ["Summary", "summarise", "summarise_embeddings"]
+__all__ = ["CELL", "Summary", "html_table", "summarise", "summarise_embeddings"]
+
+
+#: Notebooks have tables of their own style, right-aligned and striped: this one reads from the left in all of them.
+CELL = "text-align:left;vertical-align:top;padding:.2em .8em .2em 0;background:none;border:none"
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,36 @@ class Summary:
     def __repr__(self) -> str:
         lines = [f"<{self.title}>"] + [f"  {k + ':':<8}{v}" for k, v in self.facts]
         lines += ["  models:"] if self.models else []
-        lines += [f"    {'fits ' if ok else 'no   '}{alias}: {why}" for alias, ok, why in self.models]
+        indent = "\n" + " " * 9
+        lines += [
+            f"    {'fits ' if ok else 'no   '}{alias}: {indent.join(why.splitlines())}"
+            for alias, ok, why in self.models
+        ]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        left = "style='text-align:left;vertical-align:top'"
-        rows = "".join(f"<tr><th {left}>{escape(k)}</th><td {left}>{escape(v)}</td></tr>" for k, v in self.facts)
+        def row(head: str, text: str, colour: str = "inherit") -> str:
+            lines = "<br>".join(escape(line) for line in text.splitlines())
+            return (
+                f'<tr><th style="{CELL};color:{colour};white-space:nowrap">{escape(head)}</th>'
+                f'<td style="{CELL}">{lines}</td></tr>'
+            )
+
+        rows = "".join(row(k, v) for k, v in self.facts)
         rows += "".join(
-            f"<tr><th {left}>{'✓' if ok else '✗'} {escape(alias)}</th><td {left}>{escape(why)}</td></tr>"
+            # Green and red that are read on a white page and on a dark one.
+            row(f"{'✓' if ok else '✗'} {alias}", why, "#2a9d5c" if ok else "#d1495b")
             for alias, ok, why in self.models
         )
-        return f"<table><caption>{escape(self.title)}</caption>{rows}</table>"
+        return html_table(self.title, rows)
+
+
+def html_table(title: str, rows: str) -> str:
+    """A table as this package shows it in notebooks."""
+    return (
+        f'<div style="font-weight:600;margin:.3em 0">{escape(title)}</div>'
+        f'<table style="border:none;border-collapse:collapse;margin:0">{rows}</table>'
+    )
 
 
 def summarise(cube: Cube) -> Summary:
@@ -47,8 +71,9 @@ def summarise(cube: Cube) -> Summary:
     facts = []
     try:
         dims = grid.dims(cube)
-        sizes = " x ".join(f"{d} {cube.sizes[d]}" for d in (dims.time, dims.band, dims.y, dims.x) if d)
+        sizes = ", ".join(f"{d} {cube.sizes[d]}" for d in (dims.time, dims.band, dims.y, dims.x) if d)
         facts.append(("size", sizes))
+        facts += [("dates", when)] if (when := _dates(cube, dims.time)) else []
         box = grid.geobox(cube)
         dx, dy = grid.ground_resolution(box)
         facts.append(("CRS", f"EPSG:{box.crs.epsg}" if box.crs.epsg else str(box.crs.proj.name)))
@@ -56,16 +81,41 @@ def summarise(cube: Cube) -> Summary:
     except DeoCubeError as error:
         facts.append(("grid", str(error)))
     models = []
-    for alias in list_models()["alias"]:
+    names = list_models()
+    for alias, here in zip(names["alias"], names["offline"], strict=True):
         try:
             found = card(alias)
             p = prepare(cube, found, locate=False)
             if not any(k == "units" for k, _ in facts):
                 facts.append(("units", "; ".join(p.radiometry.why)))
-            models.append((alias, True, f"{p.match!r}" + ("" if found.trained else "; UNTRAINED weights")))
+            models.append((alias, True, _fits(p, found, here)))
         except DeoCubeError as error:
-            models.append((alias, False, str(error).splitlines()[0]))
-    return Summary(tuple(facts), tuple(models))
+            models.append((alias, False, str(error)))
+    return Summary(tuple(facts), _told_once(models))
+
+
+def _fits(p: Prepared, found: ModelCard, here: bool) -> str:
+    side = found.patch * found.gsd
+    how = ", ".join(b if b == v else f"{b} from {v!r}" for b, v in zip(p.match.bands, p.match.variables, strict=True))
+    clouds = f"clouds from {p.match.scl!r}" if p.match.scl else "no cloud mask (SCL)"
+    state = "" if found.trained else "; UNTRAINED weights"
+    state += "" if here else "; its weights are not on this machine"
+    return f"one {found.dim}-vector for {side:g} x {side:g} m{state}\nreads {how}; {clouds}"
+
+
+def _told_once(models: list[tuple[str, bool, str]]) -> tuple[tuple[str, bool, str], ...]:
+    """Models of which the same is true, but for their names, in one line: three models lack the same band alike."""
+    told: dict[tuple[bool, str], list[str]] = {}
+    for alias, ok, why in models:
+        told.setdefault((ok, why if ok else why.replace(f"{alias} wants", "wanted", 1)), []).append(alias)
+    return tuple((", ".join(aliases), ok, why) for (ok, why), aliases in told.items())
+
+
+def _dates(cube: Cube, time: str | None) -> str:
+    if time is None or time not in cube.coords or not cube.sizes[time]:
+        return ""
+    values = [str(t)[:10] for t in (cube[time].values[0], cube[time].values[-1])]
+    return values[0] if values[0] == values[1] else f"{values[0]} to {values[1]}"
 
 
 def summarise_embeddings(emb: xr.DataArray) -> Summary:
@@ -76,7 +126,7 @@ def summarise_embeddings(emb: xr.DataArray) -> Summary:
 
     plan = json.loads(emb.attrs.get(metadata.PREFIX + "plan", "{}"))
     facts = [
-        ("size", " x ".join(f"{d} {n}" for d, n in emb.sizes.items()) + f", {emb.dtype}"),
+        ("size", ", ".join(f"{d} {n}" for d, n in emb.sizes.items()) + f"; {emb.dtype}"),
         ("model", f"{said('model')}, layer {said('layer')}, weights {said('weights_status')}"),
     ]
     if plan:
