@@ -2,27 +2,32 @@
 
 Neighbouring blocks share source chunks (their halos overlap, and chunks are seldom as large as blocks). What one block
 has read is kept for the next, up to `CACHE_BYTES` a process. Chunks are read by threads of their own, so that the bands
-of a block arrive together, and a read that fails is repeated by itself, not with the block's encoding.
+of a block arrive together, and a read that fails, or hangs, is repeated by itself, not with the block's encoding.
 """
 
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-__all__ = ["CACHE_BYTES", "ChunkReader", "forget", "reader"]
+__all__ = ["CACHE_BYTES", "ChunkReader", "forget", "reader", "using"]
 
 #: Memory for chunks that more blocks may ask for, a process.
 CACHE_BYTES = 512 * 2**20
 #: Threads that read, a process: reads wait for disks and networks more than they compute.
 THREADS = 8
+#: Seconds before a read that failed is tried again; doubled each time.
+PAUSE = 0.5
 
 log = logging.getLogger("deo_cube")
 
@@ -40,15 +45,21 @@ class ChunkReader:
 
     def __init__(self, capacity: int = CACHE_BYTES, threads: int = THREADS) -> None:
         self.capacity = capacity
+        self.blocks = 0  # that use it now
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="deo_cube-read")
         self._lock = threading.Lock()
         self._held: OrderedDict[Hashable, Future[Any]] = OrderedDict()
         self._bytes = 0
         self._first = threading.Lock()
+        self._closed = threading.Event()
         self._begun = False
 
     def read(
-        self, loads: Iterable[tuple[Hashable, Callable[[], Any]]], *, retries: int, pause: float = 0.5
+        self,
+        loads: Iterable[tuple[Hashable, Callable[[], Any]]],
+        *,
+        retries: int,
+        timeout: float | None = None,
     ) -> list[Any]:
         """Values of chunks, in order: from memory, from a read that is under way, or read now.
 
@@ -58,8 +69,8 @@ class ChunkReader:
             `call` reads the chunk called `key`.
         retries : int
             Times that a read which raised is tried again.
-        pause : float
-            Seconds before the first of these; doubled each time.
+        timeout : float, optional
+            Seconds that one try may take; a read that hangs for longer counts as failed.
 
         Raises
         ------
@@ -71,21 +82,23 @@ class ChunkReader:
             with self._first:
                 if not self._begun:
                     try:
-                        return self._all(loads, retries, pause)
+                        return self._all(loads, retries, timeout)
                     finally:
                         self._begun = True
-        return self._all(loads, retries, pause)
+        return self._all(loads, retries, timeout)
 
-    def _all(self, loads: Iterable[tuple[Hashable, Callable[[], Any]]], retries: int, pause: float) -> list[Any]:
-        futures = [self._ask(key, call, retries, pause) for key, call in loads]
+    def _all(
+        self, loads: Iterable[tuple[Hashable, Callable[[], Any]]], retries: int, timeout: float | None
+    ) -> list[Any]:
+        futures = [self._ask(key, partial(_tried, key, call, retries, timeout, self._closed)) for key, call in loads]
         return [f.result() for f in futures]
 
-    def _ask(self, key: Hashable, call: Callable[[], Any], retries: int, pause: float) -> Future[Any]:
+    def _ask(self, key: Hashable, call: Callable[[], Any]) -> Future[Any]:
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
                 return self._held[key]
-            future = self._pool.submit(_tried, key, call, retries, pause)
+            future = self._pool.submit(call)
             self._held[key] = future
         future.add_done_callback(lambda f: self._settle(key, f))
         return future
@@ -105,24 +118,82 @@ class ChunkReader:
                     self._bytes -= _size(self._held.pop(other))
 
     def close(self) -> None:
-        """Let go of chunks and threads."""
+        """Let go of chunks and threads; reads that are under way, or hang, are given up."""
+        self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._held.clear()
             self._bytes = 0
 
 
-def _tried(key: Hashable, call: Callable[[], Any], retries: int, pause: float) -> Any:
+class _Partner:
+    """A thread that makes one reading thread's calls, so that a call which hangs can be left behind.
+
+    It lives as long as it answers: GDAL keeps connections by thread.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=_serve, args=(self._calls,), name="deo_cube-read-partner", daemon=True).start()
+
+    def __del__(self) -> None:
+        self._calls.put(None)
+
+    def call(self, call: Callable[[], Any], timeout: float, closed: threading.Event) -> Any:
+        answer: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+        self._calls.put((call, answer))
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > 0 and not closed.is_set():
+            try:
+                worked, value = answer.get(timeout=min(left, 1.0))
+            except queue.Empty:
+                continue
+            if worked:
+                return value
+            raise value
+        raise TimeoutError(f"no answer within {timeout:g} s (read_timeout= changes that, None waits for ever)")
+
+
+def _serve(calls: queue.SimpleQueue[Any]) -> None:
+    while (item := calls.get()) is not None:
+        call, answer = item
+        try:
+            answer.put((True, call()))
+        except BaseException as error:
+            answer.put((False, error))
+        del item, call, answer
+
+
+_mine = threading.local()
+
+
+def _within(call: Callable[[], Any], timeout: float | None, closed: threading.Event) -> Any:
+    if timeout is None:
+        return call()
+    partner = getattr(_mine, "partner", None) or _Partner()
+    _mine.partner = None  # not to be asked again, should it hang
+    try:
+        value = partner.call(call, timeout, closed)
+    except TimeoutError:
+        raise
+    except BaseException:
+        _mine.partner = partner
+        raise
+    _mine.partner = partner
+    return value
+
+
+def _tried(key: Hashable, call: Callable[[], Any], retries: int, timeout: float | None, closed: threading.Event) -> Any:
     for attempt in range(retries + 1):
         try:
-            return call()
+            return _within(call, timeout, closed)
         except Exception as error:
-            if attempt == retries:
-                error.add_note(f"chunk {key} could not be read in {retries + 1} tries")
+            if attempt == retries or closed.is_set():
+                error.add_note(f"chunk {key} could not be read in {attempt + 1} tries")
                 raise
-            wait = pause * 2**attempt
+            wait = PAUSE * 2**attempt
             log.warning("chunk %s could not be read (%s): trying again in %.1f s", key, error, wait)
-            time.sleep(wait)
+            closed.wait(wait)
     raise AssertionError("unreachable")
 
 
@@ -136,13 +207,27 @@ _readers: OrderedDict[str, ChunkReader] = OrderedDict()
 
 
 def reader(run: str) -> ChunkReader:
-    """The reader of one run in this process; those of earlier runs are closed, but for the last."""
+    """The reader of one run in this process; those of earlier runs that no block uses are closed, but for the last."""
     with _lock:
         if run not in _readers:
             _readers[run] = ChunkReader()
-            while len(_readers) > 2:
-                _readers.popitem(last=False)[1].close()
+            idle = [other for other, held in _readers.items() if other != run and not held.blocks]
+            for other in idle[: max(0, len(_readers) - 2)]:
+                _readers.pop(other).close()
         return _readers[run]
+
+
+@contextmanager
+def using(run: str) -> Iterator[ChunkReader]:
+    """Lend the reader of one run to a block."""
+    found = reader(run)
+    with _lock:
+        found.blocks += 1
+    try:
+        yield found
+    finally:
+        with _lock:
+            found.blocks -= 1
 
 
 def forget(run: str) -> None:

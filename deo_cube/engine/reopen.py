@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -13,8 +18,10 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
-from deo_cube.engine import metadata
-from deo_cube.engine.store import DONE, IDENTITY, WINDOW, checksum, existing, is_local
+from deo_cube.engine import metadata, record
+from deo_cube.engine.location import locate
+from deo_cube.engine.store import FINGERPRINT, checksum
+from deo_cube.engine.template import IDENTITY, STATE, WINDOW, existing
 from deo_cube.errors import StoreMismatchError
 
 __all__ = ["StoreStatus", "is_embeddings", "open_embeddings", "status", "verify_store"]
@@ -29,6 +36,8 @@ class StoreStatus:
     damaged: tuple[tuple[int, int, int], ...] = ()
     """Blocks whose bytes do not match their entry (time, row, column). Only `verify_store` looks."""
     verified: bool = False
+    repaired: bool = False
+    """Whether the entries of the damaged blocks were taken away."""
 
     @property
     def complete(self) -> bool:
@@ -38,34 +47,34 @@ class StoreStatus:
     def __repr__(self) -> str:
         state = "complete" if self.complete else f"{self.blocks - self.done} to do"
         damage = f", {len(self.damaged)} DAMAGED: {list(self.damaged[:5])}" if self.damaged else ""
+        damage += "; the call that made the store does these again" if self.repaired else ""
         checked = ", every byte checked" if self.verified and not self.damaged else ""
         return f"<Store: {self.done} of {self.blocks} blocks done, {state}{damage}{checked}>"
 
 
-def is_embeddings(store: Any) -> bool:
+def is_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> bool:
     """Whether a store of embeddings of this package lies there."""
     try:
-        found = existing(store)
+        found = existing(locate(store, storage_options))
     except StoreMismatchError:
         return False
     return found is not None and IDENTITY in found.attrs
 
 
-def status(store: Any) -> StoreStatus:
-    """Count the blocks that are done, from the progress record alone.
+def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> StoreStatus:
+    """Count the blocks that are done, from the names in the progress record alone.
 
     Raises
     ------
     StoreMismatchError
         If the store was not made by deo_cube.
     """
-    root = _ours(store)
-    record = root["progress/crc32"][...]
-    return StoreStatus(blocks=int(record.size), done=int((record & DONE != 0).sum()))
+    root = _ours(locate(store, storage_options))
+    return StoreStatus(blocks=int(root[record.PATH].size), done=record.count(root))
 
 
-def _ours(store: Any) -> zarr.Group:
-    found = existing(store)
+def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
+    found = existing(store, mode)
     if found is None:
         raise StoreMismatchError(f"{store} does not exist")
     if IDENTITY not in found.attrs:
@@ -73,42 +82,77 @@ def _ours(store: Any) -> zarr.Group:
     return found
 
 
-def verify_store(store: Any) -> StoreStatus:
+def verify_store(
+    store: Any,
+    *,
+    repair: bool = False,
+    progress: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> StoreStatus:
     """Read every finished block back and compare it with its entry.
+
+    Parameters
+    ----------
+    store : path, URL or zarr store
+        As `to_zarr` took it.
+    repair : bool
+        Take the entries of damaged blocks away, so that the call which made the store does these again.
+    progress : bool
+        Show a progress bar.
+    storage_options : mapping, optional
+        As for `to_zarr`.
 
     Raises
     ------
     StoreMismatchError
         If the store was not made by deo_cube.
     """
-    root = _ours(store)
-    record = root["progress/crc32"][...]
+    from tqdm.auto import tqdm
+
+    root = _ours(locate(store, storage_options), "r+" if repair else "r")
+    total = int(root[record.PATH].size)
+    checked, damaged = 0, []
+    # Decompression and checksums leave the interpreter to other threads.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, tqdm(total=total, disable=not progress) as bar:
+        for row, done in record.done_in_rows(root):
+            blocks = [(int(t), row, int(c)) for t, c in zip(*np.nonzero(done), strict=True)]
+            for block, whole in zip(blocks, pool.map(partial(_is_whole, root), blocks), strict=True):
+                checked += 1
+                bar.update()
+                if not whole:
+                    damaged.append(block)
+    if repair and damaged:
+        root.attrs[STATE] = "writing"  # first, so that the store never says more than it holds
+        for block in damaged:
+            record.forget(root, block)
+    return StoreStatus(total, checked, tuple(sorted(damaged)), verified=True, repaired=repair and bool(damaged))
+
+
+def _is_whole(root: zarr.Group, block: tuple[int, int, int]) -> bool:
     values, valid = root["embeddings"], root["valid"]
     shards = values.shards or values.chunks
-    damaged = []
-    for block in zip(*np.nonzero(record & DONE), strict=True):
-        t, r, c = (int(i) for i in block)
-        rows, columns = (
-            slice(i * s, min((i + 1) * s, n)) for i, s, n in zip((r, c), shards[-2:], values.shape[-2:], strict=True)
-        )
-        time = (t,) if values.ndim == 4 else ()
-        try:
-            crc = checksum(values[(*time, slice(None), rows, columns)], valid[(*time, rows, columns)])
-        except Exception:
-            # Any codec may raise anything on damaged bytes: a block that cannot be read is damaged.
-            crc = -1
-        if crc != int(record[block]) & 0xFFFFFFFF:
-            damaged.append((t, r, c))
-    return StoreStatus(int(record.size), int((record & DONE != 0).sum()), tuple(damaged), verified=True)
+    rows, columns = (
+        slice(i * s, min((i + 1) * s, n)) for i, s, n in zip(block[1:], shards[-2:], values.shape[-2:], strict=True)
+    )
+    time = (block[0],) if values.ndim == 4 else ()
+    try:
+        entry = int(root[record.PATH][block])
+        crc = checksum(values[(*time, slice(None), rows, columns)], valid[(*time, rows, columns)])
+    except Exception:
+        # Any codec may raise anything on damaged bytes: a block that cannot be read is damaged.
+        return False
+    return entry == record.DONE | crc
 
 
-def open_embeddings(store: Any) -> xr.DataArray:
+def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> xr.DataArray:
     """Open a store of embeddings, lazily.
 
     Parameters
     ----------
     store : path, URL or zarr store
         Written by `emb.deo.to_zarr()`.
+    storage_options : mapping, optional
+        As for `to_zarr`.
 
     Returns
     -------
@@ -126,8 +170,9 @@ def open_embeddings(store: Any) -> xr.DataArray:
     UserWarning
         If blocks are missing; they read as NaN.
     """
+    store = locate(store, storage_options)
     root = _ours(store)
-    state = root.attrs.get(metadata.PREFIX + "state")
+    state = root.attrs.get(STATE)
     if state != "complete":
         now = status(store)
         if now.complete:
@@ -138,23 +183,29 @@ def open_embeddings(store: Any) -> xr.DataArray:
                 "Make the call that began it once more to finish it",
                 stacklevel=2,
             )
-    name = str(store) if is_local(store) else store
     shards = root["embeddings"].shards or root["embeddings"].chunks
     dims = list(root["embeddings"].metadata.dimension_names)
-    ds = xr.open_zarr(name, zarr_format=3, consolidated=False, chunks=None, decode_coords="all")
+    ds = xr.open_zarr(store, zarr_format=3, consolidated=False, chunks=None, decode_coords="all")
     # What lies along time or nowhere is small, and no one wants to wait for it later.
     ds = ds.assign_coords({n: c.variable.load() for n, c in ds.coords.items() if c.ndim < 2})
     top, left, height, width = (int(v) for v in root.attrs[WINDOW])
-    emb = (
-        ds["embeddings"]
-        .chunk(dict(zip(dims, shards, strict=True)))
-        .isel({dims[-2]: slice(top, top + height), dims[-1]: slice(left, left + width)})
-    )
+    # Cut before it is put on Dask, in chunks that are shards all the same: slicing Dask arrays lists every chunk.
+    emb = ds["embeddings"].isel({dims[-2]: slice(top, top + height), dims[-1]: slice(left, left + width)})
+    spatial = {
+        d: _cuts(lead, emb.sizes[d], shard) for d, lead, shard in zip(dims[-2:], (top, left), shards[-2:], strict=True)
+    }
+    emb = emb.chunk({**dict(zip(dims[:-2], shards[:-2], strict=True)), **spatial})
     emb.attrs |= {k: v for k, v in root.attrs.items() if k.startswith(metadata.PREFIX)}
-    for k in (IDENTITY, WINDOW, WINDOW + "_transform", metadata.PREFIX + "state", metadata.PREFIX + "fingerprint"):
+    for k in (IDENTITY, WINDOW, WINDOW + "_transform", STATE, FINGERPRINT):
         emb.attrs.pop(k, None)
     # The window's own transform, so that coordinates come back to the last bit.
     crs = grid.geobox(ds).crs
     box = GeoBox((height, width), Affine(*root.attrs[WINDOW + "_transform"]), crs)
     placed: xr.DataArray = grid.assign_grid(emb, box, dims=(dims[-2], dims[-1]))
     return placed
+
+
+def _cuts(lead: int, size: int, shard: int) -> tuple[int, ...]:
+    """Chunks of ``[lead, lead + size)`` at the borders of shards."""
+    borders = [0, *range(shard - lead, size, shard), size]
+    return tuple(b - a for a, b in pairwise(borders))

@@ -25,6 +25,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from deo_cube.encoder.registry import EncoderRef
+from deo_cube.engine import weights
 from deo_cube.errors import DeviceError
 
 __all__ = [
@@ -123,7 +124,7 @@ def encoder(ref: EncoderRef, device: str) -> Any:
     key = (ref.fingerprint, device)
     with _lock:
         if key not in _encoders:
-            _encoders[key] = ref.load(device)
+            _encoders[key] = weights.here(ref).load(device)
             log.debug("loaded %s on %s", ref.card.alias, device)
         return _encoders[key]
 

@@ -5,11 +5,13 @@ Layout of the group::
     embeddings   (time, embedding, y, x)       a shard a block, inner chunks of about 64 patches
     valid        (time, y, x)                  the same shards
     time, y, x, spatial_ref, ...               coordinates
-    progress/crc32  (time, row, column)        one entry a block, written after its shards: 2**32 + their CRC-32
+    progress/crc32  (time, row, column)        one entry a block, an object of its own, written after its shards:
+                                               2**32 + their CRC-32
 
 A block is written in this order: `valid`, `embeddings`, then its entry. Each object is replaced as a whole (a rename on
 disk, a PUT on object stores), so an entry never vouches for half a shard, and a block that is done twice is the same
-bytes twice. What decides the numbers is kept in the group's attributes; a store that was begun with anything else is
+bytes twice. On disk the shards are synced before the entry is written, so that this holds through a loss of power too.
+What decides the numbers is kept in the group's attributes; a store that was begun with anything else is
 refused, and the fields that differ are listed.
 
 Zarr's shards start at the array's corner, blocks at tile borders of the world grid. A cube of several blocks that does
@@ -19,36 +21,23 @@ column, so that blocks and shards coincide. Coordinates and transform count the 
 
 from __future__ import annotations
 
-import json
-import shutil
-import uuid
-import warnings
+import os
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 import zarr
-from affine import Affine
-from odc.geo.geobox import GeoBox
 from zarr.core.sync import sync
 
-from deo_cube.cube import grid
-from deo_cube.engine import metadata
+from deo_cube.engine import metadata, record
+from deo_cube.engine.location import is_local
 from deo_cube.errors import StoreMismatchError
 
-__all__ = ["Layout", "Target", "checksum", "create", "existing", "finish"]
+__all__ = ["FINGERPRINT", "Layout", "Target", "checksum", "fill"]
 
-#: Entry of a block that is done: this bit and the CRC-32 of what was written.
-DONE = 1 << 32
-#: Patches along a side of the chunks inside a shard.
-INNER = 64
-IDENTITY = metadata.PREFIX + "identity"
-WINDOW = metadata.PREFIX + "window"
+FINGERPRINT = metadata.PREFIX + "fingerprint"
 
 
 @dataclass(frozen=True)
@@ -99,11 +88,6 @@ class Layout:
         """Rows and columns in the store, margin included."""
         return self.lead[0] + sum(self.chunks[1]), self.lead[1] + sum(self.chunks[2])
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        """Blocks row by row, all dates of a place one after another: they share source chunks."""
-        t, r, c = self.blocks
-        return ((k, i, j) for i, j, k in product(range(r), range(c), range(t)))
-
     def region(self, block: tuple[int, int, int]) -> tuple[slice, slice]:
         """Rows and columns of a block in the store: all that its shard holds."""
         cuts = []
@@ -119,14 +103,23 @@ class Target:
 
     store: Any
     layout: Layout
+    fingerprint: str
 
     def open(self) -> zarr.Group:
-        """Open the group for reading and writing."""
-        return zarr.open_group(self.store, mode="r+", zarr_format=3, use_consolidated=False)
+        """Open the group for reading and writing.
 
-    def done(self, root: zarr.Group, block: tuple[int, int, int]) -> bool:
-        """Whether the block has its entry."""
-        return bool(int(root["progress/crc32"][block]) & DONE)
+        Raises
+        ------
+        StoreMismatchError
+            If it is gone, or someone began another in its place meanwhile.
+        """
+        try:
+            root = zarr.open_group(self.store, mode="r+", zarr_format=3, use_consolidated=False)
+        except FileNotFoundError as error:
+            raise StoreMismatchError(f"{self.store} is gone: it was deleted while it was written to") from error
+        if root.attrs.get(FINGERPRINT) != self.fingerprint:
+            raise StoreMismatchError(f"{self.store} was begun anew with something else while this run wrote to it")
+        return root
 
     def write(self, root: zarr.Group, block: tuple[int, int, int], values: np.ndarray, valid: np.ndarray) -> None:
         """Write one block: valid fraction, embeddings, and its entry last."""
@@ -134,7 +127,7 @@ class Target:
         (top, left), filled = self._margin(block, rows, columns), values
         if (top, left) != (0, 0):
             # The shard begins in the margin; it is written whole, so nothing need be read back.
-            filled = np.full((*values.shape[:-2], values.shape[-2] + top, values.shape[-1] + left), _fill(values.dtype))
+            filled = np.full((*values.shape[:-2], values.shape[-2] + top, values.shape[-1] + left), fill(values.dtype))
             filled = filled.astype(values.dtype)
             filled[..., top:, left:] = values
             padded = np.zeros((valid.shape[0] + top, valid.shape[1] + left), valid.dtype)
@@ -144,7 +137,10 @@ class Target:
         time = (block[0],) if len(self.layout.dims) == 4 else ()
         _replace(root["valid"], (*time, *block[1:]), (*time, rows, columns), valid)
         _replace(root["embeddings"], (*time, 0, *block[1:]), (*time, slice(None), rows, columns), filled)
-        root["progress/crc32"][block] = DONE | checksum(filled, valid)
+        if is_local(self.store):
+            _sync(root["valid"], (*time, *block[1:]))
+            _sync(root["embeddings"], (*time, 0, *block[1:]))
+        root[record.PATH][block] = record.DONE | checksum(filled, valid)
 
     def _margin(self, block: tuple[int, int, int], rows: slice, columns: slice) -> tuple[int, int]:
         return (
@@ -166,217 +162,24 @@ def _replace(array: Any, shard: tuple[int, ...], region: tuple[int | slice, ...]
         array[region] = values
 
 
+def _sync(array: Any, shard: tuple[int, ...]) -> None:
+    """Have the disk hold a shard, where there is one: an empty one is not stored."""
+    path = Path(array.store_path.store.root, array.store_path.path, array.metadata.encode_chunk_key(shard))
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def checksum(values: np.ndarray, valid: np.ndarray) -> int:
     """CRC-32 of a block as it stands in the store."""
     return zlib.crc32(np.ascontiguousarray(valid).tobytes(), zlib.crc32(np.ascontiguousarray(values).tobytes()))
 
 
-def _fill(dtype: np.dtype[Any]) -> float:
+def fill(dtype: np.dtype[Any]) -> float:
+    """What a patch without data holds."""
     return float("nan") if dtype.kind == "f" else -128
-
-
-def is_local(store: Any) -> bool:
-    """Whether `store` is a path on this machine's disk."""
-    return isinstance(store, Path) or (isinstance(store, str) and "://" not in store)
-
-
-def create(emb: xr.DataArray, store: Any, layout: Layout, *, resume: bool, overwrite: bool) -> Target:
-    """Begin a store for `emb`, or find it begun.
-
-    Raises
-    ------
-    StoreMismatchError
-        If something else is there, or the same thing and `resume` is False.
-    """
-    fields = metadata.identity(emb)
-    target = Target(str(store) if is_local(store) else store, layout)
-    found = existing(store)
-    if overwrite and found is not None:
-        _guard_overwrite(store, found)
-        _delete(store)
-        found = None
-    if found is not None:
-        _check_same(store, found, fields)
-        if found.attrs.get(metadata.PREFIX + "state") != "creating":
-            if not resume:
-                raise StoreMismatchError(
-                    f"{store} exists: pass resume=True to go on with it, or overwrite=True to begin again"
-                )
-            return target
-    if is_local(store):
-        # Made beside its place and renamed, so that nobody ever sees half a template.
-        path = Path(store)
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            _write_template(emb, str(draft), layout, fields)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.rename(path)
-        except OSError:
-            other = existing(store)
-            if other is None:
-                raise
-            _check_same(store, other, fields)  # another process began the same store first: join it
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    else:
-        _write_template(emb, store, layout, fields)
-    return target
-
-
-def existing(store: Any) -> zarr.Group | None:
-    """The group at `store`, or None where nothing is."""
-    if is_local(store) and not Path(store).exists():
-        return None
-    try:
-        return zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
-    except FileNotFoundError:
-        if is_local(store) and Path(store).is_dir() and not any(Path(store).iterdir()):
-            Path(store).rmdir()
-            return None
-        if is_local(store):
-            raise StoreMismatchError(f"{store} exists and is no Zarr 3 group: choose another path") from None
-        return None
-
-
-def _guard_overwrite(store: Any, found: zarr.Group) -> None:
-    if IDENTITY not in found.attrs:
-        raise StoreMismatchError(
-            f"{store} was not made by deo_cube, so it is not overwritten: delete it yourself, or choose another path"
-        )
-
-
-def _delete(store: Any) -> None:
-    if is_local(store):
-        shutil.rmtree(store)
-    else:
-        zarr.open_group(store, mode="w", zarr_format=3)
-
-
-def _check_same(store: Any, found: zarr.Group, fields: dict[str, Any]) -> None:
-    text = found.attrs.get(IDENTITY)
-    if text is None:
-        raise StoreMismatchError(f"{store} was not made by deo_cube: choose another path, or delete it")
-    theirs, ours = json.loads(str(text)), json.loads(metadata.to_json(fields))
-    differ = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]
-    if differ:
-        shown = "\n".join(f"  {k}: store {_short(theirs.get(k))}, now {_short(ours.get(k))}" for k in differ)
-        raise StoreMismatchError(
-            f"{store} was begun with something else; these differ:\n{shown}\n"
-            "Choose another path, make the call that began it, or pass overwrite=True to begin again"
-        )
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
-def _write_template(emb: xr.DataArray, store: Any, layout: Layout, fields: dict[str, Any]) -> None:
-    y, x = str(emb.dims[-2]), str(emb.dims[-1])
-    box = stored_geobox(emb, layout)
-    coords = _coordinates(emb, layout, box, (y, x))
-    attrs = {
-        **metadata.conventions(emb, box, (y, x)),
-        **{k: v for k, v in emb.attrs.items() if k.startswith(metadata.PREFIX)},
-        "title": f"{emb.attrs.get(metadata.PREFIX + 'model_alias', 'deo_cube')} embeddings of Sentinel-2",
-        WINDOW: [*layout.lead, *emb.shape[-2:]],
-        WINDOW + "_transform": list(own_geobox(emb).transform)[:6],
-        IDENTITY: metadata.to_json(fields),
-        metadata.PREFIX + "fingerprint": metadata.fingerprint(fields),
-        metadata.PREFIX + "state": "creating",
-    }
-    coords.attrs = attrs
-    coords.to_zarr(store, mode="w", zarr_format=3, consolidated=False)
-    root = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
-    dim = emb.sizes["embedding"]
-    time = (emb.shape[0],) if len(layout.dims) == 4 else ()
-    names = [str(d) for d in emb.dims]
-    ones = (1,) * len(time)
-    inner = tuple(_inner(s) for s in layout.shard)
-    others = " ".join(str(n) for n in coords.coords if n not in names)
-    common = {"coordinates": f"valid {others}".strip(), "grid_mapping": "spatial_ref"}
-    kept = {k: _plain(v) for k, v in emb.attrs.items() if k not in ("grid_mapping", "coordinates")}
-    root.create_array(
-        "embeddings",
-        shape=(*time, dim, *layout.shape),
-        shards=(*ones, dim, *layout.shard),
-        chunks=(*ones, dim, *inner),
-        dtype=emb.dtype,
-        fill_value=_fill(emb.dtype),
-        dimension_names=names,
-        attributes=kept | common,
-        compressors=_codec(),
-    )
-    root.create_array(
-        "valid",
-        shape=(*time, *layout.shape),
-        shards=(*ones, *layout.shard),
-        chunks=(*ones, *inner),
-        dtype="float32",
-        fill_value=0.0,
-        dimension_names=[n for n in names if n != "embedding"],
-        attributes={"long_name": "valid fraction of the patch's pixels", "units": "1", "grid_mapping": "spatial_ref"},
-        compressors=_codec(),
-    )
-    root.create_group("progress").create_array(
-        "crc32",
-        shape=layout.blocks,
-        chunks=(1, 1, 1),
-        dtype="uint64",
-        fill_value=0,
-        dimension_names=["time", "block_y", "block_x"],
-        compressors=None,
-    )
-    root.attrs[metadata.PREFIX + "state"] = "writing"
-
-
-def _codec() -> Any:
-    # Lossless codecs gain about 10 % on embeddings, so the quickest level; empty patches shrink to nothing at any.
-    return zarr.codecs.ZstdCodec(level=1)
-
-
-def _inner(shard: int) -> int:
-    """Largest divisor of a shard's side up to `INNER`; the whole side where only slivers divide it."""
-    best = max(d for d in range(1, min(shard, INNER) + 1) if shard % d == 0)
-    return best if best >= min(shard, 16) else shard
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def own_geobox(emb: xr.DataArray) -> GeoBox:
-    """Grid of the embeddings, without the store's margin."""
-    return grid.geobox(emb.isel(embedding=0, drop=True))
-
-
-def stored_geobox(emb: xr.DataArray, layout: Layout) -> GeoBox:
-    """Grid of the store: the array's, and the margin before it."""
-    box = own_geobox(emb)
-    a = box.transform
-    top, left = layout.lead
-    return GeoBox(layout.shape, Affine(a.a, a.b, a.c - left * a.a, a.d, a.e, a.f - top * a.e), box.crs)
-
-
-def _coordinates(emb: xr.DataArray, layout: Layout, box: GeoBox, dims: tuple[str, str]) -> xr.Dataset:
-    keep = {
-        n: c.variable.load()
-        for n, c in emb.coords.items()
-        if n not in (*dims, "valid", "spatial_ref") and not set(c.dims) & set(dims)
-    }
-    empty = xr.Dataset({"_": (dims, np.broadcast_to(np.float32(0), layout.shape))}, coords=keep)
-    placed = grid.assign_grid(empty, box, dims).drop_vars("_")
-    if layout.lead == (0, 0):
-        # No margin: the array's own coordinates, to the last bit.
-        placed = placed.assign_coords({d: emb[d] for d in dims if d in emb.coords})
-    return placed
-
-
-def finish(target: Target, root: zarr.Group) -> None:
-    """Mark a store complete, after every block; consolidate its metadata, which plain xarray looks for first."""
-    if root.attrs.get(metadata.PREFIX + "state") == "complete":
-        return
-    root.attrs[metadata.PREFIX + "state"] = "complete"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        zarr.consolidate_metadata(target.store, zarr_format=3)

@@ -1,8 +1,9 @@
 """`emb.deo.to_zarr()`: blocks in flight on whatever scheduler is in use, each read, encoded and written by one task.
 
-One path for all schedulers: a job is the small graph of one block and where it goes; a `concurrent.futures` executor
-runs it (threads here, processes, or a cluster's workers through `Client.get_executor`). The job's graph is computed
-inside its task, so the scheduler sees one task a block, whatever the source; nothing is parked between workers.
+One path for all schedulers: a job is the small graph of one block and where it goes, and runs on threads or processes
+here (`flight.py`) or on a cluster's workers (`cluster.py`). The job's graph is computed inside its task, so a scheduler
+sees one task a block, whatever the source; nothing is parked between workers. Jobs are made as they are needed, and the
+progress record is listed as they are made: a million blocks start as quickly as ten.
 """
 
 from __future__ import annotations
@@ -10,28 +11,33 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import dask
 import numpy as np
 import xarray as xr
+import zarr
 
-from deo_cube.engine import graph, metadata, read, runtime, store
+from deo_cube.engine import flight, graph, location, metadata, read, record, runtime, store, template
 from deo_cube.engine.reopen import open_embeddings
-from deo_cube.errors import DeoCubeError, StoreMismatchError
+from deo_cube.errors import StoreMismatchError
 
 __all__ = ["to_zarr"]
 
 #: Blocks whose graphs are cut out of the whole at a time.
-WAVE = 64
+WAVE = 16
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a job's chunks are read, decided at the call."""
+
+    retries: int
+    timeout: float | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Job:
     graph: Mapping[Any, Any]
     values: Any
     valid: Any
-    retries: int
+    reading: Reading
     run: str
     """Which call of `to_zarr`: its chunks are kept apart from those of others."""
 
@@ -56,8 +62,11 @@ def to_zarr(
     overwrite: bool = False,
     progress: bool = True,
     retries: int = 3,
+    read_timeout: float | None = 1800.0,
     scheduler: str | None = None,
     num_workers: int | None = None,
+    worker_timeout: float = 600.0,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """Write embeddings to a Zarr 3 store, block by block; go on where an earlier run stopped.
 
@@ -74,11 +83,17 @@ def to_zarr(
     progress : bool
         Show a progress bar with the area done per second.
     retries : int
-        Times that a block whose pixels could not be read is tried again, with growing pauses.
+        Times that a chunk of the cube which could not be read is tried again, with growing pauses.
+    read_timeout : float, optional
+        Seconds after which a chunk that does not arrive counts as not read. None: wait for ever.
     scheduler : {"threads", "processes", "synchronous", "distributed"}, optional
         Default: the cluster of this process if there is one, else Dask's configured scheduler, else threads.
     num_workers : int, optional
         Blocks in flight, for threads and processes. Default: one a core and two more that read and write.
+    worker_timeout : float
+        Seconds to wait while a cluster has no worker, at the start or after the last one vanished.
+    storage_options : mapping, optional
+        Of the object store, where `path` is a URL. See `deo_cube.engine.location.locate`.
 
     Returns
     -------
@@ -89,29 +104,36 @@ def to_zarr(
     ------
     StoreMismatchError
         If another model, cube or plan began the store; the fields that differ are listed.
+    DeviceError
+        If the cluster has no worker, or none that fits.
     OSError
-        If reading fails `retries` times, or the disk is full: what is done is safe, and the same call goes on.
+        If reading fails `retries` times, the disk is full, or the cluster's scheduler is lost: what is done is safe,
+        and the same call goes on.
     """
     _check(emb)
+    place = location.locate(path, storage_options)
     emb = _on_dask(emb)
     layout = store.Layout.of(tuple(str(d) for d in emb.dims), emb.chunks or ())
-    target = store.create(emb, path, layout, resume=resume, overwrite=overwrite)
+    kind = _scheduler(scheduler)
+    target = template.create(emb, place, layout, resume=resume, overwrite=overwrite)
     root = target.open()
-    record = root["progress/crc32"][...] & store.DONE != 0
-    todo = [b for b in layout if not record[b]]
-    if record.any() and todo:
-        # Another process may be at work on the same store: start elsewhere, so that the two do not go in step.
-        start = os.getpid() % len(todo)
-        todo = todo[start:] + todo[:start]
-    if todo:
-        kind = _scheduler(scheduler)
-        bar = _Bar(emb, layout, done=int(record.sum()), shown=progress)
+    if not template.is_complete(target, root):
         run = uuid.uuid4().hex
-        with _executor(kind, num_workers, run) as (executor, slots), bar:
-            _run(executor, slots, _jobs(emb, target, todo, retries, run), bar)
-        _tidy(path)
-    store.finish(target, root)
-    return open_embeddings(path)
+        with flight.Bar(emb, layout, shown=progress) as bar:
+            jobs = _jobs(emb, target, _todo(root, layout, bar), Reading(retries, read_timeout), run)
+            if kind == "distributed":
+                from deo_cube.engine.cluster import fly
+
+                fly(jobs, run_job, bar, graph.runs(emb.data), run=run, patience=worker_timeout)
+            else:
+                try:
+                    with flight.executor(kind, num_workers) as (executor, slots):
+                        flight.fly(executor, slots, jobs, run_job, bar, partial(read.forget, run))
+                finally:
+                    read.forget(run)
+        template.finish(target, root)
+        location.tidy(place)
+    return open_embeddings(place)
 
 
 def _check(emb: xr.DataArray) -> None:
@@ -159,154 +181,58 @@ def _scheduler(wanted: str | None) -> str:
     return wanted
 
 
-@contextmanager
-def _executor(kind: str, num_workers: int | None, run: str) -> Iterator[tuple[Executor, int]]:
-    """Yield an executor, and how many blocks to keep in flight on it; let go of the run's chunks at the end."""
-    if kind == "distributed":
-        client = runtime.distributed_client()
-        threads = sum(client.nthreads().values()) or 1
-        try:
-            # No retries here: a dead worker's task is run again by the scheduler, a failed one would only fail again.
-            yield client.get_executor(pure=False), 2 * threads
-        finally:
-            client.run(read.forget, run)
-        return
-    if kind == "processes":
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor
+def _todo(root: zarr.Group, layout: store.Layout, bar: flight.Bar) -> Iterator[tuple[int, int, int]]:
+    """Blocks without an entry, row by row, all dates of a place one after another: they share source chunks.
 
-        n = num_workers or runtime.cpu_lanes()
-        # Not fork: torch's and GDAL's threads do not survive it.
-        with ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield pool, 2 * n
-        return
-    n = 1 if kind == "synchronous" else num_workers or runtime.cpu_lanes() + 2
-    try:
-        with ThreadPoolExecutor(n, thread_name_prefix="deo_cube-block") as threads_pool:
-            yield threads_pool, n
-    finally:
-        read.forget(run)
-
-
-def _run(executor: Executor, slots: int, jobs: Iterable[Job], bar: _Bar) -> None:
-    """Keep `slots` blocks in flight; stop at the first failure, once those in flight have ended."""
-    jobs = iter(jobs)
-    flying: dict[Future[Any], Job] = {}
-    processes = type(executor).__name__ == "ProcessPoolExecutor"
-    try:
-        while True:
-            for job in itertools.islice(jobs, slots - len(flying)):
-                future = executor.submit(_run_pickled, _pickle(job)) if processes else executor.submit(run_job, job)
-                flying[future] = job
-            if not flying:
-                return
-            finished, _ = wait(flying, return_when=FIRST_COMPLETED)
-            for future in finished:
-                job = flying.pop(future)
-                try:
-                    future.result()
-                except Exception as error:
-                    error.add_note(
-                        f"{bar.done} of {bar.total} blocks are done and safe; the same call goes on from there"
-                    )
-                    raise
-                bar.update(job.block)
-    finally:
-        for future in flying:
-            future.cancel()
-
-
-def _pickle(job: Job) -> bytes:
-    # Graphs hold functions defined in notebooks, which plain pickle cannot send.
-    import cloudpickle
-
-    return bytes(cloudpickle.dumps(job))
-
-
-def _run_pickled(job: bytes) -> None:
-    import cloudpickle
-
-    run_job(cloudpickle.loads(job))
+    The record is listed as it is gone through, a few rows ahead.
+    """
+    _, rows, columns = layout.blocks
+    # Another process may be at work on the same store: start elsewhere, so that the two do not go in step.
+    start = os.getpid() if record.begun(root) else 0
+    first = start // rows % columns
+    for row, done in record.done_in_rows(root, start % rows):
+        if done.any():
+            bar.found(int(done.sum()))
+        for column in (*range(first, columns), *range(first)):
+            for t in np.flatnonzero(~done[:, column]):
+                yield int(t), row, column
 
 
 def _jobs(
-    emb: xr.DataArray, target: store.Target, todo: list[tuple[int, int, int]], retries: int, run: str
+    emb: xr.DataArray, target: store.Target, todo: Iterator[tuple[int, int, int]], reading: Reading, run: str
 ) -> Iterator[Job]:
     values, valid = emb.data, emb["valid"].data
     whole = graph.merged(values, valid)
     four = emb.ndim == 4
-    waves = (todo[i : i + WAVE] for i in range(0, len(todo), WAVE))
-    for wave in waves:
+    while wave := list(itertools.islice(todo, WAVE)):
         keys = {
             b: ((values.name, *((b[0],) if four else ()), 0, *b[1:]), (valid.name, *((b[0],) if four else ()), *b[1:]))
             for b in wave
         }
         part = graph.cut(whole, [k for pair in keys.values() for k in pair])
         for b, (v, f) in keys.items():
-            yield Job(target, b, graph.subgraph(part, [v, f]), v, f, retries, run)
+            yield Job(target, b, graph.subgraph(part, [v, f]), v, f, reading, run)
 
 
 def run_job(job: Job) -> None:
     """Read, encode and write one block; nothing, if its entry is there already."""
     root = job.target.open()
-    if job.target.done(root, job.block):
+    if record.is_done(root, job.block):
         return
-    chunks = partial(read.reader(job.run).read, retries=job.retries)
-    values, valid = graph.compute_block(job.graph, [job.values, job.valid], chunks)
+    with read.using(job.run) as reader:
+        chunks = partial(reader.read, retries=job.reading.retries, timeout=job.reading.timeout)
+        values, valid = graph.compute_block(job.graph, [job.values, job.valid], chunks)
     values, valid = (values[0], valid[0]) if values.ndim == 4 else (values, valid)
     try:
         job.target.write(root, job.block, np.asarray(values), np.asarray(valid, dtype="float32"))
+    except FileNotFoundError:
+        # Another process finished the store meanwhile, this block too, and swept up what it took for remains.
+        if not record.is_done(root, job.block):
+            raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(
                 error.errno,
                 f"no space left for block {job.block} of {job.target.store}: free some and make the same call again",
             ) from error
         raise
-
-
-class _Bar:
-    """Progress bar over blocks, with the area per second."""
-
-    def __init__(self, emb: xr.DataArray, layout: store.Layout, *, done: int, shown: bool) -> None:
-        from tqdm.auto import tqdm
-
-        self.total = int(np.prod(layout.blocks))
-        self.done = done
-        self._layout = layout
-        self._pixel_area = _patch_area(emb)
-        self._area, self._start = 0.0, time.perf_counter()
-        alias = emb.attrs.get(metadata.PREFIX + "model_alias", "embeddings")
-        self._bar = tqdm(total=self.total, initial=done, unit="block", desc=f"embed {alias}", disable=not shown)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def update(self, block: tuple[int, int, int]) -> None:
-        self.done += 1
-        rows, columns = self._layout.region(block)
-        self._area += (rows.stop - rows.start) * (columns.stop - columns.start) * self._pixel_area
-        rate = self._area / (time.perf_counter() - self._start)
-        self._bar.set_postfix_str(f"{rate:.3g} km²/s", refresh=False)
-        self._bar.update()
-
-
-def _patch_area(emb: xr.DataArray) -> float:
-    """Square kilometres of a patch on the ground."""
-    from deo_cube.cube import grid
-
-    try:
-        dx, dy = grid.ground_resolution(grid.geobox(emb.isel(embedding=0, drop=True)))
-    except DeoCubeError:
-        return 0.0
-    return dx * dy / 1e6
-
-
-def _tidy(path: Any) -> None:
-    """Remove half-written objects that a killed run left beside whole ones."""
-    if store.is_local(path):
-        for left in Path(path).rglob("*.partial"):
-            left.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from deo_cube.engine.read import ChunkReader, forget, reader
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deo_cube.engine.read.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("deo_cube.engine.read.PAUSE", 0.0)
 
 
 class Source:

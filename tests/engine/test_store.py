@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import deo_cube
 from deo_cube.cube import grid
-from deo_cube.engine import store
+from deo_cube.engine import template
 from deo_cube.engine.embed import embed
 from deo_cube.engine.reopen import open_embeddings, status, verify_store
 from deo_cube.engine.store import Layout
@@ -125,12 +125,12 @@ def test_a_shard_is_written_without_being_read(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(LocalStore, "get", counted)
     store_path = tmp_path / "e.zarr"
     layout = Layout.of(tuple(emb.dims), emb.chunks)
-    target = store.create(emb, store_path, layout, resume=True, overwrite=False)
+    target = template.create(emb, store_path, layout, resume=True, overwrite=False)
     root = target.open()
     reads.clear()
     values, valid = emb.values, emb.valid.values
     starts = [np.cumsum([0, *c]) for c in layout.chunks]
-    for t, r, c in layout:
+    for t, r, c in product(*map(range, layout.blocks)):
         rows, columns = slice(starts[1][r], starts[1][r + 1]), slice(starts[2][c], starts[2][c + 1])
         target.write(root, (t, r, c), values[t, :, rows, columns], valid[t, rows, columns])
     assert reads == []
@@ -194,7 +194,7 @@ def test_what_deo_cube_did_not_make_is_neither_resumed_nor_overwritten(tmp_path:
 def test_a_store_with_blocks_missing_says_so(tmp_path: Path) -> None:
     emb = embed(cube_at((60, 60)), **SMALL)
     layout = Layout.of(tuple(emb.dims), emb.chunks)
-    store.create(emb, tmp_path / "e.zarr", layout, resume=True, overwrite=False)
+    template.create(emb, tmp_path / "e.zarr", layout, resume=True, overwrite=False)
     with pytest.warns(UserWarning, match=r"not complete: 0 of \d+ blocks"):
         assert open_embeddings(tmp_path / "e.zarr").isnull().all()
     assert not status(tmp_path / "e.zarr").complete
@@ -224,7 +224,7 @@ def test_reopened_embeddings_know_what_made_them(tmp_path: Path) -> None:
 def test_what_an_undone_block_left_behind_is_replaced_even_where_it_cannot_be_read(tmp_path: Path) -> None:
     emb = embed(cube_at((60, 60), times=1, row=0, col=0), **SMALL)
     layout = Layout.of(tuple(emb.dims), emb.chunks)
-    store.create(emb, tmp_path / "e.zarr", layout, resume=True, overwrite=False)
+    template.create(emb, tmp_path / "e.zarr", layout, resume=True, overwrite=False)
     for array, at in (("embeddings", "0/0/0/0"), ("valid", "0/0/0")):
         shard = tmp_path / "e.zarr" / array / "c" / at
         shard.parent.mkdir(parents=True)

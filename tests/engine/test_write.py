@@ -203,7 +203,7 @@ def failing_cube(*, after: int = 0, tries: int, counted: list | None = None) -> 
 def test_a_read_that_fails_twice_and_then_works_is_no_failure(
     tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deo_cube.engine.read.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("deo_cube.engine.read.PAUSE", 0.0)
     to_zarr(embed(failing_cube(tries=2), **SMALL), tmp_path / "e.zarr", progress=False, retries=3)
     assert tree(tmp_path / "e.zarr") == undisturbed
 

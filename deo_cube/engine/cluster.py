@@ -1,0 +1,183 @@
+"""Blocks on a Dask cluster: found out who fits, a few blocks a thread in flight, nothing waited for in silence.
+
+The client asks every worker, as it appears, what it is (`workers.py`); blocks go to those that fit. The number in
+flight follows the threads there are now, so that adaptive clusters grow and shrink under a job. A worker that dies
+costs the blocks it was at: the scheduler runs them again elsewhere. If all vanish for `patience` seconds, or the
+scheduler does, the call ends with an error that says so; what was done is safe.
+
+Each block is one task of one submission: no graph of all blocks exists anywhere. A task is a few ten kilobytes, pickled
+by the client; the scheduler never unpickles it, and no result but None comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import Any
+
+from deo_cube.engine import flight, read, runtime
+from deo_cube.engine.workers import Watch, ask
+from deo_cube.errors import DeviceError, WeightsNotFoundError
+
+__all__ = ["fly"]
+
+#: Blocks in flight for each thread of the cluster: one runs, one is there when it ends.
+PER_THREAD = 2
+#: Seconds between looks at the cluster.
+LOOK = 2.0
+#: Times that a block is submitted: each may see several workers die (distributed.scheduler.allowed-failures).
+SUBMISSIONS = 3
+
+
+@dataclass
+class _Flight:
+    block: tuple[int, int, int]
+    job: bytes
+    submissions: int = 0
+    workers: tuple[str, ...] = ()
+
+
+def fly(
+    jobs: Iterable[Any],
+    run_job: Callable[[Any], None],
+    bar: flight.Bar,
+    runs: list[Any],
+    *,
+    run: str,
+    patience: float,
+) -> None:
+    """Run `jobs` on the cluster of this process's client.
+
+    Parameters
+    ----------
+    jobs : iterable
+        Each with its `block`; taken as they are submitted.
+    run_job : callable
+        Does one, on a worker.
+    bar : Bar
+        Told of each block that is done.
+    runs : list
+        What runs for the blocks (`EmbedBlock`): its `ref` says which weights are needed, its `device` where.
+    run : str
+        Name of the run, whose chunks workers keep until the end.
+    patience : float
+        Seconds to wait while there is no worker.
+
+    Raises
+    ------
+    DeviceError
+        If no worker fits, none comes within `patience`, or a block takes its workers down again and again.
+    ConnectionError
+        If the scheduler is lost.
+    """
+    client = runtime.distributed_client()
+    if client.asynchronous:
+        raise ValueError("to_zarr waits for its blocks, which a client with asynchronous=True cannot: make another")
+    watch = Watch(client, runs, patience)
+    flying: dict[Any, _Flight] = {}
+    try:
+        _fly(client, watch, iter(jobs), run_job, bar, flying)
+    except BaseException as error:
+        bar.note(error)
+        raise
+    finally:
+        with contextlib.suppress(Exception):
+            client.cancel(list(flying))
+        # Those that cannot be asked any more let go of the chunks at their next run.
+        ask(client, read.forget, run, workers=watch.known, timeout=10.0)
+
+
+def _fly(
+    client: Any,
+    watch: Watch,
+    jobs: Iterator[Any],
+    run_job: Callable[[Any], None],
+    bar: flight.Bar,
+    flying: dict[Any, _Flight],
+) -> None:
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    again: list[_Flight] = []
+    new = (_Flight(job.block, flight.pickled(job)) for job in jobs)
+    while True:
+        if watch.look(LOOK):
+            _recall_stranded(watch, flying, again)
+        for _ in range(PER_THREAD * watch.threads - len(flying)):
+            one = again.pop() if again else next(new, None)
+            if one is None:
+                break
+            placement = watch.placement()
+            future = client.submit(
+                flight.unpickled_call, run_job, one.job, pure=False, key=_key(one), retries=0, **placement
+            )
+            one.submissions += 1
+            one.workers = tuple(placement.get("workers", ()))
+            flying[future] = one
+            future.add_done_callback(ended.put)
+        if not flying and not again:
+            return
+        for future in _some(ended):
+            one = flying.pop(future, None)
+            if one is None:
+                continue  # recalled meanwhile
+            if _succeeded(future, one, watch):
+                bar.update(one.block)
+            else:
+                again.append(one)
+            future.release()
+
+
+def _key(one: _Flight) -> str:
+    import uuid
+
+    # Tasks of one prefix share what the scheduler learns of their duration.
+    return f"deo_cube-block-{'-'.join(map(str, one.block))}-{uuid.uuid4().hex}"
+
+
+def _some(ended: queue.SimpleQueue[Any]) -> list[Any]:
+    """Futures that have ended, at least one unless a while passes."""
+    found = []
+    with contextlib.suppress(queue.Empty):
+        found.append(ended.get(timeout=LOOK))
+        while True:
+            found.append(ended.get_nowait())
+    return found
+
+
+def _recall_stranded(watch: Watch, flying: dict[Any, _Flight], again: list[_Flight]) -> None:
+    """Take back blocks that were meant for workers which are all gone: the scheduler would wait for those for ever."""
+    for future, one in list(flying.items()):
+        if one.workers and not watch.known.intersection(one.workers):
+            del flying[future]
+            future.cancel()
+            one.submissions -= 1
+            again.append(one)
+
+
+def _succeeded(future: Any, one: _Flight, watch: Watch) -> bool:
+    """Whether a block is done; False where it is to be submitted again. Raises what no other try would mend."""
+    from distributed.scheduler import KilledWorker
+
+    try:
+        future.result()
+    except CancelledError:
+        # By the loss of the scheduler, or by someone else. The next look tells which.
+        watch.forget()
+        one.submissions -= 1
+        return False
+    except WeightsNotFoundError:
+        # It came to a worker that had not been asked yet.
+        if one.submissions >= SUBMISSIONS:
+            raise
+        watch.forget()
+        return False
+    except KilledWorker as error:
+        if one.submissions >= SUBMISSIONS:
+            raise DeviceError(
+                f"block {one.block} took its workers down again and again ({error}): they run out of memory, most "
+                "likely. Give workers more, or fewer threads each, or embed with a smaller block="
+            ) from error
+        return False
+    return True

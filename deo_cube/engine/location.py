@@ -1,0 +1,161 @@
+"""Where a store lies: a folder, the URL of an object store, or a Zarr store that the caller made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import zarr
+from zarr.abc.store import Store
+
+from deo_cube.errors import MissingExtraError, StoreMismatchError
+
+__all__ = ["draft_beside", "is_local", "locate", "remove", "sweep", "tidy"]
+
+#: Schemes that obstore speaks; any other is left to fsspec.
+OBSTORE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
+#: Options by the names that fsspec gives them, in obstore's words.
+_FSSPEC_NAMES = {
+    "key": "access_key_id",
+    "secret": "secret_access_key",
+    "token": "session_token",
+    "anon": "skip_signature",
+    "endpoint_url": "endpoint",
+}
+
+
+def is_local(store: Any) -> bool:
+    """Whether `store` is a folder on a file system of this machine."""
+    return isinstance(store, str | os.PathLike) and "://" not in str(store)
+
+
+def locate(path: Any, storage_options: Mapping[str, Any] | None = None) -> Any:
+    """Turn what a caller names into what Zarr opens, on this machine and, pickled, on workers.
+
+    Parameters
+    ----------
+    path : path, URL, zarr store or obstore store
+        ``s3://``, ``gs://``, ``az://`` and ``https://`` go through obstore, other schemes through fsspec.
+    storage_options : mapping, optional
+        Of the object store, for a URL: ``endpoint``, ``region``, ``access_key_id``, ``secret_access_key``,
+        ``skip_signature``, ... (obstore's words; fsspec's ``key``, ``secret``, ``token``, ``anon`` are understood).
+        They travel to workers. What is not given is looked for in the environment of each process (``AWS_*``).
+
+    Returns
+    -------
+    str or zarr store
+        A string for a folder.
+
+    Raises
+    ------
+    StoreMismatchError
+        For options without a URL, or an icechunk session.
+    MissingExtraError
+        If the package that speaks the URL's scheme is not installed.
+    """
+    if is_local(path):
+        if storage_options:
+            raise StoreMismatchError(f"storage_options are for URLs (s3://bucket/...), {str(path)!r} is a folder")
+        return str(Path(path).expanduser())
+    if isinstance(path, str | os.PathLike):
+        return _of_url(str(path), dict(storage_options or {}))
+    if storage_options:
+        raise StoreMismatchError("storage_options are for URLs; a store object has its own already")
+    module = type(path).__module__
+    if module.startswith("icechunk"):
+        raise StoreMismatchError(
+            "an icechunk session is not written to: its blocks would count only once committed, so that a killed run "
+            "could not be resumed. Write a plain Zarr store, then copy it into a session with zarr.copy_store or xarray"
+        )
+    if module.startswith("obstore"):
+        return zarr.storage.ObjectStore(path)
+    if not isinstance(path, Store):
+        raise StoreMismatchError(
+            f"a store is a path, a URL, or a Zarr store object (zarr.storage.ObjectStore, FsspecStore, ...), "
+            f"got {type(path).__name__}"
+        )
+    return path
+
+
+def _of_url(url: str, options: dict[str, Any]) -> Any:
+    scheme = urlsplit(url).scheme
+    if scheme == "file":
+        return urlsplit(url).path
+    if scheme not in OBSTORE_SCHEMES:
+        return zarr.storage.FsspecStore.from_url(url, storage_options=options or None)
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        raise MissingExtraError.wanted("obstore", "store", f"{url} (an object store)") from error
+    config = {_FSSPEC_NAMES.get(k, k): v for k, v in options.items()}
+    client = dict(config.pop("client_options", {}))
+    retry = config.pop("retry_config", None)
+    endpoint = config.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if str(endpoint).startswith("http://"):
+        client.setdefault("allow_http", True)
+    given: dict[str, Any] = {"config": config or None, "client_options": client or None, "retry_config": retry}
+    return zarr.storage.ObjectStore(from_url(url, **given))
+
+
+def remove(store: Any) -> None:
+    """Delete all that a store holds."""
+    if is_local(store):
+        shutil.rmtree(store)
+    else:
+        zarr.open_group(store, mode="w", zarr_format=3)
+
+
+@contextlib.contextmanager
+def draft_beside(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder's name beside `path`, to be made and renamed; afterwards no such folder is left.
+
+    Its name says whose it is, so that `sweep` can tell one that was left behind from one that is being made.
+    """
+    draft = path.with_name(f"{_prefix(path)}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}")
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.draft-"
+
+
+def sweep(path: Path, *, day: float = 86400.0) -> None:
+    """Remove drafts beside `path` whose makers died: on this host at once, on others after a day."""
+    prefix = _prefix(path)
+    # Not glob: names may hold its wildcards.
+    for left in [p for p in path.parent.iterdir() if p.name.startswith(prefix)] if path.parent.is_dir() else []:
+        host, _, rest = left.name.removeprefix(prefix).rpartition("-")[0].rpartition("-")
+        with contextlib.suppress(OSError):
+            dead = not _alive(rest) if host == socket.gethostname() else time.time() - left.stat().st_mtime > day
+            if dead:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, PermissionError):
+        return True
+    return True
+
+
+def tidy(store: Any) -> None:
+    """Remove half-written files that killed runs left in a folder beside whole ones; only once all blocks are done."""
+    if is_local(store):
+        for folder, _, files in os.walk(store):
+            for name in files:
+                if name.endswith(".partial"):
+                    Path(folder, name).unlink(missing_ok=True)

@@ -1,0 +1,266 @@
+"""Begin a store, find one begun, and mark it complete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+import zarr
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from deo_cube.cube import grid
+from deo_cube.engine import location, metadata, record
+from deo_cube.engine.location import is_local
+from deo_cube.engine.store import FINGERPRINT, Layout, Target, fill
+from deo_cube.errors import StoreMismatchError
+
+__all__ = ["IDENTITY", "STATE", "WINDOW", "create", "existing", "finish", "is_complete"]
+
+#: Patches along a side of the chunks inside a shard.
+INNER = 64
+IDENTITY = metadata.PREFIX + "identity"
+WINDOW = metadata.PREFIX + "window"
+STATE = metadata.PREFIX + "state"
+
+
+def create(emb: xr.DataArray, store: Any, layout: Layout, *, resume: bool, overwrite: bool) -> Target:
+    """Begin a store for `emb`, or find it begun.
+
+    Parameters
+    ----------
+    emb : DataArray
+        What will be written.
+    store : str or zarr store
+        From `locate`.
+    layout : Layout
+        Of `emb`.
+    resume, overwrite : bool
+        As for `to_zarr`.
+
+    Raises
+    ------
+    StoreMismatchError
+        If something else is there, or the same thing and `resume` is False.
+    """
+    fields = metadata.identity(emb)
+    target = Target(store, layout, metadata.fingerprint(fields))
+    if is_local(store):
+        location.sweep(Path(store))
+    found = existing(store)
+    if overwrite and found is not None:
+        _guard_overwrite(store, found)
+        location.remove(store)
+        found = None
+    if found is not None:
+        _check_same(store, found, fields)
+        if found.attrs.get(STATE) != "creating":
+            if not resume:
+                raise StoreMismatchError(
+                    f"{store} exists: pass resume=True to go on with it, or overwrite=True to begin again"
+                )
+            return target
+    if not is_local(store):
+        # Another process may begin the same store now: what both write is the same, and neither deletes.
+        _write_template(emb, store, layout, fields)
+        return target
+    path = Path(store)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Made beside its place and renamed, so that nobody ever sees half a template.
+    with location.draft_beside(path) as draft:
+        _write_template(emb, str(draft), layout, fields)
+        try:
+            draft.rename(path)
+        except OSError:
+            other = existing(store)
+            if other is None:
+                raise
+            _check_same(store, other, fields)  # another process began the same store first: join it
+    return target
+
+
+def existing(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
+    """The group at `store`, or None where nothing is."""
+    if is_local(store) and not Path(store).exists():
+        return None
+    try:
+        return zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)
+    except FileNotFoundError:
+        if is_local(store) and Path(store).is_dir() and not any(Path(store).iterdir()):
+            Path(store).rmdir()
+            return None
+        if is_local(store):
+            raise StoreMismatchError(f"{store} exists and is no Zarr 3 group: choose another path") from None
+        return None
+
+
+def _guard_overwrite(store: Any, found: zarr.Group) -> None:
+    if IDENTITY not in found.attrs:
+        raise StoreMismatchError(
+            f"{store} was not made by deo_cube, so it is not overwritten: delete it yourself, or choose another path"
+        )
+
+
+def _check_same(store: Any, found: zarr.Group, fields: dict[str, Any]) -> None:
+    text = found.attrs.get(IDENTITY)
+    if text is None:
+        raise StoreMismatchError(f"{store} was not made by deo_cube: choose another path, or delete it")
+    theirs, ours = json.loads(str(text)), json.loads(metadata.to_json(fields))
+    differ = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]
+    if differ:
+        shown = "\n".join(f"  {k}: store {_short(theirs.get(k))}, now {_short(ours.get(k))}" for k in differ)
+        raise StoreMismatchError(
+            f"{store} was begun with something else; these differ:\n{shown}\n"
+            "Choose another path, make the call that began it, or pass overwrite=True to begin again"
+        )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _write_template(emb: xr.DataArray, store: Any, layout: Layout, fields: dict[str, Any]) -> None:
+    y, x = str(emb.dims[-2]), str(emb.dims[-1])
+    box = stored_geobox(emb, layout)
+    coords = _coordinates(emb, layout, box, (y, x))
+    attrs = {
+        **metadata.conventions(emb, box, (y, x)),
+        **{k: v for k, v in emb.attrs.items() if k.startswith(metadata.PREFIX)},
+        "title": f"{emb.attrs.get(metadata.PREFIX + 'model_alias', 'deo_cube')} embeddings of Sentinel-2",
+        WINDOW: [*layout.lead, *emb.shape[-2:]],
+        WINDOW + "_transform": list(own_geobox(emb).transform)[:6],
+        IDENTITY: metadata.to_json(fields),
+        FINGERPRINT: metadata.fingerprint(fields),
+        STATE: "creating",
+    }
+    coords.attrs = attrs
+    coords.to_zarr(store, mode="a", zarr_format=3, consolidated=False)
+    root = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
+    dim = emb.sizes["embedding"]
+    time = (emb.shape[0],) if len(layout.dims) == 4 else ()
+    names = [str(d) for d in emb.dims]
+    ones = (1,) * len(time)
+    inner = tuple(_inner(s) for s in layout.shard)
+    others = " ".join(str(n) for n in coords.coords if n not in names)
+    common = {"coordinates": f"valid {others}".strip(), "grid_mapping": "spatial_ref"}
+    kept = {k: _plain(v) for k, v in emb.attrs.items() if k not in ("grid_mapping", "coordinates")}
+    _create_array(
+        root,
+        "embeddings",
+        shape=(*time, dim, *layout.shape),
+        shards=(*ones, dim, *layout.shard),
+        chunks=(*ones, dim, *inner),
+        dtype=emb.dtype,
+        fill_value=fill(emb.dtype),
+        dimension_names=names,
+        attributes=kept | common,
+        compressors=_codec(),
+    )
+    _create_array(
+        root,
+        "valid",
+        shape=(*time, *layout.shape),
+        shards=(*ones, *layout.shard),
+        chunks=(*ones, *inner),
+        dtype="float32",
+        fill_value=0.0,
+        dimension_names=[n for n in names if n != "embedding"],
+        attributes={"long_name": "valid fraction of the patch's pixels", "units": "1", "grid_mapping": "spatial_ref"},
+        compressors=_codec(),
+    )
+    root.require_group(record.PATH.rpartition("/")[0])
+    _create_array(
+        root,
+        record.PATH,
+        shape=layout.blocks,
+        chunks=(1, 1, 1),
+        dtype="uint64",
+        fill_value=0,
+        dimension_names=["time", "block_y", "block_x"],
+        compressors=None,
+    )
+    root.attrs[STATE] = "writing"
+
+
+def _create_array(root: zarr.Group, name: str, **how: Any) -> None:
+    with contextlib.suppress(zarr.errors.ContainsArrayError):  # by another process that begins the same store
+        root.create_array(name, **how)
+
+
+def _codec() -> Any:
+    # Lossless codecs gain about 10 % on embeddings, so the quickest level; empty patches shrink to nothing at any.
+    return zarr.codecs.ZstdCodec(level=1)
+
+
+def _inner(shard: int) -> int:
+    """Largest divisor of a shard's side up to `INNER`; the whole side where only slivers divide it."""
+    best = max(d for d in range(1, min(shard, INNER) + 1) if shard % d == 0)
+    return best if best >= min(shard, 16) else shard
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def own_geobox(emb: xr.DataArray) -> GeoBox:
+    """Grid of the embeddings, without the store's margin."""
+    return grid.geobox(emb.isel(embedding=0, drop=True))
+
+
+def stored_geobox(emb: xr.DataArray, layout: Layout) -> GeoBox:
+    """Grid of the store: the array's, and the margin before it."""
+    box = own_geobox(emb)
+    a = box.transform
+    top, left = layout.lead
+    return GeoBox(layout.shape, Affine(a.a, a.b, a.c - left * a.a, a.d, a.e, a.f - top * a.e), box.crs)
+
+
+def _coordinates(emb: xr.DataArray, layout: Layout, box: GeoBox, dims: tuple[str, str]) -> xr.Dataset:
+    keep = {
+        n: c.variable.load()
+        for n, c in emb.coords.items()
+        if n not in (*dims, "valid", "spatial_ref") and not set(c.dims) & set(dims)
+    }
+    empty = xr.Dataset({"_": (dims, np.broadcast_to(np.float32(0), layout.shape))}, coords=keep)
+    placed = grid.assign_grid(empty, box, dims).drop_vars("_")
+    if layout.lead == (0, 0):
+        # No margin: the array's own coordinates, to the last bit.
+        placed = placed.assign_coords({d: emb[d] for d in dims if d in emb.coords})
+    return placed
+
+
+def is_complete(target: Target, root: zarr.Group) -> bool:
+    """Whether the store says that it is complete, and is; if it only says so, it no longer does afterwards."""
+    if root.attrs.get(STATE) != "complete":
+        return False
+    if record.count(root) == int(np.prod(target.layout.blocks)):
+        return True
+    root.attrs[STATE] = "writing"
+    return False
+
+
+def finish(target: Target, root: zarr.Group) -> None:
+    """Mark a store complete, once every block has its entry; consolidate its metadata, which plain xarray looks for.
+
+    Raises
+    ------
+    StoreMismatchError
+        If entries are missing: somebody took them away meanwhile.
+    """
+    total = int(np.prod(target.layout.blocks))
+    done = record.count(root)
+    if done != total:
+        raise StoreMismatchError(
+            f"{target.store} lacks {total - done} of {total} blocks, though all were written: they were deleted "
+            "meanwhile, by another run with overwrite=True perhaps. The same call does them again"
+        )
+    root.attrs[STATE] = "complete"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(target.store, zarr_format=3)
