@@ -1,16 +1,49 @@
-"""How large the seams of a model are, per halo: python benchmarks/seams.py [MODEL] [FIGURE.png]."""
+"""How large the seams of a model are, per halo: benchmarks/seams.py MODEL [--untrained] [--size N] [--halos H ...].
+
+Writes docs/data/seams_MODEL.json and docs/img/seam_MODEL.png. `--untrained` takes the network of the card with random
+weights, for models whose weights are not at hand: what its shape does at a border, not what its training made of it.
+"""
 
 from __future__ import annotations
 
-import sys
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import torch
 
 import deo_cube
+from deo_cube.encoder.card import Weights
 from deo_cube.evaluate.seam import seam_report
 
-if __name__ == "__main__":
-    model = sys.argv[1] if len(sys.argv) > 1 else "tiny"
-    scene = deo_cube.synthetic_cube(size=1280, times=1, clouds=False, gaps=False).load()
-    report = seam_report(scene, model, halos=[0, 8, 16, 24, 32, 48])
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("model", nargs="?", default="tiny")
+    p.add_argument("--untrained", action="store_true")
+    p.add_argument("--size", type=int, default=1280, help="pixels of the synthetic scene")
+    p.add_argument("--halos", type=int, nargs="+", default=[0, 8, 16, 24, 32, 48])
+    p.add_argument("--docs", type=Path, default=DOCS, help="where data/ and img/ are")
+    a = p.parse_args()
+    card = deo_cube.card(a.model)
+    model = card
+    if a.untrained:
+        model = dataclasses.replace(card, alias=f"{card.alias}, untrained", weights=Weights("untrained", ""))
+    scene = deo_cube.synthetic_cube(size=a.size, times=1, clouds=False, gaps=False).load()
+    start = time.perf_counter()
+    report = seam_report(scene, model, halos=a.halos)
     print(report)
-    if len(sys.argv) > 2:
-        report.plot(sys.argv[2])
+    facts = report.to_dict() | {
+        "card": card.name, "card_halo": card.halo, "trained": not a.untrained, "scene": f"synthetic, {a.size} px",
+        "seconds": round(time.perf_counter() - start), "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    (a.docs / "data" / f"seams_{card.alias}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    report.plot(a.docs / "img" / f"seam_{card.alias}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ the cosine distance between the two is what the border costs there; a halo pays 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,12 @@ class SeamReport:
 
         columns = ("halo", "border", "border95", "interior", "neighbours", "seam", "cost", "patches")
         return pd.DataFrame([{c: getattr(r, c) for c in columns} for r in self.rows]).set_index("halo")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Model, tile, the recommended halo and a mapping a row: plain numbers for JSON."""
+        rows = [{**asdict(r), "seam": r.seam} for r in self.rows]
+        plain = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in r.items()} for r in rows]
+        return {"model": self.model, "tile": self.tile, "recommended": self.recommended, "rows": plain}
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Draw distances over the halo; written to `path` where one is given. Returns matplotlib's axes."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.heads import saved
 from deo_cube.heads.classes import NO_CLASS, Classes
-from deo_cube.heads.head import Model, category_attrs, check_model, facts_of
+from deo_cube.heads.head import Fitted, Model, category_attrs, check_model
 from deo_cube.heads.labels import burn
 from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.heads.windows import finer, map_windows
@@ -22,12 +20,30 @@ __all__ = ["ConvHead"]
 
 Array = NDArray[Any]
 
-TILE = 64
-"""Tokens along a side of what is decoded at once."""
+
+@dataclass(frozen=True)
+class Decode:
+    """From a tile of tokens with its halo to classes (h f, w f), or to probabilities (K, h f, w f)."""
+
+    head: ConvHead
+    probabilities: bool
+
+    def __call__(self, tile: Array) -> Array:
+        """Classes, or probabilities, of the core of `tile` (D, h + 2 halo, w + 2 halo)."""
+        halo, f = self.head.halo, self.head.upsample
+        valid = np.isfinite(tile[:, halo:-halo, halo:-halo]).all(axis=0).repeat(f, axis=0).repeat(f, axis=1)
+        n = len(self.head.classes)
+        # What lies beyond the array, or under clouds, is not decoded at all.
+        scores = self.head.logits(tile) if valid.any() else np.zeros((n, *valid.shape), "float32")
+        if self.probabilities:
+            e = np.exp(scores - scores.max(axis=0))
+            return np.asarray(np.where(valid, e / e.sum(axis=0), np.float32(np.nan)))
+        codes = np.array(self.head.classes.codes, "uint8")
+        return np.asarray(np.where(valid, codes[scores.argmax(axis=0)], np.uint8(NO_CLASS)))
 
 
 @dataclass(frozen=True)
-class ConvHead:
+class ConvHead(Fitted):
     """Two 3x3 convolutions on tokens, interpolation by `upsample`, one more, and a score a class.
 
     There is no normalisation over space, so that a prediction depends on the tokens within `halo` alone: the same on
@@ -147,9 +163,8 @@ class ConvHead:
     def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
         """See `Head.predict`; on a grid `upsample` times as fine as that of the embeddings."""
         emb = check_model(self, embeddings)
-        attrs = category_attrs(self, probabilities=probabilities)
         return map_windows(
-            lambda block: self._decode(block, probabilities=probabilities),
+            Decode(self, probabilities),
             emb,
             along="embedding",
             halo=self.halo,
@@ -157,42 +172,18 @@ class ConvHead:
             channels={"class": self.classes.names} if probabilities else None,
             dtype="float32" if probabilities else "uint8",
             name="probability" if probabilities else "class",
-            attrs=attrs,
+            attrs=category_attrs(self, probabilities=probabilities),
         )
 
-    def _decode(self, block: Array, *, probabilities: bool) -> Array:
-        """One block (D, h, w) with halo to classes or probabilities without, in tiles."""
+    def logits(self, tile: Array) -> Array:
+        """Scores (K, h f, w f) of a tile (D, h + 2 halo, w + 2 halo) of float32, without its halo."""
         import torch
 
-        f, n, halo = self.upsample, len(self.classes), self.halo
-        h, w = (size - 2 * halo for size in block.shape[1:])
-        valid = np.isfinite(block[:, halo : halo + h, halo : halo + w]).all(axis=0)
-        valid = valid.repeat(f, axis=0).repeat(f, axis=1)
-        out = np.full((n, h * f, w * f), np.nan, "float32")
         tensors = {k: torch.from_numpy(np.asarray(v)) for k, v in self.tensors.items()}
+        cut = self.halo * self.upsample
         with torch.inference_mode():
-            for i in range(0, h, TILE):
-                for j in range(0, w, TILE):
-                    part = block[:, i : i + TILE + 2 * halo, j : j + TILE + 2 * halo]
-                    x = torch.from_numpy(np.ascontiguousarray(part))[None]
-                    logits = self.forward(tensors, x, f, self.scales)[0]
-                    p = logits.softmax(0)[:, halo * f : -halo * f, halo * f : -halo * f].numpy()
-                    out[:, i * f : i * f + p.shape[1], j * f : j * f + p.shape[2]] = p
-        if probabilities:
-            return np.where(valid, out, np.float32(np.nan))
-        codes = np.array(self.classes.codes, "uint8")
-        return np.asarray(np.where(valid, codes[out.argmax(axis=0)], np.uint8(NO_CLASS)))
-
-    def save(self, path: str | Path) -> Path:
-        """Write to one ``.safetensors`` file."""
-        options = {"width": self.width, "upsample": self.upsample, "scales": list(self.scales)}
-        return saved.write(path, facts_of(self, options), self.tensors)
-
-    @classmethod
-    def restore(cls, common: dict[str, Any], options: dict[str, Any], tensors: dict[str, Array]) -> ConvHead:
-        """From what `save` wrote."""
-        width, upsample, scales = int(options["width"]), int(options["upsample"]), tuple(map(int, options["scales"]))
-        return cls(common["classes"], common["model"], tensors, width, upsample, scales, common["report"])
+            found = self.forward(tensors, torch.from_numpy(tile)[None], self.upsample, self.scales)[0]
+            return np.asarray(found[:, cut:-cut, cut:-cut].numpy())
 
     @staticmethod
     def blank(dim: int, width: int, classes: int, scales: tuple[int, ...], seed: int = 0) -> dict[str, Array]:

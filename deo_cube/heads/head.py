@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -86,10 +86,11 @@ def _kinds() -> dict[str, Any]:
 
 def fit_head(
     kind: Literal["knn", "linear", "conv", "upernet"],
-    embeddings: xr.DataArray | Sequence[xr.DataArray],
+    embeddings: xr.DataArray | xr.Dataset | Sequence[xr.DataArray],
     labels: Any,
     *,
     time: Any = None,
+    finetune: int = 0,
     **options: Any,
 ) -> Head:
     """Fit a head on labelled places.
@@ -108,6 +109,11 @@ def fit_head(
     time : label, optional
         Fit on this time only ("2024-06": the mean of that month's valid vectors). Default: every time, each labelled
         place being a case at each.
+    finetune : int
+        Train so many of the encoder's last blocks too. `embeddings` must then be the cube itself, `folder` says where
+        the tuned model (card and weights) and the head are written, `model` which one to start from (default "tiny").
+        The folder is a model as any other (``embed(model=folder)``) and ``load_head(folder)`` reads the head. Further
+        options: tune_steps (100), tune_rate (1e-4), tune_batch (2 tiles), and embed_options, a mapping of `embed`'s.
     **options
         Of the labels (column, crs, rule, overlap, names, colors, nodata) and of the head: knn takes k; linear takes
         estimator, strengths, block, buffer, balanced; conv and upernet take width, steps, upsample, seed, rate.
@@ -126,8 +132,17 @@ def fit_head(
     if kind not in kinds:
         raise ValueError(f"kind must be one of {', '.join(kinds)}, got {kind!r}")
     start = clock.perf_counter()
+    if finetune:
+        from deo_cube.heads.finetune import fit_tuned
+
+        if "folder" not in options:
+            raise TypeError("finetune writes a model of its own: pass folder=..., where card, weights and head go")
+        cube: Any = embeddings
+        labels_as = {k: options.pop(k) for k in BURN_OPTIONS if k in options}
+        tuned: Head = fit_tuned(kind, cube, labels, finetune=finetune, time=time, burn_options=labels_as, **options)
+        return tuned
     several = isinstance(embeddings, Sequence)
-    arrays = [as_embeddings(e) for e in (embeddings if several else [embeddings])]
+    arrays = [as_embeddings(e) for e in (embeddings if isinstance(embeddings, Sequence) else [embeddings])]
     many = list(labels) if several else [labels]
     if len(many) != len(arrays) or not arrays:
         raise ValueError(f"{len(arrays)} embeddings, {len(many)} sets of labels: wanted one set each")
@@ -142,40 +157,88 @@ def fit_head(
     return head
 
 
+class Fitted:
+    """What every kind of head shares: its fields say what is written to a file and read from it.
+
+    `classes`, `model` and `report` are facts; fields without a default are tensors (or, called `tensors`, a mapping of
+    them); the others are options, read as the type of their default.
+    """
+
+    kind: ClassVar[str]
+    classes: Classes
+    model: Model
+    report: dict[str, Any]
+
+    def save(self, path: str | Path) -> Path:
+        """Write to one ``.safetensors`` file."""
+        options: dict[str, Any] = {}
+        tensors: dict[str, Array] = {}
+        for name, default in _written(type(self)):
+            value = getattr(self, name)
+            if default is MISSING:
+                tensors |= value if isinstance(value, Mapping) else {name: value}
+            else:
+                options[name] = list(value) if isinstance(value, tuple) else value
+        m = self.model
+        facts = {
+            "kind": self.kind,
+            "classes": self.classes.to_dict(),
+            "model": {"dim": m.dim, "alias": m.alias, "fingerprint": m.fingerprint, "layer": m.layer},
+            "report": dict(self.report),
+            "options": options,
+        }
+        return saved.write(path, facts, tensors)
+
+    @classmethod
+    def restore(cls, facts: Mapping[str, Any], tensors: Mapping[str, Array]) -> Any:
+        """From what `save` wrote."""
+        options = dict(facts["options"])
+        given: dict[str, Any] = {
+            "classes": Classes.from_dict(facts["classes"]),
+            "model": Model(**facts["model"]),
+            "report": dict(facts["report"]),
+        }
+        for name, default in _written(cls):
+            if default is MISSING:
+                given[name] = tensors if name == "tensors" else tensors[name]
+            elif isinstance(default, tuple):
+                given[name] = tuple(int(v) for v in options[name])
+            else:
+                given[name] = type(default)(options[name])
+        return cls(**given)
+
+
+def _written(kind: type) -> list[tuple[str, Any]]:
+    """Fields of a head beside its facts: name and default."""
+    every = fields(kind)  # type: ignore[arg-type]
+    return [(f.name, f.default) for f in every if f.name not in ("classes", "model", "report")]
+
+
 def load_head(path: str | Path) -> Head:
-    """Read a head that `save` wrote. Executes nothing of what the file holds.
+    """Read a head that `save` wrote, or that of a folder of ``fit_head(..., finetune=K, folder=...)``.
+
+    Executes nothing of what the file holds.
 
     Raises
     ------
     FileNotFoundError, ValueError
         If there is no file, it is no head, or its numbers do not fit each other.
     """
+    path = Path(path)
+    path = path / "head.safetensors" if path.is_dir() else path
     facts, tensors = saved.read(path)
     kinds = _kinds()
     if facts.get("kind") not in kinds:
         raise ValueError(f"{path} holds a head of kind {facts.get('kind')!r}: this version knows {list(kinds)}")
     try:
-        common = {
-            "classes": Classes.from_dict(facts["classes"]),
-            "model": Model(**facts["model"]),
-            "report": dict(facts["report"]),
-        }
-        head: Head = kinds[facts["kind"]].restore(common, dict(facts["options"]), tensors)
+        head: Any = kinds[facts["kind"]].restore(facts, tensors)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no complete head: {error!r}") from error
-    return head
-
-
-def facts_of(head: Head, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written beside the tensors."""
-    m = head.model
-    return {
-        "kind": head.kind,
-        "classes": head.classes.to_dict(),
-        "model": {"dim": m.dim, "alias": m.alias, "fingerprint": m.fingerprint, "layer": m.layer},
-        "report": dict(head.report),
-        "options": dict(options),
-    }
+    if "finetune" in head.report and (path.parent / "card.json").is_file():
+        # The folder may have been moved since; the fingerprint tells whether it is still the same model.
+        head = replace(head, model=replace(head.model, alias=str(path.parent.resolve())))
+    found: Head = head
+    return found
 
 
 def _same_model(wanted: Model, found: Model, what: str) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.heads import saved
 from deo_cube.heads.classes import NO_CLASS, Classes
-from deo_cube.heads.head import Model, category_attrs, check_model, counted, facts_of, labelled
+from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled
 from deo_cube.heads.vectors import map_vectors
 
 __all__ = ["KNNHead"]
@@ -22,7 +20,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class KNNHead:
+class KNNHead(Fitted):
     """k nearest neighbours in cosine distance; each votes with a weight that falls with its distance.
 
     Vectors are centred on the mean of the labelled ones first: raw embeddings of one scene point much the same way.
@@ -98,19 +96,6 @@ class KNNHead:
         return map_vectors(
             lambda v: codes[votes(v).argmax(axis=1)], [emb], dtype="uint8", fill=NO_CLASS, name="class", attrs=attrs
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write to one ``.safetensors`` file."""
-        facts = facts_of(self, {"k": self.k, "balanced": self.balanced})
-        return saved.write(path, facts, {"vectors": self.vectors, "codes": self.codes, "mean": self.mean})
-
-    @classmethod
-    def restore(cls, common: dict[str, Any], options: dict[str, Any], tensors: dict[str, Array]) -> KNNHead:
-        """From what `save` wrote."""
-        return cls(
-            common["classes"], common["model"], tensors["vectors"], tensors["codes"], tensors["mean"],
-            int(options["k"]), bool(options["balanced"]), common["report"],
-        )  # fmt: skip
 
 
 def _unit(v: Array) -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,9 +12,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.evaluate.splits import blocks
-from deo_cube.heads import saved
 from deo_cube.heads.classes import NO_CLASS, Classes
-from deo_cube.heads.head import Model, category_attrs, check_model, counted, facts_of, labelled
+from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled
 from deo_cube.heads.labels import Cases
 from deo_cube.heads.vectors import map_vectors
 
@@ -26,7 +24,7 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
-class LinearHead:
+class LinearHead(Fitted):
     """Class scores ``vector @ weights + bias``, standardisation folded in; softmax gives probabilities.
 
     For ridge the softmax of its scores in -1..1 is an order, not a calibrated probability.
@@ -106,19 +104,6 @@ class LinearHead:
 
     def _probabilities(self, v: Array) -> Array:
         return _softmax(v @ self.weights + self.bias)
-
-    def save(self, path: str | Path) -> Path:
-        """Write to one ``.safetensors`` file."""
-        facts = facts_of(self, {"estimator": self.estimator})
-        return saved.write(path, facts, {"weights": self.weights, "bias": self.bias})
-
-    @classmethod
-    def restore(cls, common: dict[str, Any], options: dict[str, Any], tensors: dict[str, Array]) -> LinearHead:
-        """From what `save` wrote."""
-        return cls(
-            common["classes"], common["model"], tensors["weights"], tensors["bias"], str(options["estimator"]),
-            common["report"],
-        )  # fmt: skip
 
 
 def _softmax(scores: Array) -> Array:

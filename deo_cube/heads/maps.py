@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,8 @@ def segment(
     if rest or factor < 1:
         raise ValueError(f"the head draws {drawn} cells a patch, which does not divide the patch of {patch} pixels")
     p = head.predict(check_model(head, emb), probabilities=True)
-    codes = np.array(head.classes.codes, "uint8")
-
-    def draw(block: Array) -> Array:
-        fine = _bilinear(block, factor)
-        if probabilities:
-            return fine
-        best = codes[np.nan_to_num(fine, nan=-1).argmax(axis=0)]
-        return np.asarray(np.where(np.isfinite(fine).all(axis=0), best, np.uint8(NO_CLASS)))
-
     out = map_windows(
-        draw,
+        Draw(factor, None if probabilities else head.classes.codes),
         p,
         along="class",
         halo=1,
@@ -99,6 +91,22 @@ def segment(
         attrs=category_attrs(head, probabilities=probabilities),
     )
     return _cropped(out, grid.geobox(cube)) if is_cube else out
+
+
+@dataclass(frozen=True)
+class Draw:
+    """From probabilities of patches (K, h + 2, w + 2) to those of pixels, or to the most probable class."""
+
+    factor: int
+    codes: tuple[int, ...] | None
+
+    def __call__(self, tile: Array) -> Array:
+        """Probabilities (K, h f, w f), or codes (h f, w f)."""
+        fine = _bilinear(tile, self.factor)
+        if self.codes is None:
+            return fine
+        best = np.array(self.codes, "uint8")[np.nan_to_num(fine, nan=-1).argmax(axis=0)]
+        return np.asarray(np.where(np.isfinite(fine).all(axis=0), best, np.uint8(NO_CLASS)))
 
 
 def _head(head: Head | str | Path) -> Head:

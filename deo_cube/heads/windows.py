@@ -1,8 +1,14 @@
-"""Functions that see a patch's neighbours, mapped over embeddings of any chunks without seams."""
+"""Functions that see a cell's neighbours, mapped over embeddings by the engine's gather of blocks with a halo.
+
+The tiles are those of `deo_cube.engine.tiles`, counted in cells from the origin of the CRS. What a tile is given and
+where it lies depends neither on chunks nor on the window asked for, so the numbers do not either.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,11 +18,19 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
+from deo_cube.engine.graph import BlockIndex, Gather, as_fields, map_blocks_with_halo
+from deo_cube.engine.tiles import BlockAxis, TilePlan, plan_tiles
 from deo_cube.heads.vectors import geobox, spatial_dims
 
 __all__ = ["finer", "map_windows"]
 
 Array = NDArray[Any]
+Function = Callable[[Array], Array]
+
+CORE = 64
+"""Cells along a side of what a function is given at once, without its halo."""
+BLOCK = 256
+"""Cells along a side of what one task computes."""
 
 
 def finer(box: GeoBox, factor: int) -> GeoBox:
@@ -29,7 +43,7 @@ def finer(box: GeoBox, factor: int) -> GeoBox:
 
 
 def map_windows(
-    function: Callable[[Array], Array],
+    function: Function,
     array: xr.DataArray,
     *,
     along: str,
@@ -40,18 +54,21 @@ def map_windows(
     name: str,
     attrs: Mapping[str, Any],
 ) -> xr.DataArray:
-    """Apply `function` to blocks with `halo` cells of context on each side.
+    """Apply `function` to tiles with `halo` cells of context on each side.
 
     Parameters
     ----------
     function : callable
         ``(C, h + 2 halo, w + 2 halo) float32 -> (h factor, w factor)``, or ``(K, h factor, w factor)`` with
-        `channels`. Beyond the array's edge it sees NaN, as in invalid cells. What it gives must depend on cells within
-        the halo alone; then chunks do not matter.
+        `channels`; north up. Beyond the array's edge it sees NaN, as in invalid cells. What it gives must depend on
+        cells within the halo alone: then there are no seams. It is given whole tiles of `CORE` cells only, so that the
+        last bit does not hang on a tile's size either. Frozen and deterministic to tokenise.
     array : DataArray
         (time, `along`, y, x) or without time.
     along : str
         The dimension of the C numbers of a cell.
+    halo : int
+        Cells.
     factor : int
         Output cells along the side of a cell.
     channels : {dim: labels}, optional
@@ -62,36 +79,99 @@ def map_windows(
     Returns
     -------
     DataArray
-        (time, [channel,] y, x) on the grid of `array` made `factor` times finer. Lazy on Dask.
+        (time, [channel,] y, x) on the grid of `array` made `factor` times finer. Lazy on Dask, one task a block.
     """
     y, x = spatial_dims(array)
     array = array.transpose(..., along, y, x)
-    lead = array.ndim - 3
+    lead = array.dims[: array.ndim - 3]
     dim, labels = next(iter(channels.items())) if channels else (None, ())
     box = geobox(array)
-
-    def on_block(block: Array) -> Array:
-        out = [function(b) for b in block.reshape(-1, *block.shape[-3:])]
-        return np.stack(out).reshape(*block.shape[:lead], *out[0].shape)
-
-    values: Any
+    world = grid.anchor(box)
+    plan = plan_tiles(
+        tuple(box.shape), origin=(world.row, world.col), tile=CORE + 2 * halo, halo=halo, patch=1, block=BLOCK
+    )
+    run = _Tiles(function, plan, factor, len(labels), np.dtype(dtype).str)
+    times = array.sizes[lead[0]] if lead else 1
+    leading = (*((len(labels),) if dim else ()), factor, factor)
     if array.chunks is None:
-        pad = ((0, 0),) * (lead + 1) + ((halo, halo),) * 2
-        values = on_block(np.pad(array.values.astype("float32"), pad, constant_values=np.nan))
+        values = _now(run, array, south_up=world.south_up, times=times, leading=leading)
     else:
-        import dask.array as da
-
-        depth = {lead + 1: halo, lead + 2: halo}
-        whole = array.data.rechunk({lead: -1}).astype("float32")
-        data = da.overlap.overlap(whole, depth, dict.fromkeys(depth, np.nan))
-        fine = [tuple((c - 2 * halo) * factor for c in chunks) for chunks in data.chunks[-2:]]
-        chunks = (*data.chunks[:lead], *(((len(labels),),) if dim else ()), *fine)
-        meta = np.empty((0,) * (array.ndim if dim else array.ndim - 1), dtype)
-        values = data.map_blocks(
-            on_block, dtype=np.dtype(dtype), chunks=chunks, drop_axis=[] if dim else [lead], meta=meta
-        )
-    dims = (*array.dims[:lead], *((dim,) if dim else ()), y, x)
-    out = xr.DataArray(values, dims=dims, name=name, attrs=dict(attrs))
+        names = (str(lead[0]) if lead else None, along, y, x)
+        fields, source = as_fields(array.variable, names, range(array.sizes[along]), BLOCK)
+        packed = map_blocks_with_halo(
+            run, Gather(plan, (fields,), world.south_up), [source], times=times, leading=leading,
+            dtype=np.dtype(dtype), name=name, reverse_rows=world.south_up,
+        )  # fmt: skip
+        values = _unpacked(packed, factor, south_up=world.south_up)
+    values = values if lead else values[0]
+    out = xr.DataArray(values, dims=(*lead, *((dim,) if dim else ()), y, x), name=name, attrs=dict(attrs))
     kept = {k: c for k, c in array.coords.items() if not {y, x, along} & set(c.dims) and k != "spatial_ref"}
     out = out.assign_coords(kept | ({dim: list(labels)} if dim else {}))
     return grid.assign_grid(out, finer(box, factor), dims=(y, x))
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """What one task runs: its window cut into tiles, the function on each, the cores put together.
+
+    Gives ``(1, [K,] factor, factor, rows, columns)``: the cells within a cell come before the cells, as the engine
+    knows no output finer than its input.
+    """
+
+    function: Function
+    plan: TilePlan
+    factor: int
+    channels: int
+    dtype: str
+
+    def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> Array:
+        rows, columns = self.plan.rows.block(index.row), self.plan.columns.block(index.column)
+        window = windows[0].astype("float32")
+        # The engine mirrors the cube over its edge; a head must not take what it has not seen for seen.
+        window[:, _outside(rows, self.plan.shape[0])] = np.nan
+        window[:, :, _outside(columns, self.plan.shape[1])] = np.nan
+        core, tile, f = self.plan.core, self.plan.tile, self.factor
+        lead = (self.channels,) if self.channels else ()
+        out = np.empty((*lead, f, f, rows.tiles * core, columns.tiles * core), self.dtype)
+        for i, j in product(range(rows.tiles), range(columns.tiles)):
+            top, left = i * core, j * core
+            part = np.ascontiguousarray(window[:, top : top + tile, left : left + tile])
+            drawn = self.function(part).reshape(*lead, core, f, core, f)
+            out[..., top : top + core, left : left + core] = np.moveaxis(drawn, (-3, -1), (-4, -3))
+        kept = out[..., rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
+        return kept[None]
+
+
+def _outside(axis: BlockAxis, size: int) -> Array:
+    at = np.arange(axis.read_start, axis.read_stop)
+    return (at < 0) | (at >= size)
+
+
+def _now(run: _Tiles, array: xr.DataArray, *, south_up: bool, times: int, leading: tuple[int, ...]) -> Array:
+    """The same blocks as on Dask, of an array in memory."""
+    plan = run.plan
+    whole = array.values.reshape(-1, *array.shape[-3:])[..., :: -1 if south_up else 1, :]
+    out = np.empty((times, *leading, *plan.shape), run.dtype)
+    for t, r, c in product(range(times), range(plan.blocks[0]), range(plan.blocks[1])):
+        index, rows, columns = BlockIndex(t, r, c), plan.rows.block(r), plan.columns.block(c)
+        at = np.ix_(rows.source_index(plan.shape[0]), columns.source_index(plan.shape[1]))
+        got = run(index, (whole[t][:, *at],))
+        out[t, ..., rows.out_start : rows.out_stop, columns.out_start : columns.out_stop] = got[0]
+    return _merged(out[..., ::-1, :] if south_up else out, south_up=south_up)
+
+
+def _unpacked(packed: Any, factor: int, *, south_up: bool) -> Any:
+    """The cells within cells put side by side, chunk by chunk."""
+    *before, _, _, rows, columns = packed.chunks
+    fine = [tuple(n * factor for n in chunks) for chunks in (rows, columns)]
+    return packed.map_blocks(
+        _merged, south_up=south_up, dtype=packed.dtype, chunks=(*before, *fine),
+        drop_axis=[packed.ndim - 4, packed.ndim - 3], meta=np.empty((0,) * (packed.ndim - 2), packed.dtype),
+    )  # fmt: skip
+
+
+def _merged(packed: Array, *, south_up: bool) -> Array:
+    """``(..., f, f, rows, columns)`` to ``(..., rows f, columns f)``."""
+    *lead, f, _, rows, columns = packed.shape
+    within = packed[..., ::-1, :, :, :] if south_up else packed
+    return np.moveaxis(within, (-4, -3), (-3, -1)).reshape(*lead, rows * f, columns * f)
