@@ -1,6 +1,6 @@
 """DEO's Swin Transformer: a shared trunk with one stem an input, after the published network.
 
-The parts (window attention, stochastic depth) are timm's; what differs from timm's own Swin is pinned by
+Linear maps and biases of an attention layer are timm's; how windows are cut is `window_attention`'s, and pinned by
 `tests/encoder/test_swin.py` against outputs of the authors' code: the map is padded first and rolled then, the shift of
 a stage is dropped along an axis whose padded map is no larger than the window, and the window never shrinks with the
 input (torchvision's rules). Modules carry the names of the published checkpoint (`features.0`, `.2`, `.4`, `.6` are
@@ -9,9 +9,7 @@ stages 1 to 4, the odd ones patch merging; `conv_ms`, `conv_rgb` the stems), so 
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +20,9 @@ from deo_cube.encoder.timm_import import import_timm
 __all__ = ["DeoSwin"]
 
 import_timm()
-from timm.layers import DropPath  # noqa: E402
 from timm.models.swin_transformer import WindowAttention  # noqa: E402
+
+from deo_cube.encoder.window_attention import window_attention  # noqa: E402
 
 
 class DeoSwin(nn.Module):
@@ -157,11 +156,10 @@ class _Block(nn.Module):
     def __init__(self, dim: int, heads: int, window: int, shift: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
         hidden = int(dim * mlp_ratio)
-        self.window = window
         self.shift = shift
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, num_heads=heads, window_size=window)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path = drop_path
         self.norm2 = nn.LayerNorm(dim)
         # Dropout (never active) keeps the published numbering: mlp.0 and mlp.3 are the linear layers.
         self.mlp = nn.Sequential(
@@ -169,44 +167,19 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self._attend(self.norm1(x)))
-        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
-        return out
+        x = self._residual(x, lambda t: window_attention(self.attn, self.norm1(t), self.shift))
+        return self._residual(x, lambda t: self.mlp(self.norm2(t)))
 
-    def _attend(self, x: Tensor) -> Tensor:
-        n, h, w, c = x.shape
-        side = self.window
-        rows, cols = math.ceil(h / side), math.ceil(w / side)
-        shift = (self.shift if rows > 1 else 0, self.shift if cols > 1 else 0)
-        if (h, w) != (rows * side, cols * side):
-            x = F.pad(x, (0, 0, 0, cols * side - w, 0, rows * side - h))
-        mask = None
-        if any(shift):
-            x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
-            mask = _shift_mask(rows, cols, side, shift, x.device, x.dtype)
-        x = x.view(n, rows, side, cols, side, c).transpose(2, 3).reshape(-1, side * side, c)
-        x = self.attn(x, mask=mask)
-        x = x.view(n, rows, cols, side, side, c).transpose(2, 3).reshape(n, rows * side, cols * side, c)
-        if any(shift):
-            x = torch.roll(x, shift, (1, 2))
-        return x[:, :h, :w]
-
-
-@functools.lru_cache(maxsize=64)
-def _shift_mask(
-    rows: int, cols: int, side: int, shift: tuple[int, int], device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """What keeps tokens that the roll brought together apart: [rows * cols, side**2, side**2] of 0 and -100."""
-    # A cached tensor must serve inference and training alike.
-    with torch.inference_mode(False):
-        regions = []
-        for n, s in ((rows * side, shift[0]), (cols * side, shift[1])):
-            i = torch.arange(n)
-            regions.append((i >= n - side).int() + (i >= n - s).int() if s else torch.zeros(n, dtype=torch.int))
-        label = 3 * regions[0][:, None] + regions[1][None, :]
-        windows = label.view(rows, side, cols, side).transpose(1, 2).reshape(rows * cols, side * side)
-        apart = windows[:, None, :] != windows[:, :, None]
-        return (apart * -100.0).to(device=device, dtype=dtype)
+    def _residual(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """`x` plus the branch; in training of the samples that stochastic depth keeps, and of no other computed."""
+        if not (self.training and self.drop_path):
+            return x + branch(x)
+        # Drawn on the CPU: no wait for the device, and the same samples on any.
+        kept = torch.empty(len(x)).bernoulli_(1 - self.drop_path).nonzero()[:, 0]
+        some = (kept if len(kept) else torch.zeros(1, dtype=torch.long)).to(x.device, non_blocking=True)
+        # With no sample left one is computed for nothing: every parameter has a gradient, as other processes expect.
+        scale = 1 / (1 - self.drop_path) if len(kept) else 0.0
+        return x.index_add(0, some, branch(x[some]).to(x.dtype), alpha=scale)
 
 
 class _PatchMerging(nn.Module):
