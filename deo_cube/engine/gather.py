@@ -6,7 +6,7 @@ overlapped first, so the numbers cannot depend on the source's chunks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -165,37 +165,53 @@ class Gather:
         """Stitch the chunks (in the order of `pieces`) group by group: north up, mirrored over the cube's edges."""
         rows, columns = self._read_ranges(index)
         feed = iter(chunks)
-        out = []
-        for group in self.groups:
-            window = self._empty(group, rows, columns)
-            for band, field in zip(window, group, strict=True):
+
+        def fill(source: Array, group: Sequence[Field]) -> None:
+            for band, field in zip(source, group, strict=True):
                 for piece in field.pieces(index.time, rows, columns):
                     values = next(feed)[piece.cut]
                     band[piece.into] = values.T if field.transposed else values
-            out.append(self._turned(index, window))
-        return tuple(out)
+
+        return tuple(self._window(index, group, fill) for group in self.groups)
 
     def windows_of_planes(self, index: BlockIndex, planes: Iterable[Array]) -> tuple[Array, ...]:
         """The same from one stitched array a field, as the cube has it."""
         feed = iter(planes)
-        out = []
-        for group in self.groups:
-            window = self._empty(group, *self._read_ranges(index))
-            for band in window:
+
+        def fill(source: Array, group: Sequence[Field]) -> None:
+            for band in source:
                 band[...] = next(feed)
-            out.append(self._turned(index, window))
-        return tuple(out)
 
-    def _empty(self, group: Sequence[Field], rows: tuple[int, int], columns: tuple[int, int]) -> Array:
-        shape = (len(group), rows[1] - rows[0], columns[1] - columns[0])
-        return np.empty(shape, np.result_type(*(field.dtype for field in group)))
+        return tuple(self._window(index, group, fill) for group in self.groups)
 
-    def _turned(self, index: BlockIndex, window: Array) -> Array:
-        rows, columns = self._block(index)
-        (r0, r1), (c0, c1) = self._read_ranges(index)
-        r, c = self._source_rows(rows) - r0, columns.source_index(self.plan.shape[1]) - c0
-        plain = len(r) == r1 - r0 and len(c) == c1 - c0 and not self.south_up
-        return window if plain else window[:, r[:, None], c[None, :]]
+    def _window(
+        self, index: BlockIndex, group: tuple[Field, ...], fill: Callable[[Array, tuple[Field, ...]], None]
+    ) -> Array:
+        """A window whose source, as the cube has it, `fill` writes; what lies over the cube's edge mirrors it."""
+        axes = self._block(index)
+        sources = [axis.source_index(size) for axis, size in zip(axes, self.plan.shape, strict=True)]
+        starts = [int(s.min()) for s in sources]
+        shape = tuple(int(s.max()) + 1 - start for s, start in zip(sources, starts, strict=True))
+        before = [max(0, -axis.read_start) for axis in axes]
+        stops = [min(axis.read_stop, size) for axis, size in zip(axes, self.plan.shape, strict=True)]
+        inside = tuple(stop - max(axis.read_start, 0) for axis, stop in zip(axes, stops, strict=True))
+        dtype = np.result_type(*(field.dtype for field in group))
+        if shape != inside:
+            # Mirrored so far that the window needs pixels of which it has only the mirror image.
+            source = np.empty((len(group), *shape), dtype)
+            fill(source[:, ::-1] if self.south_up else source, group)
+            return source.take(sources[0] - starts[0], axis=1).take(sources[1] - starts[1], axis=2)
+        window = np.empty((len(group), *map(len, sources)), dtype)
+        (top, left), (height, width) = before, inside
+        source = window[:, top : top + height, left : left + width]
+        fill(source[:, ::-1] if self.south_up else source, group)
+        # In place, strip by strip: a copy of the whole costs as much as all else around the encoder.
+        rows, columns = (s - start + b for s, start, b in zip(sources, starts, before, strict=True))
+        over = rows != np.arange(len(rows))
+        window[:, over, left : left + width] = window[:, rows[over], left : left + width]
+        over = columns != np.arange(len(columns))
+        window[:, :, over] = window[:, :, columns[over]]
+        return window
 
 
 def as_fields(
