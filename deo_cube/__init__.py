@@ -19,6 +19,8 @@ from deo_cube.errors import DeoCubeError
 from deo_cube.options import set_options
 
 if TYPE_CHECKING:
+    from deo_cube.cube.catalogues import search
+    from deo_cube.cube.composite import composite
     from deo_cube.cube.files import open_cube
     from deo_cube.cube.synthetic import synthetic_cube
     from deo_cube.encoder.card import ModelCard
@@ -48,6 +50,7 @@ __all__ = [
     "change",
     "classify",
     "cluster",
+    "composite",
     "describe",
     "describe_timm",
     "embed",
@@ -65,6 +68,7 @@ __all__ = [
     "plan",
     "register_encoder",
     "seam_report",
+    "search",
     "segment",
     "set_options",
     "similar",
@@ -78,6 +82,8 @@ __all__ = [
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOMES = {
+    "deo_cube.cube.catalogues": ("search",),
+    "deo_cube.cube.composite": ("composite",),
     "deo_cube.cube.files": ("open_cube",),
     "deo_cube.cube.synthetic": ("synthetic_cube",),
     "deo_cube.encoder.card": ("ModelCard",),

@@ -39,6 +39,7 @@ class _Cube:
     embed = _Verb("deo_cube.engine.embed")
     plan = _Verb("deo_cube.engine.plan")
     match = _Verb("deo_cube.engine.match")
+    composite = _Verb("deo_cube.cube.composite")
     classify = _Verb("deo_cube.heads.maps")
     segment = _Verb("deo_cube.heads.maps")
 

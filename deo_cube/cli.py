@@ -26,11 +26,17 @@ def demo(
     out: Annotated[Path, arg(help="folder for the Zarr store and the picture")] = Path("demo"),
     size: Annotated[int, arg(help="pixels on a side")] = 1024,
     model: Annotated[str, arg(help="model to embed with")] = "tiny",
+    live: Annotated[bool, arg(help="real Sentinel-2, the clearest date of a catalogue; needs the network")] = False,
+    catalogue: Annotated[str, arg(help="with --live: its name, or the URL of a STAC API")] = "earth-search",
+    collection: Annotated[str | None, arg(help="with --live: of that API")] = None,
+    bbox: Annotated[tuple[float, float, float, float] | None, arg(help="with --live: west south east north")] = None,
+    datetime: Annotated[str | None, arg(help="with --live: dates to choose from")] = None,
 ) -> None:
     """Embed a synthetic scene with the bundled model, offline, and draw what came out."""
     from deo_cube.demo import run
 
-    run(out, size=size, model=model)
+    given = {"catalogue": catalogue, "collection": collection, "bbox": bbox, "datetime": datetime}
+    run(out, size=size, model=model, live={k: v for k, v in given.items() if v is not None} if live else None)
 
 
 def embed(

@@ -6,25 +6,34 @@ Every step is the package's own verb; the file is meant to be read as an example
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
+from deo_cube.cube.catalogues import search
 from deo_cube.cube.synthetic import synthetic_cube
 from deo_cube.engine.embed import embed
+from deo_cube.engine.load import load_cube
 from deo_cube.engine.plan import plan
 from deo_cube.engine.write import to_zarr
 from deo_cube.errors import MissingExtraError
 
 __all__ = ["live_cube", "picture", "run"]
 
-EARTH_SEARCH = "https://earth-search.aws.element84.com/v1"
 #: Lake Constance and its orchards, about 10 km.
 PLACE = (9.40, 47.55, 9.53, 47.64)
+SUMMER = "2024-06-01/2024-09-30"
 
 
-def run(out: Path = Path("demo"), *, size: int = 1024, model: str = "tiny", live: bool = False) -> Path:
+def run(
+    out: Path = Path("demo"),
+    *,
+    size: int = 1024,
+    model: str = "tiny",
+    live: Mapping[str, Any] | None = None,
+) -> Path:
     """Run the demo and say what it did and where the result is.
 
     Parameters
@@ -35,15 +44,15 @@ def run(out: Path = Path("demo"), *, size: int = 1024, model: str = "tiny", live
         Side of the synthetic scene, pixels.
     model : str
         Model to embed with.
-    live : bool
-        Take one clear Sentinel-2 scene from a public STAC catalogue instead. Needs the network.
+    live : mapping, optional
+        Arguments of `live_cube`, {} for its defaults: take real Sentinel-2 instead. Needs the network.
 
     Returns
     -------
     Path
         The picture.
     """
-    cube = live_cube() if live else synthetic_cube(size=size, times=1)
+    cube = synthetic_cube(size=size, times=1) if live is None else live_cube(**live)
     what = cube.attrs.get("title", "Sentinel-2 L2A scene")
     print(f"1. cube: {what}\n{cube.deo!r}\n")
     print(f"2. {plan(cube, model)!r}\n")
@@ -108,17 +117,23 @@ def _displayed(rgb: xr.DataArray) -> Any:
     return values if values.dtype == "uint8" else values.clip(0, 1)
 
 
-def live_cube() -> xr.Dataset:
-    """One clear scene of `PLACE` from Earth Search, lazily. Needs the network."""
-    import pystac_client
+def live_cube(
+    catalogue: str = "earth-search",
+    *,
+    bbox: tuple[float, float, float, float] = PLACE,
+    datetime: str = SUMMER,
+    collection: str | None = None,
+) -> xr.Dataset:
+    """The clearest date of a place in a public catalogue (see `deo_cube.search`), lazily. Needs the network.
 
-    from deo_cube.engine.load import load_cube
-
-    search = pystac_client.Client.open(EARTH_SEARCH).search(
-        collections=["sentinel-2-c1-l2a"],
-        bbox=PLACE,
-        datetime="2024-06-01/2024-09-30",
-        query={"eo:cloud_cover": {"lt": 5}},
-        max_items=1,
-    )
-    return load_cube(search, bbox=PLACE, resolution=10)
+    Raises
+    ------
+    CatalogueError
+        If the catalogue does not answer.
+    ValueError
+        If it has no date with less than 20 % of cloud.
+    """
+    items = search(catalogue, bbox=bbox, datetime=datetime, max_cloud=20, collection=collection)
+    cube = load_cube(items, bbox=bbox, resolution=10)
+    clearest = cube.isel(time=[int(cube["eo:cloud_cover"].fillna(100).argmin("time"))])
+    return clearest.assign_attrs(title=f"Sentinel-2 L2A, {catalogue}, {clearest.item_ids.item()}")

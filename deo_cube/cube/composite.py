@@ -184,7 +184,7 @@ def _periods(cube: xr.Dataset, freq: str | None) -> dict[pd.Timestamp, list[int]
         groups = pd.Series(range(len(times)), index=keys).groupby(pd.Grouper(freq=freq, label="left", closed="left"))
     except ValueError as error:
         raise ValueError(f"freq must be a frequency of pandas ('D', 'W', 'MS', 'QS', 'YS'), got {freq!r}") from error
-    return {start: [int(i) for i in positions] for start, positions in groups if len(positions)}
+    return {pd.Timestamp(str(k)): [int(i) for i in positions] for k, positions in groups if len(positions)}
 
 
 def _reduce(part: xr.DataArray, how: str) -> xr.DataArray:
@@ -223,7 +223,7 @@ def _described(
         band = SENTINEL2[name]
         variable.attrs = {"units": "DN", "common_name": band.common_name, "center_wavelength": band.wavelength / 1000}
     out = whole.assign(names).transpose("time", ...)
-    out = out.assign_coords(dates=("time", np.asarray(counts)), **{OFFSET_COORD: ("time", np.zeros(len(counts)))})
+    out = out.assign_coords({"dates": ("time", np.asarray(counts)), OFFSET_COORD: ("time", np.zeros(len(counts)))})
     clouds = "no data alone left out" if mask is False else "a mask given" if mask is not None else "clouds after SCL"
     kept = {k: v for k, v in cube.attrs.items() if str(k).startswith("deo_cube:") or k == "title"}
     out.attrs = kept | {

@@ -308,9 +308,9 @@ def _annotated(
         [str(i.properties.get(_BASELINE) or i.properties.get("processing:version") or "") for i in items]
     )
     ids = [" ".join(items[i].id for i in g) for g in groups]
-    coords = {OFFSET_COORD: ("time", np.asarray(adds, dtype=np.float64)), "item_ids": ("time", np.asarray(ids))}
+    coords = {OFFSET_COORD: ("time", np.asarray(adds, dtype=np.float64)), "item_ids": ("time", np.asarray(ids, dtype=object))}
     if any(baselines):
-        coords[_BASELINE] = ("time", np.asarray(baselines))
+        coords[_BASELINE] = ("time", np.asarray(baselines, dtype=object))
     clouds = [[i.properties.get(_CLOUD) for i in (items[k] for k in g)] for g in groups]
     if any(c is not None for group in clouds for c in group):
         coords[_CLOUD] = ("time", np.asarray([_mean(group) for group in clouds]))

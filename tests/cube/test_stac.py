@@ -1,12 +1,5 @@
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 import warnings
 from pathlib import Path
 
@@ -23,6 +16,7 @@ from deo_cube.cube.radiometry import canonical, decide_radiometry
 from deo_cube.cube.stac import MODEL_BANDS, load_cube
 from deo_cube.errors import AmbiguousUnitsError, MissingBandsError, MissingCRSError
 from tests.cube.range_server import serve
+from tests.cube.stac_api import stac_api
 
 RAW = {"s2:processing_baseline": "04.00"}
 
@@ -472,47 +466,25 @@ def test_remote_files_are_read_when_asked_and_no_more_than_asked(tmp_path, gdal_
 @pytest.mark.real
 def test_a_search_of_a_real_api(shared, tmp_path, gdal_http):
     pystac_client = pytest.importorskip("pystac_client")
-    rustac = Path(sys.executable).with_name("rustac")
-    if not rustac.exists():
-        pytest.skip("rustac is not installed")
     folder = shared / "data/cubes/witzwil-2022"
     local = load_cube(folder / "items.json")
     collection = json.loads((folder / "items.json").read_text())
-    with serve(folder) as server, socket.socket() as probe:
+    with serve(folder) as server:
         for feature in collection["features"]:
             for asset in feature["assets"].values():
                 asset["href"] = f"{server.url}/{asset['href'].removeprefix('./')}"
-        (tmp_path / "items.json").write_text(json.dumps(collection))
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-        probe.close()
-        command = [str(rustac), "serve", "--create-collections", "--addr", address, str(tmp_path / "items.json")]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ) as api:
-            try:
-                wait_for(f"http://{address}")
-                client = pystac_client.Client.open(f"http://{address}")
-                search = client.search(
-                    collections=["witzwil-2022"], bbox=(7.08, 46.97, 7.1, 46.99), datetime="2022-05-01/2022-06-30"
-                )
-                ds = load_cube(search)
-                some = load_cube(client.search(collections=["witzwil-2022"], limit=4).item_collection())
-                with pytest.raises(ValueError, match="no items to load"):
-                    load_cube(client.search(collections=["witzwil-2022"], datetime="2019-01-01/2019-02-01"))
-            finally:
-                api.terminate()
+        with stac_api(collection["features"], tmp_path) as url:
+            client = pystac_client.Client.open(url)
+            search = client.search(
+                collections=["witzwil-2022"], bbox=(7.08, 46.97, 7.1, 46.99), datetime="2022-05-01/2022-06-30"
+            )
+            ds = load_cube(search)
+            some = load_cube(client.search(collections=["witzwil-2022"], limit=4).item_collection())
+            nothing = client.search(collections=["witzwil-2022"], datetime="2019-01-01/2019-02-01")
+            with pytest.raises(ValueError, match="no items to load"):
+                load_cube(nothing)
         assert some.sizes["time"] == 15
         assert ds.sizes["time"] == 5
         assert not [p for _, p in server.requests if p.endswith(".tif")]
         wanted = local.sel(time=slice("2022-05-01", "2022-06-30"))
         xr.testing.assert_equal(ds["B11"].compute(), wanted["B11"].compute())
-
-
-def wait_for(url):
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for _ in range(100):
-        try:
-            opener.open(url, timeout=1).close()
-            return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.1)
-    raise TimeoutError(f"no answer from {url}")
