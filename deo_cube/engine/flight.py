@@ -14,6 +14,7 @@ import xarray as xr
 
 from deo_cube.engine import metadata, runtime
 from deo_cube.engine.store import Layout
+from deo_cube.engine.template import own_geobox
 from deo_cube.errors import DeoCubeError
 
 __all__ = ["Bar", "executor", "fly", "pickled", "unpickled_call"]
@@ -136,7 +137,7 @@ def _patch_area(emb: xr.DataArray) -> float:
     from deo_cube.cube import grid
 
     try:
-        dx, dy = grid.ground_resolution(grid.geobox(emb.isel(embedding=0, drop=True)))
+        dx, dy = grid.ground_resolution(own_geobox(emb))
     except DeoCubeError:
         return 0.0
     return dx * dy / 1e6

@@ -20,7 +20,7 @@ from deo_cube.engine.location import is_local
 from deo_cube.engine.store import FINGERPRINT, Layout, Target, fill
 from deo_cube.errors import StoreMismatchError
 
-__all__ = ["IDENTITY", "STATE", "WINDOW", "create", "existing", "finish", "is_complete"]
+__all__ = ["IDENTITY", "STATE", "WINDOW", "create", "existing", "finish", "is_complete", "own_geobox"]
 
 #: Patches along a side of the chunks inside a shard.
 INNER = 64
@@ -210,7 +210,10 @@ def _plain(value: Any) -> Any:
 
 def own_geobox(emb: xr.DataArray) -> GeoBox:
     """Grid of the embeddings, without the store's margin."""
-    return grid.geobox(emb.isel(embedding=0, drop=True))
+    dims = emb.dims[-2:]
+    # Of the coordinates alone: slicing the array would list a task for every block.
+    places = {n: c.variable for n, c in emb.coords.items() if n != "valid" and set(c.dims) <= set(dims)}
+    return grid.geobox(xr.DataArray(np.broadcast_to(np.float32(0), emb.shape[-2:]), dims=dims, coords=places))
 
 
 def stored_geobox(emb: xr.DataArray, layout: Layout) -> GeoBox:
