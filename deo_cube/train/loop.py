@@ -182,7 +182,8 @@ def optimizer_of(student: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [{"params": [p for p in trained if p.ndim > 1]}, {"params": [p for p in trained if p.ndim <= 1]}],
         lr=0.0,
-        foreach=True,
+        # One pass over weights, gradients and moments instead of a dozen.
+        fused=True,
     )
 
 
