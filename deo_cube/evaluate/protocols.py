@@ -8,37 +8,28 @@ keeps groups (runs, halves with a gap, plots) apart, and every interval is drawn
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deo_cube.evaluate.dense import Encode, Tokens, encode_scene, pool_chips
+from deo_cube.evaluate.bitemporal import change
+from deo_cube.evaluate.dense import Tokens, encode_scene, fitted_on, name_of, places, pool_chips
 from deo_cube.evaluate.probes import choose, knn, linear_probe
 from deo_cube.evaluate.readers import ChipSet, Scene
 from deo_cube.evaluate.scores import (
     Score,
     accuracy_counts,
     confusion_counts,
-    histogram_counts,
     make_score,
+    stopwatch,
 )
-from deo_cube.evaluate.splits import halves, split_groups
+from deo_cube.evaluate.splits import halves, split_groups, warn_of_leak
 
 __all__ = ["change", "classification", "land_cover", "level_shift", "segmentation"]
 
 Array = NDArray[Any]
-
-
-def _name(encode: Any, name: str | None) -> str:
-    return name or str(getattr(encode, "name", "") or getattr(encode, "__name__", type(encode).__name__))
-
-
-def _fitted(encode: Any, images: Sequence[Array] | Array, bands: Sequence[str]) -> Encode:
-    fitted = getattr(encode, "fitted", None)
-    return cast(Encode, encode if fitted is None else fitted(images, bands))
 
 
 def classification(
@@ -76,28 +67,29 @@ def classification(
     list of Score
         Tasks ``<data>/knn5``, ``<data>/linear10`` ..., ``<data>/light`` (the loss of accuracy, less is better).
     """
-    start, who = time.perf_counter(), _name(encode, name)
+    start, who = stopwatch(), name_of(encode, name)
     _, groups = np.unique(data.groups, return_inverse=True)
     n = int(groups.max()) + 1
-    train = split_groups(groups, data.labels, 0.5, seed=0)
+    train = split_groups(groups, data.labels, 0.5, seed=0) if data.train is None else data.train
     test = ~train
     y, g = data.labels, groups[test]
-    encode = _fitted(encode, data.images[train], data.bands)
+    encode = fitted_on(encode, data.images[train], data.bands)
     z = pool_chips(encode, data.images, data.bands)
-    encoded = time.perf_counter() - start
+    encoded = stopwatch() - start
     runs = f"{int(train.sum())} chips of {len(np.unique(groups[train]))} groups train, the others test"
+    runs += "" if data.train is None else " (the split of the data set)"
 
-    start = time.perf_counter()
+    start = stopwatch()
     counts = accuracy_counts(y[test], knn(z[train], y[train], z[test], k=k), g, n)
     scores = [
         make_score(
             who, f"{data.name}/knn{k}", "accuracy", [counts],
-            tested=int(test.sum()), labels=int(train.sum()), seconds=encoded + time.perf_counter() - start,
+            tested=int(test.sum()), labels=int(train.sum()), seconds=encoded + stopwatch() - start,
             protocol=f"{k} nearest neighbours, cosine on standardised frozen features; {runs}",
         )
     ]  # fmt: skip
     for per_class in few:
-        start, each = time.perf_counter(), []
+        start, each = stopwatch(), []
         for seed in range(seeds):
             some = np.flatnonzero(train)[choose(y[train], per_class, seed)]
             probe = linear_probe(z[some], y[some])
@@ -106,38 +98,25 @@ def classification(
             make_score(
                 who, f"{data.name}/linear{per_class}", "accuracy", each,
                 tested=int(test.sum()), labels=per_class * len(data.classes),
-                seconds=encoded + time.perf_counter() - start,
+                seconds=encoded + stopwatch() - start,
                 protocol=f"logistic regression on standardised frozen features, C by a held-out third, {per_class} "
                 f"labels a class drawn {seeds} times; {runs}",
             )
         )  # fmt: skip
     if gains:
-        start, after = time.perf_counter(), np.zeros_like(counts)
+        start, after = stopwatch(), np.zeros_like(counts)
         for gain in gains:
             lit = pool_chips(encode, data.images[test] * np.float32(gain), data.bands)
             after += accuracy_counts(y[test], knn(z[train], y[train], lit, k=k), g, n) / len(gains)
         scores.append(
             make_score(
                 who, f"{data.name}/light", "loss of accuracy", [np.stack([counts, after])],
-                tested=int(test.sum()), labels=int(train.sum()), seconds=time.perf_counter() - start,
+                tested=int(test.sum()), labels=int(train.sum()), seconds=stopwatch() - start,
                 protocol=f"{k} nearest neighbours as above; test images multiplied by {', '.join(map(str, gains))}, "
                 "mean loss over these",
             )
         )  # fmt: skip
     return scores
-
-
-DAMAGED = 0.25
-"""A patch counts as damaged from this share of its pixels."""
-
-
-def _share(label: Array, valid: Array, size: int) -> tuple[Array, Array]:
-    """Whether at least `DAMAGED` of each whole patch is 1, and whether at least half of its pixels are valid."""
-    h, w = label.shape[0] // size, label.shape[1] // size
-    lab, ok = (
-        a[: h * size, : w * size].reshape(h, size, w, size).mean(axis=(1, 3)) for a in ((label == 1) & valid, valid)
-    )
-    return (lab >= DAMAGED).astype(int), ok >= 0.5
 
 
 def _majority(label: Array, valid: Array, size: int) -> tuple[Array, Array]:
@@ -181,15 +160,19 @@ def _cases(scenes: Sequence[Scene], tokens: Sequence[Tokens], size: int, block: 
 
 
 def _land_cover_counts(
-    train_cases: dict[str, Array], test_cases: dict[str, Array], shapes: Array, gap: int, most: int
-) -> list[Array]:
-    """Confusion counts of the four splits into halves: each half of each direction tests once."""
+    train_cases: dict[str, Array], test_cases: dict[str, Array], shapes: Array, gap: int, most: int, reach: float
+) -> tuple[list[Array], float]:
+    """Confusion counts of the four splits into halves, each half of each direction testing once; and what leaks."""
+    # Halves are of one scene: another cannot leak into it, wherever it lies.
+    at = [np.stack([c["row"] + c["scene"] * 1e7, c["col"]], axis=1) for c in (train_cases, test_cases)]
+    leak = 0.0
     codes = np.unique(np.concatenate([train_cases["y"], test_cases["y"]]))
     n = int(test_cases["block"].max()) + 1
     counts = []
     for direction in ("left", "right", "top", "bottom"):
         train, _ = halves(train_cases["row"], train_cases["col"], shapes[train_cases["scene"]], direction, gap)
         _, test = halves(test_cases["row"], test_cases["col"], shapes[test_cases["scene"]], direction, gap)
+        leak = max(leak, warn_of_leak(at[0][train], at[1][test], reach, what=f"the split into halves ({direction})"))
         where = np.flatnonzero(train)
         if len(where) > most:
             where = np.random.default_rng(0).choice(where, most, replace=False)
@@ -201,7 +184,7 @@ def _land_cover_counts(
                 np.searchsorted(codes, truth), np.searchsorted(codes, found), test_cases["block"][test], n, len(codes)
             )
         )
-    return counts
+    return counts, leak
 
 
 def land_cover(
@@ -249,27 +232,28 @@ def land_cover(
     list of Score
         `metric` of ``<task>/patch`` and ``<task>/pixel``.
     """
-    start, who = time.perf_counter(), _name(encode, name)
+    start, who = stopwatch(), name_of(encode, name)
     shapes = np.array([s.image.shape[1:] for s in scenes])
-    encode = _fitted(encode, [s.image for s in scenes], scenes[0].bands)
+    encode = fitted_on(encode, [s.image for s in scenes], scenes[0].bands)
     tokens = [encode_scene(encode, s.image, s.bands, valid=s.valid, tile=tile, halo=halo) for s in scenes]
     others = (
         tokens
         if test_scenes is None
         else [encode_scene(encode, s.image, s.bands, valid=s.valid, tile=tile, halo=halo) for s in test_scenes]
     )
-    encoded = time.perf_counter() - start
+    encoded = stopwatch() - start
     scores = []
     for what, size in (("patch", patch), ("pixel", 1))[: 2 if pixels else 1]:
-        start = time.perf_counter()
+        start = stopwatch()
         train_cases = _cases(scenes, tokens, size, block)
         test_cases = train_cases if test_scenes is None else _cases(test_scenes, others, size, block)
-        counts = _land_cover_counts(train_cases, test_cases, shapes, gap, most)
+        # A case tells of what lies within its own side and the context that its features are sure to have.
+        counts, leak = _land_cover_counts(train_cases, test_cases, shapes, gap, most, size + halo)
         scores.append(
             make_score(
                 who, f"{task}/{what}", metric, counts,
                 tested=int(np.mean([c.sum() for c in counts])), labels=min(most, len(train_cases["y"]) // 2),
-                seconds=encoded + time.perf_counter() - start,
+                seconds=encoded + stopwatch() - start, leak=leak,
                 protocol=f"logistic regression on standardised frozen features of {what}s"
                 + (f" of {patch} px" if size > 1 else " (every second row and column)")
                 + f", C by held-out blocks; halves of {len(scenes)} scenes with a gap of {gap} px, four splits; "
@@ -282,6 +266,19 @@ def land_cover(
 def level_shift(encode: Any, l2a: Sequence[Scene], l1c: Sequence[Scene], **options: Any) -> list[Score]:
     """Trained on L2A and tested on L1C of the other half: task ``L2A to L1C/patch``. Options as of `land_cover`."""
     return land_cover(encode, l2a, test_scenes=l1c, task="L2A to L1C", **{"pixels": False, **options})
+
+
+def leak_between(train: Sequence[Scene], test: Sequence[Scene], halo: int) -> float | None:
+    """Share of the test scenes' pixels within `halo` of a training scene, warned of; None where places are unknown."""
+    if any(s.corner is None for s in (*train, *test)):
+        return None
+
+    def grid(scenes: Sequence[Scene]) -> Array:
+        each = [np.indices(s.label.shape)[:, ::4, ::4].reshape(2, -1) for s in scenes]
+        index = np.repeat(np.arange(len(scenes)), [e.shape[1] for e in each])
+        return places(scenes, index, *np.concatenate(each, axis=1))
+
+    return warn_of_leak(grid(train), grid(test), 4 + halo, what="the split into scenes")
 
 
 def segmentation(
@@ -304,14 +301,15 @@ def segmentation(
     list of Score
         Mean IoU of ``<task>/pixel``.
     """
-    start, who = time.perf_counter(), _name(encode, name)
-    encode = _fitted(encode, [s.image for s in train], train[0].bands)
+    start, who = stopwatch(), name_of(encode, name)
+    encode = fitted_on(encode, [s.image for s in train], train[0].bands)
 
     def seen(scenes: Sequence[Scene]) -> dict[str, Array]:
         tokens = [encode_scene(encode, s.image, s.bands, valid=s.valid, tile=tile, halo=halo) for s in scenes]
         return _cases(scenes, tokens, 1, 1 << 20)
 
     a, b = seen(train), seen(test)
+    leak = leak_between(train, test, halo)
     some = np.random.default_rng(0).permutation(len(a["y"]))[:most]
     probe = linear_probe(a["x"][some], a["y"][some], groups=a["scene"][some])
     codes = np.unique(np.concatenate([a["y"], b["y"]]))
@@ -320,103 +318,8 @@ def segmentation(
     return [
         make_score(
             who, f"{task}/pixel", "mean IoU", [counts],
-            tested=len(truth), labels=len(some), seconds=time.perf_counter() - start,
+            tested=len(truth), labels=len(some), seconds=stopwatch() - start, leak=leak,
             protocol="logistic regression on standardised frozen features of pixels (every second row and column), C "
             f"by held-out scenes; {len(train)} scenes train, {len(test)} test",
         )
     ]  # fmt: skip
-
-
-def change(
-    encode: Any,
-    scenes: Sequence[Scene],
-    *,
-    name: str | None = None,
-    task: str = "beetle",
-    patch: int = 8,
-    seeds: int = 3,
-    most: int = 12000,
-    tile: int = 64,
-    halo: int = 16,
-) -> list[Score]:
-    """Plots with two dates and a mask: a linear probe on both dates' features, and the plain cosine distance.
-
-    Two folds of plots, `seeds` times: each plot is scored by a probe that never saw it. The probe sees the features
-    of both dates side by side, so it may recognise damage as well as see change; the cosine distance sees change only.
-    All valid pixels are scored. Intervals are drawn over plots.
-
-    Returns
-    -------
-    list of Score
-        Average precision of ``<task>/patch``, ``<task>/pixel`` and ``<task>/cosine`` (pixels, no label used).
-    """
-    start, who = time.perf_counter(), _name(encode, name)
-    rng = np.random.default_rng(0)
-    encode = _fitted(encode, [im for s in scenes for im in (s.before, s.image) if im is not None], scenes[0].bands)
-    cosine, features, labels, plots = [], {1: [], patch: []}, {1: [], patch: []}, {1: [], patch: []}  # type: ignore[var-annotated]
-    for i, s in enumerate(scenes):
-        if s.before is None:
-            raise ValueError(f"{s.name} has one date only: change wants scenes with `before`")
-        two = [encode_scene(encode, im, s.bands, valid=s.valid, tile=tile, halo=halo) for im in (s.before, s.image)]
-        r, c = np.nonzero(s.valid)
-        distance = 1 - _cosine(two[0].values, two[1].values)
-        cosine.append(Tokens(distance[None], two[0].stride, two[0].shape).at(r, c)[:, 0])
-        both = Tokens(np.concatenate([t.values for t in two]), two[0].stride, two[0].shape)
-        labels[1].append(s.label[r, c])
-        plots[1].append(np.full(len(r), i))
-        features[1].append((both, r, c))
-        label, ok = _share(s.label, s.valid, patch)
-        pr, pc = np.nonzero(ok)
-        features[patch].append(both.patches(patch)[:, pr, pc].T)
-        labels[patch].append(label[pr, pc])
-        plots[patch].append(np.full(len(pr), i))
-    encoded = time.perf_counter() - start
-    n, scores = len(scenes), []
-    for what, size in (("patch", patch), ("pixel", 1)):
-        start, counts = time.perf_counter(), []
-        y, g = np.concatenate(labels[size]), np.concatenate(plots[size])
-        for seed in range(seeds):
-            fold = np.random.default_rng(seed).permutation(n) % 2
-            score = np.empty(len(y), "float32")
-            for side in (0, 1):
-                train, test = np.flatnonzero(fold[g] != side), np.flatnonzero(fold[g] == side)
-                some = np.sort(rng.choice(train, min(most, len(train)), replace=False))
-                probe = linear_probe(
-                    _take(features[size], g, some), y[some], groups=g[some], strengths=(0.001, 0.01, 0.1)
-                )
-                for i in np.unique(g[test]):
-                    score[g == i] = probe.decision_function(_take(features[size], g, np.flatnonzero(g == i)))
-            counts.append(histogram_counts(y, score, g, n))
-        scores.append(
-            make_score(
-                who, f"{task}/{what}", "average precision", counts,
-                tested=len(y), labels=min(most, len(y) // 2), seconds=encoded + time.perf_counter() - start,
-                protocol=f"logistic regression on standardised frozen features of both dates, {what}s"
-                + (f" of {patch} px, damaged from {DAMAGED:.0%} of their area" if size > 1 else "")
-                + f", C by held-out plots; two folds of {n} plots, {seeds} times; all valid pixels",
-            )
-        )  # fmt: skip
-    y, g = np.concatenate(labels[1]), np.concatenate(plots[1])
-    scores.append(
-        make_score(
-            who, f"{task}/cosine", "average precision", [histogram_counts(y, np.concatenate(cosine), g, n)],
-            tested=len(y), labels=0, seconds=encoded,
-            protocol=f"1 - cosine similarity of the two dates' features, bilinear to pixels, no label used; {n} plots",
-        )
-    )  # fmt: skip
-    return scores
-
-
-def _cosine(a: Array, b: Array) -> Array:
-    dot = (a * b).sum(axis=0)
-    return np.asarray(dot / np.maximum(np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0), 1e-12))
-
-
-def _take(features: list[Any], plots: Array, where: Array) -> Array:
-    """Features of cases `where` (sorted), whether they lie ready or are read off the tokens of each plot."""
-    out = []
-    for i in np.unique(plots[where]):
-        local = where[plots[where] == i] - np.searchsorted(plots, i)
-        held = features[i]
-        out.append(held[local] if isinstance(held, np.ndarray) else held[0].at(held[1][local], held[2][local]))
-    return np.concatenate(out)
