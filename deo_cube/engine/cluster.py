@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,24 +159,23 @@ def _succeeded(future: Any, one: _Flight, watch: Watch) -> bool:
     """Whether a block is done; False where it is to be submitted again. Raises what no other try would mend."""
     from distributed.scheduler import KilledWorker
 
-    try:
-        future.result()
-    except CancelledError:
-        # By the loss of the scheduler, or by someone else. The next look tells which.
+    # Not `future.result()`, which would fetch a None from the worker.
+    if future.status == "finished":
+        return True
+    if future.status != "error":
+        # Cancelled or lost: with the scheduler, or by someone else. The next look tells which.
         watch.forget()
         one.submissions -= 1
         return False
-    except WeightsNotFoundError:
-        # It came to a worker that had not been asked yet.
-        if one.submissions >= SUBMISSIONS:
-            raise
-        watch.forget()
+    error = future.exception()
+    if isinstance(error, KilledWorker) and one.submissions >= SUBMISSIONS:
+        raise DeviceError(
+            f"block {one.block} took its workers down again and again ({error}): they run out of memory, most "
+            "likely. Give workers more, or fewer threads each, or embed with a smaller block="
+        ) from error
+    if isinstance(error, WeightsNotFoundError) and one.submissions < SUBMISSIONS:
+        watch.forget()  # it came to a worker that had not been asked yet
         return False
-    except KilledWorker as error:
-        if one.submissions >= SUBMISSIONS:
-            raise DeviceError(
-                f"block {one.block} took its workers down again and again ({error}): they run out of memory, most "
-                "likely. Give workers more, or fewer threads each, or embed with a smaller block="
-            ) from error
+    if isinstance(error, KilledWorker):
         return False
-    return True
+    raise error
