@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BASELINES", "ImageStatistics", "RandomConvolutions", "RawBands", "UntrainedNetwork"]
+__all__ = ["BASELINES", "BurnRatio", "ImageStatistics", "RandomConvolutions", "RawBands", "UntrainedNetwork"]
 
 Array = NDArray[Any]
 
@@ -28,6 +28,24 @@ class RawBands:
     def __call__(self, array: Array, bands: Sequence[str]) -> Array:
         """The array."""
         return np.asarray(array, dtype="float32")
+
+
+@dataclass(frozen=True)
+class BurnRatio:
+    """Normalised burn ratio (B8A - B12) / (B8A + B12), and its fall between two dates (dNBR): what foresters use."""
+
+    name: str = "burn ratio"
+
+    def __call__(self, array: Array, bands: Sequence[str]) -> Array:
+        """(B, C, H, W) -> (B, 1, H, W)."""
+        near, short = (np.asarray(array, "float32")[:, list(bands).index(b)] for b in ("B8A", "B12"))
+        total = near + short
+        ratio = np.divide(near - short, total, out=np.zeros_like(total), where=total > 0)
+        return np.asarray(ratio[:, None])
+
+    def distance(self, before: Array, after: Array) -> Array:
+        """How far it fell, (h, w) of two maps (1, h, w)."""
+        return np.asarray(before[0] - after[0])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Encode", "Tokens", "encode_scene", "pool_chips"]
+__all__ = ["Encode", "Tokens", "encode_scene", "fitted_on", "name_of", "places", "pool_chips"]
 
 Array = NDArray[Any]
 
@@ -121,3 +121,20 @@ def encode_scene(
             out[:, i : i + n, j : j + n] = features[:, k : k + n, k : k + n]
     assert out is not None
     return Tokens(out[:, : -(-rows // stride), : -(-cols // stride)], stride, (rows, cols))
+
+
+def name_of(encode: Any, name: str | None = None) -> str:
+    """What an encoder is called in reports."""
+    return name or str(getattr(encode, "name", "") or getattr(encode, "__name__", type(encode).__name__))
+
+
+def fitted_on(encode: Any, images: Sequence[Array] | Array, bands: Sequence[str]) -> Encode:
+    """The encoder after it was shown unlabelled `images`, where it wants to see some."""
+    fitted = getattr(encode, "fitted", None)
+    return cast(Encode, encode if fitted is None else fitted(images, bands))
+
+
+def places(scenes: Sequence[Any], scene: Array, row: Array, col: Array) -> Array:
+    """Where cases lie (n, 2), in pixels of one grid: scenes whose corner is not known are set far apart."""
+    corners = np.array([s.corner or (0.0, i * 1e7) for i, s in enumerate(scenes)])
+    return np.stack([corners[scene, 0] + row, corners[scene, 1] + col], axis=1)

@@ -71,6 +71,8 @@ class ChipSet:
         groups.
     bands : tuple of str
         Names of the C bands.
+    train : (N,) bool, optional
+        The split that the set comes with; without one the groups are split.
     """
 
     name: str
@@ -79,6 +81,7 @@ class ChipSet:
     classes: tuple[str, ...]
     groups: Array = field(repr=False)
     bands: tuple[str, ...]
+    train: Array | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -109,6 +112,8 @@ class Scene:
         Names of the C bands.
     before : (C, H, W) float32 or None
         The earlier date.
+    corner : (row, column) or None
+        Of the north-west pixel, on a grid of pixels that the scenes of a set share; None where it is not known.
     """
 
     name: str
@@ -117,6 +122,7 @@ class Scene:
     valid: Array = field(repr=False)
     bands: tuple[str, ...] = S2_12
     before: Array | None = field(default=None, repr=False)
+    corner: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         shape = self.image.shape[1:]
@@ -195,6 +201,14 @@ def _read(path: Path) -> Array:
         return np.asarray(r.read())
 
 
+def _corner(path: Path) -> tuple[float, float]:
+    """Row and column of a raster's north-west pixel, counted from the origin of its CRS."""
+    import rasterio
+
+    with rasterio.open(path) as r:
+        return r.transform.f / r.transform.e, r.transform.c / r.transform.a
+
+
 def read_terramesh(
     path: str | Path,
     *,
@@ -267,7 +281,7 @@ def read_beetle(path: str | Path, *, plots: Sequence[str] | None = None, min_siz
         before, image = (_read(folder / f"s2_{d}-09.tif").astype("float32") for d in (2019, 2020))
         valid = (before != 0).all(axis=0) & (image != 0).all(axis=0)
         label = _read(folder / "damage_mask.tif")[0].astype("int16")
-        scenes.append(Scene(entry["id"], image, label, valid, S2_12, before))
+        scenes.append(Scene(entry["id"], image, label, valid, S2_12, before, _corner(folder / "damage_mask.tif")))
     return scenes
 
 

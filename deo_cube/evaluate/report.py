@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deo_cube.evaluate import benchmarks, readers
-from deo_cube.evaluate.baselines import BASELINES
+from deo_cube.evaluate.baselines import BASELINES, BurnRatio
+from deo_cube.evaluate.bitemporal import change
 from deo_cube.evaluate.encoders import ModelEncode, as_encode, untrained
-from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift, segmentation
+from deo_cube.evaluate.protocols import classification, land_cover, level_shift, segmentation
 from deo_cube.evaluate.scores import Difference, Score, compare
 
 if TYPE_CHECKING:
@@ -77,8 +78,26 @@ class Report:
             Path(path).write_text(text, encoding="utf-8")
         return text
 
+    def costs(self) -> pd.DataFrame:
+        """A row a task, a column a model: labels used, and minutes of processor time."""
+        import pandas as pd
+
+        rows = [(s.task, s.labels, s.model, f"{s.cpu_seconds / 60:.1f}") for s in self.scores]
+        frame = pd.DataFrame(rows, columns=["task", "labels", "model", "minutes"])
+        table = frame.pivot_table(
+            index=["task", "labels"], columns="model", values="minutes", aggfunc="first", sort=False
+        )
+        return table[list(dict.fromkeys(frame["model"]))].fillna("").reset_index("labels").rename_axis(columns=None)
+
     def __str__(self) -> str:
-        lines = [self.to_frame().to_string(), ""]
+        lines = [
+            self.to_frame().to_string(),
+            "",
+            "labels used, and minutes of processor time:",
+            self.costs().to_string(),
+        ]
+        lines += [""]
+        lines += [f"LEAKS: {s.task}, {s.leak:.0%} of the test cases" for s in self.scores if (s.leak or 0) > 0.01]
         lines += ["95 % intervals: bootstrap over groups (and seeds); differences on the same draws:"]
         for x in self.differences:
             lines.append(f"  {x.task}: {x.a} - {x.b} = {x.value:+.3f} [{x.low:+.3f}, {x.high:+.3f}]")
@@ -123,6 +142,9 @@ def _cut(encode: Any) -> dict[str, Any]:
     """How scenes are cut for an encoder: as it says, else by default."""
     return {k: int(getattr(encode, k)) for k in ("tile", "halo") if hasattr(encode, k)}
 
+
+EXTRA = {"beetle": (BurnRatio(),)}
+"""Baselines that belong to one task."""
 
 TASKS: dict[str, tuple[tuple[str, ...], Callable[[Path, bool], Callable[[Any], list[Score]]]]] = {
     "eurosat": (("eurosat_rgb", "EuroSAT_RGB", "EuroSAT", "2750"), _eurosat),
@@ -204,7 +226,7 @@ def evaluate(
         for s in own if progress else ():
             print(f"{s.model}: {s.task} {s.value:.3f} [{s.low:.3f}, {s.high:.3f}]", flush=True)
         scores += own
-        for baseline in baselines:
+        for baseline in (*baselines, *(EXTRA.get(task, ()) if baselines else ())):
             other = run(baseline)
             scores += other
             differences += [compare(a, b) for a, b in zip(own, other, strict=True)]

@@ -7,6 +7,7 @@ a matrix product; and two models scored on the same groups are compared on the s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -25,6 +26,8 @@ __all__ = [
     "macro_f1",
     "make_score",
     "mean_iou",
+    "stopwatch",
+    "resample",
 ]
 
 Array = NDArray[Any]
@@ -107,8 +110,8 @@ class Score:
         The value of each seed.
     tested, groups, labels : int
         Cases tested, groups they fall into, and labels used for training in each seed.
-    seconds : float
-        Wall time of encoding and probing.
+    seconds, cpu_seconds : float
+        Wall and processor time of encoding and probing.
     protocol : str
         How it was measured, in a sentence that suffices to repeat it.
     """
@@ -125,6 +128,11 @@ class Score:
     labels: int
     seconds: float
     protocol: str
+    cpu_seconds: float = 0.0
+    leak: float | None = None
+    """Share of test cases within reach of a training case, the largest over splits; None where no places are known."""
+    by_group: float | None = None
+    """The metric of each group by itself, averaged over those in which it is defined."""
     counts: Array = field(repr=False, compare=False, default_factory=lambda: np.empty(0))
     """(seeds, G, ...) counts of the metric; (seeds, 2, G, ...) for a loss, before and after."""
 
@@ -141,6 +149,9 @@ class Score:
             "groups": self.groups,
             "labels": self.labels,
             "seconds": round(self.seconds, 1),
+            "cpu_seconds": round(self.cpu_seconds, 1),
+            "by_group": None if self.by_group is None else round(self.by_group, 4),
+            "leak": None if self.leak is None else round(self.leak, 4),
             "protocol": self.protocol,
         }
 
@@ -184,6 +195,16 @@ def _resampled(score: Score, weights: Array, picks: Array) -> Array:
     return cast(Array, np.take_along_axis(per, picks, axis=1).mean(axis=1))
 
 
+def resample(score: Score, *, draws: int = 500, seed: int = 0) -> Array:
+    """The score (draws,) with its groups drawn anew, all its seeds averaged.
+
+    Scores of the same groups and `seed` are drawn alike, so that differences of the results are paired.
+    """
+    weights, _ = _draws(score.groups, 1, draws, seed)
+    every = np.tile(np.arange(len(score.seeds)), (draws, 1))
+    return _resampled(score, weights, every)
+
+
 def make_score(
     model: str,
     task: str,
@@ -192,13 +213,15 @@ def make_score(
     *,
     tested: int,
     labels: int,
-    seconds: float,
+    seconds: float | Array,
     protocol: str,
+    leak: float | None = None,
     draws: int = 500,
 ) -> Score:
     """A score from the counts of each seed, with its bootstrap interval.
 
-    `metric` may be ``"loss of <metric>"``; counts are then (2, G, ...): before and after.
+    `metric` may be ``"loss of <metric>"``; counts are then (2, G, ...): before and after. `seconds` are wall time, or
+    wall and processor time as a difference of two `stopwatch` readings.
     """
     loss, name = metric.startswith("loss of "), metric.removeprefix("loss of ")
     stacked = np.stack(counts)
@@ -210,13 +233,28 @@ def make_score(
     if loss:
         seeds = seeds[:, 0] - seeds[:, 1]
     groups = stacked.shape[2 if loss else 1]
+    wall, cpu = np.broadcast_to(np.asarray(seconds, "float64"), 2) if np.ndim(seconds) else (float(seconds), 0.0)
     plain = Score(
         model, task, metric, float(seeds.mean()), 0.0, 0.0, tuple(float(v) for v in seeds), tested, groups, labels,
-        seconds, protocol, stacked,
+        float(wall), protocol, float(cpu), leak, None if loss else _by_group(name, stacked), stacked,
     )  # fmt: skip
     drawn = _resampled(plain, *_draws(groups, len(counts), draws, 0))
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return Score(**{**plain.__dict__, "low": float(low), "high": float(high)})
+
+
+def _by_group(metric: str, counts: Array) -> float | None:
+    """Mean of the average precision of each group with positives; other metrics are not defined group by group."""
+    if metric != "average precision":
+        return None
+    defined = counts[..., 1, :].sum(axis=-1) > 0
+    each = METRICS[metric](counts)
+    return float(each[defined].mean()) if defined.any() else None
+
+
+def stopwatch() -> Array:
+    """Wall and processor seconds so far: the difference of two is what lay between."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def compare(a: Score, b: Score, *, draws: int = 2000) -> Difference:

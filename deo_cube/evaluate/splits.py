@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LeakWarning", "blocks", "halves", "split_groups", "warn_of_leak"]
+__all__ = ["LeakWarning", "blocks", "halves", "neighbourhoods", "split_groups", "warn_of_leak"]
 
 Array = NDArray[Any]
 
@@ -87,6 +87,17 @@ def blocks(
             train[np.flatnonzero(train)[np.isfinite(near)]] = False
         out.append((train, test))
     return out
+
+
+def neighbourhoods(boxes: Array, reach: float) -> Array:
+    """Number of the neighbourhood of each box (n, 4: top, left, bottom, right): boxes within `reach` share one."""
+    from scipy.sparse.csgraph import connected_components
+
+    top, left, low, right = np.asarray(boxes, "float64").T
+    apart_y = np.maximum(top[:, None] - low[None], top[None] - low[:, None])
+    apart_x = np.maximum(left[:, None] - right[None], left[None] - right[:, None])
+    near = np.hypot(np.maximum(apart_y, 0), np.maximum(apart_x, 0)) <= reach
+    return np.asarray(connected_components(near, directed=False)[1])
 
 
 def warn_of_leak(train_xy: Array, test_xy: Array, reach: float, *, what: str = "the split") -> float:

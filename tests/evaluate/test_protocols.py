@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from deo_cube.evaluate.baselines import ImageStatistics, RandomConvolutions, RawBands, UntrainedNetwork
-from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift
+from deo_cube.evaluate.bitemporal import change
+from deo_cube.evaluate.protocols import classification, land_cover, level_shift
 from deo_cube.evaluate.readers import ChipSet, Scene, read_beetle, read_eurosat, read_terramesh
 
 BANDS = ("B04", "B03", "B02")
@@ -112,7 +113,7 @@ def test_another_product_costs_features_that_hang_on_its_level():
 
 def test_change_is_seen_and_recognised():
     s = by_task(change(RawBands(), scenes(6, two=True), seeds=2, patch=4, tile=32, halo=8))
-    assert set(s) == {"beetle/patch", "beetle/pixel", "beetle/cosine"}
+    assert set(s) == {"beetle/patch", "beetle/pixel", "beetle/second", "beetle/cosine"}
     assert s["beetle/pixel"].value > 0.97
     assert s["beetle/patch"].value > 0.97
     assert s["beetle/pixel"].groups == 6
