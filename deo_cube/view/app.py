@@ -1,4 +1,4 @@
-"""The page's server: routes, what they accept, and refusals in a sentence. The page names no file: ids and numbers only."""
+"""The page's server: routes and refusals in a sentence. The page names no file, only ids and numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that takes longer than a request: fitting, reading for overviews, exporting. One at a time, in the background."""
+"""Work that takes longer than a request (fitting, reading overviews, exporting), one at a time in the background."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def _png(pixels: Array, mode: str) -> bytes:
 
 def colour_png(rgb: Array) -> bytes:
     """Colours (h, w, 3) in 0..1, transparent where NaN."""
-    valid = np.isfinite(rgb).all(axis=-1)
+    valid: Array = np.asarray(np.isfinite(rgb).all(axis=-1))
     values = (np.where(valid[..., None], rgb, 0).clip(0, 1) * 255).round().astype("uint8")
     return _png(np.concatenate([values, np.where(valid, 255, 0).astype("uint8")[..., None]], axis=-1), "RGBA")
 

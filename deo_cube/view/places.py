@@ -114,8 +114,8 @@ class Places:
         c = np.concatenate([a, np.full(n, cols), a[::-1][1:], np.zeros(n)])
         r = np.concatenate([np.zeros(n + 1), b[1:], np.full(n, rows), b[::-1][1:]])
         lon, lat = self._to_degrees.transform(*apply(self.box.transform, c, r))
-        lon = lon + 360 * np.round((lon[0] - lon) / 360)
         if np.isfinite(lon).all():
+            lon = lon + 360 * np.round((lon[0] - lon) / 360)
             # The middle decides which of its names the meridian gets.
             lon = lon - 360 * np.round((lon.min() + lon.max()) / 720)
         return [(float(i), float(np.clip(j, -MOST_NORTH, MOST_NORTH))) for i, j in zip(lon, lat, strict=True)]

@@ -48,7 +48,7 @@ def _refuse(message: str) -> Any:
 
 def whole(value: Any, what: str, low: int, high: int) -> int:
     """An integer from `low` up to, not including, `high`."""
-    if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}", value):
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
         raise BadRequest(f"{what} must be a whole number from {low} to {high - 1}, got {value!r:.40}")

@@ -72,6 +72,10 @@ class _Kept:
                 self._arrays.move_to_end(key)
             return self._arrays.get(key)
 
+    def keys(self, t: int) -> list[tuple[int, int]]:
+        with self._lock:
+            return [(i, j) for k, i, j in self._arrays if k == t]
+
     def put(self, key: Key, array: Array) -> None:
         with self._lock:
             self.held += array.nbytes - (self._arrays.pop(key).nbytes if key in self._arrays else 0)
@@ -258,12 +262,11 @@ class Source:
         stride, middles = self.lattice(touched)
         thin: dict[int, Array] = {int(k): self._thin_of(t, int(k)) for k in middles}
         known = np.zeros(self.grid[0] * self.grid[1], bool)
-        for k in (int(k) for k in touched):
-            kept = thin.get(k)
-            if kept is None:
-                kept = self._thin.get((t, *divmod(k, self.grid[1])))
+        for i, j in self._thin.keys(t):
+            kept = self._thin.get((t, i, j))
             if kept is not None:
-                thin[k], known[k] = kept, True
+                thin[i * self.grid[1] + j] = kept
+        known[list(thin)] = True
         i, j = (r + self.lead[0]) // self.step[0], (c + self.lead[1]) // self.step[1]
         square = i * self.grid[1] + j
         own = known[square]

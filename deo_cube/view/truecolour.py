@@ -26,6 +26,7 @@ Array = NDArray[Any]
 
 WHITE = 3000.0
 """DN that is drawn white."""
+STRETCHED = "stretched from the 2nd to the 98th percentile: the units of the cube are not clear"
 
 
 def open_for_viewing(path: str | Path) -> xr.Dataset | xr.DataArray:
@@ -49,6 +50,8 @@ class TrueColour:
     """Of the cube; empty where it has none."""
     note: str
     """How values become colours, for the legend."""
+    credit: str = ""
+    """Whose data they are, as the cube's attributes say."""
     kind: Literal["colour"] = "colour"
 
     @classmethod
@@ -71,6 +74,7 @@ class TrueColour:
         stack = stack.rename({d.time: "time"}) if d.time and d.time != "time" else stack
         stack = stack.transpose(*(("time",) if d.time else ()), "band", d.y, d.x)
         source = Source.of(stack, step=512)
+        credit = next((str(cube.attrs[k])[:120] for k in ("attribution", "title", "note") if cube.attrs.get(k)), "")
         n = source.shape[0]
         try:
             r = decide_radiometry(cube, match)
@@ -80,13 +84,11 @@ class TrueColour:
             low, high = np.percentile(some, [2, 98], axis=0)
             span = np.maximum(high - low, 1e-12)
             scale, add = np.tile(1 / span, (n, 1)), np.tile(-low / span, (n, 1))
-            return cls(
-                Places(geobox(cube)), source, scale, add, 0.0, times, "stretched from the 2nd to the 98th percentile"
-            )
+            return cls(Places(geobox(cube)), source, scale, add, 0.0, times, STRETCHED, credit)
         offsets = np.broadcast_to(np.asarray(r.add, "float64"), (n,))[:, None]
         scale, add = np.full((n, 3), r.scale / WHITE), np.repeat(offsets, 3, axis=1) / WHITE
         note = f"reflectance 0 to {WHITE / 10000:g}"
-        return cls(Places(geobox(cube)), source, scale, add, r.nodata, times, note)
+        return cls(Places(geobox(cube)), source, scale, add, r.nodata, times, note, credit)
 
     def nearest(self, time: np.datetime64 | None) -> int:
         """Which date of the cube is nearest to one of the embeddings."""

@@ -165,6 +165,7 @@ class View:
         facts = {"id": id, "title": s.title, "kind": s.layer.kind, "version": s.version, "note": s.note, **s.facts}
         facts |= {"bytes": source.whole_bytes, "automatic": source.whole_bytes <= AUTOMATIC_BYTES}
         if id == "true":
+            facts["attribution"] = s.layer.credit
             cube = s.layer.times
             if self.times and len(cube):
                 near = [str(cube[s.layer.nearest(np.datetime64(t))])[:10] for t in self.times]
@@ -205,6 +206,8 @@ class View:
             vectors.append(v)
         layer = ScoreLayer(self.vectors, np.stack(vectors))
         scores = layer.scores(self.source.scatter(t))
+        counts: Any
+        edges: Any
         counts, edges = np.histogram(scores, bins=48, range=(float(scores.min()), 1.0)) if len(scores) else ([], [0, 1])
         with self.lock:
             self.examples = at
@@ -217,7 +220,8 @@ class View:
                 "top": float(np.percentile(scores, 99.8)) if len(scores) else 1.0,
                 "examples": [[e["lon"], e["lat"]] for e in at],
             }
-            note = f"cosine similarity to {len(at)} example{'s' * (len(at) > 1)}"
+            dated = f" of {self.times[t][:10]}" if len(self.times) > 1 else ""
+            note = f"cosine similarity to {len(at)} example{'s' * (len(at) > 1)}{dated}"
             self.layers["similar"] = Shown("Similarity", layer, 1 + (old.version if old else 0), note, facts)
         return self.layer_facts("similar")
 

@@ -174,7 +174,7 @@ class Browser:
         """Put a slider or a choice to a value, as a hand would."""
         self.js(
             f"(() => {{ const e = document.querySelector({selector!r}); e.value = {json.dumps(value)};"
-            " e.dispatchEvent(new Event('input', {bubbles: true})); e.dispatchEvent(new Event('change', {bubbles: true})); })()"
+            " for (const t of ['input', 'change']) e.dispatchEvent(new Event(t, {bubbles: true})); })()"
         )
 
     def picture(self, path: Path) -> Path:

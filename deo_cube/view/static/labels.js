@@ -163,6 +163,9 @@ export class Labels {
       const shape = f.geometry.type === "Point"
         ? L.circleMarker([f.geometry.coordinates[1], f.geometry.coordinates[0]], { ...style, radius: 7 })
         : L.polygon(f.geometry.coordinates.map(turned), { ...style, color, weight: 3, fillOpacity: 0.25 });
+      if (f.geometry.type !== "Point") {
+        L.polyline(f.geometry.coordinates.map(turned), { color: "#ffffff", weight: 6, interactive: false }).addTo(this.drawn);
+      }
       shape.on("click", (event) => this.onpick?.(n, event));
       shape.addTo(this.drawn);
     });

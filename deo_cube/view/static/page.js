@@ -14,6 +14,7 @@ export function element(tag, attributes = {}, ...children) {
 }
 
 export function toast(message, { bad = false, action = null, run = null } = {}) {
+  message = message.charAt(0).toUpperCase() + message.slice(1);
   const box = element("div", { className: `toast${bad ? " bad" : ""}` }, element("span", {}, message));
   if (action) box.append(element("button", { onclick: () => { run(); box.remove(); } }, action));
   box.append(element("button", { ariaLabel: "Close", onclick: () => box.remove() }, "×"));

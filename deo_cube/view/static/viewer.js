@@ -29,8 +29,9 @@ const shown = (latlng) => {
 
 function addLayer(facts, { visible = true, opacity = 1 } = {}) {
   const old = layers.get(facts.id);
+  facts.attribution = facts.attribution?.replace(/[<>&"]/g, "");
   const layer = old ?? new DeoLayer(facts, { zIndex: { true: 1, pca: 1, classes: 3, similar: 4 }[facts.id] ?? 2, maxZoom: 24,
-    minZoom: 0, bounds: facts.id === "true" ? undefined : L.latLngBounds(store.bounds), attribution: facts.id === "pca" ? credit() : undefined });
+    bounds: facts.id === "true" ? undefined : L.latLngBounds(store.bounds), attribution: facts.attribution });
   layer.facts = facts;
   layer.time = time;
   if (facts.kind === "class") {
@@ -53,8 +54,7 @@ function addLayer(facts, { visible = true, opacity = 1 } = {}) {
 }
 
 function credit() {
-  const model = store.model ? `Embeddings by ${store.model.replace(/[<>&]/g, "")}` : "Embeddings";
-  return `${model}, deo_cube`;
+  return store.model ? `Embeddings by ${store.model.replace(/[<>&"]/g, "")}` : "Embeddings";
 }
 
 function applyLayers() {
@@ -143,7 +143,7 @@ function overlayRow(id, layer) {
     row.append(canvas, ends, threshold);
   } else {
     row.append(element("ul", { className: "key" }, ...facts.classes.map((c) => element("li", {}, swatch(c.color), c.name))));
-    row.append(slider("Sure", 0, 1, layer.style.threshold, (v) => `${Math.round(100 * v)} %`, (v) => { layer.style.threshold = v; layer.recolour(); }));
+    row.append(slider("Certainty", 0, 1, layer.style.threshold, (v) => `${Math.round(100 * v)} %`, (v) => { layer.style.threshold = v; layer.recolour(); }));
   }
   row.append(slider("Opacity", 0, 1, layer.wantedOpacity, (v) => `${Math.round(100 * v)} %`, (v) => { layer.wantedOpacity = v; layer.setOpacity(v); remember(); }));
   return row;
@@ -390,6 +390,7 @@ async function start() {
   const bounds = L.latLngBounds(store.bounds);
   map = L.map("map", { zoomSnap: 0.5, minZoom: Math.max(0, store.zoom - 14), maxZoom: Math.min(24, store.zoom + 5), maxBounds: bounds.pad(3), worldCopyJump: false });
   map.attributionControl.setPrefix('<a href="https://leafletjs.com" target="_blank" rel="noopener">Leaflet</a>');
+  map.attributionControl.addAttribution(credit());
   L.control.scale({ imperial: false }).addTo(map);
   if (wanted.has("lat") && wanted.has("lon") && wanted.has("z")) {
     map.setView([number(wanted.get("lat"), bounds.getCenter().lat), number(wanted.get("lon"), bounds.getCenter().lng)], number(wanted.get("z"), store.zoom));
