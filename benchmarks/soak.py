@@ -25,7 +25,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -345,7 +345,7 @@ class Soak:
             self.report.seconds = time.perf_counter() - begin
             print(self.line(), flush=True)
             if self.config.out is not None:
-                self.config.out.write_text(json.dumps(asdict(self.report), indent=2) + "\n")
+                self.config.out.write_text(json.dumps(vars(self.report), indent=2) + "\n")
         return self.report
 
     def line(self) -> str:
