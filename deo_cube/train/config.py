@@ -236,6 +236,9 @@ class Loader:
     """Side of the windows that are read and then cropped, pixels."""
     valid: float = 0.7
     """Least share of valid pixels of a window that is used."""
+    detail: int = 4
+    """Sources with ``rgb=``: pixels of the fine RGB image along a side of the cube's. 4 reads 2.5 m beside 10 m; choose
+    `window` so that window x detail is near --augment.global-size, or what is fine is lost in the crop."""
     workers: int = 4
     """Reading processes. 0 reads in the loop."""
     prefetch: int = 4
@@ -269,7 +272,7 @@ class TrainConfig:
     """Dual-teacher distillation of a student from Sentinel-2 cubes."""
 
     data: tuple[str, ...] = ()
-    """Sources: PATH[,weight=2][,offset=0][,units=dn][,missing=nearest][,hold_out=0.5]. A Zarr, NetCDF or GeoTIFF cube,
+    """Sources: PATH[,weight=2][,offset=0][,units=dn][,missing=nearest][,hold_out=0.5][,rgb=FINE.tif]. A Zarr, NetCDF or GeoTIFF cube,
     a folder or pattern of GeoTIFFs, STAC items (JSON), or a folder or zip of RGB images."""
     out: str = "runs/deo"
     """Folder of the run; a finished one is a model: ds.deo.embed(model=DIR)."""

@@ -96,7 +96,7 @@ class MobileNetTeacher(_Frozen):
 
         if not Path(weights).is_file():
             raise WeightsNotFoundError(
-                f"weights of the MobileNet teacher not found at {weights}: give --teacher.weights"
+                f"weights of the MobileNet teacher not found at {weights}: give --optical.weights FILE.safetensors"
             )
         self.enlarge = enlarge
         self.net = MobileNet({"rgb": 3}, depth=11, stem_stride=2, halving="strided")
