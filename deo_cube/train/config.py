@@ -272,8 +272,9 @@ class TrainConfig:
     """Dual-teacher distillation of a student from Sentinel-2 cubes."""
 
     data: tuple[str, ...] = ()
-    """Sources: PATH[,weight=2][,offset=0][,units=dn][,missing=nearest][,hold_out=0.5][,rgb=FINE.tif]. A Zarr, NetCDF or GeoTIFF cube,
-    a folder or pattern of GeoTIFFs, STAC items (JSON), or a folder or zip of RGB images."""
+    """Sources: PATH, then as needed ,weight=2 ,offset=0 ,units=dn ,missing=nearest ,hold_out=0.5 ,rgb=FINE.tif.
+    PATH is a Zarr, NetCDF or GeoTIFF cube, a folder or pattern of GeoTIFFs, STAC items (JSON), or a folder or zip of
+    RGB images."""
     out: str = "runs/deo"
     """Folder of the run; a finished one is a model: ds.deo.embed(model=DIR)."""
     preset: Literal["paper", "small", "tiny", "smoke"] = "small"
