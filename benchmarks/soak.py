@@ -200,11 +200,12 @@ class Soak:
         """Check what is there after a kill; whether the store is complete."""
         if not path.exists():
             return False
+        # What it says first, then what is there: somebody may still be at work.
+        state = json.loads((path / "zarr.json").read_text())["attributes"]["deo_cube:state"]
         found = verify_store(path)
         self.report.lost_blocks += max(0, self.done_before - found.done)
         self.report.wrong_blocks += len(found.damaged)
         self.done_before = found.done
-        state = json.loads((path / "zarr.json").read_text())["attributes"]["deo_cube:state"]
         self.report.false_claims += state == "complete" and not found.complete
         return state == "complete"
 
