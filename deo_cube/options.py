@@ -34,6 +34,10 @@ _OPTIONS: dict[str, Any] = {
     "model": "tiny",
     # Dtype of embeddings: float32, float16 or int8.
     "dtype": "float16",
+    # What the network's matrix products are computed in: float32 or bfloat16.
+    "precision": "float32",
+    # Whether networks go through torch.compile: True, or the name of one of its backends.
+    "compile": False,
     # Where weights from the hub and measured rates are kept.
     "cache_dir": Path(os.environ.get("DEO_CUBE_CACHE", Path.home() / ".cache" / "deo_cube")),
     # True: never reach for the network.
@@ -41,6 +45,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 _DTYPES = ("float32", "float16", "int8")
+_PRECISIONS = ("float32", "bfloat16")
 
 
 def _validated(name: str, value: Any) -> Any:
@@ -50,6 +55,10 @@ def _validated(name: str, value: Any) -> Any:
         raise ValueError(f"option model must be the name of a model, got {value!r}")
     if name == "dtype" and str(value) not in _DTYPES:
         raise ValueError(f"option dtype must be one of {', '.join(_DTYPES)}, got {value!r}")
+    if name == "precision" and str(value) not in _PRECISIONS:
+        raise ValueError(f"option precision must be one of {', '.join(_PRECISIONS)}, got {value!r}")
+    if name == "compile" and not isinstance(value, (bool, str)):
+        raise ValueError(f"option compile must be True, False or the name of a backend of torch.compile, got {value!r}")
     if name == "cache_dir":
         return Path(value)
     if name == "offline" and not isinstance(value, bool):
@@ -66,6 +75,11 @@ class set_options:  # lower case: a call and a context manager, like xarray.set_
         Model used when a verb is given none (default "tiny").
     dtype : {"float16", "float32", "int8"}
         Dtype of embeddings when a verb is given none (default "float16").
+    precision : {"float32", "bfloat16"}
+        What networks compute their matrix products in when a verb is given none (default "float32").
+    compile : bool or str
+        Send networks through ``torch.compile``, with a backend of that name (default False: on the CPU it gains
+        nothing). Changes no number beyond rounding.
     cache_dir : path
         Where downloaded weights and measured rates are kept (default ``~/.cache/deo_cube`` or ``DEO_CUBE_CACHE``).
     offline : bool

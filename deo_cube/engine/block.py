@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from deo_cube.cube.radiometry import Radiometry, implausible
 from deo_cube.encoder.registry import EncoderRef
-from deo_cube.engine import runtime
+from deo_cube.engine import runtime, transfer
 from deo_cube.engine.graph import BlockIndex
 from deo_cube.engine.tiles import TileCuts, TilePlan
 from deo_cube.errors import AmbiguousUnitsError
@@ -30,6 +30,8 @@ Array = NDArray[Any]
 
 #: What a patch without one valid pixel holds where NaN cannot stand.
 INT8_INVALID = -128
+#: Batches of a block on their way to the device or on it at a time: one is computed while the next one crosses.
+AHEAD = 2
 
 
 def blank_pixels(bands: Array, nodata: float | None) -> NDArray[np.bool_]:
@@ -113,6 +115,10 @@ class EmbedBlock:
         `float32`, `float16` or `int8` (with the layer's global scale).
     batch, device
         None: the card's batch size; the best device of the process that runs the task.
+    precision
+        `float32`, or `bfloat16` for the network's matrix products.
+    compiled
+        The option ``compile``, as it was at the call.
     """
 
     ref: EncoderRef
@@ -124,11 +130,13 @@ class EmbedBlock:
     dtype: str
     batch: int | None = None
     device: str | None = None
+    precision: str = "float32"
+    compiled: bool | str = False
 
     def __dask_tokenize__(self) -> Any:
-        # Batch and device change no number that is promised, so they are no part of the key.
+        # Batch, device and compilation change no number that is promised, so they are no part of the key.
         kept = (self.ref, self.plan, self.radiometry, self.channels, self.scl, self.hide_scl, self.dtype)
-        return ("deo_cube.EmbedBlock", *(normalize_token(x) for x in kept))
+        return ("deo_cube.EmbedBlock", *(normalize_token(x) for x in (*kept, self.precision)))
 
     def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> Array:
         """Embed block `index` from its windows."""
@@ -141,7 +149,8 @@ class EmbedBlock:
             return self._finish(np.zeros((dim, *valid.shape), np.float32), valid)
         self._check_values(bands, good, index)
         device = runtime.choose_device(self.device)
-        encoder = runtime.encoder(self.ref, device)
+        transfer.check_precision(self.precision, device)
+        encoder = runtime.encoder(self.ref, device, self.compiled)
         hidden = self._hidden(windows)
         per_core = plan.rows.patches_per_core
         canvas = np.zeros((dim, rows.tiles * per_core, columns.tiles * per_core), np.float32)
@@ -149,18 +158,29 @@ class EmbedBlock:
         # lcm(0, n) is 0: tiles of models that know their place in the tile are never cut shorter.
         cuts = TileCuts(plan, rows, columns, math.lcm(self.ref.card.trim, plan.patch))
 
-        def encode(places: Sequence[tuple[int, int]]) -> Array:
+        def stage(places: Sequence[tuple[int, int]]) -> transfer.Staged:
             windows = [(..., *cuts.pixels(place)) for place in places]
-            batch = np.stack([bands[w] for w in windows])
-            masked = None if hidden is None else np.stack([hidden[w] for w in windows])
-            maps = encoder.encode(self._canonical(batch, masked, index.time, device))
-            return np.asarray(maps.cpu().numpy())
+            batch = transfer.stack([bands[w] for w in windows], device)
+            masked = None if hidden is None else transfer.stack([hidden[w] for w in windows], device)
+            return transfer.stage((batch, masked), device)
+
+        def encode(staged: transfer.Staged) -> transfer.Left:
+            batch, masked = staged.take()
+            pixels = self._canonical(batch, masked, index.time, bands.dtype)
+            with transfer.precise(self.precision, device):
+                maps = encoder.encode(pixels)
+            # Rounded where it is: float16 crosses in half the bytes, and the canvas rounds to the same.
+            return transfer.leave(maps.half() if apart and self.dtype == "float16" else maps.float())
+
+        apart = transfer.apart(device)
+        steps: dict[str, Any] = {"stage": stage, "fetch": transfer.fetch, "ahead": AHEAD} if apart else {}
+        work = encode if apart else lambda places: transfer.fetch(encode(stage(places)))
 
         # A tile whose whole core is invalid gives NaN whatever it holds.
         wanted = self._tiles_with_valid_core(good, rows.tiles, columns.tiles)
         batch = self.batch or runtime.default_batch(self.ref, plan.tile, device)
         done = runtime.run_batches(
-            wanted, encode, batch=batch, device=device, key=self.ref.fingerprint, alike=cuts.size
+            wanted, work, batch=batch, device=device, key=self.ref.fingerprint, alike=cuts.size, **steps
         )
         for places, maps in done:
             for place, tile in zip(places, maps, strict=True):
@@ -181,25 +201,29 @@ class EmbedBlock:
             masks.append(np.isin(windows[1][0], self.radiometry.scl_invalid))
         return np.logical_or.reduce(masks) if masks else None
 
-    def _canonical(self, batch: Array, hidden: Array | None, time: int, device: str) -> Any:
-        """Stored values of a batch as the encoder takes them, on the device: ``(B, C, tile, tile)`` float32."""
+    def _canonical(self, batch: Any, hidden: Any, time: int, stored: np.dtype[Any]) -> Any:
+        """Stored values of a batch as the encoder takes them: ``(B, C, tile, tile)`` float32, where `batch` is.
+
+        An array becomes a tensor of the CPU; a tensor stays on its device and is made canonical there.
+        """
         import torch
 
         r = self.radiometry
+        on_host = isinstance(batch, np.ndarray)
         # Floats (and integers that float32 cannot hold) are scaled in float64, so that reflectance gives the same DN
         # to the last bit as integers do.
-        short = batch.dtype.kind in "iu" and batch.dtype.itemsize <= 2
-        if device == "cpu":
+        short = stored.kind in "iu" and stored.itemsize <= 2
+        if on_host:
             # The same by NumPy: torch casts and compares uint16 ten times slower than it.
             blank = torch.from_numpy(blank_pixels(batch, r.nodata))
             x = torch.from_numpy(batch.astype(np.float32 if short else np.float64))
         else:
-            x = torch.from_numpy(batch).to(device, non_blocking=True).to(torch.float32 if short else torch.float64)
+            x = batch.to(torch.float32 if short else torch.float64)
             blank = ~torch.isfinite(x)
             if r.nodata is not None:
-                blank |= x == (float(np.float32(r.nodata)) if batch.dtype == np.float32 else r.nodata)
+                blank |= x == (float(np.float32(r.nodata)) if stored == np.float32 else r.nodata)
         if hidden is not None:
-            blank = blank | torch.from_numpy(hidden).to(device)[:, None]
+            blank = blank | torch.as_tensor(hidden)[:, None]
         add = r.add[time if len(r.add) > 1 else 0]
         if not (float(r.scale).is_integer() and float(add).is_integer()):
             x = x.to(torch.float64)
@@ -208,9 +232,10 @@ class EmbedBlock:
         x = x.to(torch.float32)
         if self.ref.card.units == "reflectance":
             x = x * 1e-4
-        fill = torch.tensor(self.ref.stem.fill, dtype=torch.float32, device=device)[None, :, None, None]
+        fill = torch.tensor(self.ref.stem.fill, dtype=torch.float32, device=x.device)[None, :, None, None]
         channels = list(self.channels)
-        if device != "cpu" or blank.numpy().any():
+        # On a device it is cheaper to select than to ask.
+        if not on_host or blank.numpy().any():
             x = torch.where(blank, fill[:, channels], x)
         if channels == list(range(fill.shape[1])):
             return x

@@ -22,12 +22,12 @@ from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.radiometry import Radiometry, decide_radiometry
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef, resolve
-from deo_cube.engine import graph, metadata
+from deo_cube.engine import graph, metadata, transfer
 from deo_cube.engine.block import EmbedBlock, ValidBlock
 from deo_cube.engine.read import CACHE_BYTES
 from deo_cube.engine.tiles import Edge, TilePlan, plan_tiles
 from deo_cube.errors import TilePlanError, UnknownModelError
-from deo_cube.options import Default
+from deo_cube.options import Default, get_option
 from deo_cube.options import resolve as option
 
 __all__ = ["Prepared", "embed", "prepare"]
@@ -155,6 +155,7 @@ def embed(
     dtype: str = Default("float16"),
     batch_size: int | None = None,
     device: str | None = None,
+    precision: str = Default("float32"),
 ) -> xr.DataArray:
     """Embed a Sentinel-2 cube: one vector for each patch of pixels, lazy and on the map.
 
@@ -200,6 +201,9 @@ def embed(
         Tiles at once; halved by itself where memory does not suffice. Changes no number.
     device : str, optional
         "cpu", "cuda", "cuda:1". Default: the best of the process that runs the task.
+    precision : {"float32", "bfloat16"}
+        Of the network's matrix products. bfloat16 gives other numbers (cosine distance below 0.01 is what to expect),
+        is part of what a store is, and is refused on devices that are slow at it, the CPU first of all.
 
     Returns
     -------
@@ -222,7 +226,7 @@ def embed(
     >>> emb.dims
     ('time', 'embedding', 'y', 'x')
     """
-    dtype = str(option("dtype", dtype))
+    dtype, precision = str(option("dtype", dtype)), str(option("precision", precision))
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     p = prepare(
@@ -244,10 +248,10 @@ def embed(
         edge=edge,
     )
     _check_dtype(p.ref, dtype)
-    if device is not None:
-        _check_device(device)
+    _check_device(device, precision)
     _warn_of_chunks(p)
-    run = EmbedBlock(p.ref, p.plan, p.radiometry, p.channels, p.scl, p.hide_scl, dtype, batch_size, device)
+    how = (dtype, batch_size, device, precision, get_option("compile"))
+    run = EmbedBlock(p.ref, p.plan, p.radiometry, p.channels, p.scl, p.hide_scl, *how)
     options: dict[str, Any] = {"times": p.times, "reverse_rows": p.gather.south_up}
     values = graph.map_blocks_with_halo(
         run, p.gather, p.sources, leading=(p.ref.layer.dim,), dtype=np.dtype(dtype), name="embed", **options
@@ -261,7 +265,8 @@ def embed(
         name="valid",
         **options,
     )
-    return _wrap(cube, p, values, valid, dtype)
+    said = {"precision": precision, "tolerance": transfer.TOLERANCE[precision]}
+    return _wrap(cube, p, values, valid, dtype).assign_attrs({metadata.PREFIX + k: v for k, v in said.items()})
 
 
 def _wrap(cube: Cube, p: Prepared, values: Any, valid: Any, dtype: str) -> xr.DataArray:
@@ -367,12 +372,13 @@ def _check_dtype(ref: EncoderRef, dtype: str) -> None:
         )
 
 
-def _check_device(device: str) -> None:
-    """Refuse a device that cannot be: at once here, unless a cluster's workers may have it."""
+def _check_device(device: str | None, precision: str) -> None:
+    """Refuse a device or precision that cannot be: at once here, unless a cluster's workers may have it."""
     from deo_cube.engine import runtime
 
-    if runtime.distributed_client() is None:
-        runtime.choose_device(device)
+    transfer.check_precision(precision)
+    if runtime.distributed_client() is None and (device is not None or precision != "float32"):
+        transfer.check_precision(precision, runtime.choose_device(device))
 
 
 def _warn_of_chunks(p: Prepared) -> None:

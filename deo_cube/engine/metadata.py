@@ -76,7 +76,7 @@ def provenance(p: Prepared, dtype: str) -> dict[str, Any]:
 #: Provenance that decides the numbers, and so guards a resumed store. The version does not: a patch release may resume.
 _DECIDES = (
     *("model", "model_fingerprint", "weights_sha256", "stem", "layer", "normalization"),
-    *("bands", "radiometry", "plan", "masks", "dtype"),
+    *("bands", "radiometry", "plan", "masks", "dtype", "precision"),
 )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from deo_cube.cube import grid
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef
-from deo_cube.engine import graph, runtime
+from deo_cube.engine import graph, runtime, transfer
 from deo_cube.engine.embed import Cube, Prepared, prepare
 from deo_cube.engine.tiles import TilePlan
 from deo_cube.options import Default, get_option
@@ -145,6 +145,7 @@ def plan(
     *,
     dtype: str = Default("float16"),
     device: str | None = None,
+    precision: str = Default("float32"),
     measure: bool = False,
     **options: Any,
 ) -> Plan:
@@ -152,7 +153,7 @@ def plan(
 
     Parameters
     ----------
-    cube, model, dtype, device, **options
+    cube, model, dtype, device, precision, **options
         As `embed` takes them.
     measure : bool
         Encode a few tiles of noise now to learn this machine's rate; it is remembered for later plans.
@@ -174,15 +175,19 @@ def plan(
     """
     # Counting needs no weights; measuring does.
     p = prepare(cube, model, **options, locate=measure)
+    precision = str(option("precision", precision))
+    transfer.check_precision(precision)
     rates = _rates()
     where = device or "cpu"
     rate: float | None
     if measure:
         where = runtime.choose_device(device)
-        rates[_rate_key(p.ref, p.plan.tile, where)] = rate = measure_rate(p.ref, p.plan.tile, where)
+        transfer.check_precision(precision, where)
+        rate = measure_rate(p.ref, p.plan.tile, where, precision=precision)
+        rates[_rate_key(p.ref, p.plan.tile, where, precision)] = rate
         _save_rates(rates)
     else:
-        rate = rates.get(_rate_key(p.ref, p.plan.tile, where))
+        rate = rates.get(_rate_key(p.ref, p.plan.tile, where, precision))
     return _plan_of(p, str(option("dtype", dtype)), rate, where)
 
 
@@ -205,17 +210,18 @@ def _plan_of(p: Prepared, dtype: str, rate: float | None, device: str) -> Plan:
     )
 
 
-def measure_rate(ref: EncoderRef, tile: int, device: str, *, seconds: float = 3.0) -> float:
+def measure_rate(ref: EncoderRef, tile: int, device: str, *, seconds: float = 3.0, precision: str = "float32") -> float:
     """Tiles per second of the encoder on all lanes of a device: noise in, a few seconds long, best of its rounds."""
     import torch
 
-    encoder = runtime.encoder(ref, device)
+    encoder = runtime.encoder(ref, device, get_option("compile"))
     batch = runtime.default_batch(ref, tile, device)
     noise = torch.rand(batch, len(ref.stem.bands), tile, tile, generator=torch.Generator().manual_seed(0)) * 3000
     items = list(range(batch * runtime.lanes(device).count))
 
     def work(part: Any) -> None:
-        encoder.encode(noise[: len(part)].to(device)).cpu()
+        with transfer.precise(precision, device):
+            encoder.encode(noise[: len(part)].to(device)).cpu()
 
     runtime.run_batches(items, work, batch=batch, device=device, key=ref.fingerprint)
     best, begun = 0.0, time.perf_counter()
@@ -226,9 +232,9 @@ def measure_rate(ref: EncoderRef, tile: int, device: str, *, seconds: float = 3.
     return best
 
 
-def _rate_key(ref: EncoderRef, tile: int, device: str) -> str:
+def _rate_key(ref: EncoderRef, tile: int, device: str, precision: str) -> str:
     # Not the weights: they do not change the rate, and a plan may be made without them.
-    return f"{ref.card.fingerprint}/{ref.layer.name}/{tile}/{device}"
+    return f"{ref.card.fingerprint}/{ref.layer.name}/{tile}/{device}/{precision}"
 
 
 def _rates() -> dict[str, float]:

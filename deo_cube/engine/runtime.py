@@ -20,6 +20,7 @@ import os
 import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -45,7 +46,7 @@ Item = TypeVar("Item", bound=Hashable)
 log = logging.getLogger("deo_cube")
 
 _lock = threading.RLock()
-_encoders: dict[tuple[str, str], Any] = {}
+_encoders: dict[tuple[str, str, bool | str], Any] = {}
 _lanes: dict[str, Lanes] = {}
 _batch_limits: dict[tuple[str, str], int] = {}
 
@@ -119,12 +120,22 @@ def choose_device(wanted: str | None) -> str:
     return str(device)
 
 
-def encoder(ref: EncoderRef, device: str) -> Any:
-    """The loaded encoder, built once a process and device, whoever asks first."""
-    key = (ref.fingerprint, device)
+def encoder(ref: EncoderRef, device: str, compiled: bool | str = False) -> Any:
+    """The loaded encoder, built once a process and device, whoever asks first.
+
+    `compiled` is the option ``compile``: True for `torch.compile`, or the name of one of its backends.
+    """
+    key = (ref.fingerprint, device, compiled)
     with _lock:
         if key not in _encoders:
-            _encoders[key] = weights.here(ref).load(device)
+            _encoders[key] = loaded = weights.here(ref).load(device)
+            if compiled:
+                import torch
+
+                # After the weights have been proven on the network as it was written.
+                backend: dict[str, Any] = {"backend": compiled} if isinstance(compiled, str) else {}
+                network: Any = loaded.network
+                network.forward_features = torch.compile(network.forward_features, **backend)
             log.debug("loaded %s on %s", ref.card.alias, device)
         return _encoders[key]
 
@@ -196,17 +207,23 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def run_batches(
     items: Sequence[Item],
-    work: Callable[[Sequence[Item]], T],
+    work: Callable[[Any], Any],
     *,
     batch: int,
     device: str,
     key: str = "",
     alike: Callable[[Item], Any] | None = None,
-) -> list[tuple[Sequence[Item], T]]:
+    stage: Callable[[Sequence[Item]], Any] | None = None,
+    fetch: Callable[[Any], T] | None = None,
+    ahead: int | None = None,
+) -> list[tuple[Sequence[Item], Any]]:
     """Run `work` over batches of `items` on the device's lanes.
 
     Where a batch does not fit the device's memory, it is halved and tried again, and later batches of the same `key`
     stay small; a single item that does not fit is an error. Items for which `alike` differs never share a batch.
+
+    `stage` makes of a batch what `work` is given, `fetch` of what `work` gives the result: both run on the calling
+    thread, while the lane is at the batches before and after. At most `ahead` batches are staged at a time (None: all).
 
     Returns
     -------
@@ -222,29 +239,45 @@ def run_batches(
     ticket = place.ticket()
     size = max(1, min(batch, _batch_limits.get((key, device), batch)))
     groups = [list(items)] if alike is None else _grouped(items, alike)
-    todo = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
-    done: list[tuple[Sequence[Item], T]] = []
-    while todo:
-        futures = [(part, place.submit(ticket, functools.partial(work, part))) for part in todo]
-        todo = []
-        try:
-            for part, future in futures:
+    todo: deque[Sequence[Item]] = deque(group[i : i + size] for group in groups for i in range(0, len(group), size))
+    flying: deque[tuple[Sequence[Item], Future[Any]]] = deque()
+    done: list[tuple[Sequence[Item], Any]] = []
+
+    def submit(part: Sequence[Item]) -> Future[Any]:
+        staged = part if stage is None else stage(part)
+        return place.submit(ticket, functools.partial(work, staged))
+
+    def halve(part: Sequence[Item], error: Exception) -> None:
+        if not _out_of_memory(error):
+            raise error
+        if len(part) == 1:
+            raise DeviceError(
+                f"not even one tile fits in the memory of {device}: "
+                "pass a smaller tile, a smaller model, or device='cpu'"
+            ) from error
+        half = (len(part) + 1) // 2
+        _remember_limit(key, device, half)
+        todo.extend((part[:half], part[half:]))
+
+    try:
+        while todo or flying:
+            while todo and (ahead is None or len(flying) < ahead):
+                part = todo.popleft()
                 try:
-                    done.append((part, future.result()))
+                    flying.append((part, submit(part)))
                 except Exception as error:
-                    if not _out_of_memory(error):
-                        raise
-                    if len(part) == 1:
-                        raise DeviceError(
-                            f"not even one tile fits in the memory of {device}: "
-                            "pass a smaller tile, a smaller model, or device='cpu'"
-                        ) from error
-                    half = (len(part) + 1) // 2
-                    _remember_limit(key, device, half)
-                    todo += [part[:half], part[half:]]
-        finally:
-            for _, future in futures:
-                future.cancel()
+                    halve(part, error)
+            if not flying:
+                continue
+            part, future = flying.popleft()
+            try:
+                result = future.result()
+                done.append((part, result if fetch is None else fetch(result)))
+            except Exception as error:
+                halve(part, error)
+    finally:
+        for _, future in flying:
+            future.cancel()
     order = {item: i for i, item in enumerate(items)}
     return sorted(done, key=lambda pair: order[pair[0][0]])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,8 +40,10 @@ def test_the_device_gets_the_same_numbers_as_numpy_makes(
     hidden = rng.random((2, 8, 8)) < 0.2 if hide else None
     radiometry = Radiometry("dn", scale=scale[0], add=(scale[1],), nodata=nodata, scl_invalid=(), why=())
     other = EmbedBlock(block.ref, block.plan, radiometry, block.channels, scl=False, hide_scl=False, dtype="float32")
-    by_numpy = other._canonical(values, hidden, 0, "cpu").numpy()
-    by_torch = other._canonical(values, hidden, 0, "cpu:0").numpy()  # takes the way of a GPU
+    by_numpy = other._canonical(values, hidden, 0, values.dtype).numpy()
+    # What has crossed to a device are tensors.
+    there = None if hidden is None else torch.from_numpy(hidden)
+    by_torch = other._canonical(torch.from_numpy(values), there, 0, values.dtype).numpy()
     np.testing.assert_array_equal(by_numpy, by_torch)
     assert np.isfinite(by_numpy).all()
     assert by_numpy.dtype == np.float32
