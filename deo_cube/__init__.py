@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from deo_cube.heads.maps import classify, segment
     from deo_cube.heads.pca import pca_rgb
     from deo_cube.heads.similar import similar
+    from deo_cube.view.explore import explore
 
 __all__ = [
     "DeoCubeError",
@@ -55,6 +56,7 @@ __all__ = [
     "describe_timm",
     "embed",
     "errors",
+    "explore",
     "fit_head",
     "list_models",
     "load_cube",
@@ -103,6 +105,7 @@ _HOMES = {
     "deo_cube.heads.maps": ("classify", "segment"),
     "deo_cube.heads.pca": ("pca_rgb",),
     "deo_cube.heads.similar": ("similar",),
+    "deo_cube.view.explore": ("explore",),
 }
 
 
