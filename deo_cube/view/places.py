@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,14 @@ class Places:
         rows, columns : (256, 256) float64
             Cell (r, c) spans r..r+1 and c..c+1 in the order of the array. NaN where the projection has no place.
         """
+        return self._tiles(z, x, y)  # type: ignore[no-any-return]
+
+    @cached_property
+    def _tiles(self) -> Any:
+        # The layers of a page ask for the same tile one after the other.
+        return lru_cache(maxsize=24)(self._tile)
+
+    def _tile(self, z: int, x: int, y: int) -> tuple[Array, Array]:
         side = 2 * EDGE / (1 << z)
         along = (np.arange(SIZE) + 0.5) / SIZE
         xs, ys = np.meshgrid(-EDGE + (x + along) * side, EDGE - (y + along) * side)

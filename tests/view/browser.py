@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import os
@@ -49,7 +50,8 @@ class Browser:
         port = self._port()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=10) as answer:
             page = next(t for t in json.load(answer) if t["type"] == "page")
-        self._socket = connect(page["webSocketDebuggerUrl"], max_size=None, proxy=None)
+        self._open = contextlib.ExitStack()
+        self._socket = self._open.enter_context(connect(page["webSocketDebuggerUrl"], max_size=None, proxy=None))
         self._ids = itertools.count(1)
         self.errors: list[str] = []
         self.requests: list[str] = []
@@ -188,7 +190,7 @@ class Browser:
             self.send("Browser.close")
         except Exception:
             self._process.terminate()
-        self._socket.close()
+        self._open.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:

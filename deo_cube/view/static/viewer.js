@@ -293,7 +293,7 @@ const fit = attempt(async () => {
     applyLayers();
     const { cells = {}, accuracy, seconds } = facts.report;
     const counts = Object.values(cells).reduce((a, b) => a + b, 0);
-    const held = accuracy === undefined ? "" : `; ${Math.round(100 * accuracy)} % right on labels held out`;
+    const held = accuracy === undefined ? "" : `; ${Math.round(100 * accuracy)} % right in cross-validation by blocks of space`;
     note.textContent = `Fitted on ${counts} patches in ${seconds} s${held}.`;
   } finally {
     delete $("fit").dataset.running;
@@ -388,7 +388,7 @@ async function start() {
   $("untrained").hidden = !store.untrained;
 
   const bounds = L.latLngBounds(store.bounds);
-  map = L.map("map", { zoomSnap: 0.5, minZoom: Math.max(0, store.zoom - 14), maxZoom: Math.min(24, store.zoom + 5), maxBounds: bounds.pad(3), worldCopyJump: false });
+  map = L.map("map", { zoomSnap: 0.25, minZoom: Math.max(0, store.zoom - 14), maxZoom: Math.min(24, store.zoom + 5), maxBounds: bounds.pad(3), worldCopyJump: false });
   map.attributionControl.setPrefix('<a href="https://leafletjs.com" target="_blank" rel="noopener">Leaflet</a>');
   map.attributionControl.addAttribution(credit());
   L.control.scale({ imperial: false }).addTo(map);
