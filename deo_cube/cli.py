@@ -123,10 +123,32 @@ def models() -> None:
 
 
 def verify(
-    what: Annotated[Positional[str], arg(help="a model's name, or a store of embeddings")],
+    what: Annotated[Positional[str | None], arg(help="a model's name, or a store of embeddings")] = None,
     weights: Annotated[Path | None, arg(help="weights file of the model")] = None,
+    published: Annotated[Path | None, arg(help="file of published weights, with no model named")] = None,
+    data: Annotated[Path | None, arg(help="--published: labelled chips that show how the weights want them")] = None,
+    bands: Annotated[str | None, arg(help="--published: channels of --data, as B01,B02,...,B12,B8A")] = None,
+    offset: Annotated[float, arg(help="--published: DN to add to --data: 0 or -1000")] = 0.0,
+    limit: Annotated[int, arg(help="--published: chips a class")] = 400,
+    size: Annotated[int, arg(help="--published: side to enlarge chips to, beside their own")] = 224,
+    model: Annotated[str | None, arg(help="--published: swinb, vitb; default: what the file's tensors say")] = None,
+    device: Annotated[str, arg(help="--published: cpu, cuda")] = "cpu",
+    json: Annotated[Path | None, arg(help="--published: write the findings there")] = None,
 ) -> int:
-    """Check a model's weights, or every block of a store."""
+    """Check a model's weights, every block of a store, or --published weights and how they want their input."""
+    if published is not None:
+        from deo_cube.evaluate.published import verify_published
+
+        names = bands.split(",") if bands else None
+        said = verify_published(
+            published, data, model=model, bands=names, offset=offset, limit=limit, sizes=(size,), device=device
+        )
+        print(said)
+        if json is not None:
+            said.to_json(json)
+        return 0
+    if what is None:
+        raise ValueError("verify wants a model's name, a store of embeddings, or --published FILE")
     if Path(what).exists() and not (Path(what) / "card.json").exists():
         from deo_cube.engine.reopen import verify_store
 

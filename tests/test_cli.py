@@ -111,3 +111,13 @@ def test_segment_maps_classes_from_a_cube_and_from_a_store(cube: Path, tmp_path:
         assert (a.read(1) == b.read(1)).all()
         corner = a.transform.c, a.transform.f
         assert corner == (emb.rio.transform().c, emb.rio.transform().f)
+
+
+@pytest.mark.real
+def test_verify_looks_at_published_weights(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("verify", "--published", shared / "golden" / "swin_weights.safetensors") == 0
+    said = capsys.readouterr().out
+    assert "feat_extr." in said
+    assert "window 12" in said
+    assert "(--data)" in said
+    assert run("verify") == 2
