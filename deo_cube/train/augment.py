@@ -86,7 +86,15 @@ class Augmentation:
         self.haze = haze.view(1, -1, 1, 1)
 
     def __call__(
-        self, ms: Tensor | None, rgb: Tensor | None, random: torch.Generator, *, rank: int = 0, world_size: int = 1
+        self,
+        ms: Tensor | None,
+        rgb: Tensor | None,
+        random: torch.Generator,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        fine: Tensor | None = None,
+        paired: Tensor | None = None,
     ) -> list[View]:
         """Views of a batch: two global ones, then the local ones.
 
@@ -100,6 +108,10 @@ class Augmentation:
             On the CPU, the same in all processes.
         rank, world_size : int
             Which rows of the parameters are this process's.
+        fine : Tensor (N, 3, k H, k W), optional
+            High-resolution RGB of the same ground as `ms`, DN: the optical side sees it in the place of the cube's own.
+        paired : Tensor (N,) of bool, optional
+            Samples that have it.
         """
         c = self.config
         sizes = [0 if t is None else t.shape[0] for t in (ms, rgb)]
@@ -108,13 +120,21 @@ class Augmentation:
             size = c.global_size if i < 2 else c.local_size
             scale = c.global_scale if i < 2 else c.local_scale
             draws = [_Draw(random, n, rank, world_size) for n in sizes]
-            ms_crop = None if ms is None else self._crop(ms, draws[0], size, scale)
-            rgb_crop = None if rgb is None else self._crop(rgb, draws[1], size, scale)
-            views.append(self._view(i, ms_crop, rgb_crop, draws))
+            ms_crop = rgb_crop = own = None
+            if ms is not None:
+                theta = self._place(ms, draws[0], scale)
+                ms_crop = _sample(ms, theta, size)
+                own = ms_crop[:, :3]
+                if fine is not None and paired is not None:
+                    # One place in coordinates of the window: the same ground at either resolution.
+                    own = torch.where(paired.view(-1, 1, 1, 1), _sample(fine, theta, size), own)
+            if rgb is not None:
+                rgb_crop = _sample(rgb, self._place(rgb, draws[1], scale), size)
+            views.append(self._view(i, ms_crop, own, rgb_crop, draws))
         return views
 
-    def _crop(self, x: Tensor, draw: _Draw, size: int, scale: tuple[float, float]) -> Tensor:
-        """Random place, size, aspect (3/4 to 4/3) and flips, in one bicubic resampling."""
+    def _place(self, x: Tensor, draw: _Draw, scale: tuple[float, float]) -> Tensor:
+        """Random place, size, aspect (3/4 to 4/3) and flips: (N, 2, 3), from a crop's -1..1 to a window's."""
         n, _, height, width = x.shape
         area = draw.uniform(*scale) * height * width
         aspect = torch.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -131,14 +151,12 @@ class Augmentation:
         # Rows give the source's x and y for the target's (x, y, 1); a transposition exchanges the target's axes.
         straight = torch.stack([sx, zero, tx, zero, sy, ty], 1)
         turned = torch.stack([zero, sx, tx, sy, zero, ty], 1)
-        theta = torch.where(transpose[:, None], turned, straight).view(n, 2, 3).to(x)
-        grid = F.affine_grid(theta, [n, x.shape[1], size, size], align_corners=False)
-        return F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+        return torch.where(transpose[:, None], turned, straight).view(n, 2, 3).to(x)
 
-    def _view(self, i: int, ms: Tensor | None, rgb: Tensor | None, draws: list[_Draw]) -> View:
+    def _view(self, i: int, ms: Tensor | None, own: Tensor | None, rgb: Tensor | None, draws: list[_Draw]) -> View:
+        """One view: `own` (N, 3, S, S) is the RGB of `ms`, or of the finer image of the same ground."""
         c = self.config
-        optical = [t for t in (None if ms is None else ms[:, :3], rgb) if t is not None]
-        clean = torch.cat(optical)
+        clean = torch.cat([t for t in (own, rgb) if t is not None])
         if c.rgb_scale == "crop_max":
             white = clean.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
         else:
@@ -203,6 +221,12 @@ class Augmentation:
         if i == 1 and c.solarize_p > 0:
             x = mix(where, torch.where(x >= 0.5, 1 - x, x), x)
         return x
+
+
+def _sample(x: Tensor, theta: Tensor, size: int) -> Tensor:
+    """Crops (N, C, size, size) of windows `x`, in one bicubic resampling."""
+    grid = F.affine_grid(theta, [x.shape[0], x.shape[1], size, size], align_corners=False)
+    return F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
 
 
 class _Draw:

@@ -49,8 +49,10 @@ def typical_pixels(mixture: Mixture, config: TrainConfig, count: int = 8) -> NDA
     """Windows (n, 10, S, S) in DN for the int8 scales of the card; None where the run has no multispectral source."""
     if not any(s.kind == "ms" for s in mixture.sources):
         return None
-    size = config.loader.window // 32 * 32 or config.loader.window
+    size = max(32, config.loader.window // 32 * 32)
     found = np.stack([mixture.sample("ms", FIRST + i) for i in range(count)])
+    edge = max(0, size - found.shape[2])
+    found = np.pad(found, ((0, 0), (0, 0), (0, edge), (0, edge)), mode="symmetric")
     return np.ascontiguousarray(found[:, :, :size, :size], dtype="float32")
 
 

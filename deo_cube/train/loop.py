@@ -97,7 +97,7 @@ def open_sources(config: TrainConfig) -> tuple[Source, ...]:
     ValueError
         If an arm has no source to learn from.
     """
-    sources = tuple(open_source(text, fill=config.student.ms_mean) for text in config.data)
+    sources = tuple(open_source(text, fill=config.student.ms_mean, detail=config.loader.detail) for text in config.data)
     kinds = {s.kind for s in sources}
     o = config.optimizer
     if o.batch and "ms" not in kinds:
@@ -359,9 +359,13 @@ class _Step:
 
     def _terms(self, batch: Batch, number: int) -> tuple[Terms, Tensor | None]:
         config, p = self.config, self.process
-        ms, rgb = (None if t is None else t.to(p.device, non_blocking=True) for t in (batch.ms, batch.rgb))
+        ms, rgb, fine, paired = (
+            None if t is None else t.to(p.device, non_blocking=True)
+            for t in (batch.ms, batch.rgb, batch.fine, batch.paired)
+        )
+        random = generator(config.seed, CROPS, number)
         with torch.no_grad():
-            views = self.augment(ms, rgb, generator(config.seed, CROPS, number), rank=p.rank, world_size=p.world_size)
+            views = self.augment(ms, rgb, random, rank=p.rank, world_size=p.world_size, fine=fine, paired=paired)
         with torch.autocast(p.device.type, dtype=p.precision, enabled=p.precision != torch.float32):
             targets = None if self.optical is None else teacher_targets(self.optical, views, config)
             with torch.no_grad():

@@ -17,18 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.train.config import MS_BANDS, Loader
+from deo_cube.train.opened import EUROSAT_DN, Looked, OpenCube
 
 if TYPE_CHECKING:
     import torch
-    import xarray as xr
 
 __all__ = ["Batch", "CubeSource", "ImageSource", "Mixture", "Source", "SourceSpec", "batches", "open_source"]
 
 Array = NDArray[Any]
 
 IMAGES = (".jpg", ".jpeg", ".png")
-EUROSAT_DN = 2750.0 / 255.0
-"""DN a byte of an RGB image, where its source says nothing else: EuroSAT's stretch."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,12 @@ class SourceSpec:
     """... beginning with this one: two sources, or training and testing, can share a folder."""
     kind: str = ""
     """``cube`` or ``images``; told from the path where empty."""
+    rgb: str = ""
+    """A raster of finer RGB of the same ground as the cube: what the optical path then sees (see `train.pairs`)."""
+    rgb_scale: float = 0.0
+    """DN a unit of that raster; 0 for 8 bits that white is 2750 DN of."""
+    rgb_bands: str = ""
+    """Its red, green and blue bands, as ``1-2-3``, where it does not say so itself."""
 
     @classmethod
     def parse(cls, text: str) -> SourceSpec:
@@ -120,7 +124,9 @@ class CubeSource:
     weight: float = 1.0
     fill: tuple[float, ...] = (0.0,) * len(MS_BANDS)
     """Value of a missing band with ``missing=mean``, and of invalid pixels."""
-    _open: dict[int, _OpenCube] = field(default_factory=dict, repr=False)
+    detail: int = 1
+    """Pixels of fine RGB along a side of the cube's."""
+    _open: dict[int, OpenCube] = field(default_factory=dict, repr=False)
     _areas: list[int] = field(default_factory=list, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,13 +139,22 @@ class CubeSource:
             self._areas = [self.cube(i).area for i in range(len(self.opens))]
         return self
 
-    def cube(self, i: int) -> _OpenCube:
+    def cube(self, i: int) -> OpenCube:
         """File number i, opened."""
         if i not in self._open:
-            self._open[i] = _OpenCube.of(self.opens[i](), self.spec, self.bands)
+            self._open[i] = OpenCube.of(self.opens[i](), self.spec, self.bands, self.detail)
         return self._open[i]
 
+    @property
+    def paired(self) -> bool:
+        """Whether windows come with fine RGB of the same ground."""
+        return bool(self.spec.rgb)
+
     def window(self, random: np.random.Generator, size: int, valid: float) -> tuple[Array, Array]:
+        """See `look`: its image and valid pixels."""
+        return self.look(random, size, valid)[:2]
+
+    def look(self, random: np.random.Generator, size: int, valid: float) -> Looked:
         """A window drawn by area and, among up to 12 candidates, kept with the probability of its valid share.
 
         Raises
@@ -149,18 +164,18 @@ class CubeSource:
         """
         self.check()
         p = np.asarray(self._areas, dtype="float64")
-        best: tuple[float, Array, Array] | None = None
+        best: tuple[float, Looked] | None = None
         for _ in range(12):
             cube = self.cube(int(random.choice(len(p), p=p / p.sum())))
-            image, ok = cube.read(random, size, self.fill)
-            share = float(ok.mean())
+            found = cube.read(random, size, self.fill)
+            share = float(found.ok.mean())
             if best is None or share > best[0]:
-                best = (share, image, ok)
+                best = (share, found)
             if share >= valid and random.uniform() <= share:
-                return image, ok
+                return found
         assert best is not None
         if best[0] >= valid:
-            return best[1], best[2]
+            return best[1]
         raise ValueError(
             f"source {self.name}: the best of 12 windows of {size} px is {best[0]:.0%} valid, wanted {valid:.0%}: "
             "give --loader.valid a lower share or --loader.window a smaller side"
@@ -169,85 +184,6 @@ class CubeSource:
     def __len__(self) -> int:
         self.check()
         return max(1, sum(self._areas) // 64**2)
-
-
-@dataclass
-class _OpenCube:
-    """One cube with everything decided: an array (T, C, H, W) or its variables, read by slices."""
-
-    arrays: list[Any]
-    """One (T, H, W) lazy array a band; None for a band filled with the mean."""
-    scl: Any
-    scale: float
-    add: tuple[float, ...]
-    nodata: float | None
-    scl_invalid: tuple[int, ...]
-    shape: tuple[int, int, int]
-
-    @property
-    def area(self) -> int:
-        return self.shape[0] * self.shape[1] * self.shape[2]
-
-    @classmethod
-    def of(cls, cube: xr.Dataset | xr.DataArray, spec: SourceSpec, bands: tuple[str, ...]) -> _OpenCube:
-        from deo_cube.cube.bands import match_bands
-        from deo_cube.cube.grid import dims
-        from deo_cube.cube.radiometry import decide_radiometry
-
-        match = match_bands(cube, bands, model="the student", missing=spec.missing)  # type: ignore[arg-type]
-        radiometry = decide_radiometry(
-            cube,
-            match,
-            units=spec.units,
-            offset=spec.offset,
-            nodata=spec.nodata,  # type: ignore[arg-type]
-        )
-        d = dims(cube)
-
-        def layer(variable: str | None, index: int | None) -> Any:
-            if variable is None and index is None:
-                return None
-            a = cube[variable] if match.band_dim is None else cube.isel({match.band_dim: index})
-            a = a.transpose(*([d.time] if d.time else []), d.y, d.x)
-            return a if d.time else a.expand_dims("time")
-
-        indices = match.indices or (None,) * len(match.bands)
-        arrays = [layer(v, i) for v, i in zip(match.variables, indices, strict=True)]
-        scl = layer(match.scl, match.scl_index) if match.scl is not None else None
-        some = next(a for a in arrays if a is not None)
-        shape = (int(some.shape[0]), int(some.shape[1]), int(some.shape[2]))
-        if sum(a.nbytes for a in arrays if a is not None) < 256e6:
-            # Small cubes are read once: a window of a COG costs milliseconds, of an array microseconds.
-            arrays = [None if a is None else a.values for a in arrays]
-            scl = None if scl is None else scl.values
-        return cls(arrays, scl, radiometry.scale, radiometry.add, radiometry.nodata, radiometry.scl_invalid, shape)
-
-    def read(self, random: np.random.Generator, size: int, fill: tuple[float, ...]) -> tuple[Array, Array]:
-        """A window at a random time and place; cubes smaller than `size` are mirrored at their edges."""
-        t = int(random.integers(self.shape[0]))
-        h, w = min(size, self.shape[1]), min(size, self.shape[2])
-        y, x = int(random.integers(self.shape[1] - h + 1)), int(random.integers(self.shape[2] - w + 1))
-        place = (t, slice(y, y + h), slice(x, x + w))
-        add = self.add[t if len(self.add) > 1 else 0]
-        image = np.empty((len(self.arrays), h, w), "float32")
-        ok = np.ones((h, w), bool)
-        for c, a in enumerate(self.arrays):
-            if a is None:
-                image[c] = fill[c]
-                continue
-            raw = np.asarray(a[place])
-            if self.nodata is not None:
-                ok &= ~np.isnan(raw) if np.isnan(self.nodata) else raw != self.nodata
-            image[c] = raw * np.float32(self.scale) + np.float32(add)
-        ok &= np.isfinite(image).all(axis=0)
-        if self.scl is not None and self.scl_invalid:
-            ok &= ~np.isin(np.asarray(self.scl[place]), self.scl_invalid)
-        image = np.where(ok, image, np.asarray(fill, "float32")[:, None, None])
-        if (h, w) != (size, size):
-            pad = ((0, size - h), (0, size - w))
-            image = np.pad(image, ((0, 0), *pad), mode="symmetric")
-            ok = np.pad(ok, pad, mode="symmetric")
-        return image, ok
 
 
 @dataclass
@@ -302,8 +238,10 @@ class ImageSource:
         return len(self.files)
 
 
-def open_source(text: str, fill: tuple[float, ...] = (0.0,) * len(MS_BANDS)) -> Source:
+def open_source(text: str, fill: tuple[float, ...] = (0.0,) * len(MS_BANDS), *, detail: int = 4) -> Source:
     """The source that ``PATH[,key=value...]`` names, checked.
+
+    `fill` stands for invalid pixels, band by band; `detail` is for ``rgb=``, see `CubeSource`.
 
     Raises
     ------
@@ -326,7 +264,7 @@ def open_source(text: str, fill: tuple[float, ...] = (0.0,) * len(MS_BANDS)) -> 
 
     # GeoTIFFs are read as plain arrays: without Dask there is no graph to walk for every window.
     opens = [_Opener(open_cube, f, {"chunks": None} if f.lower().endswith((".tif", ".tiff")) else {}) for f in files]
-    return CubeSource(spec.path, opens, spec, weight=spec.weight, fill=fill).check()
+    return CubeSource(spec.path, opens, spec, weight=spec.weight, fill=fill, detail=detail).check()
 
 
 @dataclass(frozen=True)
@@ -399,6 +337,10 @@ class Batch:
     """(N, 10, W, W) DN."""
     rgb: torch.Tensor | None
     """(M, 3, W, W) DN."""
+    fine: torch.Tensor | None = None
+    """(N, 3, k W, k W) DN: high-resolution RGB of the multispectral windows; None without such a source."""
+    paired: torch.Tensor | None = None
+    """(N,) bool: which of them have it; the others' `fine` is zero."""
 
 
 @dataclass(frozen=True)
@@ -421,23 +363,36 @@ class Mixture:
 
     def sample(self, kind: Literal["ms", "rgb"], number: int) -> Array:
         """Sample `number` of `kind`: a window (C, W, W) of float32 DN."""
+        return self.look(kind, number).image
+
+    def look(self, kind: Literal["ms", "rgb"], number: int) -> Looked:
+        """The same with what lies beside it."""
         random = np.random.default_rng([self.seed, 0 if kind == "ms" else 1, number])
         own = [s for s in self.sources if s.kind == kind]
         weights = np.array([s.weight for s in own], dtype="float64")
         source = own[int(random.choice(len(own), p=weights / weights.sum()))]
-        return source.window(random, self.loader.window, self.loader.valid)[0]
+        if isinstance(source, CubeSource):
+            return source.look(random, self.loader.window, self.loader.valid)
+        return Looked(*source.window(random, self.loader.window, self.loader.valid), None)
 
     def batch(self, number: int, sizes: tuple[int, int], rank: int, world_size: int) -> Batch:
         """Micro-batch `number` of process `rank`: its rows of the samples that all processes read together."""
         import torch
 
-        def rows(kind: Literal["ms", "rgb"], n: int) -> torch.Tensor | None:
-            if n == 0:
-                return None
+        def rows(kind: Literal["ms", "rgb"], n: int) -> list[Looked]:
             first = (number * world_size + rank) * n
-            return torch.from_numpy(np.stack([self.sample(kind, first + i) for i in range(n)]))
+            return [self.look(kind, first + i) for i in range(n)]
 
-        return Batch(rows("ms", sizes[0]), rows("rgb", sizes[1]))
+        def stacked(looked: list[Looked]) -> torch.Tensor | None:
+            return torch.from_numpy(np.stack([x.image for x in looked])) if looked else None
+
+        ms, rgb = (rows(kind, n) for kind, n in zip(("ms", "rgb"), sizes, strict=True))  # type: ignore[arg-type]
+        if not (ms and any(isinstance(s, CubeSource) and s.paired for s in self.sources)):
+            return Batch(stacked(ms), stacked(rgb))
+        side = self.loader.window * self.loader.detail
+        fine = np.stack([np.zeros((3, side, side), "float32") if x.fine is None else x.fine for x in ms])
+        paired = torch.tensor([x.fine is not None for x in ms])
+        return Batch(stacked(ms), stacked(rgb), torch.from_numpy(fine), paired)
 
 
 def batches(
