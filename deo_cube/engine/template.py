@@ -85,7 +85,15 @@ def create(emb: xr.DataArray, store: Any, layout: Layout, *, resume: bool, overw
 
 
 def existing(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
-    """The group at `store`, or None where nothing is."""
+    """The group at `store`, or None where nothing is.
+
+    Raises
+    ------
+    StoreMismatchError
+        If something is there that is no group.
+    PermissionError, ConnectionError
+        If an object store refuses, or does not answer.
+    """
     if is_local(store) and not Path(store).exists():
         return None
     try:
@@ -97,6 +105,15 @@ def existing(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
         if is_local(store):
             raise StoreMismatchError(f"{store} exists and is no Zarr 3 group: choose another path") from None
         return None
+    except Exception as error:
+        if not type(error).__module__.startswith("obstore"):
+            raise
+        refused = type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError")
+        said = str(error).partition("\n")[0]
+        raise (PermissionError if refused else ConnectionError)(
+            f"{store} cannot be opened: {said}\nCheck the URL and storage_options (endpoint, region, access_key_id, "
+            "secret_access_key, ...), or the environment (AWS_*)"
+        ) from error
 
 
 def _guard_overwrite(store: Any, found: zarr.Group) -> None:
@@ -185,7 +202,8 @@ def _write_template(emb: xr.DataArray, store: Any, layout: Layout, fields: dict[
         dimension_names=["time", "block_y", "block_x"],
         compressors=None,
     )
-    root.attrs[STATE] = "writing"
+    # All of them, once more: where a server does not know conditional writes, Zarr's making of arrays blanks the group.
+    root.update_attributes({**attrs, STATE: "writing"})
 
 
 def _create_array(root: zarr.Group, name: str, **how: Any) -> None:
