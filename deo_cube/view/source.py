@@ -262,10 +262,10 @@ class Source:
         stride, middles = self.lattice(touched)
         thin: dict[int, Array] = {int(k): self._thin_of(t, int(k)) for k in middles}
         known = np.zeros(self.grid[0] * self.grid[1], bool)
-        for i, j in self._thin.keys(t):
-            kept = self._thin.get((t, i, j))
+        for at in self._thin.keys(t):
+            kept = self._thin.get((t, *at))
             if kept is not None:
-                thin[i * self.grid[1] + j] = kept
+                thin[at[0] * self.grid[1] + at[1]] = kept
         known[list(thin)] = True
         i, j = (r + self.lead[0]) // self.step[0], (c + self.lead[1]) // self.step[1]
         square = i * self.grid[1] + j
@@ -278,11 +278,11 @@ class Source:
         a = np.where(own, np.minimum((r - tall) // THIN, most[0] - 1), -1)
         b = np.where(own, np.minimum((c - wide) // THIN, most[1] - 1), -1)
         ids, index = np.unique((square * (most[0] + 1) + a + 1) * (most[1] + 1) + b + 1, return_inverse=True)
-        at, b = np.divmod(ids, most[1] + 1)
-        at, a = np.divmod(at, most[0] + 1)
+        which, b = np.divmod(ids, most[1] + 1)
+        which, a = np.divmod(which, most[0] + 1)
         out = np.empty((len(ids), self.shape[1]), "float32")
-        for k in np.unique(at):
-            here = at == k
+        for k in np.unique(which):
+            here = which == k
             v = thin[int(k)]
             rows = np.where(a[here] == 0, v.shape[1] // 2, np.minimum(a[here] - 1, v.shape[1] - 1))
             cols = np.where(b[here] == 0, v.shape[2] // 2, np.minimum(b[here] - 1, v.shape[2] - 1))
