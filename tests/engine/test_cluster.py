@@ -1,0 +1,195 @@
+"""Blocks go to workers that fit, weights reach them, workers come and go, and nothing is waited for in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
+
+from deo_cube.encoder import catalog
+from deo_cube.encoder.registry import register_encoder, resolve
+from deo_cube.engine import runtime, weights
+from deo_cube.engine.embed import embed
+from deo_cube.engine.reopen import status
+from deo_cube.engine.workers import Watch
+from deo_cube.engine.write import to_zarr
+from deo_cube.errors import DeviceError
+from tests.engine.conftest import cube_at, means, means_card
+from tests.engine.test_write import SMALL, tree
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A cluster of two processes of two threads each, of which one says that it has a GPU."""
+
+    def nanny(**more: Any) -> dict[str, Any]:
+        return {"cls": Nanny, "options": {"host": "127.0.0.1", "nthreads": 2, "dashboard": False, **more}}
+
+    chief = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    spill = str(tmp_path_factory.mktemp("spill"))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        dask.config.set({"distributed.worker.memory.terminate": False}),
+    ):
+        patch.setenv("TMPDIR", spill)
+        workers = {"gpu": nanny(resources={"GPU": 1}), "plain": nanny()}
+        with SpecCluster(workers=workers, scheduler=chief) as cluster, Client(cluster) as one:
+            one.wait_for_workers(2)
+            yield one
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    path = tmp_path_factory.mktemp("undisturbed") / "e.zarr"
+    before = dict(catalog._registered)
+    register_encoder(means_card(), functools.partial(functools.partial, means))
+    to_zarr(embed(cube_at(), **SMALL), path, progress=False, scheduler="threads")
+    catalog._registered.clear()
+    catalog._registered.update(before)
+    return tree(path)
+
+
+def encoders() -> int:
+    return len(runtime._encoders)
+
+
+def by_name(client: Client) -> dict[str, str]:
+    return {w["name"]: address for address, w in client.scheduler_info()["workers"].items()}
+
+
+def test_blocks_go_to_the_workers_with_a_gpu_through_fusion_and_slices(
+    client: Client,
+    tmp_path: Path,
+    undisturbed: dict[str, str],
+) -> None:
+    to_zarr(embed(cube_at(), **SMALL), tmp_path / "e.zarr", progress=False)
+    assert tree(tmp_path / "e.zarr") == undisturbed
+    emb = embed(cube_at(), **SMALL) * 2
+    to_zarr(emb.isel(time=[0]), tmp_path / "twice.zarr", progress=False)
+    loaded = client.run(encoders)
+    assert {name: loaded[address] for name, address in by_name(client).items()} == {"gpu": 1, "plain": 0}
+
+
+def test_a_wish_for_the_cpu_takes_all_workers(client: Client) -> None:
+    watch = Watch(client, [SimpleNamespace(ref=resolve("tiny"), device="cpu")], 5.0)
+    assert watch.look(0.0)
+    assert (watch.threads, watch.placement()) == (4, {})
+
+
+def test_the_gpu_is_shared_by_the_threads_of_its_process(client: Client) -> None:
+    watch = Watch(client, [SimpleNamespace(ref=resolve("tiny"), device=None)], 5.0)
+    watch.look(0.0)
+    assert (watch.threads, watch.placement()) == (2, {"resources": {"GPU": 0.5}})
+
+
+def test_a_device_that_no_worker_has_is_an_error_at_once(client: Client, tmp_path: Path) -> None:
+    emb = embed(cube_at(), device="cuda", **SMALL)
+    with pytest.raises(DeviceError, match="none of the 2 workers can do this job.*cuda"):
+        to_zarr(emb, tmp_path / "e.zarr", progress=False)
+    assert status(tmp_path / "e.zarr").done == 0
+
+
+def test_weights_are_sent_once_a_node_to_workers_that_do_not_see_them(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = resolve("tiny")
+    assert ref.weights is not None
+    # A path that leads to the file from here, and nowhere from the workers' folder.
+    shutil.copy(ref.weights, tmp_path / "mine.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights, "PIECE", 200_000)
+    moved = dataclasses.replace(ref, weights="mine.safetensors")
+    assert not any(client.run(weights.is_here, moved).values())
+    sent: list[int] = []
+    send = Watch._send
+    monkeypatch.setattr(Watch, "_send", lambda *args: (sent.append(1), send(*args))[1])
+    # The card is not one that the workers' own places have, so that they cannot find it there.
+    other = dataclasses.replace(moved, card=dataclasses.replace(ref.card, alias="moved", weights=_nowhere(ref)))
+    watch = Watch(client, [SimpleNamespace(ref=other, device=None)], 5.0)
+    watch.look(0.0)
+    assert all(client.run(weights.is_here, other).values())
+    assert sent == [1]
+
+
+def _nowhere(ref: Any) -> Any:
+    return dataclasses.replace(ref.card.weights, file="nowhere.safetensors", sha256=None)
+
+
+def test_workers_that_die_cost_no_block(
+    client: Client,
+    tmp_path: Path,
+    undisturbed: dict[str, str],
+) -> None:
+    pids = client.run(os.getpid)
+    victim = pids[by_name(client)["gpu"]]
+    path = tmp_path / "e.zarr"
+
+    def kill() -> None:
+        while not path.exists() or status(path).done < 5:
+            time.sleep(0.01)
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    cube = cube_at(chunks={"time": 1, "y": 40, "x": 40})
+    slow = cube.map(lambda v: v.copy(data=v.data.map_blocks(late, dtype=v.dtype, meta=v.data._meta)))
+    to_zarr(embed(slow.assign_attrs(cube.attrs), **SMALL), path, progress=False)
+    killer.join()
+    assert tree(path) == undisturbed
+
+
+def late(block: np.ndarray) -> np.ndarray:
+    time.sleep(0.005)
+    return block
+
+
+def test_a_cluster_that_starts_with_nobody_grows_under_the_job_or_is_given_up(
+    tmp_path: Path,
+    undisturbed: dict[str, str],
+) -> None:
+    with (
+        LocalCluster(n_workers=0, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster),
+    ):
+        emb = embed(cube_at(), **SMALL)
+        with pytest.raises(DeviceError, match=r"no worker for.*worker_timeout=") as caught:
+            to_zarr(emb, tmp_path / "e.zarr", progress=False, worker_timeout=0.3)
+        assert "0 of 60 blocks are done" in "".join(caught.value.__notes__)
+        cluster.adapt(minimum=0, maximum=2, interval="200ms", wait_count=2)
+        to_zarr(emb, tmp_path / "e.zarr", progress=False, worker_timeout=60)
+    assert tree(tmp_path / "e.zarr") == undisturbed
+
+
+def test_a_scheduler_that_is_lost_is_said_so(tmp_path: Path) -> None:
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        emb = embed(cube_at(chunks={"time": 1, "y": 24, "x": 24}), **SMALL)
+        path = tmp_path / "e.zarr"
+
+        def stop() -> None:
+            while not path.exists() or status(path).done < 3:
+                time.sleep(0.01)
+            client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.loop.add_callback(dask_scheduler.close))
+
+        stopper = threading.Thread(target=stop)
+        stopper.start()
+        with pytest.raises(ConnectionError, match="scheduler is lost.*same call"):
+            to_zarr(emb, path, progress=False)
+        stopper.join()
+    assert 0 < status(path).done < status(path).blocks
