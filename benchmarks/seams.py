@@ -41,6 +41,8 @@ def main() -> None:
         "card": card.name, "card_halo": card.halo, "trained": not a.untrained, "scene": f"synthetic, {a.size} px",
         "seconds": round(time.perf_counter() - start), "threads": torch.get_num_threads(),
     }  # fmt: skip
+    for folder in ("data", "img"):
+        (a.docs / folder).mkdir(parents=True, exist_ok=True)
     (a.docs / "data" / f"seams_{card.alias}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     report.plot(a.docs / "img" / f"seam_{card.alias}.png")
 

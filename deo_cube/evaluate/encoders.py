@@ -45,6 +45,22 @@ class ModelEncode:
         """(B, C, H, W) DN -> (B, D, h, w)."""
         return np.asarray(self.encoder.encode(np.asarray(array, "float32"), bands=list(bands), units="dn"))
 
+    def pyramid(self, array: Array, bands: Sequence[str]) -> list[Array]:
+        """(B, C, H, W) DN -> a map (B, D, h, w) of each layer on offer: what UPerNet decodes."""
+        import torch
+
+        from deo_cube.encoder.normalize import normalize, to_units
+        from deo_cube.encoder.stems import choose_stem
+
+        e = self.encoder
+        stem, order = choose_stem(self.card, list(bands))
+        x = torch.from_numpy(np.asarray(array, "float32")).to(e.device)
+        x = to_units(x[:, order], "dn", self.card.units)
+        how = e.normalization if stem == e.stem else stem.normalizations[0]
+        with torch.inference_mode():
+            maps = e.network.forward_features(normalize(x, stem, how), stem.name, self.card.layer_names)
+        return [maps[n].cpu().numpy() for n in self.card.layer_names]
+
     def pool(self, array: Array, bands: Sequence[str]) -> Array:
         """(B, C, H, W) DN -> (B, D): the model's own vector of a chip."""
         return np.asarray(self.encoder.pool(np.asarray(array, "float32"), bands=list(bands), units="dn"))

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deo_cube.evaluate import benchmarks, readers
+from deo_cube.evaluate import benchmarks, geobench, readers
 from deo_cube.evaluate.baselines import BASELINES, BurnRatio
 from deo_cube.evaluate.bitemporal import change
 from deo_cube.evaluate.encoders import ModelEncode, as_encode, untrained
 from deo_cube.evaluate.protocols import classification, land_cover, level_shift, segmentation
 from deo_cube.evaluate.scores import Difference, Score, compare
+from deo_cube.evaluate.upernet import upernet, upernet_halves
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +94,7 @@ class Report:
         lines = [
             self.to_frame().to_string(),
             "",
-            "labels used, and minutes of processor time:",
+            "Labels used, and minutes of processor time:",
             self.costs().to_string(),
         ]
         lines += [""]
@@ -124,7 +125,12 @@ def _beetle(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
 
 def _floods(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
     tiles = readers.read_sen1floods11(folder)
-    return lambda e: land_cover(e, tiles, task="floods", metric="mean IoU", patch=4, pixels=not quick, **_cut(e))
+
+    def run(e: Any) -> list[Score]:
+        linear = land_cover(e, tiles, task="floods", metric="mean IoU", patch=4, pixels=not quick, **_cut(e))
+        return linear if quick else [*linear, *upernet_halves(e, tiles, task="floods", epochs=30, batch=8, rate=1e-3)]
+
+    return run
 
 
 def _oscd(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
@@ -134,8 +140,29 @@ def _oscd(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
 
 def _pastis(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
     limit = 20 if quick else None
-    train, test = (benchmarks.read_pastis(folder, folds=f, limit=limit) for f in ((1, 2, 3), (5,)))
-    return lambda e: segmentation(e, train, test, task="pastis", **_cut(e))
+    train, valid, test = (benchmarks.read_pastis(folder, folds=f, limit=limit) for f in ((1, 2, 3), (4,), (5,)))
+    return _segmented(train, valid, test, "pastis", quick)
+
+
+def _segmented(train: Any, valid: Any, test: Any, task: str, quick: bool) -> Callable[[Any], list[Score]]:
+    """A linear probe on pixels, and UPerNet as in the paper."""
+    sizes: dict[str, Any] = {"epochs": 2, "width": 16, "seeds": 1, "mirrored": False} if quick else {}
+
+    def run(e: Any) -> list[Score]:
+        linear = segmentation(e, train, test, task=task, **_cut(e))
+        return [*linear, *upernet(e, train, valid, test, task=task, **sizes)]
+
+    return run
+
+
+def _geobench_chips(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    data = geobench.read_geobench_chips(folder, limit=LIGHT_RUN["limit"] if quick else None)
+    return lambda e: classification(e, data, few=(10,) if quick else (10, 100), gains=(), seeds=2 if quick else 5)
+
+
+def _geobench_scenes(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    parts = geobench.read_geobench_scenes(folder, limit=20 if quick else None)
+    return _segmented(*parts, folder.name, quick)
 
 
 def _cut(encode: Any) -> dict[str, Any]:
@@ -153,6 +180,8 @@ TASKS: dict[str, tuple[tuple[str, ...], Callable[[Path, bool], Callable[[Any], l
     "floods": (("flood_sen1floods11", "sen1floods11", "Sen1Floods11"), _floods),
     "oscd": (("OSCD", "oscd"), _oscd),
     "pastis": (("PASTIS", "pastis"), _pastis),
+    **{m: ((f"classification_v1.0/{m}", m), _geobench_chips) for m in ("m-eurosat", "m-so2sat")},
+    **{m: ((f"segmentation_v1.0/{m}", m), _geobench_scenes) for m in ("m-SA-crop-type", "m-cashew-plant")},
 }
 """Tasks by name: the folder names under which their data are looked for, and what runs them."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.evaluate.decoders import apply_conv, conv_maker, drawn, standard
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.head import Fitted, Model, category_attrs, check_model
 from deo_cube.heads.labels import burn
@@ -204,40 +205,6 @@ class ConvHead(Fitted):
         for name in ("one", "two"):
             x = x + F.gelu(apply_conv(t, name, x))
         return drawn(t, x, upsample)
-
-
-def conv_maker(seed: int) -> Any:
-    """Makes ``new(name, a, b, k, gain) -> {name.weight, name.bias}``, each call with the next random numbers."""
-    rng = np.random.default_rng(seed)
-
-    def new(name: str, a: int, b: int, k: int, gain: float = 1.0) -> dict[str, Array]:
-        w = rng.normal(size=(b, a, k, k)) * gain * np.sqrt(2 / (a * k * k))
-        return {f"{name}.weight": w.astype("float32"), f"{name}.bias": np.zeros(b, "float32")}
-
-    return new
-
-
-def apply_conv(t: Mapping[str, Any], name: str, x: Any) -> Any:
-    """A convolution that keeps the size."""
-    import torch.nn.functional as F
-
-    w = t[f"{name}.weight"]
-    return F.conv2d(x, w, t[f"{name}.bias"], padding=w.shape[-1] // 2)
-
-
-def standard(t: Mapping[str, Any], x: Any) -> Any:
-    """Vectors standardised; invalid ones become the mean."""
-    return ((x - t["mean"][:, None, None]) / t["std"][:, None, None]).nan_to_num(0.0)
-
-
-def drawn(t: Mapping[str, Any], x: Any, upsample: int) -> Any:
-    """Logits, on finer pixels where `upsample` says so."""
-    import torch.nn.functional as F
-
-    if upsample > 1:
-        x = F.interpolate(x, scale_factor=upsample, mode="bilinear", align_corners=False)
-        x = x + F.gelu(apply_conv(t, "fine", x))
-    return apply_conv(t, "out", x)
 
 
 def _scales(array: xr.DataArray, dim: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ same class, on any chunks and without seams.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import resolve
 from deo_cube.engine.embed import embed
-from deo_cube.heads.decoder import ConvHead, apply_conv, conv_maker, drawn, standard
+from deo_cube.evaluate.decoders import upernet_blank, upernet_forward
+from deo_cube.heads.decoder import ConvHead
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 
 __all__ = ["UPerNetHead", "multiscale"]
 
 Array = NDArray[Any]
-POOLS = (3, 7, 15)
-"""Sides of the windows of the pyramid, in tokens of the finest scale."""
 
 
 def multiscale(
@@ -91,32 +90,5 @@ class UPerNetHead(ConvHead):
     halo: ClassVar[int] = 12
     window: ClassVar[int] = 40
 
-    @staticmethod
-    def blank(dim: int, width: int, classes: int, scales: tuple[int, ...], seed: int = 0) -> dict[str, Array]:
-        """Tensors before training."""
-        new, sizes = conv_maker(seed), scales or (dim,)
-        tensors: dict[str, Array] = {"mean": np.zeros(dim, "float32"), "std": np.ones(dim, "float32")}
-        for i, d in enumerate(sizes):
-            tensors |= new(f"lateral{i}", d, width, 1) | new(f"level{i}", width, width, 3)
-        for k in POOLS:
-            tensors |= new(f"pool{k}", width, width // 4, 1)
-        tensors |= new("bottleneck", width + len(POOLS) * (width // 4), width, 3)
-        tensors |= new("fuse", width * len(sizes), width, 3)
-        tensors |= new("fine", width, width, 3) | new("out", width, classes, 1, 0.1)
-        return tensors
-
-    @staticmethod
-    def forward(t: Mapping[str, Any], x: Any, upsample: int, scales: tuple[int, ...]) -> Any:
-        """Logits [B, K, h f, w f] of tokens [B, D, h, w]; invalid tokens count as the mean."""
-        import torch
-        import torch.nn.functional as F
-
-        parts = standard(t, x).split(list(scales or (x.shape[1],)), dim=1)
-        maps = [F.gelu(apply_conv(t, f"lateral{i}", p)) for i, p in enumerate(parts)]
-        deep = maps[-1]
-        pooled = [F.gelu(apply_conv(t, f"pool{k}", F.avg_pool2d(deep, k, 1, k // 2))) for k in POOLS]
-        maps[-1] = F.gelu(apply_conv(t, "bottleneck", torch.cat([deep, *pooled], dim=1)))
-        for i in range(len(maps) - 2, -1, -1):
-            maps[i] = maps[i] + maps[i + 1]
-        levels = [m + F.gelu(apply_conv(t, f"level{i}", m)) for i, m in enumerate(maps)]
-        return drawn(t, F.gelu(apply_conv(t, "fuse", torch.cat(levels, dim=1))), upsample)
+    blank = staticmethod(upernet_blank)
+    forward = staticmethod(upernet_forward)

@@ -19,7 +19,10 @@ def test_a_model_and_its_baselines_side_by_side(shared, tmp_path):
     assert d["scores"][0]["protocol"]
     assert d["differences"][0]["baseline"] == "raw bands"
     assert {"task", "metric", "value", "protocol"} <= set(report.of_model()[0])
-    assert len(report.of_model()) == 1
+    assert [s["task"] for s in report.of_model()] == ["floods/patch"]
+    assert all(s["leak"] == 0 and s["labels"] > 0 and s["cpu_seconds"] > 0 for s in report.of_model())
+    assert "Labels used, and minutes of processor time" in str(report)
+    assert list(report.costs().columns) == ["labels", "tiny", "raw bands", "image statistics"]
     assert "tiny - raw bands" in str(report)
 
 
