@@ -1,44 +1,183 @@
-"""Every Python block of README and docs runs, in the order of its page, offline and in an empty folder.
+"""What the pages say is so: their Python runs, their shell commands parse, their links lead somewhere.
 
-A block that cannot (it needs the network, a cluster or a GPU) says so in a comment on the line before:
-``<!-- not run: needs the network -->``.
+Python blocks of README and docs run in the order of their page, offline and in an empty folder. A block that cannot (it
+needs the network, a cluster or a GPU) says so in a comment on the line before: ``<!-- not run: needs the network -->``.
+Pages that are written while the site is built (`docs/hooks/pages.py`) are looked at like the others; `make docs` holds
+anchors and navigation to account.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import inspect
 import re
+import shlex
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tyro
+
+import deo_cube
+from deo_cube import cli, errors
+from deo_cube.train.__main__ import parse as parse_train
 
 ROOT = Path(__file__).parents[1]
-PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if "```python" in p.read_text()]
 BLOCK = re.compile(r"(?P<before>[^\n]*)\n+```python[^\n]*\n(?P<code>.*?)```", re.S)
+FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```", re.S | re.M)
 
 
-def blocks(page: Path) -> list[tuple[int, str]]:
+def hooks() -> Any:
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "hooks" / "pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+HOOKS = hooks()
+WRITTEN = {
+    p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8")
+    for p in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+#: Pages that are made: those of the models and the command line. Notebooks have tests of their own.
+MADE = {f"docs/{path}": text for path, text in [*HOOKS.model_pages(), ("reference/cli.md", HOOKS.command_page())]}
+PAGES = {**WRITTEN, **MADE}
+
+
+def blocks(text: str) -> list[tuple[int, str]]:
     """Line number and code of each block that runs."""
-    text = "\n" + page.read_text(encoding="utf-8")
+    text = "\n" + text
     return [
         (text[: m.start("code")].count("\n"), m["code"]) for m in BLOCK.finditer(text) if "not run:" not in m["before"]
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if blocks(text)])
+def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib.pyplot
 
     matplotlib.use("Agg")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
-    for line, code in blocks(page):
+    for line, code in blocks(PAGES[page]):
         # Padded, so that a traceback names the page's own line.
-        exec(compile("\n" * line + code, str(page), "exec"), names)
+        exec(compile("\n" * line + code, page, "exec"), names)
     matplotlib.pyplot.close("all")
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+def commands() -> list[tuple[str, str]]:
+    """Page and text of each command in a shell block."""
+    found = []
+    for page, text in PAGES.items():
+        for match in FENCE.finditer(text):
+            if match["language"] not in ("", "bash"):
+                continue
+            for line in match["code"].replace("\\\n", " ").splitlines():
+                line = re.sub(r"(^|\s)#.*", "", line)
+                line = re.sub(r"^(\w+=\S+;?\s+)+", "", line).strip()
+                if re.match(r"(python -m |torchrun |deo-cube |pip |make )", line):
+                    found.append((page, line))
+    return found
+
+
+def stand_in(verb: Callable[..., Any]) -> Callable[..., None]:
+    """A command with the flags of `verb` that does nothing."""
+
+    @functools.wraps(verb)
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        inspect.signature(verb).bind(*args, **kwargs)
+
+    return nothing
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_commands_are_such(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of the package have these flags; what is installed is an extra; what is made is a target."""
+    words = shlex.split(command.replace("$W", "w").replace("$DN", "units=dn"))
+    if "--tyro-write-completion" in words:
+        return  # run in tests/test_completion.py
+    if "deo_cube.train" in words:
+        config = parse_train(words[words.index("deo_cube.train") + 1 :])
+        assert config.data, "what is trained on"
+    elif words[0] == "deo-cube" or words[:3] == ["python", "-m", "deo_cube"]:
+        given = words[1:] if words[0] == "deo-cube" else words[3:]
+        if given != ["..."]:
+            given = [w for w in given if w != "..."]
+            tyro.extras.subcommand_cli_from_dict({n: stand_in(v) for n, v in cli.COMMANDS.items()}, args=given)
+    elif words[0] == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for wanted in re.findall(r"\[([\w,]+)\]", command):
+            assert set(wanted.split(",")) <= set(extras)
+    elif words[0] == "make":
+        assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+    else:
+        module = words[words.index("-m") + 1]
+        assert importlib.util.find_spec(module) is not None, module
+
+
+def test_the_pages_name_commands() -> None:
+    assert len(commands()) > 20  # so that the test above tests something
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_scripts_and_modules_exist(page: str) -> None:
+    text = PAGES[page]
+    for script in re.findall(r"\bpython ((?:benchmarks|docs/hooks)/\w+\.py)", text):
+        assert (ROOT / script).exists(), script
+    for module in re.findall(r"\bpython -m (benchmarks\.\w+)", text):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+    for test in re.findall(r"`(tests/[\w/]+\.py)`", text):
+        assert (ROOT / test).exists(), test
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    made = {*MADE, *(f"docs/notebooks/{n}.{e}" for n in HOOKS.NOTEBOOKS for e in ("md", "ipynb"))}
+    made |= {"docs/changelog.md", "docs/contributing.md"}
+    for target in re.findall(r"\]\(([^)#\s]+)", PAGES[page]):
         if "://" not in target and not target.startswith("mailto:"):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            path = (ROOT / page).parent / target
+            there = path.exists() or path.resolve().relative_to(ROOT.resolve()).as_posix() in made
+            assert there, f"{page} links to {target}"
+
+
+def test_every_notebook_has_a_page_and_every_extra_a_purpose() -> None:
+    assert set(HOOKS.NOTEBOOKS) == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(HOOKS.EXTRAS) == set(extras) - {"dev"}
+    assert all(f"`{name}`" in HOOKS.extras_table() for name in HOOKS.EXTRAS)
+
+
+def test_every_public_name_has_its_place_in_the_reference() -> None:
+    reference = "\n".join(text for name, text in WRITTEN.items() if name.startswith("docs/reference"))
+    modules = {"errors", "options"}
+    for name in set(deo_cube.__all__) - modules - set(errors.__all__):
+        assert re.search(rf"^::: deo_cube\.[\w.]*\b{name}$", reference, re.M), name
+    for name in errors.__all__:
+        assert name == "DeoCubeError" or f"`{name}`" in WRITTEN["docs/reference/errors.md"], name
+
+
+def test_a_model_page_says_all_limits_and_scores_of_the_card() -> None:
+    for alias in ("tiny", "swinb", "vitb"):
+        card, page = deo_cube.card(alias), MADE[f"docs/models/{alias}.md"]
+        assert all(limit in page for limit in card.limits)
+        assert all(str(s["task"]) in page for s in card.scores)
+        assert ("Not proven" in page) == (card.reference is None)
+
+
+def test_nothing_of_this_machine_stands_in_the_pages() -> None:
+    for name, text in PAGES.items():
+        assert not re.search(r"/(work|root|home)/", text), name
+    for book in (ROOT / "notebooks").glob("*.ipynb"):
+        assert not re.search(r"/(work|root|home)/", book.read_text(encoding="utf-8")), book.name
+
+
+def test_the_site_asks_no_other_site_for_anything() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert "font: false" in text
+    assert "extra_javascript" not in text
