@@ -35,6 +35,8 @@ class View:
     """(N + M, 3, S, S): the crop in display values, 0..1, without noise."""
     jittered: Tensor
     """The same with the noise that `rgb` has."""
+    dn: Tensor | None = None
+    """(N, 10, S, S): the crop in DN, without noise."""
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -163,16 +165,16 @@ class Augmentation:
             white = clean.new_tensor(c.display).expand(clean.shape[0], 1, 1, 1)
         display = (clean / white).clamp(0, 1)
         jittered = self._jitter(display, i, draws)
-        view_ms = None
+        view_ms = dn = None
         if ms is not None:
-            n = ms.shape[0]
+            n, dn = ms.shape[0], ms
             if c.ms_sees == "jittered":
                 ms = torch.cat([jittered[:n] * c.display, ms[:, 3:]], dim=1)
             elif c.rgb_scale == "crop_max":
                 ms = torch.cat([display[:n] * c.display, ms[:, 3:]], dim=1)
             view_ms = (self._light(ms, draws[0]) - self.ms_mean.to(ms)) / self.ms_std.to(ms)
         rgb_seen = (jittered * c.display - self.rgb_mean.to(clean)) / self.rgb_std.to(clean)
-        return View(view_ms, rgb_seen, display, jittered)
+        return View(view_ms, rgb_seen, display, jittered, dn)
 
     def _light(self, ms: Tensor, draw: _Draw) -> Tensor:
         """Other light and other air: a gain, a gain a band, and haze."""

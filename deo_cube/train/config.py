@@ -22,6 +22,7 @@ __all__ = [
     "Objective",
     "Optical",
     "Optimizer",
+    "Specialist",
     "Student",
     "TrainConfig",
     "from_dict",
@@ -94,6 +95,23 @@ class Optical:
 
 
 @dataclass(frozen=True)
+class Specialist:
+    """A second frozen teacher, of all bands. None as published; the paper's premise asks for more than one."""
+
+    model: str = ""
+    """Any multispectral model that ds.deo.embed takes: a name, a run's folder. Empty: none."""
+    weights: str = ""
+    """File of its weights, where the name does not find them."""
+    mid: str = ""
+    """Layer of the middle patches; empty: one two thirds up."""
+    late: str = ""
+    """Layer of the late patches; empty: the one that the model gives out."""
+    standardize: bool = True
+    """Its features are standardised channel by channel, by their statistics on training windows: models differ in
+    scale and offset, and a common offset makes all cosines 1."""
+
+
+@dataclass(frozen=True)
 class Objective:
     """Weights and constants of the loss."""
 
@@ -132,6 +150,8 @@ class Objective:
     second_stem: bool = True
     """False: the optical teacher is matched through the multispectral stem alone, and no RGB stem is trained: the
     paper's ablation before its separate optical path. Wants `multispectral_optical` above 0."""
+    specialist: float = 0.5
+    """Weight of the terms of the second frozen teacher (--specialist.model); as the optical ones."""
     ms_dim: int = 256
     """Width of the multispectral projection (p of the coding rate)."""
     hidden: int = 2048
@@ -295,6 +315,7 @@ class TrainConfig:
     """CPU threads of a process; 0 leaves torch's choice."""
     student: Student = field(default_factory=Student)
     optical: Optical = field(default_factory=Optical)
+    specialist: Specialist = field(default_factory=Specialist)
     objective: Objective = field(default_factory=Objective)
     augment: Augment = field(default_factory=Augment)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -310,8 +331,12 @@ class TrainConfig:
         _check(o.accumulate > 0, f"--optimizer.accumulate must be positive, got {o.accumulate}")
         _check(a.local_crops >= 0, f"--augment.local-crops must not be negative, got {a.local_crops}")
         _check(
-            self.objective.multispectral or self.teacher != "none",
+            self.objective.multispectral or self.teacher != "none" or bool(self.specialist.model),
             "nothing to learn from: --teacher none and --objective.no-multispectral leave no term",
+        )
+        _check(
+            not self.specialist.model or o.batch > 0,
+            "--specialist.model teaches multispectral samples: it wants --optimizer.batch above 0",
         )
         _check(
             not self.objective.multispectral or o.batch > 0,

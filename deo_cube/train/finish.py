@@ -58,6 +58,8 @@ def typical_pixels(mixture: Mixture, config: TrainConfig, count: int = 8) -> NDA
 
 def _middles(mixture: Mixture, kind: Literal["ms", "rgb"], count: int, size: int) -> Tensor:
     x = torch.stack([torch.from_numpy(mixture.sample(kind, FIRST + i)) for i in range(count)])
+    # Windows beside finer RGB may be smaller than a crop.
+    size = min(size, x.shape[2] // 16 * 16 or x.shape[2])
     edge = (x.shape[2] - size) // 2
     return x[:, :, edge : edge + size, edge : edge + size]
 
@@ -156,7 +158,10 @@ def describe_run(config: TrainConfig, step: int, seconds: float, history: Mappin
         card,
         weights=Weights("trained", "weights.safetensors"),
         training_data=f"{step} steps of {(o.batch + o.rgb_batch) * o.accumulate} samples a process, {seconds:.0f} s, "
-        f"seed {config.seed}, teacher {config.teacher}; sources: {sources}" + (f"; health: {health}" if health else ""),
+        f"seed {config.seed}, teacher {config.teacher}"
+        + (f" and {config.specialist.model}" if config.specialist.model else "")
+        + f"; sources: {sources}"
+        + (f"; health: {health}" if health else ""),
         limits=(
             "No score has been measured: run deo_cube.evaluate on labelled data kept apart from training.",
             *(f"Stem {stem!r} was not trained: no arm fed it." for stem in untrained_stems(config)),
@@ -167,7 +172,8 @@ def describe_run(config: TrainConfig, step: int, seconds: float, history: Mappin
 def untrained_stems(config: TrainConfig) -> list[str]:
     """Stems that the arms of a run leave as they started."""
     o = config.objective
-    ms = config.optimizer.batch > 0 and (o.multispectral or (config.teacher != "none" and o.multispectral_optical > 0))
+    matched = bool(config.specialist.model) or (config.teacher != "none" and o.multispectral_optical > 0)
+    ms = config.optimizer.batch > 0 and (o.multispectral or matched)
     rgb = config.teacher != "none" and o.second_stem
     return [stem for stem, trained in (("ms", ms), ("rgb", rgb)) if not trained]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,16 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from deo_cube.encoder.mobilenet import DeoConv
-from deo_cube.errors import DeviceError, MissingExtraError, StoreMismatchError
+from deo_cube.errors import DeviceError, StoreMismatchError
 from deo_cube.train import checkpoints
 from deo_cube.train.augment import Augmentation, View, generator, hidden_squares
 from deo_cube.train.config import TrainConfig
 from deo_cube.train.finish import describe_run, fit_local, fit_necks, typical_pixels, untrained_stems, windows_for
 from deo_cube.train.health import Watch, effective_rank, knn_score
-from deo_cube.train.losses import coding_rate_bound
+from deo_cube.train.log import Log
 from deo_cube.train.samples import Batch, ImageSource, Mixture, Source, batches, open_source
 from deo_cube.train.schedules import cosine
-from deo_cube.train.student import Student, Terms, ema_update, initialise, objective, teacher_targets
+from deo_cube.train.specialist import load_specialist
+from deo_cube.train.student import (
+    Student,
+    Terms,
+    ema_update,
+    initialise,
+    objective,
+    specialist_targets,
+    teacher_targets,
+)
 from deo_cube.train.teachers import FrozenTeacher, Standardised, load_teacher
 
 __all__ = ["Process", "build", "open_sources", "train"]
@@ -114,9 +122,14 @@ def open_sources(config: TrainConfig) -> tuple[Source, ...]:
 
 
 def build(
-    config: TrainConfig, device: torch.device, mixture: Mixture | None = None
+    config: TrainConfig,
+    device: torch.device,
+    mixture: Mixture | None = None,
+    specialist: FrozenTeacher | None = None,
 ) -> tuple[Student, Student | None, FrozenTeacher | None]:
-    """Student, EMA teacher and frozen teacher, seeded; the EMA teacher starts as the student.
+    """Student, EMA teacher and frozen optical teacher, seeded; the EMA teacher starts as the student.
+
+    The student has heads for the second frozen teacher, `specialist`, where there is one.
 
     With `mixture`, the local branch of a `conv` starts from patches of its samples.
     """
@@ -128,7 +141,7 @@ def build(
         late=config.optical.late,
     )
     torch.manual_seed(config.seed)
-    student = Student(config, optical.dims if optical else None)
+    student = Student(config, optical.dims if optical else None, specialist.dims if specialist else None)
     if config.student.init:
         initialise(student, config.student.init, config)
     if mixture is not None and isinstance(student.network, DeoConv):
@@ -141,7 +154,7 @@ def build(
     if config.objective.multispectral and config.objective.pretext == "coding_rate":
         ema = copy.deepcopy(student).requires_grad_(False)
         # The teacher has no use for the optical heads.
-        ema.cls_head = ema.patch_head_mid = ema.patch_head_late = None
+        ema.cls_head = ema.patch_head_mid = ema.patch_head_late = ema.specialist = None
         ema.train(config.optimizer.teacher_mode == "train")
     if isinstance(optical, nn.Module):
         optical.to(device)
@@ -217,7 +230,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         raise StoreMismatchError(f"{out} already holds a run (up to {last.name}): give --resume, or another --out")
     sources = open_sources(config)
     mixture = Mixture(sources, config.loader, config.seed)
-    student, ema, optical = build(config, process.device, mixture)
+    specialist = load_specialist(config, mixture, process.device)
+    student, ema, optical = build(config, process.device, mixture, specialist)
     optimizer = optimizer_of(student, config)
     start, spent, history = 0, 0.0, {}
     if last:
@@ -226,8 +240,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     if process.first:
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    step_of = _Step(config, process, student, ema, optical, optimizer)
-    log = _Log(config, process, out, start)
+    step_of = _Step(config, process, student, ema, optimizer, (optical, specialist))
+    log = Log(config, process.first, out, start)
     watch = Watch(config.health.patience)
     began = time.perf_counter() - spent
     sizes = (config.optimizer.batch, config.optimizer.rgb_batch)
@@ -292,11 +306,12 @@ class _Step:
         process: Process,
         student: Student,
         ema: Student | None,
-        optical: FrozenTeacher | None,
         optimizer: torch.optim.Optimizer,
+        frozen: tuple[FrozenTeacher | None, FrozenTeacher | None],
     ) -> None:
         self.config, self.process = config, process
-        self.student, self.ema, self.optical, self.optimizer = student, ema, optical, optimizer
+        self.student, self.ema, self.optimizer = student, ema, optimizer
+        self.optical, self.specialist = frozen
         self.augment = Augmentation(config.augment, config.student)
         self.model: Any = student
         if process.world_size > 1:
@@ -368,10 +383,11 @@ class _Step:
             views = self.augment(ms, rgb, random, rank=p.rank, world_size=p.world_size, fine=fine, paired=paired)
         with torch.autocast(p.device.type, dtype=p.precision, enabled=p.precision != torch.float32):
             targets = None if self.optical is None else teacher_targets(self.optical, views, config)
+            second = None if self.specialist is None else specialist_targets(self.specialist, views)
             with torch.no_grad():
                 teacher_ms = None if self.ema is None else self.ema.project_ms(views)
             out = self.model(views, self._hidden(views, number))
-        return objective(out, teacher_ms, targets, len(views), config.objective), out.pooled
+        return objective(out, teacher_ms, targets, len(views), config.objective, second), out.pooled
 
     def _hidden(self, views: Sequence[View], number: int) -> Tensor | None:
         """What masked image modelling may not see of the two global views."""
@@ -425,75 +441,3 @@ def _publish(out: Path) -> None:
         partial = out / f".{name}.{os.getpid()}"
         partial.write_bytes((last / name).read_bytes())
         os.replace(partial, out / name)
-
-
-class _Log:
-    """metrics.jsonl, the progress bar, and TensorBoard where asked for. Silent in all processes but the first."""
-
-    def __init__(self, config: TrainConfig, process: Process, out: Path, start: int) -> None:
-        self.config, self.process, self.out, self.start = config, process, out, start
-        o = config.optimizer
-        self.bound = coding_rate_bound(
-            config.objective.ms_dim, max(o.batch, 1), eps=config.objective.eps, world_size=config.objective.world_size
-        )
-
-    def __enter__(self) -> _Log:
-        self.file: Any = None
-        self.board: Any = None
-        if not self.process.first:
-            return self
-        from tqdm.auto import tqdm
-
-        path = self.out / "metrics.jsonl"
-        if path.exists():
-            # Lines written after the checkpoint that is resumed will be written again.
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) < self.start]
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
-        if self.config.health.tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise MissingExtraError("--health.tensorboard needs tensorboard: pip install tensorboard") from error
-            self.board = SummaryWriter(str(self.out / "tensorboard"))
-        self.bar = tqdm(
-            total=self.config.steps,
-            initial=self.start,
-            unit="step",
-            desc=self.out.name,
-            mininterval=1.0,
-            smoothing=0.05,
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.bar.close()
-        if self.board is not None:
-            self.board.close()
-
-    def step(self, step: int, measured: dict[str, Any]) -> None:
-        if self.file is None:
-            return
-        self.bar.update()
-        if step % self.config.health.log_every == 0 or step + 1 == self.config.steps or "knn" in measured:
-            line = {"step": step, **measured, **measured["parts"]}
-            line.pop("parts")
-            if "expansion" in line:
-                line["expansion_bound"] = self.bound
-            line = {k: round(v, 6) if isinstance(v, float) and math.isfinite(v) else v for k, v in line.items()}
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
-            short = {k: f"{line[k]:.3f}" for k in ("loss", "compression", "expansion", "cls", "knn") if k in line}
-            self.bar.set_postfix({**short, "samples/s": f"{line['samples_per_s']:.1f}"}, refresh=False)
-            if self.board is not None:
-                for k, v in line.items():
-                    self.board.add_scalar(k, v, step)
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 2**62  # torn by a kill

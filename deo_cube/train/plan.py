@@ -48,7 +48,13 @@ class Plan:
             c.objective.ms_dim, max(1, o.batch), eps=c.objective.eps, world_size=c.objective.world_size
         )
         arms = [
-            name for name, on in (("multispectral", c.objective.multispectral), (c.teacher, c.teacher != "none")) if on
+            name
+            for name, on in (
+                ("multispectral", c.objective.multispectral),
+                (c.teacher, c.teacher != "none"),
+                (f"{c.specialist.model} (multispectral, frozen)", bool(c.specialist.model)),
+            )
+            if on
         ]
         lines = [
             f"preset       {c.preset}: {c.student.family}, {self.trunk / 1e6:.2f} M parameters, "
@@ -76,8 +82,15 @@ def plan(config: TrainConfig, processes: int = 1) -> Plan:
 
         windows = sum(len(s) for s in open_sources(config))
     dims = None if config.teacher == "none" else (512, 256, 512) if config.teacher == "mobilenet" else UNKNOWN
+    second = None
+    if config.specialist.model:
+        from deo_cube.encoder.registry import resolve
+        from deo_cube.train.specialist import specialist_dims
+
+        card = resolve(config.specialist.model, weights=config.specialist.weights or None).card
+        second = specialist_dims(card, config.specialist)
     with torch.device("meta"):
-        student = Student(config, dims)
+        student = Student(config, dims, second)
     trunk = sum(p.numel() for p in student.network.parameters())
     parameters = sum(p.numel() for p in student.parameters())
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)

@@ -26,6 +26,7 @@ __all__ = [
     "Terms",
     "ema_update",
     "objective",
+    "specialist_targets",
     "student_card",
     "teacher_targets",
 ]
@@ -136,6 +137,10 @@ class Outputs:
     """As cls, mid and late, through the multispectral stem; where that is asked for."""
     ms_mid: Tensor | None = None
     ms_late: Tensor | None = None
+    sp_cls: Tensor | None = None
+    """As cls, mid and late, through the multispectral stem, for the second frozen teacher."""
+    sp_mid: Tensor | None = None
+    sp_late: Tensor | None = None
     masked: Tensor | None = None
     """Scalar: mean absolute error on the hidden squares; where the multispectral arm models masked images."""
     pooled: Tensor | None = None
@@ -151,9 +156,16 @@ class Student(nn.Module):
         Of the run.
     dims : (int, int, int) or None
         Channels of the frozen teacher's cls, mid and late; None without one.
+    second : (int, int, int) or None
+        Those of the second frozen teacher.
     """
 
-    def __init__(self, config: cfg.TrainConfig, dims: tuple[int, int, int] | None) -> None:
+    def __init__(
+        self,
+        config: cfg.TrainConfig,
+        dims: tuple[int, int, int] | None,
+        second: tuple[int, int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.network = build_network(student_card(config))
         self.taps = taps(config.student, config.optical.student_order)
@@ -170,6 +182,10 @@ class Student(nn.Module):
         self.cls_head = ProjectionHead(width["vector"], o.hidden, dims[0]) if dims else None
         self.patch_head_mid = ProjectionHead(width["mid"], o.hidden, dims[1]) if dims else None
         self.patch_head_late = ProjectionHead(width["late"], o.hidden, dims[2]) if dims else None
+        self.specialist = None
+        if second is not None:
+            parts = zip(("vector", "mid", "late"), second, strict=True)
+            self.specialist = nn.ModuleDict({k: ProjectionHead(width[k], o.hidden, n) for k, n in parts})
         # Convolutions are a third faster on channels that lie side by side.
         self.channels_last = config.student.family == "conv"
         if self.channels_last:
@@ -187,14 +203,21 @@ class Student(nn.Module):
         if self.head_pixels is not None:
             assert hidden is not None
             out["masked"], out["pooled"] = self._fill_in(views, hidden)
-        if self.head_ms is not None or self.ms_optical:
+        if self.head_ms is not None or self.ms_optical or self.specialist is not None:
             ms = [v.ms for v in views]
-            vector, mid, late = self._run(ms[:2], [v.ms for v in small], "ms", self.ms_optical)
+            patches = self.ms_optical or self.specialist is not None
+            vector, mid, late = self._run(ms[:2], [v.ms for v in small], "ms", patches)
             out.setdefault("pooled", vector[: 2 * views[0].ms.shape[0]].detach())  # type: ignore[union-attr]
             if self.head_ms is not None:
                 out["ms"] = self.head_ms(vector)
             if self.ms_optical:
                 out["ms_cls"], out["ms_mid"], out["ms_late"] = self._project(vector, mid, late)
+            if self.specialist is not None:
+                assert mid is not None
+                assert late is not None
+                out["sp_cls"] = self.specialist["vector"](vector)
+                out["sp_mid"] = _on_map(self.specialist["mid"], mid)
+                out["sp_late"] = _on_map(self.specialist["late"], late)
         if self.cls_head is not None and self.second_stem:
             vector, mid, late = self._run([v.rgb for v in views[:2]], [v.rgb for v in small], "rgb", True)
             out.setdefault("pooled", vector[: 2 * views[0].rgb.shape[0]].detach())
@@ -329,20 +352,36 @@ def teacher_targets(teacher: FrozenTeacher, views: Sequence[View], config: cfg.T
     return teacher((images - columns[0]) / columns[1])
 
 
+def specialist_targets(teacher: FrozenTeacher, views: Sequence[View]) -> Targets:
+    """What the second frozen teacher says of the clean multispectral pixels of the two global views."""
+    order = [cfg.MS_BANDS.index(b) for b in teacher.bands]
+    images = torch.cat([v.dn for v in views[:2] if v.dn is not None])[:, order]
+    columns = [images.new_tensor(v).view(1, -1, 1, 1) for v in (teacher.mean, teacher.std)]
+    return teacher((images - columns[0]) / columns[1])
+
+
 @dataclass(frozen=True)
 class Terms:
     """The loss of a step, and what it is made of (detached; None for arms that are off)."""
 
     total: Tensor
     parts: Mapping[str, Tensor]
-    """compression, expansion, cls, mid, late, ms_cls, ms_mid, ms_late: similarities, more is better. masked: an error
+    """compression, expansion, cls, mid, late, ms_cls, ms_mid, ms_late, sp_cls, sp_mid, sp_late: similarities, more is
+    better. masked: an error
     in standard deviations of the input, less is better."""
 
 
 def objective(
-    out: Outputs, teacher_ms: Tensor | None, targets: Targets | None, views: int, config: cfg.Objective
+    out: Outputs,
+    teacher_ms: Tensor | None,
+    targets: Targets | None,
+    views: int,
+    config: cfg.Objective,
+    specialist: Targets | None = None,
 ) -> Terms:
     """Total loss: ``-compression - expansion - optical (cls + mid/2 + late/2)`` (main_dino.py:809-842).
+
+    With a second frozen teacher the same sum of its three terms, weighed by ``specialist``, is subtracted too.
 
     Parameters
     ----------
@@ -356,6 +395,8 @@ def objective(
         V.
     config : Objective
         Weights.
+    specialist : Targets, optional
+        Of the second frozen teacher, for the two global views of the multispectral samples.
     """
     parts: dict[str, Tensor] = {}
     losses: list[Tensor] = []
@@ -387,6 +428,10 @@ def objective(
             found = _optical(out.ms_cls, out.ms_mid, out.ms_late, some, views, config)
             parts |= {f"ms_{k}": v for k, v in found.items()}
             losses.append(-config.optical * config.multispectral_optical * _weighted(found, config))
+    if specialist is not None and out.sp_cls is not None:
+        found = _optical(out.sp_cls, out.sp_mid, out.sp_late, specialist, views, config)
+        parts |= {f"sp_{k}": v for k, v in found.items()}
+        losses.append(-config.specialist * _weighted(found, config))
     if not losses:
         raise ValueError("no arm of the objective is on: nothing to learn from")
     return Terms(torch.stack(losses).sum(), {k: v.detach() for k, v in parts.items()})

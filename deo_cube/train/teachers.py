@@ -1,7 +1,7 @@
 """Frozen teachers: networks that already know something, asked for a class vector and two maps of patch vectors.
 
 A teacher is anything with the attributes and the call of `FrozenTeacher`. Here are MobileNet v1 (small, runs anywhere)
-and DINOv2 / DINOv3 through timm. A frozen multispectral teacher is the same thing with `bands` longer than three.
+and DINOv2 / DINOv3 through timm; `specialist` has a frozen multispectral one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class FrozenTeacher(Protocol):
     dims: tuple[int, int, int]
     """Channels of cls, mid and late."""
     mean: tuple[float, ...]
-    """Of its input in display values (0..1), a band; with `std` what it was trained with."""
+    """Of its input, a band; with `std` what it was trained with. In display values (0..1) for a teacher of RGB, in DN
+    for one of more bands (0 and 1 where it normalises DN itself)."""
     std: tuple[float, ...]
     licence: str
 
