@@ -58,10 +58,12 @@ def embed(
     batch_size: Annotated[int | None, arg(help="tiles at once")] = None,
     device: Annotated[str | None, arg(help="cpu, cuda, cuda:1")] = None,
     scheduler: Annotated[
-        str | None, arg(help="threads, processes, synchronous, or the address of a Dask scheduler (tcp://...)")
+        str | None, arg(help="threads, processes, synchronous, or a Dask scheduler: tcp://... or its file, .json")
     ] = None,
     workers: Annotated[int | None, arg(help="blocks in flight, for threads and processes")] = None,
-    retries: Annotated[int, arg(help="tries more for a block whose pixels could not be read")] = 3,
+    retries: Annotated[int, arg(help="tries more for a chunk that could not be read")] = 3,
+    read_timeout: Annotated[float, arg(help="seconds after which a chunk counts as not read")] = 1800.0,
+    worker_timeout: Annotated[float, arg(help="seconds to wait for workers while a cluster has none")] = 600.0,
     overwrite: Annotated[bool, arg(help="begin again")] = False,
     progress: Annotated[bool, arg(help="show the progress bar")] = True,
 ) -> None:
@@ -70,27 +72,36 @@ def embed(
     from deo_cube.engine.embed import embed as embed_cube
     from deo_cube.engine.write import to_zarr
 
-    emb = embed_cube(
-        open_cube(cube),
-        model,
-        weights=weights,
-        missing=missing,
-        units=units,
-        offset=_number(offset),
-        nodata=_number(nodata),
-        mask=mask,
-        tile=tile,
-        halo=halo,
-        block=block,
-        layer=layer,
-        edge=edge,
-        dtype=dtype,
-        batch_size=batch_size,
-        device=device,
-    )
+    # The cluster first: a device that is not here may be there.
     with _cluster(scheduler) as kind:
+        emb = embed_cube(
+            open_cube(cube),
+            model,
+            weights=weights,
+            missing=missing,
+            units=units,
+            offset=_number(offset),
+            nodata=_number(nodata),
+            mask=mask,
+            tile=tile,
+            halo=halo,
+            block=block,
+            layer=layer,
+            edge=edge,
+            dtype=dtype,
+            batch_size=batch_size,
+            device=device,
+        )
         done = to_zarr(
-            emb, out, overwrite=overwrite, progress=progress, retries=retries, scheduler=kind, num_workers=workers
+            emb,
+            out,
+            overwrite=overwrite,
+            progress=progress,
+            retries=retries,
+            read_timeout=read_timeout,
+            scheduler=kind,
+            num_workers=workers,
+            worker_timeout=worker_timeout,
         )
     print(f"{out}: {', '.join(f'{d} {n}' for d, n in done.sizes.items())}, {done.dtype}")
 
@@ -134,6 +145,7 @@ def verify(
     model: Annotated[str | None, arg(help="--published: swinb, vitb; default: what the file's tensors say")] = None,
     device: Annotated[str, arg(help="--published: cpu, cuda")] = "cpu",
     json: Annotated[Path | None, arg(help="--published: write the findings there")] = None,
+    repair: Annotated[bool, arg(help="of a store: have damaged blocks done again by the call that made it")] = False,
 ) -> int:
     """Check a model's weights, every block of a store, or --published weights and how they want their input."""
     if published is not None:
@@ -149,10 +161,10 @@ def verify(
         return 0
     if what is None:
         raise ValueError("verify wants a model's name, a store of embeddings, or --published FILE")
-    if Path(what).exists() and not (Path(what) / "card.json").exists():
+    if "://" in what or (Path(what).exists() and not (Path(what) / "card.json").exists()):
         from deo_cube.engine.reopen import verify_store
 
-        state = verify_store(what)
+        state = verify_store(what, repair=repair, progress=sys.stderr.isatty())
         print(state)
         return 0 if state.complete else 1
     from deo_cube.encoder.verify import verify as verify_model
@@ -242,12 +254,17 @@ def _number(text: str) -> Any:
 
 @contextmanager
 def _cluster(scheduler: str | None) -> Iterator[str | None]:
-    if scheduler is None or "://" not in scheduler:
+    file = scheduler is not None and scheduler.endswith(".json")
+    if scheduler is None or not (file or "://" in scheduler):
         yield scheduler
         return
     from distributed import Client
 
-    with Client(scheduler):
+    try:
+        client = Client(scheduler_file=scheduler) if file else Client(scheduler)
+    except OSError as error:
+        raise ConnectionError(f"no Dask scheduler answers at {scheduler}: start one, dask scheduler") from error
+    with client:
         yield "distributed"
 
 
