@@ -223,15 +223,22 @@ class Source:
         squares = (r + self.lead[0]) // self.step[0] * self.grid[1] + (c + self.lead[1]) // self.step[1]
         touched = np.unique(squares)
         if len(touched) <= self.most:
-            cells, index[inside] = np.unique(r * width + c, return_inverse=True)
-            return Sampled(self._own(t, cells), index)
+            # Which cells, each once: marked in the window that holds them all, which is quicker than sorting.
+            top, left = int(r.min()), int(c.min())
+            wide = int(c.max()) - left + 1
+            seen = np.zeros((int(r.max()) - top + 1) * wide, bool)
+            at = (r - top) * wide + (c - left)
+            seen[at] = True
+            index[inside] = (np.cumsum(seen) - 1)[at]
+            a, b = np.divmod(np.flatnonzero(seen), wide)
+            return Sampled(self._own(t, a + top, b + left), index)
         vectors, index[inside], complete = self._overview(t, r, c, touched)
         return Sampled(vectors, index, complete)
 
-    def _own(self, t: int, cells: Array) -> Array:
-        r, c = np.divmod(cells, self.shape[3])
+    def _own(self, t: int, r: Array, c: Array) -> Array:
+        """Vectors (n, channels) of cells."""
         i, j = (r + self.lead[0]) // self.step[0], (c + self.lead[1]) // self.step[1]
-        out = np.empty((len(cells), self.shape[1]), "float32")
+        out = np.empty((len(r), self.shape[1]), "float32")
         for k in np.unique(i * self.grid[1] + j):
             a, b = divmod(int(k), self.grid[1])
             here = (i == a) & (j == b)
