@@ -40,8 +40,10 @@ def demo(
 
 
 def embed(
-    cube: Annotated[Positional[str], arg(help="cube: .zarr, .nc, .tif, or .json of STAC items")],
-    out: Annotated[Positional[str], arg(help="Zarr store of embeddings; resumed if it was begun by the same call")],
+    cube: Annotated[Positional[str], arg(help="cube: .zarr, .nc, .tif, or .json of STAC items", metavar="CUBE")],
+    out: Annotated[
+        Positional[str], arg(help="Zarr store of embeddings; resumed if it was begun by the same call", metavar="OUT")
+    ],
     model: Annotated[str, arg(help="name of a model, or folder of a training run")] = "tiny",
     weights: Annotated[Path | None, arg(help="weights file")] = None,
     missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
@@ -107,7 +109,7 @@ def embed(
 
 
 def plan(
-    cube: Annotated[Positional[str], arg(help="cube: .zarr, .nc, .tif, or .json of STAC items")],
+    cube: Annotated[Positional[str], arg(help="cube: .zarr, .nc, .tif, or .json of STAC items", metavar="CUBE")],
     model: Annotated[str, arg(help="name of a model, or folder of a training run")] = "tiny",
     missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
     units: Annotated[Literal["auto", "dn", "reflectance", "uint8_rgb"], arg(help="of stored values")] = "auto",
@@ -134,7 +136,9 @@ def models() -> None:
 
 
 def verify(
-    what: Annotated[Positional[str | None], arg(help="a model's name, or a store of embeddings")] = None,
+    what: Annotated[
+        Positional[str | None], arg(help="a model's name, or a store of embeddings", metavar="NAME|STORE")
+    ] = None,
     weights: Annotated[Path | None, arg(help="weights file of the model")] = None,
     published: Annotated[Path | None, arg(help="file of published weights, with no model named")] = None,
     data: Annotated[Path | None, arg(help="--published: labelled chips that show how the weights want them")] = None,
@@ -175,9 +179,12 @@ def verify(
 
 
 def segment(
-    cube: Annotated[Positional[str], arg(help="cube or store of embeddings: .zarr, .nc, .tif, or .json of STAC items")],
-    head: Annotated[Positional[Path], arg(help="folder of a saved head")],
-    out: Annotated[Positional[Path], arg(help="class map: .tif, or .zarr")],
+    cube: Annotated[
+        Positional[str],
+        arg(help="cube or store of embeddings: .zarr, .nc, .tif, or .json of STAC items", metavar="CUBE"),
+    ],
+    head: Annotated[Positional[Path], arg(help="folder of a saved head", metavar="HEAD")],
+    out: Annotated[Positional[Path], arg(help="class map: .tif, or .zarr", metavar="OUT")],
     units: Annotated[Literal["auto", "dn", "reflectance", "uint8_rgb"], arg(help="of stored values")] = "auto",
     offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
     missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
@@ -205,8 +212,8 @@ def segment(
 
 
 def evaluate(
-    model: Annotated[Positional[str], arg(help="name of a model, or folder of a training run")],
-    data: Annotated[Positional[Path], arg(help="folder that holds the labelled data sets")],
+    model: Annotated[Positional[str], arg(help="name of a model, or folder of a training run", metavar="MODEL")],
+    data: Annotated[Positional[Path], arg(help="folder that holds the labelled data sets", metavar="DATA")],
     tasks: Annotated[tuple[str, ...], arg(help="tasks to run; default all whose data are there")] = (),
     out: Annotated[Path | None, arg(help="JSON file for the scores")] = None,
     quick: Annotated[bool, arg(help="fewer chips and seeds: to see that it runs")] = False,
@@ -232,7 +239,7 @@ def doctor(
 
 
 def view(
-    store: Annotated[Positional[str], arg(help="store of embeddings")],
+    store: Annotated[Positional[str], arg(help="store of embeddings", metavar="STORE")],
     cube: Annotated[str | None, arg(help="cube that was embedded, for true colour: .zarr, .nc, .tif, or .json")] = None,
     head: Annotated[tuple[Path, ...], arg(help="saved heads to show as layers")] = (),
     host: Annotated[str, arg(help="address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
