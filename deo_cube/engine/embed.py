@@ -274,7 +274,7 @@ def _wrap(cube: Cube, p: Prepared, values: Any, valid: Any, dtype: str) -> xr.Da
     time = ("time",) if p.dims.time else ()
     if not time:
         values, valid = values[0], valid[0]
-    attrs = {"long_name": f"{p.ref.card.alias} embeddings", "units": "1"} | metadata.provenance(p, dtype)
+    attrs = {"long_name": f"{p.ref.card.alias} embeddings", "units": "1"} | metadata.provenance(p, dtype, cube)
     out = xr.DataArray(values, dims=(*time, "embedding", y, x), name="embeddings", attrs=attrs)
     if dtype == "int8":
         out.attrs["scale_factor"] = p.ref.layer.int8_scale
@@ -356,10 +356,11 @@ def _check_times(cube: Cube, time: str | None) -> None:
         raise ValueError(f"the cube has no dates: dimension {time!r} has length 0. Widen the search that made it")
     if time in cube.indexes and not cube.indexes[time].is_unique:
         twice = cube.indexes[time][cube.indexes[time].duplicated()].unique()
-        warnings.warn(
-            f"{len(twice)} of the cube's times occur more than once (first: {twice[0]}): each is embedded as it "
-            f"stands. To merge tiles of one day, load with groupby='solar_day', or cube.groupby({time!r}).first()",
-            stacklevel=4,
+        raise ValueError(
+            f"{len(twice)} of the cube's times occur more than once (first: {twice[0]}), as where stackstac stacks the "
+            "tiles of one pass: the embeddings of one time would lie in several rows. Merge them, cube = "
+            "deo_cube.composite(cube, 'first', freq='D', mask=False), or load with groupby='solar_day'; to keep them "
+            f"apart give each a time of its own, cube.assign_coords({time}=...)"
         )
 
 

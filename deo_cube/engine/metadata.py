@@ -2,9 +2,11 @@
 
 Conventions written on the store's group:
 
-- ``spatial:`` (UUID 689b58e2-cf7b-45e0-9fff-9cfc0883d6b4): dimensions, shape, and the transform of the pixel corner
-- ``proj:`` (UUID f17cb550-5864-4468-aeb7-f3180cfb622f): code or WKT2 of the CRS
-- ``geoemb:`` (UUID 61c12cc5-0e28-4056-999a-480cf3fb7e4c): what the embeddings are and which model made them
+- ``spatial:`` v0.1 (github.com/zarr-conventions/spatial): dimensions, shape, and the transform of the pixel corner
+- ``proj:`` v0.1 (github.com/zarr-conventions/proj): code or WKT2 of the CRS
+- ``geoemb:`` v1 (github.com/geo-embeddings/embeddings-zarr-convention): what the embeddings are, which model made them
+
+The entries of ``zarr_conventions`` are word for word what the schemas ask for.
 """
 
 from __future__ import annotations
@@ -19,12 +21,54 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 if TYPE_CHECKING:
+    from deo_cube.encoder.card import ModelCard
     from deo_cube.engine.embed import Prepared
 
-__all__ = ["PREFIX", "conventions", "fingerprint", "identity", "package_version", "provenance", "to_json"]
+__all__ = [
+    "CONVENTIONS",
+    "PREFIX",
+    "SOURCE",
+    "SYNTHETIC",
+    "conventions",
+    "fingerprint",
+    "identity",
+    "model_url",
+    "package_version",
+    "provenance",
+    "to_json",
+]
 
 #: Start of the attributes that this package writes.
 PREFIX = "deo_cube:"
+
+_ZARR = "zarr-conventions"
+CONVENTIONS: list[dict[str, str]] = [
+    {
+        "uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
+        "schema_url": f"https://raw.githubusercontent.com/{_ZARR}/spatial/refs/tags/v0.1/schema.json",
+        "spec_url": f"https://github.com/{_ZARR}/spatial/blob/v0.1/README.md",
+        "name": "spatial",
+        "description": "Spatial coordinate information",
+    },
+    {
+        "uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f",
+        "schema_url": f"https://raw.githubusercontent.com/{_ZARR}/proj/refs/tags/v0.1/schema.json",
+        "spec_url": f"https://github.com/{_ZARR}/proj/blob/v0.1/README.md",
+        "name": "proj",
+        "description": "Coordinate reference system information for geospatial data",
+    },
+    {
+        "uuid": "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
+        "schema_url": "https://raw.githubusercontent.com/geo-embeddings/embeddings-zarr-convention/refs/tags/v1/schema.json",
+        "spec_url": "https://github.com/geo-embeddings/embeddings-zarr-convention/blob/v1/README.md",
+        "name": "geoemb:",
+        "description": "Geoembeddings convention for geospatial embedding arrays with model provenance",
+    },
+]
+
+#: The product that the cubes hold; a synthetic scene says so instead.
+SOURCE = "https://sentiwiki.copernicus.eu/web/s2-products"
+SYNTHETIC = "urn:deo-cube:synthetic"
 
 
 def package_version() -> str:
@@ -40,14 +84,15 @@ def to_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def provenance(p: Prepared, dtype: str) -> dict[str, Any]:
-    """Attributes of embeddings: model, weights, plan, band match, radiometry, and what was seen as synthetic."""
+def provenance(p: Prepared, dtype: str, cube: xr.Dataset | xr.DataArray) -> dict[str, Any]:
+    """Attributes of embeddings: model, weights, plan, band match, radiometry, and what the cube says it is."""
     card, plan = p.ref.card, p.plan
     facts = {
         "version": package_version(),
         "model": card.name,
         "model_alias": card.alias,
         "model_fingerprint": p.ref.fingerprint,
+        "model_url": model_url(card),
         "weights_status": card.weights.status,
         "weights_sha256": p.ref.weights_sha256 or "",
         "stem": p.ref.stem.name,
@@ -70,7 +115,15 @@ def provenance(p: Prepared, dtype: str) -> dict[str, Any]:
         "masks": to_json({"scl": p.scl, "hide_scl": p.hide_scl, "mask": len(p.gather.groups) > 1 + p.scl}),
         "dtype": dtype,
     }
-    return {PREFIX + k: v for k, v in facts.items()}
+    said = {k: cube.attrs[k] for k in (PREFIX + "synthetic", PREFIX + "composite") if k in cube.attrs}
+    return {PREFIX + k: v for k, v in facts.items()} | said
+
+
+def model_url(card: ModelCard) -> str:
+    """Where the model is found: its weights on the hub or elsewhere; a URN for one that is nowhere but here."""
+    if card.weights.repo is not None:
+        return f"https://huggingface.co/{card.weights.repo}/tree/{card.weights.revision}"
+    return card.weights.url or f"urn:deo-cube:model:{card.name}:{card.fingerprint}"
 
 
 #: Provenance that decides the numbers, and so guards a resumed store. The version does not: a patch release may resume.
@@ -106,46 +159,30 @@ def conventions(emb: xr.DataArray, geobox: GeoBox, dims: tuple[str, str]) -> dic
     bounds = geobox.boundingbox.bbox
     epsg = crs.epsg
     projection: dict[str, Any] = {"proj:code": f"EPSG:{epsg}"} if epsg else {"proj:wkt2": crs.wkt}
-    gsd = emb.attrs.get(PREFIX + "gsd", 10.0)
     plan = json.loads(emb.attrs.get(PREFIX + "plan", "{}"))
+    patch = int(plan.get("patch", 1))
+    synthetic = bool(emb.attrs.get(PREFIX + "synthetic", 0))
     embedding: dict[str, Any] = {
-        "geoemb:type": "chip",
+        "geoemb:type": "chip" if patch > 1 else "pixel",
         "geoemb:dimensions": int(emb.sizes["embedding"]),
-        "geoemb:model": emb.attrs.get(PREFIX + "model", "unknown"),
-        "geoemb:source_data": "Sentinel-2",
+        "geoemb:model": emb.attrs.get(PREFIX + "model_url", "urn:deo-cube:model:unknown"),
+        "geoemb:source_data": [SYNTHETIC if synthetic else SOURCE],
         "geoemb:data_type": str(emb.dtype),
-        "geoemb:gsd": gsd * plan.get("patch", 1),
-        "geoemb:chip_layout": {
-            "layout_type": "regular_grid",
-            "chip_size": [plan.get("patch", 1), plan.get("patch", 1)],
-            "stride": [plan.get("patch", 1), plan.get("patch", 1)],
-        },
+        "geoemb:gsd": float(emb.attrs.get(PREFIX + "gsd", 10.0)) * patch,
+        "geoemb:build_version": f"deo_cube {package_version()}",
     }
+    if patch > 1:
+        sides = {"chip_size": [patch, patch], "stride": [patch, patch]}
+        embedding["geoemb:chip_layout"] = {"layout_type": "regular_grid"} | sides
     if emb.dtype == "int8":
         embedding["geoemb:quantization"] = {
             "method": "linear",
             "original_dtype": "float32",
             "quantized_dtype": "int8",
-            "scale": emb.attrs.get("scale_factor"),
+            "scale": {"type": "scalar", "scale": float(emb.attrs["scale_factor"]), "offset": 0.0},
         }
     return {
-        "zarr_conventions": [
-            {
-                "name": "spatial:",
-                "uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
-                "description": "Spatial coordinate information",
-            },
-            {
-                "name": "proj:",
-                "uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f",
-                "description": "Coordinate reference system information",
-            },
-            {
-                "name": "geoemb:",
-                "uuid": "61c12cc5-0e28-4056-999a-480cf3fb7e4c",
-                "description": "Geospatial embeddings",
-            },
-        ],
+        "zarr_conventions": CONVENTIONS,
         "spatial:dimensions": list(dims),
         "spatial:shape": list(geobox.shape),
         "spatial:transform": [a.a, a.b, a.c, a.d, a.e, a.f],

@@ -250,12 +250,17 @@ def test_times_may_be_unsorted_and_are_kept_as_they_are() -> None:
     assert (emb.values[1] == embed(cube.sortby("time"), **SMALL).values[0]).all()
 
 
-def test_duplicate_times_are_embedded_and_warned_of() -> None:
+def test_duplicate_times_are_refused_and_can_be_merged() -> None:
+    from deo_cube.cube.composite import composite
+
     cube = cube_at((40, 40), times=2)
-    cube = cube.assign_coords(time=cube.time.values[[0, 0]])
-    with pytest.warns(UserWarning, match="occur more than once.*solar_day"):
-        emb = embed(cube, **SMALL)
-    assert emb.sizes["time"] == 2
+    left, right = blank(cube, slice(None), slice(0, 20)), blank(cube, slice(None), slice(20, None))
+    tiles = xr.concat([left.isel(time=[0]), right.isel(time=[0])], "time")
+    with pytest.raises(ValueError, match=r"1 of the cube's times occur more than once.*composite.*solar_day"):
+        embed(tiles, **SMALL)
+    merged = composite(tiles, "first", freq="D", mask=False)
+    whole = embed(cube.isel(time=[0]), **SMALL)
+    np.testing.assert_array_equal(embed(merged, **SMALL).values, whole.values)
 
 
 def test_coordinates_along_time_travel() -> None:

@@ -141,7 +141,7 @@ def test_conventions_and_provenance_stand_on_the_group(tmp_path: Path) -> None:
     emb = embed(cube_at((100, 120), row=7, col=11), **SMALL)
     write(emb, tmp_path / "e.zarr")
     attrs = json.loads((tmp_path / "e.zarr" / "zarr.json").read_text())["attributes"]
-    assert {c["name"] for c in attrs["zarr_conventions"]} == {"spatial:", "proj:", "geoemb:"}
+    assert {c["name"] for c in attrs["zarr_conventions"]} == {"spatial", "proj", "geoemb:"}
     assert attrs["proj:code"] == "EPSG:32633"
     a, _, x0, _, e, y0 = attrs["spatial:transform"]
     plain = xr.open_zarr(tmp_path / "e.zarr", consolidated=False)

@@ -1,0 +1,319 @@
+"""Maps and embeddings as Cloud-Optimised GeoTIFF, vectors as GeoParquet: block by block, never the whole in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from deo_cube.cube import grid
+from deo_cube.cube.georeference import SPATIAL_DIMS
+from deo_cube.engine.metadata import PREFIX
+from deo_cube.errors import MissingExtraError
+
+__all__ = ["to_cog", "to_geoparquet"]
+
+#: Patches along a side of a window, where the array has no chunks that say better.
+SIDE = 512
+#: Patches along a side of a COG's tiles.
+TILE = 256
+
+
+def to_cog(
+    array: xr.DataArray,
+    path: str | Path,
+    *,
+    overviews: Literal["nearest", "average", "mode"] | None = None,
+    compress: str = "deflate",
+) -> Path:
+    """Write a map, colours, or embeddings of one date as a Cloud-Optimised GeoTIFF.
+
+    Parameters
+    ----------
+    array : DataArray
+        (y, x) or with one more dimension, which becomes the bands: classes of `segment`, `pca_rgb`, embeddings.
+    path : path
+        Replaced once the file is whole.
+    overviews : {"nearest", "average", "mode"}, optional
+        Resampling of the reduced resolutions. Default: "average" of floats, "mode" of integers, which are classes.
+    compress : str
+        "deflate", "zstd", "lzw" or another of GDAL's.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        For several dates, or more dimensions than a GeoTIFF has.
+    MissingCRSError
+        For an array that is not on the map.
+
+    Notes
+    -----
+    float16 becomes float32, which GeoTIFF readers know; the int8 of ``embed(dtype="int8")`` stays, with its scale on
+    the bands. What the array says of itself goes to the file's tags (``deo_cube_model``, ...). A lazy array is computed
+    window by window: store embeddings first (`to_zarr`) where they are wanted more than once.
+    """
+    import rasterio
+    import rasterio.shutil
+
+    flat, bands = _flat(array)
+    box = grid.geobox(_plane(flat, bands))
+    y, x = (str(d) for d in flat.dims[-2:])
+    if box.transform.e > 0:
+        # South-up files are valid, and read upside down by half of the world.
+        flat = flat.isel({y: slice(None, None, -1)})
+        box = grid.geobox(_plane(flat, bands))
+    dtype = _tiff_dtype(flat.dtype)
+    whole = dtype.kind in "iu"
+    nodata = flat.attrs.get("_FillValue", flat.attrs.get("nodata")) if whole else math.nan
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex
+    plain, made = (target.with_name(f".{target.name}.{mark}.{k}.tif") for k in ("plain", "cog"))
+    profile = {
+        "driver": "GTiff",
+        "height": box.shape[0],
+        "width": box.shape[1],
+        "count": flat.sizes[bands] if bands else 1,
+        "dtype": dtype,
+        "crs": box.crs.to_wkt(),
+        "transform": box.transform,
+        "nodata": nodata,
+        **({"tiled": True, "blockxsize": TILE, "blockysize": TILE} if min(box.shape) >= TILE else {}),
+        "BIGTIFF": "IF_SAFER",
+    }
+    with contextlib.ExitStack() as stack:
+        for draft in (plain, made):
+            stack.callback(draft.unlink, missing_ok=True)
+        with rasterio.open(plain, "w", **profile) as file:
+            for rows, columns in _windows(flat):
+                part = flat.isel({y: rows, x: columns}).compute().values.astype(dtype, copy=False)
+                window = ((rows.start, rows.stop), (columns.start, columns.stop))
+                file.write(part if bands else part[None], window=window)
+            if bands and bands in flat.coords:
+                file.descriptions = [str(v) for v in flat[bands].values]
+            if "scale_factor" in flat.attrs:
+                file.scales = [float(flat.attrs["scale_factor"])] * file.count
+            # GDAL takes a colon in a name for its end.
+            file.update_tags(**{k.replace(":", "_"): _text(v) for k, v in flat.attrs.items() if k not in _NOT_TAGS})
+        how = overviews or ("mode" if whole and "scale_factor" not in flat.attrs else "average")
+        rasterio.shutil.copy(
+            plain, made, driver="COG", compress=compress, blocksize=TILE, overview_resampling=how, bigtiff="IF_SAFER"
+        )
+        made.replace(target)
+    return target
+
+
+_NOT_TAGS = ("grid_mapping", "coordinates", "scale_factor", "_FillValue", "nodata")
+
+
+def _flat(array: xr.DataArray) -> tuple[xr.DataArray, str | None]:
+    """(y, x) or (bands, y, x), and the name of the bands' dimension."""
+    if not isinstance(array, xr.DataArray):
+        raise TypeError(f"wanted a DataArray, got {type(array).__name__}: name one variable, ds['embeddings']")
+    if "time" in array.dims:
+        if array.sizes["time"] != 1:
+            raise ValueError(
+                f"a GeoTIFF holds one date, the array has {array.sizes['time']}: choose, .isel(time=0), or write one "
+                "file a date"
+            )
+        array = array.isel(time=0)
+    pair = next((p for p in SPATIAL_DIMS if set(p) <= set(array.dims)), ("y", "x"))
+    others = [str(k) for k in array.dims if k not in pair]
+    if len(others) > 1:
+        raise ValueError(f"a GeoTIFF has rows, columns and bands; the array has {others}: select from them")
+    return array.transpose(*others, *pair), others[0] if others else None
+
+
+def _plane(array: xr.DataArray, bands: str | None) -> xr.DataArray:
+    return array.isel({bands: 0}, drop=True) if bands else array
+
+
+def _tiff_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    known = {"float16": "float32", "bool": "uint8", "int64": "int32", "uint64": "uint32"}
+    return np.dtype(known.get(dtype.name, dtype.name))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(np.asarray(value).tolist())
+
+
+def _windows(array: xr.DataArray, multiple: int = 1) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of windows: the array's own chunks, where nothing asks for a multiple of something."""
+    cuts = []
+    for dim in array.dims[-2:]:
+        size = array.sizes[dim]
+        chunks = array.variable.chunksizes.get(dim, ())  # of the values alone: `valid` may be cut otherwise
+        if multiple == 1 and len(chunks) > 1 and max(chunks) >= 64:
+            ends = np.cumsum(chunks).tolist()
+        else:
+            step = max(chunks, default=SIDE) if max(chunks, default=SIDE) >= 64 else SIDE
+            step = -(-step // multiple) * multiple
+            ends = [*range(step, size, step), size]
+        cuts.append([slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)])
+    return ((rows, columns) for rows in cuts[0] for columns in cuts[1])
+
+
+def to_geoparquet(
+    emb: xr.DataArray,
+    path: str | Path,
+    *,
+    pool: int = 1,
+    geometry: Literal["point", "polygon"] = "point",
+    min_valid: float = 0.0,
+) -> Path:
+    """Write vectors as GeoParquet 1.1: a row a patch, or a row a window of patches pooled to one vector.
+
+    Parameters
+    ----------
+    emb : DataArray
+        Embeddings (time, embedding, y, x) or (embedding, y, x).
+    path : path
+        Replaced once the file is whole.
+    pool : int
+        Patches along a side of a window; their mean, weighted by `valid`, is its vector. Windows begin at the array's
+        corner; those at its other edges may be smaller.
+    geometry : {"point", "polygon"}
+        Centre or outline, in the CRS of the embeddings.
+    min_valid : float
+        Rows with no more than this valid fraction are left out; those without one valid pixel always are.
+
+    Returns
+    -------
+    Path
+        Columns: `geometry` (WKB), `time` (where there is one), `valid` (float32), `embedding` (fixed-size list of
+        float32). A row group a block; CRS as PROJJSON; what the embeddings say of themselves under the key
+        ``deo_cube`` of the file's metadata.
+
+    Raises
+    ------
+    MissingExtraError
+        Without pyarrow.
+    ValueError
+        For an array without vectors, or a pool below 1.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingExtraError.wanted("pyarrow", "vector", "writing GeoParquet") from error
+    if "embedding" not in emb.dims:
+        raise ValueError(f"embeddings have a dimension 'embedding', found {tuple(emb.dims)}: embed the cube first")
+    if pool < 1 or not 0 <= min_valid < 1:
+        raise ValueError(f"pool must be at least 1 and min_valid in 0..1, got {pool} and {min_valid}")
+    if geometry not in ("point", "polygon"):
+        raise ValueError(f"geometry must be 'point' or 'polygon', got {geometry!r}")
+    d = grid.dims(emb.isel(embedding=0, drop=True))
+    timed = "time" in emb.dims
+    emb = emb.transpose(*(("time",) if timed else ()), "embedding", d.y, d.x)
+    box = grid.geobox(emb.isel(embedding=0, drop=True))
+    vector = pa.list_(pa.float32(), emb.sizes["embedding"])
+    fields = [("geometry", pa.binary()), ("valid", pa.float32()), ("embedding", vector)]
+    if timed or "time" in emb.coords:
+        fields.insert(1, ("time", pa.timestamp("us", tz="UTC")))
+    schema = pa.schema(fields, metadata=_geo(emb, box, geometry))
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+            for t in range(emb.sizes["time"] if timed else 1):
+                one = emb.isel(time=t) if timed else emb
+                for rows, columns in _windows(one, pool):
+                    table = _table(one.isel({d.y: rows, d.x: columns}), box, rows, columns, pool, geometry, min_valid)
+                    if len(table["valid"]):
+                        writer.write_table(_arrow(table, schema))
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def _table(
+    part: xr.DataArray, box: GeoBox, rows: slice, columns: slice, pool: int, geometry: str, min_valid: float
+) -> dict[str, Any]:
+    """Rows of one window of one date."""
+    import shapely
+
+    share = part.coords["valid"].drop_vars("valid") if "valid" in part.coords else None
+    both = xr.Dataset({"v": part.drop_vars("valid", errors="ignore")} | ({} if share is None else {"s": share}))
+    read = both.compute()
+    values = read["v"].values
+    if values.dtype == np.int8:
+        scale, fill = part.attrs.get("scale_factor", 1.0), part.attrs.get("_FillValue", -128)
+        values = np.where(values == fill, np.nan, values * np.float32(scale))
+    values = values.astype("float32")
+    there = np.isfinite(values).all(axis=0)
+    valid = np.where(there, read["s"].values if share is not None else 1.0, 0.0).astype("float32")
+    vectors, fraction = _pooled(np.where(there, values, 0), valid, pool)
+    keep = (fraction > min_valid) & (fraction > 0)
+    i, j = np.nonzero(keep)
+    top, left = rows.start + i * pool, columns.start + j * pool
+    bottom, right = np.minimum(top + pool, rows.stop), np.minimum(left + pool, columns.stop)
+    a: Affine = box.transform
+    x0, y0, x1, y1 = a.c + left * a.a, a.f + top * a.e, a.c + right * a.a, a.f + bottom * a.e
+    shapes = shapely.points((x0 + x1) / 2, (y0 + y1) / 2) if geometry == "point" else shapely.box(x0, y0, x1, y1)
+    found = {"geometry": shapely.to_wkb(shapes), "valid": fraction[keep], "embedding": vectors[:, i, j].T}
+    if "time" in part.coords:
+        found["time"] = np.full(len(i), part["time"].values)
+    return found
+
+
+def _pooled(
+    values: np.ndarray[Any, Any], valid: np.ndarray[Any, Any], pool: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Means over windows of (D, h, w) weighted by (h, w), and the share of the windows that was valid."""
+    if pool == 1:
+        return values, valid
+    h, w = valid.shape
+    cuts = np.arange(0, h, pool), np.arange(0, w, pool)
+
+    def summed(z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.add.reduceat(np.add.reduceat(z, cuts[0], axis=-2), cuts[1], axis=-1)
+
+    weight = summed(valid.astype("float64"))
+    area = summed(np.ones((h, w)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = summed(values.astype("float64") * valid) / weight
+    return means.astype("float32"), (weight / area).astype("float32")
+
+
+def _arrow(table: dict[str, Any], schema: Any) -> Any:
+    import pyarrow as pa
+
+    columns = []
+    for field in schema:
+        values = table[field.name]
+        if field.name == "embedding":
+            flat = pa.array(np.ascontiguousarray(values).ravel(), type=pa.float32())
+            columns.append(pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
+        elif field.name == "time":
+            columns.append(pa.array(pd.DatetimeIndex(values).tz_localize("UTC"), type=field.type))
+        else:
+            columns.append(pa.array(values, type=field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _geo(emb: xr.DataArray, box: GeoBox, geometry: str) -> dict[bytes, bytes]:
+    column = {
+        "encoding": "WKB",
+        "geometry_types": ["Point" if geometry == "point" else "Polygon"],
+        "crs": box.crs.proj.to_json_dict(),
+        "bbox": list(box.boundingbox.bbox),
+    }
+    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    said = {k.removeprefix(PREFIX): str(v) for k, v in emb.attrs.items() if str(k).startswith(PREFIX)}
+    return {b"geo": json.dumps(geo).encode(), b"deo_cube": json.dumps(said).encode()}
