@@ -119,15 +119,62 @@ def test_fitting_twice_gives_the_same(kind):
     xr.testing.assert_identical(a, b)
 
 
-def test_reading_an_untrusted_file_executes_nothing(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "executed"), "w"))
+class Bomb:
+    """Leaves a file behind where it is unpickled."""
 
-    (tmp_path / "bomb.safetensors").write_bytes(pickle.dumps(Bomb()))
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("where", ["file", "folder", "suffix", "torch", "zip"])
+def test_reading_an_untrusted_file_executes_nothing(tmp_path, where):
+    import io
+    import zipfile
+
+    import torch
+
+    mark, bomb = tmp_path / "executed", Bomb(tmp_path / "executed")
+    # The control: this very object executes where it is unpickled.
+    pickle.loads(pickle.dumps(bomb)).close()
+    assert mark.exists()
+    mark.unlink()
+    data = pickle.dumps(bomb)
+    if where in ("torch", "zip"):
+        buffer = io.BytesIO()
+        if where == "torch":
+            torch.save(bomb, buffer)
+        else:
+            with zipfile.ZipFile(buffer, "w") as z:
+                z.writestr("archive/data.pkl", data)
+        data = buffer.getvalue()
+    path = {"folder": tmp_path / "model" / "head.safetensors", "suffix": tmp_path / "head"}.get(
+        where, tmp_path / "b.pt"
+    )
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
     with pytest.raises(ValueError, match="never read from pickles"):
-        load_head(tmp_path / "bomb.safetensors")
-    assert not (tmp_path / "executed").exists()
+        load_head(path.parent if where == "folder" else path)
+    assert not mark.exists()
+
+
+def test_no_head_module_can_unpickle():
+    """Heads, calibrations and bases are read by modules that import no pickle and call no loader that would."""
+    import ast
+    from pathlib import Path
+
+    import deo_cube.heads
+
+    for path in Path(deo_cube.heads.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        named = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
+        modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not {"pickle", "joblib", "cloudpickle", "dill", "marshal"} & (named | modules), path.name
+        calls = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]
+        loads = {ast.unparse(c) for c in calls if isinstance(c, ast.Attribute | ast.Name)}
+        assert not {"torch.load", "np.load", "eval", "exec", "__import__", "importlib.import_module"} & loads, path.name
 
 
 def test_a_tampered_head_is_refused(tmp_path):

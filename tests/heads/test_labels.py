@@ -7,7 +7,7 @@ import pytest
 import rioxarray  # noqa: F401
 import xarray as xr
 from affine import Affine
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from shapely.geometry import LineString, MultiPoint, Point, Polygon, box
@@ -110,6 +110,34 @@ def test_of_overlapping_polygons_the_later_wins_or_the_call_is_refused():
         burn(table([a, b], ["a", "b"]), emb, overlap="raise")
     # Agreeing labels may meet.
     assert len(where(burn(table([a, b], ["a", "a"]), emb, overlap="raise"), 0)) == 28
+
+
+@settings(max_examples=12)
+@given(data=st.data(), rule=st.sampled_from(["majority", "centre", "touch"]), north_up=st.booleans())
+def test_overlapping_polygons_in_any_order_are_burnt_one_over_the_other(data, rule, north_up):
+    """What several give together is each alone, laid over those before it."""
+    draw, emb = data.draw, embeddings(north_up=north_up)
+    boxes = [
+        cell_box(
+            draw(st.floats(0, 18)), draw(st.floats(0, 26)), draw(st.floats(0.2, 6)), draw(st.floats(0.2, 6)),
+        )
+        for _ in range(draw(st.integers(2, 4)))
+    ]  # fmt: skip
+    codes = [draw(st.integers(0, 2)) for _ in boxes]
+    together = burn(table(boxes, codes), emb, rule=rule).values
+    want = np.full((ROWS, COLS), 255)
+    for shape, code in zip(boxes, codes, strict=True):
+        alone = burn(table([shape], [code]), emb, rule=rule).values
+        assert (alone == code).any()
+        want[alone == code] = code
+    np.testing.assert_array_equal(together, want)
+    meet = [(a, b) for i, a in enumerate(range(len(boxes))) for b in range(i + 1, len(boxes)) if codes[a] != codes[b]]
+    masks = [burn(table([s], [c]), emb, rule=rule).values != 255 for s, c in zip(boxes, codes, strict=True)]
+    if any((masks[a] & masks[b]).any() for a, b in meet):
+        with pytest.raises(ValueError, match="disagree on"):
+            burn(table(boxes, codes), emb, rule=rule, overlap="raise")
+    else:
+        burn(table(boxes, codes), emb, rule=rule, overlap="raise")
 
 
 @given(
