@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench docs notebooks wheel clean
 
 demo: $(STAMP)
 	$(BIN)/deo-cube demo
@@ -23,6 +23,17 @@ bench: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/pip install -q -e ".[docs]" -c constraints.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(STAMP)
+	$(BIN)/python docs/hooks/notebooks.py
+
+# The wheel in an empty environment, with everything that it brings, away from the repository. Minutes, and the network.
+wheel: $(STAMP)
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install -q "$$(ls $(CURDIR)/build/wheel/*.whl)[viz]" -c constraints.txt
+	cd build/wheel && venv/bin/pip check && venv/bin/deo-cube doctor && venv/bin/deo-cube demo --size 256
 
 clean:
 	rm -rf $(VENV) demo site

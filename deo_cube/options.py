@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-__all__ = ["Default", "get_option", "resolve", "set_options"]
+__all__ = ["Default", "Options", "get_option", "resolve", "set_options"]
 
 
 class Default(str):
@@ -66,6 +66,15 @@ def _validated(name: str, value: Any) -> Any:
     return value
 
 
+class Options(TypedDict, total=False):
+    """What `set_options` takes."""
+
+    model: str
+    dtype: str
+    cache_dir: str | Path
+    offline: bool
+
+
 class set_options:  # lower case: a call and a context manager, like xarray.set_options
     """Change defaults for the session, or within a `with` block.
 
@@ -98,7 +107,7 @@ class set_options:  # lower case: a call and a context manager, like xarray.set_
     'float32'
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[Options]) -> None:
         validated = {name: _validated(name, value) for name, value in options.items()}
         self._before: Mapping[str, Any] = {name: _OPTIONS[name] for name in validated}
         _OPTIONS.update(validated)

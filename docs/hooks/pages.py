@@ -197,6 +197,7 @@ def notebook_pages() -> Iterator[tuple[str, str | bytes]]:
             for data in (o.get("data", {}) for o in cell.get("outputs", [])):
                 if "deo_cube" in data.get("text/html", ""):
                     data["text/markdown"] = data["text/html"]  # our own tables look the same here as in Jupyter
+            _end_of_bars(cell)
         text, found = exporter.from_notebook_node(book)
         for picture, data in found["outputs"].items():
             yield f"notebooks/{name}_{picture}", data
@@ -204,12 +205,26 @@ def notebook_pages() -> Iterator[tuple[str, str | bytes]]:
         # What matplotlib's setters return says nothing to a reader.
         text = re.sub(r"^    (\[?(Text|<matplotlib)\b.*)$", "", text, flags=re.M)
         text = re.sub(r"\n\s*\n\s*\n+", "\n\n", text)
-        # Progress bars: only their last state.
-        text = "\n".join(line.rsplit("\r", 1)[-1] for line in text.split("\n"))
         head, _, rest = text.partition("\n")
         download = f"*[{name}.ipynb]({name}.ipynb) as it was executed.*"
         yield f"notebooks/{name}.md", f"{head}\n\n{download}\n\n{rest.strip()}\n"
         yield f"notebooks/{name}.ipynb", path.read_bytes()
+
+
+def _end_of_bars(cell: Any) -> None:
+    """Leave of progress bars, which are written over and over, their last state."""
+    kept: list[Any] = []
+    for output in cell.get("outputs", []):
+        if output.get("name") == "stderr":
+            lines = [line.rsplit("\r", 1)[-1].rstrip() for line in output["text"].strip("\r\n").split("\n")]
+            output["text"] = "\n".join(lines) + "\n"
+            if not output["text"].strip():
+                continue
+            if kept and kept[-1].get("name") == "stderr" and "%|" in output["text"]:
+                kept.pop()
+        kept.append(output)
+    if "outputs" in cell:
+        cell["outputs"] = kept
 
 
 # Command line ---------------------------------------------------------------------------------------------------------
@@ -256,13 +271,13 @@ def command_page() -> str:
 
 
 def help_of(name: str) -> str:
-    """What `deo-cube NAME --help` prints, on a terminal of 100 columns without colours."""
+    """What `deo-cube NAME --help` prints, on a terminal of 86 columns without colours."""
     import os
 
     from deo_cube import cli
 
     before = {k: os.environ.get(k) for k in ("COLUMNS", "NO_COLOR", "TERM")}
-    os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    os.environ |= {"COLUMNS": "86", "NO_COLOR": "1", "TERM": "dumb"}
     said = io.StringIO()
     try:
         with redirect_stdout(said), suppress(SystemExit):
