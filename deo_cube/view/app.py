@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -93,6 +95,7 @@ def create_app(view: View, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"
     hosts : tuple of str
         Names under which the server may be addressed; ``"*"`` for any.
     """
+    turns = anyio.CapacityLimiter(max(2, min(os.cpu_count() or 2, 8)))
 
     def date(value: Any) -> int:
         return whole(value, "the date", 0, len(view.times))
@@ -113,7 +116,12 @@ def create_app(view: View, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"
         id, t = layer(p["layer"]), date(p["t"])
         z = whole(p["z"], "the zoom of a tile", 0, TOP_ZOOM + 1)
         x, y = (whole(p[k], f"the {k} of a tile at zoom {z}", 0, 1 << z) for k in ("x", "y"))
-        drawn = await run_in_threadpool(view.tile, id, t, z, x, y)
+        # A tile in the making takes some hundred MB where vectors are long: so many at once and no more.
+        async with turns:
+            # Of a map that is moved on quickly, the tiles left behind are not drawn.
+            if await request.is_disconnected():
+                return Response(status_code=204)
+            drawn = await run_in_threadpool(view.tile, id, t, z, x, y)
         # A tile that is not complete may be better next time.
         kept = "private, max-age=3600" if drawn.complete and not drawn.zoom_in else "no-store"
         state = "zoom" if drawn.zoom_in else "complete" if drawn.complete else "sampled"

@@ -68,6 +68,9 @@ class Explorer:
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
             time.sleep(0.01)
+        if not self._server.started:
+            self._socket.close()
+            raise RuntimeError("the viewer's server did not start: its log says why")
 
     @property
     def running(self) -> bool:

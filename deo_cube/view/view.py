@@ -14,7 +14,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.engine.reopen import open_embeddings
+from deo_cube.engine.location import locate
+from deo_cube.engine.reopen import is_embeddings, open_embeddings
 from deo_cube.errors import MissingExtraError
 from deo_cube.heads.head import Head, check_model, fit_head, load_head
 from deo_cube.heads.pca import fit_pca, pca_rgb
@@ -101,9 +102,11 @@ class View:
         """A view of a store, whose squares are read straight from their chunks."""
         emb = open_embeddings(store)
         tile_bytes = options.pop("tile_bytes", TILE_BYTES)
+        if not is_embeddings(store):
+            # Of another layout that `open_embeddings` knows.
+            return cls(emb, source=Source.of(emb, tile_bytes=tile_bytes), **options)
         # Without Dask: a store of a million chunks answers as fast as a small one.
-        name = str(store) if isinstance(store, Path) else store
-        whole = xr.open_zarr(name, zarr_format=3, consolidated=False, chunks=None)["embeddings"]
+        whole = xr.open_zarr(locate(store), zarr_format=3, consolidated=False, chunks=None)["embeddings"]
         y, x = spatial_dims(emb)
         # The store may begin with a margin that `open_embeddings` cuts off; its chunks begin there too.
         top, left = (int(np.abs(whole[d].values - emb[d].values[0]).argmin()) for d in (y, x))
@@ -174,7 +177,10 @@ class View:
 
     def tile(self, id: str, t: int, z: int, x: int, y: int) -> Any:
         """A tile of a layer."""
-        layer = self.layers[id].layer
+        shown = self.layers.get(id)
+        if shown is None:
+            raise BadRequest(f"there is no layer {id!r:.40}", 404)
+        layer = shown.layer
         if isinstance(layer, TrueColour):
             t = layer.nearest(np.datetime64(self.times[t]) if self.times[t] else None)
         return layer.tile(t, z, x, y)

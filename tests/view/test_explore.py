@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-import deo_cube
 from deo_cube.errors import MissingCRSError, MissingExtraError
 from tests.heads.fields import embeddings
 
@@ -97,10 +96,3 @@ def test_the_command_says_what_is_no_store(tmp_path: Path, capsys: pytest.Captur
         main(["view", str(tmp_path / "none.zarr"), "--no-browser"])
     assert end.value.code == 2
     assert "none.zarr" in capsys.readouterr().err
-
-
-def test_the_package_stays_light() -> None:
-    code = "import deo_cube, sys; print([m for m in ('starlette', 'uvicorn', 'PIL', 'geopandas') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-    assert deo_cube.__doc__
