@@ -214,7 +214,10 @@ class Soak:
         job(str(path), functools.partial(night_read, 0.0), num_workers=3)
         self.look(path)
         got = tree(path)
-        self.report.wrong_files += sum(got.get(k) != self.wanted.get(k) for k in {*got, *self.wanted})
+        wrong = [k for k in {*got, *self.wanted} if got.get(k) != self.wanted.get(k)]
+        if wrong:
+            print("WRONG:", wrong, flush=True)
+        self.report.wrong_files += len(wrong)
         self.report.wrong_files += sum(p.name.startswith(f".{path.name}") for p in path.parent.iterdir())
         for left in sorted(path.rglob("*"), reverse=True):
             left.rmdir() if left.is_dir() else left.unlink()
@@ -249,7 +252,10 @@ class Soak:
                         continue
                     self.report.kills[str(what)] += kill(client if what == "client" else chief)
                     break
-                client.join(90)
+                for _ in range(180):  # looks, not seconds: the machine, and this process, may be asleep meanwhile
+                    client.join(0.5)
+                    if not client.is_alive():
+                        break
                 if client.is_alive():
                     self.report.errors["HUNG"] += 1
                     kill(client)

@@ -267,7 +267,10 @@ def is_complete(target: Target, root: zarr.Group) -> bool:
 
 
 def finish(target: Target, root: zarr.Group) -> None:
-    """Mark a store complete, once every block has its entry; consolidate its metadata, which plain xarray looks for.
+    """Mark a store complete, once every block has its entry; the mark is the last thing that is written.
+
+    Before it, what killed runs left half-written is removed, and the metadata are consolidated, for plain xarray looks
+    for that first.
 
     Raises
     ------
@@ -281,7 +284,21 @@ def finish(target: Target, root: zarr.Group) -> None:
             f"{target.store} lacks {total - done} of {total} blocks, though all were written: they were deleted "
             "meanwhile, by another run with overwrite=True perhaps. The same call does them again"
         )
-    root.attrs[STATE] = "complete"
+    for attempt in range(3):
+        try:
+            location.tidy(target.store)
+            _mark(target)
+            return
+        except FileNotFoundError:
+            # Another process finishes too, and took what this one was writing for remains.
+            if attempt == 2:
+                raise
+
+
+def _mark(target: Target) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         zarr.consolidate_metadata(target.store, zarr_format=3)
+        # Opened with what was consolidated, so that it is kept.
+        root = zarr.open_group(target.store, mode="r+", zarr_format=3, use_consolidated=True)
+        root.attrs[STATE] = "complete"

@@ -132,7 +132,6 @@ def to_zarr(
                 finally:
                     read.forget(run)
         template.finish(target, root)
-        location.tidy(place)
     return open_embeddings(place)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 
+from deo_cube import cli
 from deo_cube.encoder import catalog
 from deo_cube.encoder.registry import register_encoder, resolve
 from deo_cube.engine import runtime, weights
@@ -81,6 +82,23 @@ def test_blocks_go_to_the_workers_with_a_gpu_through_fusion_and_slices(
     to_zarr(emb.isel(time=[0]), tmp_path / "twice.zarr", progress=False)
     loaded = client.run(encoders)
     assert {name: loaded[address] for name, address in by_name(client).items()} == {"gpu": 1, "plain": 0}
+
+
+def test_the_command_line_embeds_on_a_cluster_and_names_one_that_is_not_there(
+    client: Client, tmp_path: Path, undisturbed: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube_at().to_zarr(tmp_path / "cube.zarr", zarr_format=3, consolidated=False)
+    call = ["embed", str(tmp_path / "cube.zarr"), str(tmp_path / "e.zarr"), "--model", "means", "--dtype", "float32"]
+    call += ["--block", "24", "--no-progress", "--scheduler"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*call, client.scheduler.address])
+    assert ended.value.code == 0
+    shards = {k: v for k, v in tree(tmp_path / "e.zarr").items() if "/c/" in k}
+    assert shards == {k: v for k, v in undisturbed.items() if "/c/" in k}
+    with dask.config.set({"distributed.comm.timeouts.connect": "300ms"}), pytest.raises(SystemExit) as ended:
+        cli.main([*call, "tcp://127.0.0.1:9"])
+    assert ended.value.code == 2
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
 
 
 def test_a_wish_for_the_cpu_takes_all_workers(client: Client) -> None:
