@@ -1,0 +1,256 @@
+"""The measuring: rounds in one process with all cases interleaved, memory in fresh children, workers one and two.
+
+Every case of a round runs once, in an order that is shuffled anew each round, so that a noisy machine disturbs all
+alike. Peak memory is the high-water mark of resident memory (`VmHWM`) of a child process that does nothing else, and of
+its workers; `before` is what it held once cube and encoder were there.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import deo_cube
+from benchmarks.race import runners
+from benchmarks.race.setting import Setting, card_of, linked_cube, prepare, ref_of
+from deo_cube.engine.plan import measure_rate
+from deo_cube.evaluate.seam import seam_report
+
+__all__ = ["Course", "course_key", "flatness", "memory", "peaks", "race", "scaling", "seams"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """One race: a model, a cube, halos, block sizes; `runners` who takes part (none named: all)."""
+
+    model: str
+    size: int
+    tile: int
+    halos: tuple[int, ...]
+    blocks: tuple[int, ...]
+    bare_tiles: int = 24
+    runners: tuple[str, ...] = ()
+
+    def cases(self) -> list[tuple[str, int, int]]:
+        """(runner, halo, block wanted); runners that know no blocks come once a halo."""
+        found = []
+        for name in self.runners or runners.RUNNERS:
+            for halo in self.halos:
+                for block in self.blocks if name in runners.BLOCKED else self.blocks[-1:]:
+                    found.append((name, halo, block))
+        return found
+
+
+def course_key(course: Course) -> str:
+    """Where a course's figures are kept."""
+    return f"{course.model} {course.size} px, tile {course.tile}, halo {', '.join(map(str, course.halos))}"
+
+
+def case_key(name: str, halo: int, block: int) -> str:
+    """Where a case's figures are kept: blocks only where they mean something."""
+    return f"{name} | halo {halo}" + (f" | block {block}" if name in runners.BLOCKED else "")
+
+
+def _plan(setting: Setting, course: Course, halo: int, block: int) -> Any:
+    return deo_cube.plan(
+        setting.cube({}), setting.card, tile=course.tile, halo=halo, block=block, anchor="array", units="dn", offset=0
+    )
+
+
+def _out(setting: Setting, name: str) -> str:
+    tif = name.startswith(("rasterio", "TorchGeo", "TerraTorch"))
+    return f"{setting.folder}/out_{abs(hash(name)) % 9999}" + (".tif" if tif else ".zarr")
+
+
+def _clear(path: str) -> None:
+    if Path(path).is_dir():
+        shutil.rmtree(path)
+    else:
+        Path(path).unlink(missing_ok=True)
+
+
+def race(course: Course, setting: Setting, rounds: int, *, warm: bool = True) -> dict[str, Any]:
+    """Seconds of every case in every round; the bare encoder's tiles per second; what `plan` foretold."""
+    prepare(setting)
+    out: dict[str, Any] = {
+        **asdict(course), "trained": setting.card.trained, "km2": setting.km2, "cases": {}, "bare": {}, "foretold": [],
+        "skipped": {},
+    }  # fmt: skip
+    cases = []
+    for name, halo, block in course.cases():
+        reason = runners.missing(name)
+        if reason:
+            if name not in out["skipped"]:
+                print(f"skipped: {name}: {reason}", file=sys.stderr)
+            out["skipped"][name] = reason
+            continue
+        plan = _plan(setting, course, halo, block)
+        tiles, real = plan.tiles, plan.tiling.block
+        out["cases"][case_key(name, halo, real)] = {
+            "runner": name, "halo": halo, "block": real if name in runners.BLOCKED else None, "tiles": tiles,
+            "encoded_per_kept": plan.encoded_per_kept, "blocks": plan.blocks,
+            "tasks_per_block": runners.tasks_per_block(name, setting, course.tile, halo, real), "seconds": [],
+        }  # fmt: skip
+        cases.append((name, halo, real))
+    callers = sorted({1, setting.cores})
+    for n in callers:
+        out["bare"][f"{n} x {max(1, setting.cores // n)} threads"] = []
+    if warm:
+        _warm(course, setting, cases)
+    for round_ in range(rounds):
+        todo: list[Any] = [*cases, *callers, "plan"]
+        random.shuffle(todo)
+        for one in todo:
+            if one == "plan":
+                out["foretold"].append(measure_rate(ref_of(setting.model), course.tile, "cpu", seconds=2.0))
+            elif isinstance(one, int):
+                rate = runners.bare(setting, course.tile, course.bare_tiles, one)
+                out["bare"][f"{one} x {max(1, setting.cores // one)} threads"].append(rate)
+            else:
+                name, halo, block = one
+                path = _out(setting, name)
+                _clear(path)
+                start = time.perf_counter()
+                runners.RUNNERS[name][0](setting, course.tile, halo, block, path)
+                out["cases"][case_key(name, halo, block)]["seconds"].append(time.perf_counter() - start)
+        print(f"{course_key(course)}: round {round_ + 1} of {rounds}", file=sys.stderr, flush=True)
+    return out
+
+
+def _warm(course: Course, setting: Setting, cases: list[tuple[str, int, int]]) -> None:
+    """Import, load and compile what there is, on a cube of a few tiles, before any clock starts."""
+    small = Setting(setting.model, 2 * course.tile, setting.folder, setting.workers)
+    prepare(small)
+    for name, halo, _ in {(n, h, 0) for n, h, _ in cases}:
+        path = _out(setting, name)
+        _clear(path)
+        runners.RUNNERS[name][0](small, course.tile, halo, course.tile - 2 * halo, path)
+        _clear(path)
+
+
+def _child(task: dict[str, Any]) -> dict[str, Any]:
+    """Run a task of `child.py` in a fresh interpreter, and read what it says last."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.race.child", json.dumps(task)],
+        stdout=subprocess.PIPE, text=True, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    if done.returncode != 0:
+        return {"failed": f"exit status {done.returncode}"}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def peaks(course: Course, setting: Setting, *, most: int | None = None) -> dict[str, Any]:
+    """Peak memory of each case (of the first `most`), each in a child of its own."""
+    prepare(setting)
+    found = {}
+    for name, halo, block in course.cases()[:most]:
+        if runners.missing(name) is None:
+            real = _plan(setting, course, halo, block).tiling.block
+            task = {"setting": asdict(setting), "runner": name, "tile": course.tile, "halo": halo, "block": real}
+            found[case_key(name, halo, real)] = _child(task | {"out": _out(setting, name)})
+            _clear(_out(setting, name))
+    return found
+
+
+def flatness(model: str, folder: str, sizes: tuple[int, ...], rivals: tuple[tuple[str, int], ...]) -> dict[str, Any]:
+    """Peak memory of `embed` and of some alternatives over cubes of growing size, with a cheap encoder."""
+    small = Setting(model, min(sizes), folder)
+    prepare(small, tif=False)
+    rows: list[dict[str, Any]] = []
+    for size in sizes:
+        setting = linked_cube(small, size)
+        for name, largest in (("deo_cube embed", max(sizes)), *rivals):
+            if size > largest or runners.missing(name) is not None:
+                continue
+            task = {"setting": asdict(setting), "runner": name, "tile": 256, "halo": 0, "block": 1024}
+            start = time.perf_counter()
+            found = _child(task | {"out": _out(setting, name)})
+            rows.append({"runner": name, "size": size, "seconds": time.perf_counter() - start, **found})
+            _clear(_out(setting, name))
+            print(f"memory: {rows[-1]}", file=sys.stderr, flush=True)
+    return {"model": model, "rows": rows}
+
+
+def seams(course: Course, scene_size: int = 1280) -> dict[str, Any]:
+    """Seam error of the course's model, tile and halos. Whoever crops the same halo has the same seams."""
+    scene = deo_cube.synthetic_cube(size=scene_size, times=1, clouds=False, gaps=False).load()
+    report = seam_report(scene, card_of(course.model), halos=course.halos, tile=course.tile)
+    return dict(report.to_dict()) | {"scene": f"synthetic, {scene_size} px"}
+
+
+def scaling(course: Course, setting: Setting, rounds: int, *, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """Seconds of `embed` by scheduler: "threads", "cluster 2x1" (workers x threads), "processes 2" (spawned).
+
+    The cluster's workers are there before the clock starts, and have embedded once (they hold the encoder), as in a job
+    long enough to matter; "processes" starts its own at every call, which is in its time.
+    """
+    prepare(setting, tif=False)
+    halo, block = course.halos[0], course.blocks[-1]
+    plan = _plan(setting, course, halo, block)
+    out: dict[str, Any] = {
+        "model": course.model, "size": course.size, "tile": course.tile, "halo": halo, "block": plan.tiling.block,
+        "tiles": plan.tiles, "blocks": plan.blocks, "km2": setting.km2, "seconds": {k: [] for k in kinds},
+        "bare": {f"{n} x {max(1, setting.cores // n)} threads": [] for n in sorted({1, setting.cores})},
+    }  # fmt: skip
+    path = _out(setting, "scaling")
+    _warm(course, setting, [("deo_cube embed", halo, 0)])
+    for round_ in range(rounds):
+        for n in sorted({1, setting.cores}):
+            rate = runners.bare(setting, course.tile, course.bare_tiles, n)
+            out["bare"][f"{n} x {max(1, setting.cores // n)} threads"].append(rate)
+        order = list(kinds)
+        random.shuffle(order)
+        for kind in order:
+            out["seconds"][kind].append(_scaled(kind, setting, course, halo, plan.tiling.block, path))
+        print(f"scaling: round {round_ + 1} of {rounds}", file=sys.stderr, flush=True)
+    return out
+
+
+def _scaled(kind: str, setting: Setting, course: Course, halo: int, block: int, path: str) -> float:
+    name, _, count = kind.partition(" ")
+    _clear(path)
+    if name != "cluster":
+        start = time.perf_counter()
+        options = {"scheduler": name} | ({"num_workers": int(count)} if count else {})
+        runners.embed(setting, course.tile, halo, block, path, **options)
+        return time.perf_counter() - start
+    from distributed import Client, LocalCluster
+
+    workers, threads = (int(v) for v in count.split("x"))
+    options = {"n_workers": workers, "threads_per_worker": threads, "processes": True, "dashboard_address": None}
+    warm = Setting(setting.model, 2 * course.tile, setting.folder)
+    prepare(warm, tif=False)
+    with LocalCluster(host="127.0.0.1", **options) as cluster, Client(cluster):
+        # Small blocks, more than there are threads: every worker has loaded the encoder before the clock starts.
+        for _ in range(2):
+            runners.embed(warm, course.tile, halo, course.tile, path)
+            _clear(path)
+        start = time.perf_counter()
+        runners.embed(setting, course.tile, halo, block, path)
+        return time.perf_counter() - start
+
+
+def memory() -> dict[str, float]:
+    """High-water mark and present size of this process's resident memory, MiB; workers' added."""
+    import psutil
+
+    def marks(pid: int) -> tuple[float, float]:
+        try:
+            lines = dict(
+                line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
+            )
+            return int(lines["VmHWM"].split()[0]) / 1024, int(lines["VmRSS"].split()[0]) / 1024
+        except OSError:
+            now = psutil.Process(pid).memory_info().rss / 2**20
+            return now, now
+
+    me = psutil.Process()
+    found = [marks(p.pid) for p in (me, *me.children(recursive=True))]
+    return {"peak": round(sum(m[0] for m in found), 1), "now": round(sum(m[1] for m in found), 1)}
