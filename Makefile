@@ -18,7 +18,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.race
 
 docs: $(STAMP)
 	$(BIN)/pip install -q -e ".[docs]" -c constraints.txt

@@ -120,6 +120,7 @@ def race(course: Course, setting: Setting, rounds: int, *, warm: bool = True) ->
                 start = time.perf_counter()
                 runners.RUNNERS[name][0](setting, course.tile, halo, block, path)
                 out["cases"][case_key(name, halo, block)]["seconds"].append(time.perf_counter() - start)
+                runners.check(path, setting)
         print(f"{course_key(course)}: round {round_ + 1} of {rounds}", file=sys.stderr, flush=True)
     return out
 

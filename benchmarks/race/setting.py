@@ -108,13 +108,17 @@ def prepare(setting: Setting, *, tif: bool = True) -> None:
         array.attrs = {}
         array.encoding = {}
         ds = array.to_dataset(name="dn").chunk(band=-1, y=CHUNK, x=CHUNK)
-        ds.to_zarr(setting.zarr, zarr_format=3, consolidated=True)
+        # Under another name until it is whole: half a cube would look like nodata, and cost next to nothing.
+        ds.to_zarr(f"{setting.zarr}.part", mode="w", zarr_format=3, consolidated=True)
+        os.rename(f"{setting.zarr}.part", setting.zarr)
     if tif and not Path(setting.tif).exists():
         Path(setting.tif).parent.mkdir(parents=True, exist_ok=True)
         with rasterio.Env(GDAL_NUM_THREADS=1):
+            part = setting.tif.replace("cube.tif", "part.tiff")
             setting.cube().load().rio.to_raster(
-                setting.tif, driver="GTiff", tiled=True, blockxsize=CHUNK, blockysize=CHUNK, compress="zstd"
+                part, driver="GTiff", tiled=True, blockxsize=CHUNK, blockysize=CHUNK, compress="zstd"
             )
+            os.rename(part, setting.tif)
 
 
 def linked_cube(small: Setting, size: int) -> Setting:

