@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from deo_cube.encoder.registry import card, list_models, load_encoder, register_encoder
     from deo_cube.encoder.verify import verify
     from deo_cube.engine.embed import embed
+    from deo_cube.engine.export import to_cog, to_geoparquet
     from deo_cube.engine.load import load_cube
     from deo_cube.engine.match import match
+    from deo_cube.engine.model_item import model_item
     from deo_cube.engine.plan import plan
     from deo_cube.engine.reopen import open_embeddings, verify_store
+    from deo_cube.engine.stac_item import collection_of, publish, stac_item
     from deo_cube.engine.write import to_zarr
     from deo_cube.evaluate.seam import seam_report
     from deo_cube.heads.change import change
@@ -51,6 +54,7 @@ __all__ = [
     "change",
     "classify",
     "cluster",
+    "collection_of",
     "composite",
     "describe",
     "describe_timm",
@@ -63,18 +67,23 @@ __all__ = [
     "load_encoder",
     "load_head",
     "match",
+    "model_item",
     "open_cube",
     "open_embeddings",
     "options",
     "pca_rgb",
     "plan",
+    "publish",
     "register_encoder",
     "seam_report",
     "search",
     "segment",
     "set_options",
     "similar",
+    "stac_item",
     "synthetic_cube",
+    "to_cog",
+    "to_geoparquet",
     "to_zarr",
     "verify",
     "verify_store",
@@ -93,10 +102,13 @@ _HOMES = {
     "deo_cube.encoder.registry": ("card", "list_models", "load_encoder", "register_encoder"),
     "deo_cube.encoder.verify": ("verify",),
     "deo_cube.engine.embed": ("embed",),
+    "deo_cube.engine.export": ("to_cog", "to_geoparquet"),
     "deo_cube.engine.load": ("load_cube",),
     "deo_cube.engine.match": ("match",),
+    "deo_cube.engine.model_item": ("model_item",),
     "deo_cube.engine.plan": ("plan",),
     "deo_cube.engine.reopen": ("open_embeddings", "verify_store"),
+    "deo_cube.engine.stac_item": ("collection_of", "publish", "stac_item"),
     "deo_cube.engine.write": ("to_zarr",),
     "deo_cube.evaluate.seam": ("seam_report",),
     "deo_cube.heads.change": ("change",),

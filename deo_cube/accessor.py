@@ -69,6 +69,8 @@ class DeoDataArrayAccessor(_Cube):
     """`da.deo`: verbs on a DataArray with a band dimension, and on embeddings."""
 
     to_zarr = _Verb("deo_cube.engine.write")
+    to_cog = _Verb("deo_cube.engine.export")
+    to_geoparquet = _Verb("deo_cube.engine.export")
     similar = _Verb("deo_cube.heads.similar")
     change = _Verb("deo_cube.heads.change")
     pca_rgb = _Verb("deo_cube.heads.pca")

@@ -1,4 +1,4 @@
-"""The command line: `deo-cube demo | embed | plan | models | verify | segment | evaluate | doctor | view`.
+"""The command line: `deo-cube demo | embed | plan | models | verify | segment | evaluate | publish | doctor | view`.
 
 Flags are the arguments of the verbs.
 
@@ -227,6 +227,18 @@ def evaluate(
         report.to_json(out)
 
 
+def publish(
+    store: Annotated[Positional[Path], arg(help="store of embeddings, a folder")],
+    model: Annotated[str | None, arg(help="folder of the training run, where its name is not known")] = None,
+    license: Annotated[str, arg(help="of the embeddings: SPDX identifier, or other")] = "other",
+) -> None:
+    """Write a store's STAC Item and Collection, and its model's MLM Item, beside it."""
+    from deo_cube.engine.stac_item import publish as publish_store
+
+    for path in publish_store(store, model=model, license=license):
+        print(path)
+
+
 def doctor(
     json: Annotated[bool, arg(help="print JSON instead of text")] = False,
 ) -> int:
@@ -277,7 +289,7 @@ def _cluster(scheduler: str | None) -> Iterator[str | None]:
 
 #: Every command by its name; logic lives in the modules that they call.
 COMMANDS: dict[str, Any] = {
-    verb.__name__: verb for verb in (demo, embed, plan, models, verify, segment, evaluate, doctor, view)
+    verb.__name__: verb for verb in (demo, embed, plan, models, verify, segment, evaluate, publish, doctor, view)
 }
 
 

@@ -144,13 +144,27 @@ def _is_whole(root: zarr.Group, block: tuple[int, int, int]) -> bool:
     return entry == record.DONE | crc
 
 
+def _of_others(store: Any) -> xr.DataArray | None:
+    if not isinstance(store, str | os.PathLike):
+        return None
+    ending = str(store).rstrip("/").lower().rpartition(".")[2]
+    if ending not in ("tif", "tiff", "npy") and (
+        "://" in str(store) or not os.path.exists(store) or is_embeddings(store)
+    ):
+        return None
+    from deo_cube.engine.layouts import open_layout
+
+    return open_layout(store)
+
+
 def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> xr.DataArray:
     """Open a store of embeddings, lazily.
 
     Parameters
     ----------
     store : path, URL or zarr store
-        Written by `emb.deo.to_zarr()`.
+        Written by `emb.deo.to_zarr()`; or embeddings of others, where they lie: TESSERA tiles, AlphaEarth COGs, stores
+        after the `geoemb:` convention (`deo_cube.engine.layouts`).
     storage_options : mapping, optional
         As for `to_zarr`.
 
@@ -163,13 +177,15 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     Raises
     ------
     StoreMismatchError
-        If the store was not made by deo_cube.
+        If the store was not made by deo_cube, and is of no other layout that is known.
 
     Warns
     -----
     UserWarning
         If blocks are missing; they read as NaN.
     """
+    if (other := _of_others(store)) is not None:
+        return other
     store = locate(store, storage_options)
     root = _ours(store)
     state = root.attrs.get(STATE)
@@ -195,6 +211,11 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
         d: _cuts(lead, emb.sizes[d], shard) for d, lead, shard in zip(dims[-2:], (top, left), shards[-2:], strict=True)
     }
     emb = emb.chunk({**dict(zip(dims[:-2], shards[:-2], strict=True)), **spatial})
+    if emb.dtype == np.float64:
+        # xarray decodes to the type of the scale, and an attribute in JSON is a float64.
+        stored = emb.encoding
+        emb = emb.astype("float32")
+        emb.encoding = stored
     emb.attrs |= {k: v for k, v in root.attrs.items() if k.startswith(metadata.PREFIX)}
     for k in (IDENTITY, WINDOW, WINDOW + "_transform", STATE, FINGERPRINT):
         emb.attrs.pop(k, None)
