@@ -54,7 +54,7 @@ class Config:
     """A smoke test: a small cube, one round."""
     sizes: tuple[int, ...] = (2048, 4096, 8192, 16384)
     """Cubes of the part `memory`, pixels."""
-    kinds: tuple[str, ...] = ("threads", "cluster 1x1", "cluster 2x1", "cluster 2x2", "processes 2")
+    kinds: tuple[str, ...] = ("threads", "cluster-1x1", "cluster-2x1", "cluster-2x2", "processes-2")
     """Schedulers of the part `scaling`; cluster: workers x threads."""
     folder: Path | None = None
     """Where cubes are kept between calls; default: a temporary folder, removed at the end."""

@@ -187,7 +187,7 @@ def seams(course: Course, scene_size: int = 1280) -> dict[str, Any]:
 
 
 def scaling(course: Course, setting: Setting, rounds: int, *, kinds: tuple[str, ...]) -> dict[str, Any]:
-    """Seconds of `embed` by scheduler: "threads", "cluster 2x1" (workers x threads), "processes 2" (spawned).
+    """Seconds of `embed` by scheduler: "threads", "cluster-2x1" (workers x threads), "processes-2" (spawned).
 
     The cluster's workers are there before the clock starts, and have embedded once (they hold the encoder), as in a job
     long enough to matter; "processes" starts its own at every call, which is in its time.
@@ -215,7 +215,7 @@ def scaling(course: Course, setting: Setting, rounds: int, *, kinds: tuple[str, 
 
 
 def _scaled(kind: str, setting: Setting, course: Course, halo: int, block: int, path: str) -> float:
-    name, _, count = kind.partition(" ")
+    name, _, count = kind.partition("-")
     _clear(path)
     if name != "cluster":
         start = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from deo_cube.engine import runtime
 __all__ = ["Setting", "card_of", "linked_cube", "prepare", "ref_of"]
 
 CHUNK = 512
+#: Larger cubes than this repeat one chunk of a smaller one: drawing a landscape takes longer than embedding it.
+DRAWN, DRAWN_FROM = 2304, 1792
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,10 @@ def prepare(setting: Setting, *, tif: bool = True) -> None:
     import rasterio
     import rioxarray  # noqa: F401
 
+    if setting.size > DRAWN and not Path(setting.zarr).exists():
+        small = replace(setting, size=DRAWN_FROM)
+        prepare(small, tif=False)
+        linked_cube(small, setting.size)
     if not Path(setting.zarr).exists():
         scene = deo_cube.synthetic_cube(size=setting.size, times=1, clouds=False, gaps=False)
         bands = list(setting.card.bands)
