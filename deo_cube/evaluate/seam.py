@@ -138,7 +138,7 @@ def seam_report(
     TilePlanError
         If the cube is too small to hold borders away from its own edges.
     """
-    ref = resolve(model, layer=embed_options.get("layer"))
+    ref = resolve(model, layer=embed_options.get("layer"), weights=embed_options.get("weights"))
     stride, size = ref.layer.stride, tile or ref.card.tile
     if halos is None:
         own = -(-ref.card.halo // stride) * stride

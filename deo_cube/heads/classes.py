@@ -19,6 +19,8 @@ _PALETTE = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#666666",
     "#003f63", "#8a5f00", "#005f45", "#7d4164", "#a6d8f5", "#f2a86b", "#8fe0c4", "#c2c2c2",
 )  # fmt: skip
+_APART = 40
+"""Distance in RGB below which two colours are taken for one another."""
 # What people expect of a land-cover map.
 _KNOWN = {
     "water": "#1f78b4",
@@ -56,7 +58,7 @@ class Classes:
 
     def __post_init__(self) -> None:
         if not self.colors:
-            object.__setattr__(self, "colors", tuple(_color(n, i) for i, n in enumerate(self.names)))
+            object.__setattr__(self, "colors", _told_apart(self.names, [None] * len(self.names)))
         if not len(self.codes) == len(self.names) == len(self.colors):
             raise ValueError(f"{len(self.codes)} codes, {len(self.names)} names, {len(self.colors)} colours of classes")
         if list(self.codes) != sorted(set(self.codes)) or not all(0 <= c < NO_CLASS for c in self.codes):
@@ -91,7 +93,7 @@ class Classes:
             codes, titles = tuple(range(len(found))), tuple(map(str, found))
         if isinstance(colors, Mapping):
             given = [colors.get(n, colors.get(c)) for c, n in zip(codes, titles, strict=True)]
-            shades = tuple(g or _color(n, i) for i, (g, n) in enumerate(zip(given, titles, strict=True)))
+            shades = _told_apart(titles, given)
         else:
             shades = tuple(colors) if colors else ()
         return cls(codes, titles, shades)
@@ -137,9 +139,27 @@ class Classes:
         )
 
 
-def _color(name: str, index: int) -> str:
-    low = name.lower()
-    for word, color in _KNOWN.items():
-        if word in low:
-            return color
-    return _PALETTE[index % len(_PALETTE)]
+def _told_apart(names: Sequence[str], given: Sequence[str | None]) -> tuple[str, ...]:
+    """A colour a class: the one given, what people expect of the name, else of the palette; none near another's."""
+    out = list(given)
+    for i, name in enumerate(names):
+        expected = next((c for word, c in _KNOWN.items() if word in name.lower()), None)
+        if out[i] is None and expected is not None and not _taken(expected, out):
+            out[i] = expected
+    for i in range(len(out)):
+        if out[i] is None:
+            out[i] = next((c for c in _PALETTE if not _taken(c, out)), _PALETTE[i % len(_PALETTE)])
+    return tuple(c for c in out if c is not None)
+
+
+def _taken(color: str, others: Sequence[str | None]) -> bool:
+    """Whether one of the others looks much like it."""
+    return any(np.linalg.norm(np.subtract(_rgb(color), _rgb(o))) < _APART for o in others if o is not None)
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    try:
+        r, g, b = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    except ValueError:
+        return (-999, -999, -999)  # said by the constructor, which checks how colours are written
+    return r, g, b

@@ -310,6 +310,18 @@ def test_errors():
         fit_head("linear", emb, clicks(emb), shape=3)
 
 
+@pytest.mark.parametrize(
+    "names", [["land", "water"], ["water", "wood"], ["forest", "trees"], ["a", "snow", "ice"], list("abcdefghijklm")]
+)
+def test_no_two_classes_look_alike(names):
+    shades = Classes.of(names).colors
+    rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in shades])
+    apart = np.linalg.norm(rgb[:, None] - rgb[None], axis=-1)[~np.eye(len(rgb), dtype=bool)]
+    assert apart.min() >= 40
+    if "water" in names:
+        assert shades[sorted(names).index("water")] == "#1f78b4"
+
+
 def test_classes_keep_integers_and_number_names():
     assert Classes.of([7, 2, 2]).codes == (2, 7)
     assert Classes.of(["b", "a"]).names == ("a", "b")
