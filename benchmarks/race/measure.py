@@ -148,10 +148,11 @@ def _child(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def peaks(course: Course, setting: Setting, *, most: int | None = None) -> dict[str, Any]:
-    """Peak memory of each case (of the first `most`), each in a child of its own."""
+    """Peak memory without halo at the largest block (of the first `most` runners), each in a child of its own."""
     prepare(setting)
     found = {}
-    for name, halo, block in course.cases()[:most]:
+    cases = [c for c in course.cases() if c[1] == course.halos[0] and c[2] == course.blocks[-1]]
+    for name, halo, block in cases[:most]:
         if runners.missing(name) is None:
             real = _plan(setting, course, halo, block).tiling.block
             task = {"setting": asdict(setting), "runner": name, "tile": course.tile, "halo": halo, "block": real}

@@ -34,6 +34,8 @@ def best_bare(bare: dict[str, list[float]]) -> str:
 
 
 def _with_interval(found: tuple[float, float, float]) -> str:
+    if found[1] == found[2]:
+        return f"{found[0]:.2f}"  # one round has no interval
     return f"{found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
 
 
@@ -43,7 +45,7 @@ def _race(race: dict[str, Any]) -> list[str]:
     kind = "" if race["trained"] else ", random weights"
     lines = [
         f"**{race['model']}**{kind}: {race['size']} x {race['size']} px ({race['km2']:.0f} km²), tiles of "
-        f"{race['tile']} px, {len(bare)} rounds. Bare encoder, best threading ({best_bare(race['bare'])}): "
+        f"{race['tile']} px, {len(bare)} round{'s' * (len(bare) > 1)}. Bare encoder, best threading ({best_bare(race['bare'])}): "
         f"{statistics.median(bare):.2f} tiles/s.",
         "",
         "| halo | | block | km²/s | tiles/s over bare | embed faster by | tasks a block | peak MiB (before) | seam |",
@@ -59,7 +61,7 @@ def _race(race: dict[str, Any]) -> list[str]:
             rates = [(whole if c["runner"] == OURS else c["tiles"]) / s for s in c["seconds"]]
             ahead = "" if c["runner"] == OURS else _with_interval(ratio(c["seconds"], ours["seconds"]))
             peak = race.get("peaks", {}).get(c["key"], {})
-            memory = f"{peak['peak_mib']:.0f} ({peak['before_mib']:.0f})" if "peak_mib" in peak else "n/a"
+            memory = f"{peak['peak_mib']:.0f} ({peak['before_mib']:.0f})" if "peak_mib" in peak else ""
             tasks = "" if c["tasks_per_block"] is None else f"{c['tasks_per_block']:.1f}"
             speed = race["km2"] / statistics.median(c["seconds"])
             seam = f"{seams[halo]:.2f}" if halo in seams else ""
@@ -89,7 +91,7 @@ def _scaling(scaling: dict[str, Any]) -> list[str]:
     bare = scaling["bare"][best_bare(scaling["bare"])]
     lines = [
         f"{scaling['model']}, {scaling['size']} px, tile {scaling['tile']}, halo {scaling['halo']}, "
-        f"{scaling['blocks']} blocks of {scaling['block']} px, {len(bare)} rounds.",
+        f"{scaling['blocks']} blocks of {scaling['block']} px, {len(bare)} round{'s' * (len(bare) > 1)}.",
         "",
         "| scheduler | seconds | km²/s | tiles/s over bare |",
         "|---|---|---|---|",
