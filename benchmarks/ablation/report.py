@@ -90,6 +90,27 @@ def _claims(evidence: Evidence) -> str:
     return _table(head, rows)
 
 
+def _verdicts(evidence: Evidence) -> str:
+    """Which claims agree, disagree, and are left open, in words that follow from the intervals."""
+    heads = {
+        "agrees": "Agrees with the paper",
+        "disagrees": "Disagrees with the paper",
+        "cannot tell": "This scale cannot tell (the interval holds zero)",
+        "one seed": "One seed only, nothing claimed",
+        "not run": "Not run yet",
+    }
+    lines = []
+    for said, head in heads.items():
+        found = [
+            f"{c['claim']} (`{c['arm']}` - `{c['against']}`, {t})"
+            for c in evidence["claims"]
+            for t, v in c["verdict"].items()
+            if v == said
+        ]
+        lines.append(f"- **{head}**: {'; '.join(found) if found else 'nothing'}.")
+    return "\n".join(lines)
+
+
 def _switches(evidence: Evidence) -> str:
     tasks = {"optical": "optical", "multispectral": "multispectral", "beetle/cosine": "beetle cosine"}
     rows = [
@@ -113,6 +134,7 @@ def blocks(evidence: Evidence) -> dict[str, str]:
     return {
         "what": _what(evidence),
         "claims": _claims(evidence),
+        "verdicts": _verdicts(evidence),
         "arms": _arms(evidence, COLUMNS),
         "inside": _arms(evidence, INSIDE),
         "switches": _switches(evidence),

@@ -121,7 +121,7 @@ class Bench:
     @cached_property
     def eurosat(self) -> ChipSet:
         """400 tiles a class; half of their runs train probes, the others test."""
-        return read_eurosat(self.data / "eurosat_rgb", limit=100 if self.light else 400)
+        return read_eurosat(self.data / "eurosat_rgb", limit=60 if self.light else 400)
 
     @cached_property
     def tiles(self) -> list[Scene]:
@@ -131,7 +131,7 @@ class Bench:
     @cached_property
     def plots(self) -> list[Scene]:
         """The odd plots."""
-        return read_beetle(self.data / "change_barkbeetle")[1::2][: 6 if self.light else None]
+        return read_beetle(self.data / "change_barkbeetle")[1::2][: 4 if self.light else None]
 
     @cached_property
     def floods(self) -> list[Scene]:
