@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def _plan(setting: Setting, course: Course, halo: int, block: int) -> Any:
 
 def _out(setting: Setting, name: str) -> str:
     tif = name.startswith(("rasterio", "TorchGeo", "TerraTorch"))
-    return f"{setting.folder}/out_{abs(hash(name)) % 9999}" + (".tif" if tif else ".zarr")
+    return f"{setting.folder}/out_{zlib.crc32(name.encode()):08x}" + (".tif" if tif else ".zarr")
 
 
 def _clear(path: str) -> None:
