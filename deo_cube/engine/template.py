@@ -298,7 +298,6 @@ def finish(target: Target, root: zarr.Group) -> None:
 def _mark(target: Target) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        zarr.consolidate_metadata(target.store, zarr_format=3)
-        # Opened with what was consolidated, so that it is kept.
-        root = zarr.open_group(target.store, mode="r+", zarr_format=3, use_consolidated=True)
-        root.attrs[STATE] = "complete"
+        root = zarr.consolidate_metadata(target.store, zarr_format=3)
+    # Of the group that holds what was consolidated, so that it is kept.
+    root.attrs[STATE] = "complete"
