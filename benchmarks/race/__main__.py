@@ -106,7 +106,7 @@ def _run(part: str, config: Config, figures: dict[str, Any], folder: str) -> Non
         _merge(figures.setdefault("scaling", {}), found)
     elif part == "memory":
         sizes = (256, 512) if config.quick else config.sizes
-        rivals = () if config.quick else (("dask map_blocks / map_overlap", 4096), ("TerraTorch tiled_inference", 4096))
+        rivals = () if config.quick else (("dask map_blocks / map_overlap", 4096),)
         figures["memory"] = measure.flatness("mobilenetv3_small_100", folder, sizes, rivals)
     elif part == "whole":
         figures["whole"] = whole.figures(small=config.quick)

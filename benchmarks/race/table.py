@@ -120,11 +120,17 @@ def _memory(memory: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _whole(whole: dict[str, Any]) -> list[str]:
+def _whole(whole: dict[str, Any], races: Sequence[dict[str, Any]]) -> list[str]:
     lines = ["| cube | " + " | ".join(row["name"] for row in whole["rows"]) + " |"]
     lines.append("|---" * (len(whole["rows"]) + 1) + "|")
     for field, title in whole["fields"].items():
         lines.append(f"| {title} | " + " | ".join(str(row[field]) for row in whole["rows"]) + " |")
+    rates = [r for race in races if race["model"] == whole["model"] for r in race["foretold"]]
+    if rates:
+        rate = statistics.median(rates)
+        hours = [int(row["tiles"].replace(",", "")) / rate / 3600 for row in whole["rows"]]
+        title = f"hours on this machine, at the {rate:.2f} tiles/s of `plan(measure=True)`"
+        lines.append(f"| {title} | " + " | ".join(f"{h:,.3g}" if h < 100 else f"{h:,.0f}" for h in hours) + " |")
     return lines
 
 
@@ -135,9 +141,11 @@ def tables(figures: dict[str, Any]) -> dict[str, str]:
     if races:
         found["race"] = [line for race in races for line in [*_race(race), ""]][:-1]
         found["foretold"] = _foretold(races)
-    for part, write in (("scaling", _scaling), ("memory", _memory), ("whole", _whole)):
+    for part, write in (("scaling", _scaling), ("memory", _memory)):
         if part in figures:
             found[part] = write(figures[part])
+    if "whole" in figures:
+        found["whole"] = _whole(figures["whole"], races)
     return {name: "\n".join(lines) for name, lines in found.items()}
 
 

@@ -49,12 +49,11 @@ def _row(name: str, size: int, chunk: int, model: str, epsg: int) -> dict[str, A
         one = emb.data.blocks[0, 0, 0]
         tasks = len(one.__dask_graph__().cull(list(_keys(one))).to_dict())
         first = time.perf_counter() - start
-    hours = "not measured" if p.seconds is None else f"{p.seconds / 3600:,.2f}"
     return {
         "name": name, "pixels": f"{size} x {size}", "km2": f"{p.area_km2:,.0f}", "tiles": f"{p.tiles:,}",
         "blocks": f"{p.blocks:,}", "read": f"{p.bytes_in / 1e9:,.1f}", "written": f"{p.bytes_out / 1e9:,.1f}",
         "plan": f"{planned:.2f}", "graph": f"{graphed:.2f}", "client": f"{held:.0f}",
-        "block": f"{p.bytes_per_block / 2**20:.1f}", "tasks": str(tasks), "first": f"{first:.3f}", "hours": hours,
+        "block": f"{p.bytes_per_block / 2**20:.1f}", "tasks": str(tasks), "first": f"{first:.3f}",
     }  # fmt: skip
 
 
@@ -74,6 +73,5 @@ def figures(model: str = "tiny", *, small: bool = False) -> dict[str, Any]:
         "written": "written as float16, GB", "plan": "`plan`, seconds", "graph": "`embed`, seconds",
         "client": "client's memory that it adds, MiB", "block": "a block in flight, MiB",
         "tasks": "tasks for the first block alone", "first": "seconds to cut them out",
-        "hours": "hours here, at the rate `plan(measure=True)` found",
     }  # fmt: skip
     return {"model": model, "rows": rows, "fields": titles}
