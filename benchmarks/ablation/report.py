@@ -13,6 +13,7 @@ from typing import Any
 
 import tyro
 
+from .arms import ARMS
 from .summary import read_runs, summarise
 
 __all__ = ["blocks", "with_blocks"]
@@ -101,12 +102,11 @@ def _verdicts(evidence: Evidence) -> str:
     }
     lines = []
     for said, head in heads.items():
-        found = [
-            f"{c['claim']} (`{c['arm']}` - `{c['against']}`, {t})"
-            for c in evidence["claims"]
-            for t, v in c["verdict"].items()
-            if v == said
-        ]
+        found = []
+        for c in evidence["claims"]:
+            sides = [t for t, v in c["verdict"].items() if v == said]
+            if sides:
+                found.append(f"{c['claim']} (`{c['arm']}` - `{c['against']}`; {', '.join(sides)})")
         lines.append(f"- **{head}**: {'; '.join(found) if found else 'nothing'}.")
     return "\n".join(lines)
 
@@ -126,7 +126,12 @@ def _what(evidence: Evidence) -> str:
     for name, arm in evidence["arms"].items():
         spent = [s["train"] + s["score"] for s in arm["seconds"]]
         rows.append([f"`{name}`", arm["what"], str(arm["n"]), f"{sum(spent) / len(spent):.0f}"])
-    return _table(["arm", "what it is", "seeds", "processor seconds a run"], rows)
+    done, all_of_it = sum(a["n"] for a in evidence["arms"].values()), 3 * len(ARMS)
+    missing = [f"`{a}`" for a in ARMS if a not in evidence["arms"]]
+    state = f"{done} of {all_of_it} runs ({len(ARMS)} arms of three seeds) are finished."
+    if missing:
+        state += f" Not run yet: {', '.join(missing)}."
+    return f"{state}\n\n" + _table(["arm", "what it is", "seeds", "processor seconds a run"], rows)
 
 
 def blocks(evidence: Evidence) -> dict[str, str]:
