@@ -45,8 +45,8 @@ def _race(race: dict[str, Any]) -> list[str]:
     kind = "" if race["trained"] else ", random weights"
     lines = [
         f"**{race['model']}**{kind}: {race['size']} x {race['size']} px ({race['km2']:.0f} km²), tiles of "
-        f"{race['tile']} px, {len(bare)} round{'s' * (len(bare) > 1)}. Bare encoder, best threading ({best_bare(race['bare'])}): "
-        f"{statistics.median(bare):.2f} tiles/s.",
+        f"{race['tile']} px, {len(bare)} round{'s' * (len(bare) > 1)}. Bare encoder, best threading "
+        f"({best_bare(race['bare'])}): {statistics.median(bare):.2f} tiles/s.",
         "",
         "| halo | | block | km²/s | tiles/s over bare | embed faster by | tasks a block | peak MiB (before) | seam |",
         "|---|---|---|---|---|---|---|---|---|",
