@@ -5,7 +5,7 @@ flight follows the threads there are now, so that adaptive clusters grow and shr
 costs the blocks it was at: the scheduler runs them again elsewhere. If all vanish for `patience` seconds, or the
 scheduler does, the call ends with an error that says so; what was done is safe.
 
-Each block is one task of one submission: no graph of all blocks exists anywhere. A task is a few ten kilobytes, pickled
+Each block is one task of one submission: no graph of all blocks exists anywhere. A task is some ten kilobytes, pickled
 by the client; the scheduler never unpickles it, and no result but None comes back.
 """
 

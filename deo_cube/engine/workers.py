@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pickle
 import queue
 import socket
 import threading
@@ -52,7 +51,7 @@ async def answer(refs: bytes, wanted: str | None) -> Answer:
 def _answer(refs: bytes, wanted: str | None) -> Answer:
     host, version = socket.gethostname(), metadata.package_version()
     try:
-        known = pickle.loads(refs)
+        known = unpickled_refs(refs)
     except Exception as error:
         return Answer(host, version, "", f"cannot read the model: {error}")
     lacks = tuple(i for i, ref in enumerate(known) if not weights.is_here(ref))
@@ -281,8 +280,15 @@ def pickle_refs(refs: list[Any]) -> bytes:
     return bytes(cloudpickle.dumps(refs))
 
 
+def unpickled_refs(refs: bytes) -> list[Any]:
+    """References as the client sent them."""
+    import cloudpickle
+
+    return list(cloudpickle.loads(refs))
+
+
 async def _fetch(refs: bytes, offline: bool) -> bool:
-    (ref,) = pickle.loads(refs)
+    (ref,) = unpickled_refs(refs)
     return await asyncio.to_thread(weights.fetch, ref, offline=offline)
 
 
