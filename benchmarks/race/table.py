@@ -137,7 +137,7 @@ def _whole(whole: dict[str, Any], races: Sequence[dict[str, Any]]) -> list[str]:
 def tables(figures: dict[str, Any]) -> dict[str, str]:
     """Markdown of every table that the figures suffice for, by the name of its place in the page."""
     found: dict[str, list[str]] = {}
-    races = list(figures.get("races", {}).values())
+    races = [r for r in figures.get("races", {}).values() if r.get("bare")]
     if races:
         found["race"] = [line for race in races for line in [*_race(race), ""]][:-1]
         found["foretold"] = _foretold(races)
