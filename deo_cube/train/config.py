@@ -76,7 +76,10 @@ class Optical:
     """The frozen RGB teacher and what is matched to it."""
 
     weights: str = ""
-    """File of the teacher's weights (mobilenet)."""
+    """File of the teacher's weights: needed by mobilenet; for the DINOs in the place of the hub's, as timm or Meta
+    published them."""
+    revision: str = ""
+    """Commit of timm's repository on the hub. Empty: the newest; teachers.json in the run's folder says which."""
     enlarge: float = 2.0
     """mobilenet: images are enlarged so many times for it. 64 px tiles at 128 px score 0.87 kNN, as they come 0.7."""
     mid: int = -4

@@ -35,7 +35,7 @@ from deo_cube.train.student import (
     specialist_targets,
     teacher_targets,
 )
-from deo_cube.train.teachers import FrozenTeacher, Standardised, load_teacher
+from deo_cube.train.teachers import FrozenTeacher, Standardised, load_teacher, remember_teachers
 
 __all__ = ["Process", "build", "open_sources", "train"]
 
@@ -136,6 +136,7 @@ def build(
     optical = load_teacher(
         config.teacher,
         weights=config.optical.weights or None,
+        revision=config.optical.revision,
         enlarge=config.optical.enlarge,
         mid=config.optical.mid,
         late=config.optical.late,
@@ -239,6 +240,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         start, spent, history = state["step"], state["seconds"], state["history"]
     if process.first:
         out.mkdir(parents=True, exist_ok=True)
+        remember_teachers(out, (optical, specialist), resumed=last is not None)
         (out / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
     step_of = _Step(config, process, student, ema, optimizer, (optical, specialist))
     log = Log(config, process.first, out, start)

@@ -58,6 +58,7 @@ class EncoderTeacher(_Frozen):
         # Its input is DN: it knows its own statistics.
         self.mean, self.std = (0.0,) * len(self.bands), (1.0,) * len(self.bands)
         self.licence = card.license_weights or "see its card"
+        self.origin, self.sha256 = config.model, card.weights.sha256 or ""
         self.freeze()
         try:
             self(torch.zeros(1, len(self.bands), size, size, device=encoder.device))

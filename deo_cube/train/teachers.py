@@ -6,6 +6,8 @@ and DINOv2 / DINOv3 through timm; `specialist` has a frozen multispectral one.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,10 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deo_cube.encoder.locate import file_sha256
 from deo_cube.encoder.mobilenet import MobileNet, fold_batch_norm
-from deo_cube.errors import UnknownModelError, WeightsMismatchError, WeightsNotFoundError
+from deo_cube.errors import StoreMismatchError, UnknownModelError, WeightsMismatchError, WeightsNotFoundError
+from deo_cube.train.dino import fill, from_hub
 
-__all__ = ["FrozenTeacher", "MobileNetTeacher", "Standardised", "Targets", "TimmTeacher", "load_teacher"]
+__all__ = [
+    "FrozenTeacher",
+    "MobileNetTeacher",
+    "Standardised",
+    "Targets",
+    "TimmTeacher",
+    "load_teacher",
+    "remember_teachers",
+]
 
 RGB = ("B04", "B03", "B02")
 
@@ -56,6 +68,11 @@ class FrozenTeacher(Protocol):
 
 class _Frozen(nn.Module):
     """Never in training mode, never differentiated."""
+
+    origin = ""
+    """Where its weights came from: a file, or a repository and its commit. Empty: random."""
+    sha256 = ""
+    """Of the file of its weights."""
 
     def freeze(self) -> None:
         self.requires_grad_(False)
@@ -106,6 +123,7 @@ class MobileNetTeacher(_Frozen):
         except (KeyError, RuntimeError) as error:
             raise WeightsMismatchError(f"{weights} does not hold MobileNet v1: {error}") from error
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.origin, self.sha256 = str(weights), file_sha256(weights)
         self.freeze()
 
     @torch.no_grad()
@@ -129,30 +147,47 @@ class TimmTeacher(_Frozen):
         Blocks whose patch tokens are matched; negative counts from the end. The published run takes 8 and 11 of 12.
     pretrained : bool
         False gives random weights: for tests of the wiring only.
+    weights : path, optional
+        File of its weights, as timm or as Meta published them. Default: the hub.
+    revision : str
+        Commit of timm's repository on the hub; the newest where empty.
 
     Raises
     ------
+    UnknownModelError
+        If timm has no such model.
     WeightsNotFoundError
         If the weights are neither cached nor to be had.
+    WeightsMismatchError
+        If they are not those of the model.
     """
 
     bands: tuple[str, ...] = RGB
 
-    def __init__(self, model: str, *, mid: int = -4, late: int = -1, pretrained: bool = True) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        mid: int = -4,
+        late: int = -1,
+        pretrained: bool = True,
+        weights: str | Path | None = None,
+        revision: str = "",
+    ) -> None:
         super().__init__()
         from deo_cube.encoder.timm_import import import_timm
 
         timm = import_timm()
         options = {} if "dinov3" in model or "eva" in model else {"dynamic_img_size": True}
         try:
-            self.net = timm.create_model(model, pretrained=pretrained, num_classes=0, **options)
-        except (OSError, RuntimeError) as error:
-            if not pretrained or "unknown model" in str(error).lower():
-                raise UnknownModelError(f"timm has no model {model!r}: {error}") from error
-            raise WeightsNotFoundError(
-                f"weights of the teacher {model} are neither cached nor to be had ({type(error).__name__}: {error}). "
-                "Fetch them once where there is a network, or choose --teacher mobilenet"
-            ) from error
+            self.net = timm.create_model(model, pretrained=False, num_classes=0, **options)
+        except (RuntimeError, TypeError) as error:
+            raise UnknownModelError(f"timm has no ViT {model!r}: {error}") from error
+        if pretrained:
+            path = Path(weights).expanduser() if weights else self._published(revision)
+            fill(self.net, path)
+            self.sha256 = file_sha256(path)
+            self.origin = str(path) if weights else f"{self.net.pretrained_cfg['hf_hub_id']}@{path.parent.name}"
         self.name = model
         depth = len(self.net.blocks)
         self.indices = [mid % depth, late % depth]
@@ -163,6 +198,15 @@ class TimmTeacher(_Frozen):
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         self.licence = str(config.get("license", "")) or "see timm's page of the model"
         self.freeze()
+
+    def _published(self, revision: str) -> Path:
+        repo = self.net.pretrained_cfg.get("hf_hub_id")
+        if not repo:
+            raise WeightsNotFoundError(
+                f"timm names no repository with weights of {self.net.pretrained_cfg.get('architecture')}: give "
+                "--optical.weights FILE, or a full name such as timm:vit_small_patch14_dinov2.lvd142m"
+            )
+        return from_hub(str(repo), revision)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Targets:
@@ -199,6 +243,7 @@ class Standardised(_Frozen):
         self.teacher = teacher
         self.name, self.bands, self.dims = teacher.name, teacher.bands, teacher.dims
         self.mean, self.std, self.licence = teacher.mean, teacher.std, teacher.licence
+        self.origin, self.sha256 = getattr(teacher, "origin", ""), getattr(teacher, "sha256", "")
         found = [teacher(part) for part in torch.split(images, 32)]
         for name in ("cls", "mid", "late"):
             values = torch.cat([getattr(t, name) for t in found])
@@ -221,7 +266,13 @@ class Standardised(_Frozen):
 
 
 def load_teacher(
-    kind: str, *, weights: str | Path | None = None, enlarge: float = 2.0, mid: int = -4, late: int = -1
+    kind: str,
+    *,
+    weights: str | Path | None = None,
+    revision: str = "",
+    enlarge: float = 2.0,
+    mid: int = -4,
+    late: int = -1,
 ) -> FrozenTeacher | None:
     """The optical teacher called `kind`.
 
@@ -230,7 +281,9 @@ def load_teacher(
     kind : str
         ``none`` (a multispectral-only arm), ``mobilenet``, ``dinov2``, ``dinov3``, or ``timm:<name of a ViT>``.
     weights : path, optional
-        File of the weights; needed for mobilenet.
+        File of the weights; needed for mobilenet, the hub's for the others.
+    revision : str
+        Commit of the hub's repository; the newest where empty.
 
     Raises
     ------
@@ -247,5 +300,31 @@ def load_teacher(
         return MobileNetTeacher(weights, enlarge=enlarge)
     names = {"dinov2": "vit_base_patch14_dinov2.lvd142m", "dinov3": "vit_base_patch16_dinov3.lvd1689m"}
     if kind in names or kind.startswith("timm:"):
-        return TimmTeacher(names.get(kind, kind.removeprefix("timm:")), mid=mid, late=late)
+        name = names.get(kind, kind.removeprefix("timm:"))
+        return TimmTeacher(name, mid=mid, late=late, weights=weights, revision=revision)
     raise UnknownModelError(f"no teacher {kind!r}: choose none, mobilenet, dinov2, dinov3 or timm:<name>")
+
+
+def remember_teachers(out: Path, teachers: Sequence[FrozenTeacher | None], *, resumed: bool) -> None:
+    """Write down in `out` what taught: name, licence, origin and hash of the weights.
+
+    Raises
+    ------
+    StoreMismatchError
+        If the run is resumed, and another teacher or other weights taught it so far.
+    """
+    found = [
+        {"name": t.name, "licence": t.licence, "weights": getattr(t, "origin", ""), "sha256": getattr(t, "sha256", "")}
+        for t in teachers
+        if t is not None
+    ]
+    file = out / "teachers.json"
+    if resumed and file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        told = [[(t["name"], t["sha256"]) for t in them] for them in (before, found)]
+        if told[0] != told[1]:
+            raise StoreMismatchError(
+                f"{out} was taught by {told[0]}, now by {told[1]}: bring the weights it began with (--optical.weights, "
+                "--optical.revision), or give another --out"
+            )
+    file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
