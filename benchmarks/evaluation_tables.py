@@ -1,0 +1,126 @@
+"""Write the tables of docs/evaluation.md from docs/data/*.json: python benchmarks/evaluation_tables.py.
+
+``deo-cube evaluate tiny DATA --out docs/data/evaluation_tiny.json``, benchmarks/seams.py and benchmarks/clicks.py write
+them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def read(name: str) -> dict[str, Any]:
+    path = DOCS / "data" / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def row(cells: list[Any]) -> str:
+    return "| " + " | ".join(str(c) for c in cells) + " |\n"
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    return row(head) + "|---" * len(head) + "|\n" + "".join(row(r) for r in rows)
+
+
+def scores() -> str:
+    """Value and interval of every task and model."""
+    found = read("evaluation_tiny")["scores"]
+    models = list(dict.fromkeys(s["model"] for s in found))
+    tasks = list(dict.fromkeys(s["task"] for s in found))
+    cell = {(s["task"], s["model"]): s for s in found}
+
+    def shown(task: str, model: str) -> str:
+        s = cell.get((task, model))
+        return "" if s is None else "{:.2f} [{:.2f}, {:.2f}]".format(s["value"], *s["interval95"])
+
+    metric = {s["task"]: s["metric"] for s in found}
+    return table(["task", "metric", *models], [[t, metric[t], *(shown(t, m) for m in models)] for t in tasks])
+
+
+def costs() -> str:
+    """Labels, cases and minutes of every task."""
+    found = read("evaluation_tiny")["scores"]
+    models = list(dict.fromkeys(s["model"] for s in found))
+    rows = []
+    for t in dict.fromkeys(s["task"] for s in found):
+        own = {s["model"]: s for s in found if s["task"] == t}
+        one = next(iter(own.values()))
+        minutes = [f"{own[m].get('cpu_seconds', own[m]['seconds']) / 60:.1f}" if m in own else "" for m in models]
+        rows.append([t, one["labels"], one["tested"], one["groups"], *minutes])
+    return table(["task", "labels", "tested", "groups", *(f"{m}, min" for m in models)], rows)
+
+
+def beetle() -> str:
+    """What is change and what is recognition."""
+    found = [s for s in read("evaluation_tiny")["scores"] if s["task"].startswith("beetle/") and "by_group" in s]
+    models = list(dict.fromkeys(s["model"] for s in found))
+    cell = {(s["task"], s["model"]): s for s in found}
+    names = {
+        "beetle/pixel": "both dates, labels (may recognise)", "beetle/second": "second date alone, labels (recognises)",
+        "beetle/cosine": "distance of the dates, no labels (change alone)",
+    }  # fmt: skip
+
+    def shown(task: str, model: str) -> str:
+        s = cell.get((task, model))
+        if s is None:
+            return ""
+        return "{:.2f} [{:.2f}, {:.2f}]; {:.2f}".format(s["value"], *s["interval95"], s["by_group"])
+
+    return table(["pixels", *models], [[what, *(shown(t, m) for m in models)] for t, what in names.items()])
+
+
+def seams(model: str) -> str:
+    """A row a halo."""
+    d = read(f"seams_{model}")
+    rows = [
+        [
+            f"{r['halo']}{' (card)' if r['halo'] == d['card_halo'] else ''}",
+            *(f"{r[k]:.2g}" for k in ("border", "border95", "interior", "neighbours", "seam")), f"{r['cost']:.2f}",
+        ]
+        for r in d["rows"]
+    ]  # fmt: skip
+    head = [
+        "halo, px",
+        "at borders",
+        "95th percentile",
+        "inside",
+        "neighbouring patches",
+        "seam",
+        "pixels encoded a pixel kept",
+    ]
+    return table(head, rows)
+
+
+def clicks() -> str:
+    """Heads from points, on a real flood."""
+    rows = []
+    for r in read("clicks_flood")["rows"]:
+        value = "{:.2f} [{:.2f}, {:.2f}]".format(r["mean IoU"], *r["draws95"])
+        rows.append([r["features"], r["head"], r["points"], value, r["seconds"]])
+    return table(["features", "head", "points", "mean IoU [2.5, 97.5 % of draws]", "head and map, s"], rows)
+
+
+TABLES = {
+    "scores": scores, "costs": costs, "beetle": beetle, "seams tiny": lambda: seams("tiny"),
+    "seams vitb": lambda: seams("vitb"), "seams swinb": lambda: seams("swinb"), "clicks": clicks,
+}  # fmt: skip
+
+
+def with_tables(text: str) -> str:
+    """`text` with what stands between each pair of marks replaced."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- table {name}: begin -->\n", f"<!-- table {name}: end -->"
+        if begin in text:
+            before, rest = text.split(begin)
+            text = before + begin + "\n" + make() + "\n" + end + rest.split(end)[1]
+    return text
+
+
+if __name__ == "__main__":
+    path = DOCS / "evaluation.md"
+    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
