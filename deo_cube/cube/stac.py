@@ -308,7 +308,10 @@ def _annotated(
         [str(i.properties.get(_BASELINE) or i.properties.get("processing:version") or "") for i in items]
     )
     ids = [" ".join(items[i].id for i in g) for g in groups]
-    coords = {OFFSET_COORD: ("time", np.asarray(adds, dtype=np.float64)), "item_ids": ("time", np.asarray(ids, dtype=object))}
+    coords = {
+        OFFSET_COORD: ("time", np.asarray(adds, dtype=np.float64)),
+        "item_ids": ("time", np.asarray(ids, dtype=object)),
+    }
     if any(baselines):
         coords[_BASELINE] = ("time", np.asarray(baselines, dtype=object))
     clouds = [[i.properties.get(_CLOUD) for i in (items[k] for k in g)] for g in groups]
