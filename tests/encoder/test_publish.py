@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from benchmarks.untrained_tiny import main as write_tiny
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.catalog import bundled_cards
 from deo_cube.encoder.encoder import Encoder
@@ -66,12 +65,6 @@ def test_int8_scale_beats_the_plain_maximum(seed: int, spread: float) -> None:
 
 def test_int8_scale_of_nothing() -> None:
     assert int8_scale(np.zeros(10, np.float32)) > 0
-
-
-@pytest.mark.skipif(bundled_cards()["tiny"].trained, reason="tiny is trained: its stand-in is no longer bundled")
-def test_the_untrained_stand_in_comes_from_its_script(tmp_path: Path) -> None:
-    made, bundled = write_tiny(tmp_path), bundled_cards()["tiny"]
-    assert dataclasses.replace(made, layers=bundled.layers, reference=bundled.reference) == bundled
 
 
 def test_the_bundled_model_is_small() -> None:
