@@ -71,6 +71,7 @@ function applyLayers() {
   const dates = layers.get("true")?.facts.dates;
   if (base === "true" && dates && dates[time] !== store.times[time].slice(0, 10)) note.push(`the scene of ${dates[time]}, the nearest in the cube`);
   $("base-note").textContent = note.filter(Boolean).join("; ");
+  $("save-base").hidden = base !== "pca";
   remember();
 }
 
@@ -428,6 +429,7 @@ async function start() {
   $("earlier").onclick = () => setTime(time - 1);
   $("later").onclick = () => setTime(time + 1);
   $("fit").onclick = fit;
+  $("save-base").onclick = () => save(layers.get("pca"), "cog");
   $("fold").onclick = () => {
     const folded = document.body.classList.toggle("folded");
     $("fold").setAttribute("aria-expanded", String(!folded));
