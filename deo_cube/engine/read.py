@@ -47,7 +47,8 @@ class ChunkReader:
         self.capacity = capacity
         self.blocks = 0  # that use it now
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="deo_cube-read")
-        self._lock = threading.Lock()
+        # Taken before the pool's own lock, always; and again by the callbacks of what `close` cancels.
+        self._lock = threading.RLock()
         self._held: OrderedDict[Hashable, Future[Any]] = OrderedDict()
         self._bytes = 0
         self._first = threading.Lock()
@@ -120,8 +121,8 @@ class ChunkReader:
     def close(self) -> None:
         """Let go of chunks and threads; reads that are under way, or hang, are given up."""
         self._closed.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
+            self._pool.shutdown(wait=False, cancel_futures=True)
             self._held.clear()
             self._bytes = 0
 

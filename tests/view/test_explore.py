@@ -83,7 +83,7 @@ def test_the_command_serves_a_store(store: Path, cube_path: Path) -> None:
         found = get(url + "api/store")
         assert [layer["id"] for layer in found["layers"]] == ["true", "pca"]
         run.send_signal(signal.SIGINT)
-        assert run.wait(20) == 0
+        assert run.wait(120) == 0
     finally:
         run.kill()
         run.wait()
