@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import signal
 import socket
 import sys
 import threading
@@ -184,7 +185,7 @@ def serve(
     port: int = 0,
     browser: bool = True,
 ) -> None:
-    """Serve the page of a store until interrupted. See `deo-cube view --help`."""
+    """Serve the page of a store until interrupted or terminated. See `deo-cube view --help`."""
     from deo_cube.view.truecolour import open_for_viewing
     from deo_cube.view.view import View
 
@@ -194,6 +195,7 @@ def serve(
         named = {str(h): h for h in heads}
     view = View.of_store(store, cube=opened, heads=named, title=Path(str(store).rstrip("/")).stem)
     running = Explorer(view, host=host, port=port)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as services and containers are stopped
     try:
         print(f"{store}: {running.url}   (Ctrl-C stops it)", flush=True)
         if host not in LOOPBACK:
@@ -207,4 +209,5 @@ def serve(
     except KeyboardInterrupt:
         print("stopped", flush=True)
     finally:
+        signal.signal(signal.SIGTERM, before)
         running.stop()

@@ -171,7 +171,7 @@ def test_a_search_answers_in_order_and_filters_clouds_even_where_the_api_cannot(
 def test_tiles_of_one_day_are_merged_and_no_more_is_read_than_wanted(api, monkeypatch, gdal_http):  # noqa: F811
     url, server, pixels = api
     items = search(url, collection="sentinel-2-test", bbox=AREA, max_cloud=20)
-    server.requests.clear()
+    server.forget()
     ds = load_cube(items, chunks={"x": 256, "y": 256})
     assert dict(ds.sizes) == {"time": 2, "y": 512, "x": 1000}
     assert ds.boa_add_offset.values.tolist() == [-1000.0, -1000.0]
@@ -183,7 +183,7 @@ def test_tiles_of_one_day_are_merged_and_no_more_is_read_than_wanted(api, monkey
     tifs = [p for _, p in server.requests if p.endswith("B02.tif")]
     assert len(set(tifs)) == 4
     assert len(tifs) <= 130
-    server.requests.clear()
+    server.forget()
     sent = server.sent
     corner = ds.B02.isel(time=0, y=slice(0, 100), x=slice(0, 100)).compute(scheduler="synchronous")
     np.testing.assert_array_equal(corner.values, pixels["05"][:100, :100])

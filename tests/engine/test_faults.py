@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -94,49 +91,18 @@ def test_a_short_chunk_is_read_again_and_one_that_stays_short_is_refused(
         to_zarr(embed(sour(lambda n, block: block[:, :1]), **SMALL), tmp_path / "f.zarr", progress=False, retries=1)
 
 
-@contextlib.contextmanager
-def guarded(behind: Served, uses: int) -> Iterator[tuple[str, Callable[[str], str], list[str]]]:
-    """A server before another that lets a token through `uses` times, then refuses it: (url, sign, tokens)."""
-    left: dict[str, int] = {}
-    lock = threading.Lock()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            return None
-
-        def answer(self) -> None:
-            token = parse_qs(urlsplit(self.path).query).get("token", [""])[0]
-            with lock:
-                good = left.get(token, 0) > 0
-                left[token] = left.get(token, 0) - 1
-            self.send_response(307 if good else 403)
-            self.send_header("Location", behind.url + self.path)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_GET = do_HEAD = answer
-
+def signing(server: Served, uses: int) -> tuple[Callable[[str], str], list[str]]:
+    """How to sign hrefs of a server that takes each token `uses` times, and the tokens so far."""
     tokens: list[str] = []
+    lock = threading.Lock()
 
     def sign(href: str) -> str:
         with lock:
-            if not tokens or left[tokens[-1]] <= 0:
+            if not tokens or server.uses(tokens[-1]) >= uses:
                 tokens.append(f"token{len(tokens)}")
-                left[tokens[-1]] = uses
             return f"{href}?token={tokens[-1]}"
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", sign, tokens
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return sign, tokens
 
 
 @pytest.fixture
@@ -159,8 +125,9 @@ def test_tokens_that_expire_in_the_middle_of_a_job_are_replaced(scene, gdal_http
     folder, item = scene
     chunks = {"x": 64, "y": 64}
     to_zarr(embed(load_cube([item], chunks=chunks), **SMALL), folder / "local.zarr", progress=False)
-    with serve(folder) as server, guarded(server, uses=60) as (url, sign, tokens):
-        ds = load_cube([remote(item, folder, url)], chunks=chunks, patch_url=sign)
+    with serve(folder, uses=60) as server:
+        sign, tokens = signing(server, uses=60)
+        ds = load_cube([remote(item, folder, server.url)], chunks=chunks, patch_url=sign)
         assert tokens == []  # nothing is signed before it is read
         to_zarr(embed(ds, **SMALL), folder / "signed.zarr", progress=False, retries=8)
     assert len(tokens) > 2

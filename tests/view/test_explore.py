@@ -71,10 +71,17 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         embeddings().deo.explore()
 
 
-def test_the_command_serves_a_store(store: Path, cube_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_a_store_until_it_is_stopped(store: Path, cube_path: Path, stop: signal.Signals) -> None:
     command = [sys.executable, "-m", "deo_cube", "view", str(store), "--cube", str(cube_path), "--no-browser"]
     run = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         line = run.stdout.readline()
@@ -82,8 +89,8 @@ def test_the_command_serves_a_store(store: Path, cube_path: Path) -> None:
         url = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
         found = get(url + "api/store")
         assert [layer["id"] for layer in found["layers"]] == ["true", "pca"]
-        run.send_signal(signal.SIGINT)
-        assert run.wait(120) == 0
+        run.send_signal(stop)
+        assert run.wait(60) == 0
     finally:
         run.kill()
         run.wait()
