@@ -7,15 +7,11 @@ package; `timm` is any model of timm; a factory may give any other, or a plain f
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import inspect
 import threading
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +19,7 @@ from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.timm_import import import_timm
 from deo_cube.errors import UnknownModelError
 
-__all__ = ["FAMILIES", "FunctionNetwork", "Network", "TimmNetwork", "build_network", "network_hash", "seeded_network"]
+__all__ = ["FAMILIES", "FunctionNetwork", "Network", "TimmNetwork", "build_network", "seeded_network"]
 
 #: Family -> module and class. The class takes ``stems={name: channels}`` and the other entries of the architecture.
 FAMILIES: dict[str, tuple[str, str]] = {
@@ -174,32 +170,3 @@ class FunctionNetwork(nn.Module):
         if missing:
             raise ValueError(f"the function returned the layers {[*out]}; wanted {sorted(missing)} too")
         return out if layers is None else {name: out[name] for name in layers}
-
-
-def network_hash(network: nn.Module) -> str:
-    """SHA-256 over the values of a network and the source of what computes them: equal if it gives the same numbers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode() + _content(tensor))
-    digest.update(_content(getattr(network, "function", None) or getattr(network, "model", network)))
-    return digest.hexdigest()
-
-
-def _content(value: Any) -> bytes:
-    """What decides the numbers that `value` gives: its values, or its source and what it captured."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape}".encode() + value.tobytes()
-    if isinstance(value, functools.partial):
-        return b"".join(map(_content, (value.func, *value.args, *sorted(value.keywords.items()))))
-    if isinstance(value, (int, float, str, bytes, tuple, list, dict, type(None))):
-        return repr(value).encode()
-    code = getattr(value, "__code__", None)
-    kind = value if inspect.isroutine(value) else type(value)
-    try:
-        text = inspect.getsource(kind)
-    except (OSError, TypeError):  # typed at a prompt
-        text = f"{code.co_code!r} {code.co_consts!r} {code.co_names!r}" if code is not None else ""
-    captured = [c.cell_contents for c in getattr(value, "__closure__", None) or ()]
-    return f"{kind.__module__}.{kind.__qualname__} {text}".encode() + b"".join(map(_content, captured))

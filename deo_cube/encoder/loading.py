@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.encoder import Encoder
-from deo_cube.encoder.families import build_network, network_hash, seeded_network
+from deo_cube.encoder.families import build_network, seeded_network
+from deo_cube.encoder.network_hash import network_hash
 from deo_cube.encoder.weights import check_weights, load_weights
 from deo_cube.errors import WeightsMismatchError
 

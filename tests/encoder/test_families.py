@@ -13,9 +13,9 @@ from deo_cube.encoder.families import (
     TimmNetwork,
     as_network,
     build_network,
-    network_hash,
     seeded_network,
 )
+from deo_cube.encoder.network_hash import network_hash
 from deo_cube.errors import UnknownModelError
 
 RGB = ("B04", "B03", "B02")
@@ -79,14 +79,6 @@ def test_initialisation_is_seeded_and_the_seed_is_the_cards() -> None:
     assert network_hash(seeded_network(other, lambda: torch.nn.Conv2d(3, 4, 8, 8))) != network_hash(
         seeded_network(same, lambda: torch.nn.Conv2d(3, 4, 8, 8))
     )
-
-
-def test_network_hash_sees_every_value() -> None:
-    network = seeded_network(bundled_cards()["tiny"], None)
-    before = network_hash(network)
-    with torch.no_grad():
-        list(network.parameters())[-1].view(-1)[-1] += 1e-6
-    assert network_hash(network) != before
 
 
 def test_timm_layers_by_name() -> None:
