@@ -31,7 +31,7 @@ HALVING = (2, 4, 6, 12)
 """Depth-wise convolutions with stride 2 (conv1 has stride 2 as well, unless told otherwise)."""
 EPS = 1e-3
 STRIP = 32
-"""Rows of the local branch that are computed at a time, a multiple of four."""
+"""Rows that are computed at a time where maps are as fine as the input, a multiple of four."""
 
 
 def _same_right(x: Tensor) -> Tensor:
@@ -101,10 +101,43 @@ class MobileNet(nn.Module):
     def forward(self, x: Tensor, stem: str) -> dict[str, Tensor]:
         """Every point-wise map of `x` (B, C, H, W), `stem`, `pw1` ... `pw<depth>`: (B, channels, h, w) each."""
         x = F.relu6(self.stems[stem](_same_right(x) if self.stem_stride == 2 else x))
-        maps = {"stem": x}
-        for i, pair in enumerate(self.pairs, start=1):
+        return {"stem": x, **self.following(x, 0)}
+
+    def following(self, x: Tensor, after: int) -> dict[str, Tensor]:
+        """The maps that follow `pw<after>`, of `x`, which is that map (or `stem`, after 0)."""
+        maps = {}
+        for i, pair in enumerate(self.pairs[after:], start=after + 1):
             maps[f"pw{i}"] = x = pair(x)
         return maps
+
+    def pw2_by_strips(self, x: Tensor, stem: str) -> Tensor:
+        """`pw2` of a network that halves by means, to the last bit, computed some rows at a time.
+
+        The maps before it are the network's finest and widest. Of a strip they stay in a core's cache, which more than
+        halves their time; whole, they are written to memory and read back, convolution by convolution.
+        """
+        first, second = cast(_Pair, self.pairs[0]), cast(_Pair, self.pairs[1])
+        height = x.shape[2]
+        strips = []
+        for top in range(0, height, STRIP):
+            bottom = min(top + STRIP, height)
+            # Three convolutions of 3x3 need three rows more on either side, but for those beyond the map.
+            start, stop = max(0, top - 3), min(height, bottom + 3)
+            y = x[:, :, start:stop]
+            for conv, pointwise in (
+                (cast(nn.Conv2d, self.stems[stem]), None),
+                (first.depthwise, first.pointwise),
+                (second.depthwise, None),
+            ):
+                above, below = int(start == 0), int(stop == height)
+                y = F.pad(y, (1, 1, above, below))
+                y = F.relu6(F.conv2d(y, conv.weight, conv.bias, groups=conv.groups), inplace=True)
+                start, stop = start + 1 - above, stop - 1 + below
+                if pointwise is not None:
+                    y = F.relu6(pointwise(y), inplace=True)
+            y = F.avg_pool2d(y[:, :, top - start : bottom - start], 2)
+            strips.append(F.relu6(second.pointwise(y), inplace=True))
+        return torch.cat(strips, dim=2)
 
 
 class DeoConv(nn.Module):
@@ -186,11 +219,14 @@ class DeoConv(nn.Module):
         coarsest = max(stride for _, stride in self.layers.values())
         if rows % coarsest or cols % coarsest:
             x = F.pad(x, (0, -cols % coarsest, 0, -rows % coarsest), mode="replicate")
-        maps = self.trunk(x, stem)
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            maps = self.trunk.following(self.trunk.pw2_by_strips(x, stem), 2)
+        else:
+            maps = self.trunk(x, stem)
         maps["local"] = self.local_map(x, stem)
         wide = {name: maps[name] for name in self.parts}
         if wanted & {"fused", "pooled"}:
-            wide["fused"] = self.necks[stem](self.stack(maps))
+            wide["fused"] = self.fuse(maps, stem)
         # Only what stands for pixels of the input is given out.
         cut = {
             name: m[:, :, : -(-rows // self.layers[name][1]), : -(-cols // self.layers[name][1])]
@@ -214,8 +250,29 @@ class DeoConv(nn.Module):
         )
         return torch.cat(list(strips), dim=2)
 
+    def fuse(self, maps: Mapping[str, Tensor], stem: str) -> Tensor:
+        """The neck of every part, brought to stride 4: [B, dim, H / 4, W / 4].
+
+        The neck of `stack`, at half the cost: it is linear, so each part goes through its share of it before it is
+        enlarged.
+        """
+        neck = cast(nn.Conv2d, self.necks[stem])
+        rows, cols = maps["local"].shape[2:]
+        shares = neck.weight.split(list(self.parts.values()), dim=1)
+        out: Tensor | None = None
+        for name, share in zip(self.parts, shares, strict=True):
+            m = maps[name]
+            if m.shape[2] > rows:
+                m = F.avg_pool2d(m, int(m.shape[2] // rows))
+            y = F.conv2d(m, share, neck.bias if out is None else None)
+            if y.shape[2] < rows:
+                y = F.interpolate(y, size=(rows, cols), mode="bilinear", align_corners=False)
+            out = y if out is None else out.add_(y)
+        assert out is not None
+        return out
+
     def stack(self, maps: Mapping[str, Tensor]) -> Tensor:
-        """The neck's input [B, D, H / 4, W / 4]: every part brought to stride 4, side by side."""
+        """What the neck sees [B, D, H / 4, W / 4]: every part brought to stride 4, side by side."""
         size = maps["local"].shape[2:]
         stacked = []
         for name in self.parts:

@@ -96,3 +96,22 @@ def test_what_does_not_fit_is_refused(small: DeoConv, stem, shape, layers, messa
         small.forward_features(torch.zeros(shape), stem, layers)
     with pytest.raises(ValueError, match="depth"):
         DeoConv(stems={"ms": 10}, depth=3)
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (32, 8), (8, 32), (104, 64), (40, 48)])
+def test_by_strips_it_is_the_same_to_the_last_bit(small: DeoConv, shape: tuple[int, int]) -> None:
+    x = torch.randn(2, 10, *shape)
+    with torch.inference_mode():
+        assert torch.equal(small.trunk.pw2_by_strips(x, "ms"), small.trunk(x, "ms")["pw2"])
+
+
+def test_the_neck_by_parts_is_the_neck_of_all_parts_side_by_side(small: DeoConv) -> None:
+    maps = small.trunk(x := torch.randn(2, 10, 64, 48), "ms") | {"local": small.local_map(x, "ms")}
+    torch.testing.assert_close(small.fuse(maps, "ms"), small.necks["ms"](small.stack(maps)), atol=1e-5, rtol=1e-5)
+
+
+def test_with_gradients_and_without_it_is_the_same_network(small: DeoConv) -> None:
+    x = torch.randn(2, 10, 64, 48)
+    with torch.inference_mode():
+        without = small.forward_features(x, "ms", ("fused",))["fused"]
+    torch.testing.assert_close(small.forward_features(x, "ms", ("fused",))["fused"], without, atol=1e-6, rtol=1e-6)
