@@ -24,6 +24,10 @@ __all__ = ["Access", "access", "sign_planetary_computer"]
 
 Sign = Callable[[str], str]
 
+#: A server that sends nothing is given up, which GDAL by itself never does. No time limit in Python can do it:
+#: rasterio holds the interpreter's lock while it looks for a file's mask (`DatasetBase.mask_flag_enums`).
+GIVE_UP = (("GDAL_HTTP_CONNECTTIMEOUT", "60"), ("GDAL_HTTP_LOW_SPEED_TIME", "120"), ("GDAL_HTTP_LOW_SPEED_LIMIT", "1"))
+
 
 class Access(RioDriver):  # type: ignore[misc]
     """Reader of odc-loader that signs an href when it opens it, as often as it opens it."""
@@ -40,7 +44,7 @@ class Access(RioDriver):  # type: ignore[misc]
     @contextmanager
     def restore_env(self, env: dict[str, Any], load_state: Any) -> Iterator[Any]:
         """GDAL's settings for a read: the caller's, then those of where the files lie, unless the process sets them."""
-        own = {k: v for k, v in self.gdal if k not in os.environ and k not in env}
+        own = {k: v for k, v in (*GIVE_UP, *self.gdal) if k not in os.environ and k not in env}
         with super().restore_env(env, load_state) as ctx, rasterio.Env(**own):
             yield ctx
 

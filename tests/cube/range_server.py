@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,7 +52,10 @@ class Served:
 
 @contextlib.contextmanager
 def serve(folder: Path, uses: int = 0) -> Iterator[Served]:
-    """Serve the files below `folder`; where `uses` is given, only to who has a `token` used less often than that."""
+    """Serve the files below `folder`; where `uses` is given, only to who has a `token` used less often than that.
+
+    What is asked for with the query `silent` never comes.
+    """
     with TemporaryDirectory() as work:
         log = Path(work) / "requests"
         log.touch()
@@ -96,6 +100,8 @@ def main(folder: Path, log: Path, uses: int) -> None:
 
         def answer(self, body: bool) -> None:
             path = (folder / self.path.split("?")[0].lstrip("/")).resolve()
+            if self.path.endswith("?silent"):
+                time.sleep(3600)
             if uses and self.expired():
                 return self.refuse(403)
             if folder not in path.parents or not path.is_file():

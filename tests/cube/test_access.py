@@ -1,5 +1,6 @@
 import json
 import pickle
+import time
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -7,6 +8,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+import rasterio
 
 from deo_cube.cube.access import Access, access, sign_planetary_computer
 from deo_cube.cube.stac import load_cube
@@ -33,6 +35,21 @@ def test_an_href_is_signed_at_each_read_and_not_before(tmp_path, gdal_http):  # 
             assert (ds.B02.compute(scheduler="synchronous") == 7).all()
             assert asked == [plain] * turn
             assert any(f"token={turn}" in path for _, path in server.requests)
+
+
+def test_a_server_that_falls_silent_is_given_up(tmp_path, gdal_http, monkeypatch):  # noqa: F811
+    local = product(tmp_path, "a", {"B02": flat(7, (64, 64))}, offset=0)
+    with serve(tmp_path) as server:
+        ds = load_cube([remote(local, tmp_path, server.url)], patch_url=lambda href: f"{href}?silent")
+        monkeypatch.setenv("GDAL_HTTP_LOW_SPEED_TIME", "1")  # the process's own settings come first
+        began = time.monotonic()
+        with pytest.raises(rasterio.RasterioIOError):
+            ds.B02.compute(scheduler="synchronous")
+        assert time.monotonic() - began < 60
+    monkeypatch.delenv("GDAL_HTTP_LOW_SPEED_TIME")
+    reader = access([], None)
+    with reader.restore_env({}, reader.new_load({})):
+        assert rasterio.env.getenv()["GDAL_HTTP_LOW_SPEED_TIME"] in (120, "120")
 
 
 def test_a_reader_travels(tmp_path):
