@@ -21,6 +21,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+import zarr
 from dask._task_spec import DataNode, GraphNode, List, Task, TaskRef, convert_legacy_task
 from dask.base import tokenize
 from dask.blockwise import Blockwise
@@ -42,6 +43,7 @@ __all__ = [
     "merged",
     "read_amplification",
     "runs",
+    "stored",
     "subgraph",
     "with_loaded_coordinates",
 ]
@@ -242,6 +244,20 @@ def runs(array: Any) -> list[Any]:
     """The callables that run for the blocks which `array` is made of: `EmbedBlock`, `ValidBlock`."""
     layers = getattr(array.__dask_graph__(), "layers", {})
     return [layer.task.run for layer in layers.values() if isinstance(layer, BlockLayer)]
+
+
+def stored(array: Any) -> list[Any]:
+    """The Zarr arrays that xarray would read `array` from; empty where it comes from anything else."""
+    layers = getattr(getattr(array, "dask", None), "layers", {})
+    # Dask keeps what a graph reads from in a layer of its own, which holds nothing else.
+    values = [v for name, layer in layers.items() if str(name).startswith("original-") for v in layer.values()]
+    found = []
+    for value in values:
+        inner = getattr(value, "value", value)
+        while hasattr(inner, "array"):
+            inner = inner.array
+        found.append(getattr(inner, "_array", None))
+    return [a for a in found if isinstance(a, zarr.Array)]
 
 
 def merged(*arrays: Any) -> HighLevelGraph:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import zarr
 from zarr.abc.store import Store
@@ -88,7 +88,7 @@ def locate(path: Any, storage_options: Mapping[str, Any] | None = None) -> Any:
 def _of_url(url: str, options: dict[str, Any]) -> Any:
     scheme = urlsplit(url).scheme
     if scheme == "file":
-        return urlsplit(url).path
+        return unquote(urlsplit(url).path)
     if scheme not in OBSTORE_SCHEMES:
         return zarr.storage.FsspecStore.from_url(url, storage_options=options or None)
     try:

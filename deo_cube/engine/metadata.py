@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
@@ -115,7 +116,11 @@ def provenance(p: Prepared, dtype: str, cube: xr.Dataset | xr.DataArray) -> dict
         "masks": to_json({"scl": p.scl, "hide_scl": p.hide_scl, "mask": len(p.gather.groups) > 1 + p.scl}),
         "dtype": dtype,
     }
-    said = {k: cube.attrs[k] for k in (PREFIX + "synthetic", PREFIX + "composite") if k in cube.attrs}
+    said = {
+        k: cube.attrs[k] for k in (PREFIX + k for k in ("synthetic", "composite", "mask_clouds")) if k in cube.attrs
+    }
+    if PREFIX + "synthetic" in said and "source" in cube.attrs:
+        said[PREFIX + "scene"] = cube.attrs["source"]
     return {PREFIX + k: v for k, v in facts.items()} | said
 
 
@@ -130,6 +135,7 @@ def model_url(card: ModelCard) -> str:
 _DECIDES = (
     *("model", "model_fingerprint", "weights_sha256", "stem", "layer", "normalization"),
     *("bands", "radiometry", "plan", "masks", "dtype", "precision"),
+    *("scene", "composite", "mask_clouds"),
 )
 
 
@@ -143,6 +149,10 @@ def identity(emb: xr.DataArray) -> dict[str, Any]:
         if name in emb.coords:
             values = emb[name].values
             fields[f"coordinate {name}"] = hashlib.sha256(repr((values.dtype, values.tolist())).encode()).hexdigest()
+    if "item_ids" in emb.coords:
+        # Not their order, which a catalogue may change from one search to the next.
+        ids = sorted(i for step in np.ravel(emb["item_ids"].values) for i in str(step).split())
+        fields["items"] = hashlib.sha256(repr(ids).encode()).hexdigest()
     if "spatial_ref" in emb.coords:
         fields["crs"] = emb["spatial_ref"].attrs.get("crs_wkt", "")
     return fields

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
-from deo_cube.engine import location, metadata, record
+from deo_cube.engine import graph, location, metadata, record
 from deo_cube.engine.location import is_local
 from deo_cube.engine.store import FINGERPRINT, Layout, Target, fill
 from deo_cube.errors import StoreMismatchError
@@ -46,7 +47,7 @@ def create(emb: xr.DataArray, store: Any, layout: Layout, *, resume: bool, overw
     Raises
     ------
     StoreMismatchError
-        If something else is there, or the same thing and `resume` is False.
+        If something else is there, the same thing in other blocks, or the same thing and `resume` is False.
     """
     fields = metadata.identity(emb)
     target = Target(store, layout, metadata.fingerprint(fields))
@@ -54,7 +55,7 @@ def create(emb: xr.DataArray, store: Any, layout: Layout, *, resume: bool, overw
         location.sweep(Path(store))
     found = existing(store)
     if overwrite and found is not None:
-        _guard_overwrite(store, found)
+        _guard_overwrite(emb, store, found)
         location.remove(store)
         found = None
     if found is not None:
@@ -64,6 +65,7 @@ def create(emb: xr.DataArray, store: Any, layout: Layout, *, resume: bool, overw
                 raise StoreMismatchError(
                     f"{store} exists: pass resume=True to go on with it, or overwrite=True to begin again"
                 )
+            _check_blocks(store, found, layout)
             return target
     if not is_local(store):
         # Another process may begin the same store now: what both write is the same, and neither deletes.
@@ -74,6 +76,8 @@ def create(emb: xr.DataArray, store: Any, layout: Layout, *, resume: bool, overw
     # Made beside its place and renamed, so that nobody ever sees half a template.
     with location.draft_beside(path) as draft:
         _write_template(emb, str(draft), layout, fields)
+        with contextlib.suppress(OSError):
+            path.rmdir()  # an empty folder makes way
         try:
             draft.rename(path)
         except OSError:
@@ -81,6 +85,7 @@ def create(emb: xr.DataArray, store: Any, layout: Layout, *, resume: bool, overw
             if other is None:
                 raise
             _check_same(store, other, fields)  # another process began the same store first: join it
+            _check_blocks(store, other, layout)
     return target
 
 
@@ -100,7 +105,6 @@ def existing(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
         return zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)
     except FileNotFoundError:
         if is_local(store) and Path(store).is_dir() and not any(Path(store).iterdir()):
-            Path(store).rmdir()
             return None
         if is_local(store):
             raise StoreMismatchError(f"{store} exists and is no Zarr 3 group: choose another path") from None
@@ -116,10 +120,16 @@ def existing(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
         ) from error
 
 
-def _guard_overwrite(store: Any, found: zarr.Group) -> None:
+def _guard_overwrite(emb: xr.DataArray, store: Any, found: zarr.Group) -> None:
     if IDENTITY not in found.attrs:
         raise StoreMismatchError(
             f"{store} was not made by deo_cube, so it is not overwritten: delete it yourself, or choose another path"
+        )
+    place = found.store_path
+    if any(a.store_path.store == place.store and a.path.startswith(place.path) for a in graph.stored(emb.data)):
+        raise StoreMismatchError(
+            f"{store} is what these embeddings are read from, so that overwriting it would leave nothing to write: "
+            "choose another path, or compute them first, emb.compute()"
         )
 
 
@@ -135,6 +145,28 @@ def _check_same(store: Any, found: zarr.Group, fields: dict[str, Any]) -> None:
             f"{store} was begun with something else; these differ:\n{shown}\n"
             "Choose another path, make the call that began it, or pass overwrite=True to begin again"
         )
+
+
+def _check_blocks(store: Any, found: zarr.Group, layout: Layout) -> None:
+    """Refuse an array in other blocks than the store's, unless there is nothing left to write."""
+    shards, (top, left, height, width) = found["embeddings"].shards[-2:], found.attrs[WINDOW]
+    if (tuple(shards), (top, left), found[record.PATH].shape) == (layout.shard, layout.lead, layout.blocks):
+        return
+    if found.attrs.get(STATE) == "complete" and record.count(found) == found[record.PATH].size:
+        return
+    theirs = (_borders(top, height, shards[0]), _borders(left, width, shards[1]))
+    call = ", ".join(f"{d!r}: {sizes}" for d, sizes in zip(layout.dims[-2:], theirs, strict=True))
+    raise StoreMismatchError(
+        f"{store} was begun in other blocks than this array's: {', '.join(map(str, theirs))} against "
+        f"{layout.chunks[1]}, {layout.chunks[2]}. Chunk it alike, emb.chunk({{{call}}}), "
+        "or pass overwrite=True to begin again"
+    )
+
+
+def _borders(lead: int, size: int, shard: int) -> tuple[int, ...]:
+    """Sizes of the blocks of an axis that begins `lead` patches into its first shard."""
+    edges = [0, *range(shard - lead, size, shard), size]
+    return tuple(b - a for a, b in pairwise(edges))
 
 
 def _short(value: Any) -> str:
@@ -256,11 +288,12 @@ def _coordinates(emb: xr.DataArray, layout: Layout, box: GeoBox, dims: tuple[str
     return placed
 
 
-def is_complete(target: Target, root: zarr.Group) -> bool:
+def is_complete(_: Target, root: zarr.Group) -> bool:
     """Whether the store says that it is complete, and is; if it only says so, it no longer does afterwards."""
     if root.attrs.get(STATE) != "complete":
         return False
-    if record.count(root) == int(np.prod(target.layout.blocks)):
+    # Of the record, not of the array at hand, which may be in other blocks.
+    if record.count(root) == root[record.PATH].size:
         return True
     root.attrs[STATE] = "writing"
     return False

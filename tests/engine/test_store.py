@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import deo_cube
 from deo_cube.cube import grid
-from deo_cube.engine import template
+from deo_cube.engine import record, template
 from deo_cube.engine.embed import embed
 from deo_cube.engine.reopen import open_embeddings, status, verify_store
 from deo_cube.engine.store import Layout
@@ -174,6 +174,75 @@ def test_overwrite_and_resume_mean_what_they_say(tmp_path: Path) -> None:
         write(emb, tmp_path / "e.zarr", resume=False)
     other = embed(cube_at((60, 60), seed=1), **(SMALL | {"halo": 8}))
     xr.testing.assert_equal(write(other, tmp_path / "e.zarr", overwrite=True).compute(), other.compute())
+
+
+def test_a_store_is_not_gone_on_with_in_other_blocks(tmp_path: Path) -> None:
+    emb = embed(cube_at((100, 120)), **SMALL)
+    write(emb, tmp_path / "e.zarr")
+    # Nothing is left to write, so the blocks do not matter.
+    for other in (emb.compute(), emb.chunk(y=7, x=9)):
+        xr.testing.assert_equal(write(other, tmp_path / "e.zarr").compute(), emb.compute())
+    root = zarr.open_group(tmp_path / "e.zarr", use_consolidated=False)
+    record.forget(root, (1, 0, 1))
+    for other in (emb.compute(), emb.chunk(y=7, x=9)):
+        with pytest.raises(StoreMismatchError, match="(?s)other blocks.*emb.chunk.*overwrite=True"):
+            write(other, tmp_path / "e.zarr")
+    with pytest.raises(StoreMismatchError) as told:
+        write(emb.compute(), tmp_path / "e.zarr")
+    call = str(told.value).split("alike, ")[1].split("), or pass")[0] + ")"
+    xr.testing.assert_equal(write(eval(call, {"emb": emb.compute()}), tmp_path / "e.zarr").compute(), emb.compute())
+    assert verify_store(tmp_path / "e.zarr").complete
+
+
+def test_a_store_is_not_overwritten_with_what_is_read_from_it(tmp_path: Path) -> None:
+    stored = write(embed(cube_at((60, 60)), **SMALL), tmp_path / "e.zarr")
+    for emb in (stored, stored.isel(time=[1]), (stored * 2).assign_attrs(stored.attrs)):
+        with pytest.raises(StoreMismatchError, match=r"read from.*emb.compute\(\)"):
+            write(emb, tmp_path / "e.zarr", overwrite=True)
+    copied = write(stored, tmp_path / "copy.zarr", overwrite=True)
+    xr.testing.assert_equal(copied.compute(), stored.compute())
+    half = stored.isel(time=[1]).compute()
+    xr.testing.assert_equal(write(half, tmp_path / "e.zarr", overwrite=True).compute(), half)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("deo_cube:composite", ("median of 3 dates", "first of 3 dates")),
+        ("deo_cube:mask_clouds", ("pixels of SCL 3 set to nodata", None)),
+        ("source", ("drawn with seed 0", "drawn with seed 1")),
+        ("item_ids", ("S2A_1 S2A_2", "S2A_1 S2A_3")),
+    ],
+)
+def test_another_cube_of_the_same_place_and_time_is_refused(
+    tmp_path: Path, name: str, values: tuple[str, str | None]
+) -> None:
+    def cube(value: str | None) -> xr.Dataset:
+        made = cube_at((40, 40), times=1).assign_attrs({"deo_cube:synthetic": 1})
+        if name == "item_ids":
+            return made.assign_coords(item_ids=("time", [value]))
+        return made if value is None else made.assign_attrs({name: value})
+
+    write(embed(cube(values[0]), **SMALL), tmp_path / "e.zarr")
+    write(embed(cube(values[0]), **SMALL), tmp_path / "e.zarr")
+    with pytest.raises(StoreMismatchError, match="begun with something else"):
+        write(embed(cube(values[1]), **SMALL), tmp_path / "e.zarr")
+    if name == "item_ids":
+        write(embed(cube("S2A_2 S2A_1"), **SMALL), tmp_path / "e.zarr")
+
+
+def test_looking_at_an_empty_folder_leaves_it_and_a_store_takes_its_place(tmp_path: Path) -> None:
+    (tmp_path / "e.zarr").mkdir()
+    with pytest.raises(StoreMismatchError, match="does not exist"):
+        verify_store(tmp_path / "e.zarr")
+    assert (tmp_path / "e.zarr").is_dir()
+    assert write(embed(cube_at((40, 40)), **SMALL), tmp_path / "e.zarr").shape == (2, 20, 11, 11)
+
+
+def test_a_file_url_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    write(embed(cube_at((40, 40)), **SMALL), (tmp_path / "a b" / "e.zarr").as_uri())
+    assert verify_store(tmp_path / "a b" / "e.zarr").complete
 
 
 def test_what_deo_cube_did_not_make_is_neither_resumed_nor_overwritten(tmp_path: Path) -> None:
