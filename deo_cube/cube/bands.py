@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -175,6 +175,8 @@ def match_bands(
     if lacking or all(layer is None for layer, _ in chosen):
         raise MissingBandsError(_missing_message(cube, model, bands, lacking, layers, found, notes, missing))
     scl = _scl(given or {}, layers)
+    if isinstance(cube, xr.Dataset):
+        _check_dims(cube, [la.label for la in (*(la for la, _ in chosen), scl) if la is not None])
     return BandMatch(
         model=model,
         bands=tuple(bands),
@@ -185,6 +187,17 @@ def match_bands(
         scl=scl.label if scl else None,
         scl_index=scl.index if scl else None,
     )
+
+
+def _check_dims(cube: xr.Dataset, names: Iterable[str]) -> None:
+    d = dims(cube)
+    for name in names:
+        strange = [str(k) for k in cube[name].dims if k not in (d.time, d.y, d.x)]
+        if strange:
+            raise MissingBandsError(
+                f"a band has the dimensions time, y and x; {name!r} has {tuple(map(str, cube[name].dims))}. "
+                f"Select from {strange[0]!r}, cube.isel({strange[0]}=0), or rename it if it is one of them"
+            )
 
 
 def _layers(cube: xr.Dataset | xr.DataArray) -> tuple[str | None, list[_Layer]]:
@@ -199,6 +212,11 @@ def _layers(cube: xr.Dataset | xr.DataArray) -> tuple[str | None, list[_Layer]]:
     names = [str(n) for n, v in cube.data_vars.items() if {d.y, d.x} <= set(v.dims)]
     if d.band is not None:
         holder = next(n for n in names if d.band in cube[n].dims)
+        if cube.sizes[d.band] == 1 and len(names) > 1:  # as of files opened one by one with rioxarray
+            raise MissingBandsError(
+                f"{holder!r} and others have a dimension {d.band!r} of length 1, beside a variable a band: drop it, "
+                f"cube.squeeze({d.band!r}, drop=True)"
+            )
         raise MissingBandsError(
             f"the Dataset keeps its bands along the dimension {d.band!r} of {holder!r}: "
             f"pass that variable, ds[{holder!r}]"
@@ -217,6 +235,7 @@ def _layers(cube: xr.Dataset | xr.DataArray) -> tuple[str | None, list[_Layer]]:
 def _along(cube: xr.DataArray, dim: str) -> Iterator[_Layer]:
     n = cube.sizes[dim]
     labels: list[Hashable] = list(cube.coords[dim].values.tolist()) if dim in cube.coords else list(range(n))
+    labels = [la.decode(errors="replace") if isinstance(la, bytes) else la for la in labels]
     descriptions = cube.attrs.get("long_name", ())
     descriptions = (descriptions,) if isinstance(descriptions, str) and n == 1 else descriptions
     if isinstance(descriptions, str) or len(descriptions) != n:
@@ -287,7 +306,9 @@ def _claims(layer: _Layer, layers: Sequence[_Layer], wavelength: bool, notes: li
         named = band_of_name(name)
         # Digital Earth Australia counts B11 and B12 as swir_2 and swir_3.
         if squeezed(name) == "swir2" and any(squeezed(la.label) == "swir3" for la in layers):
-            notes.append(f"{layer.label!r} beside a swir_3 may be B11 or B12")
+            notes.append(
+                f"{layer.label!r} beside a swir_3 is B11 as Digital Earth Australia counts, and B12 as others do"
+            )
             named = None
         if named:
             said.setdefault(named[0], named[1])
@@ -329,6 +350,11 @@ def _best(band: str, claims: Sequence[_Claim]) -> _Claim | None:
     of_band = sorted((c for c in claims if c.band == band), key=lambda c: c.rank)
     if len(of_band) > 1 and of_band[0].rank == of_band[1].rank:
         a, b = of_band[:2]
+        if a.layer.label == b.layer.label:
+            raise MissingBandsError(
+                f"{band} occurs twice, as {a.layer.label!r} at positions {a.layer.index} and {b.layer.index}: "
+                "keep one, cube.isel(band=[...]) or cube.drop_duplicates('band')"
+            )
         raise MissingBandsError(
             f"{band} may be {a.layer.label!r} or {b.layer.label!r}, both by {a.how}. Say which: "
             f'bands={{"{band}": "{a.layer.label}"}}'
@@ -403,6 +429,8 @@ def _missing_message(
             )
         words = (band, *SENTINEL2[band].aliases)
         close = [la for w in words for la in difflib.get_close_matches(w, free, 1, 0.7)]
+        if {"swir2", "swir3"} <= {squeezed(la) for la in free}:
+            close = [la for la in free if squeezed(la) == {"B11": "swir2", "B12": "swir3"}.get(band)] or close
         mend[band] = close[0] if close else "..."
     if mend:
         named = ", ".join(f'"{b}": "{v}"' for b, v in mend.items())

@@ -148,9 +148,13 @@ def _hidden(cube: xr.Dataset, match: BandMatch, mask: Any, d: grid.Dims) -> xr.D
             )
             if not same:
                 raise ValueError(f"mask and cube differ along {dim!r}: align it first, mask.odc.reproject(...)")
-        return mask.astype(bool).reset_coords(drop=True)
+        if mask.dtype != bool:
+            raise ValueError(f"mask must be boolean, True where a pixel must not count; got {mask.dtype}: compare it")
+        return mask.reset_coords(drop=True)
     if mask is None and match.scl is not None:
-        return cube[match.scl].reset_coords(drop=True).isin(SCL_INVALID)
+        scl = cube[match.scl].reset_coords(drop=True)
+        hidden = scl.isin(SCL_INVALID)
+        return hidden | scl.isnull() if scl.dtype.kind == "f" else hidden
     if mask is not None and mask is not False:
         raise ValueError(f"mask must be a boolean DataArray, None (SCL) or False (no data alone), got {mask!r}")
     return xr.DataArray(False)

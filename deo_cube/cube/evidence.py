@@ -148,6 +148,11 @@ def units_and_scale(
     if evidence.stackstac:
         return _stackstac_units(evidence)
     if kinds <= set("iu"):
+        if all(la.dtype == np.int8 for la in layers):
+            raise AmbiguousUnitsError(
+                "the bands are int8, which cannot hold DN (reflectance x 10000): the values were scaled or cut. Open "
+                'them with their scale applied, or pass units="dn" if they are DN below 128'
+            )
         if {la.dtype for la in layers} != {np.dtype("uint8")}:
             return "dn", 1.0, None, [f"{names} values are DN"]
         if _is_visual(evidence):

@@ -121,7 +121,7 @@ def implausible(values: np.ndarray[Any, Any], radiometry: Radiometry) -> str | N
     -------
     str or None
         The mistake and the argument that mends it. None for plausible or doubtful values: reflectance is refused only
-        where its median is above 20, DN only where all are fractions below 2, an offset of -1000 only where most valid
+        where its median is above 3, DN only where all are fractions below 2, an offset of -1000 only where most valid
         values are below 900, a fill value only where it makes up more than 1 % of the values.
     """
     return _mistake(np.asarray(values), radiometry, low_share=0.5, adds=radiometry.add)
@@ -221,6 +221,7 @@ def _valid(values: np.ndarray[Any, Any], nodata: float | None) -> np.ndarray[Any
 
 def _mistake(values: np.ndarray[Any, Any], r: Radiometry, *, low_share: float, adds: Sequence[float]) -> str | None:
     valid = values[_valid(values, r.nodata)]
+    valid = valid.astype(np.float32) if valid.dtype == np.float16 else valid  # which has no 65535
     if valid.size < 16:
         return None
     for fill in _FILLS:
@@ -229,8 +230,12 @@ def _mistake(values: np.ndarray[Any, Any], r: Radiometry, *, low_share: float, a
             return f"{share:.0%} of the values are {fill:g}, which is no DN but a mark of no data: pass nodata={fill:g}"
     if r.units == "reflectance":
         median = float(np.median(valid))
-        if median > 20:
-            return f'units="reflectance" cannot be: the median value is {median:g}. Pass units="dn" and the offset'
+        if median > 3:
+            per_cent = " (divide per cent by 100)" if median <= 100 else ""
+            return (
+                f'units="reflectance" cannot be: the median value is {median:g}. Pass units="dn" and the offset'
+                + per_cent
+            )
     elif r.units == "uint8_rgb":
         if float(valid.max()) > 255 or float(valid.min()) < 0:
             return f'units="uint8_rgb" cannot be: values reach {float(valid.max()):g}. Pass units="dn" and the offset'

@@ -113,8 +113,13 @@ def find(model: str | Path | ModelCard) -> Entry:
         With the nearest names.
     """
     if isinstance(model, ModelCard):
-        known = _registered.get(model.alias)
+        known = known_cards().get(model.alias)
         return known if known is not None and known.card == model else Entry(model)
+    if not isinstance(model, (str, Path)):
+        raise TypeError(
+            f"a model is named by alias, path or ModelCard, got {type(model).__name__}"
+            + (": register it first, register_encoder(describe(...), lambda: model)" if callable(model) else "")
+        )
     text = str(model)
     known_by_alias = known_cards()
     for entry in known_by_alias.values():

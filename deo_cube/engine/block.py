@@ -24,7 +24,7 @@ from deo_cube.engine.graph import BlockIndex
 from deo_cube.engine.tiles import TileCuts, TilePlan
 from deo_cube.errors import AmbiguousUnitsError
 
-__all__ = ["INT8_INVALID", "EmbedBlock", "ValidBlock", "blank_pixels", "valid_pixels"]
+__all__ = ["INT8_INVALID", "EmbedBlock", "ValidBlock", "blank_pixels", "check_mask", "valid_pixels"]
 
 Array = NDArray[Any]
 
@@ -52,16 +52,37 @@ def valid_pixels(windows: Sequence[Array], radiometry: Radiometry, *, scl: bool)
     """
     good = np.asarray(~blank_pixels(windows[0], radiometry.nodata).any(axis=0))
     if scl:
-        good &= ~np.isin(windows[1][0], radiometry.scl_invalid)
+        good &= ~_hides(windows[1][0], radiometry)
     for mask in windows[2:] if scl else windows[1:]:
         good &= ~_excluded(mask[0])
     return good
 
 
+def _hides(scl: Array, radiometry: Radiometry) -> NDArray[np.bool_]:
+    """Where the scene classification hides the ground; NaN in floats is its class 0, no data."""
+    out = np.isin(scl, radiometry.scl_invalid)
+    return out | np.isnan(scl) if scl.dtype.kind == "f" else out
+
+
 def _excluded(mask: Array) -> NDArray[np.bool_]:
+    check_mask(mask)
     # A float mask holds NaN where it was aligned to a larger grid: unknown there, so excluded.
     out: NDArray[np.bool_] = mask != 0
     return out | np.isnan(mask) if mask.dtype.kind == "f" else out
+
+
+def check_mask(mask: Array) -> None:
+    """Refuse a mask of numbers that are no truth values: classes, probabilities, GDAL's 255 for valid."""
+    if mask.dtype.kind == "b":
+        return
+    if mask.dtype.kind not in "iuf":
+        raise ValueError(f"mask holds {mask.dtype}, wanted truth values: True where a pixel must not count")
+    odd = mask[(mask != 0) & (mask != 1) & (mask == mask)]
+    if odd.size:
+        raise ValueError(
+            f"mask holds {odd[0]:g}, wanted truth values: True where a pixel must not count. Compare it first, "
+            f"mask=m == {odd[0]:g} or mask=m > 0; clouds in a scene classification are hidden by mask='scl'"
+        )
 
 
 def _valid_fraction(good: NDArray[np.bool_], plan: TilePlan, index: BlockIndex) -> NDArray[np.float32]:
@@ -198,7 +219,7 @@ class EmbedBlock:
     def _hidden(self, windows: tuple[Array, ...]) -> NDArray[np.bool_] | None:
         masks = [_excluded(mask[0]) for mask in (windows[2:] if self.scl else windows[1:])]
         if self.scl and self.hide_scl:
-            masks.append(np.isin(windows[1][0], self.radiometry.scl_invalid))
+            masks.append(_hides(windows[1][0], self.radiometry))
         return np.logical_or.reduce(masks) if masks else None
 
     def _canonical(self, batch: Any, hidden: Any, time: int, stored: np.dtype[Any]) -> Any:

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +24,14 @@ from deo_cube.cube.radiometry import Radiometry, decide_radiometry
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef, resolve
 from deo_cube.engine import graph, metadata, transfer
-from deo_cube.engine.block import EmbedBlock, ValidBlock
+from deo_cube.engine.block import EmbedBlock, ValidBlock, check_mask
 from deo_cube.engine.read import CACHE_BYTES
 from deo_cube.engine.tiles import Edge, TilePlan, plan_tiles
-from deo_cube.errors import TilePlanError, UnknownModelError
+from deo_cube.errors import MissingBandsError, TilePlanError, UnknownModelError
 from deo_cube.options import Default, get_option
 from deo_cube.options import resolve as option
 
-__all__ = ["Prepared", "embed", "prepare"]
+__all__ = ["Prepared", "check_device", "check_dtype", "dtype_name", "embed", "prepare"]
 
 Cube = xr.Dataset | xr.DataArray
 Mask = xr.DataArray | str | bool | None
@@ -91,6 +92,11 @@ def prepare(
             f"a cube is an xarray Dataset or DataArray, got {type(cube).__name__}"
             + (f": open it first, deo_cube.open_cube({str(cube)!r})" if isinstance(cube, (str, Path)) else "")
         )
+    if isinstance(bands, str):
+        raise MissingBandsError(f"bands is a list of bands, or a mapping of bands to variables; got {bands!r}")
+    for name, size in (("tile", tile), ("halo", halo), ("block", block)):
+        if size is not None and not isinstance(size, Integral):
+            raise TilePlanError(f"{name} must be a whole number of pixels, got {size!r}")
     given = dict(bands) if isinstance(bands, Mapping) else None
     wanted = None if bands is None or given is not None else list(bands)
     named = option("model", model)
@@ -116,6 +122,19 @@ def prepare(
         block=block,
         edge=edge,
     )
+    if isinstance(mask, str) and mask in ("scl", "SCL", match.scl):
+        # The variable itself is no mask: its classes are numbers, of which all but one would count as True.
+        mask = "scl"
+        if match.scl is None:
+            raise MissingBandsError(
+                "mask='scl' hides clouds by the scene classification, and the cube has none: name it, "
+                "bands={'SCL': ...}, or leave mask out"
+            )
+    if isinstance(mask, xr.DataArray) and mask.dtype != bool and match.scl is not None and mask.name == match.scl:
+        raise ValueError(
+            f"mask is the scene classification itself, whose classes are no truth values: pass mask='scl', or compare "
+            f"it, mask=cube.{mask.name}.isin([8, 9])"
+        )
     scl = match.scl is not None and mask is not False
     groups, sources = _fields(cube, dims, match, plan, scl, mask)
     return Prepared(
@@ -129,7 +148,7 @@ def prepare(
         sources=sources,
         times=cube.sizes[dims.time] if dims.time else 1,
         scl=scl,
-        hide_scl=isinstance(mask, str) and mask == "scl",
+        hide_scl=scl and isinstance(mask, str) and mask == "scl",
         channels=tuple(i for i, v in enumerate(match.variables) if v is not None),
     )
 
@@ -181,7 +200,8 @@ def embed(
     nodata : "auto", number or None
         Stored value that means no measurement. NaN and infinity always do.
     mask : DataArray, "scl", False or None
-        A boolean array, True where a pixel must not count: those pixels are hidden from the model and lower `valid`.
+        A boolean array, or the name of such a variable, True where a pixel must not count: those pixels are hidden
+        from the model and lower `valid`. Numbers other than 0, 1 and NaN (which excludes) are refused.
         None: clouds, shadows and gaps in `SCL` (where the cube has it) lower `valid` but are seen by the model;
         "scl": they are hidden from it too; False: SCL is ignored.
     normalize : str or mapping, optional
@@ -226,9 +246,9 @@ def embed(
     >>> emb.dims
     ('time', 'embedding', 'y', 'x')
     """
-    dtype, precision = str(option("dtype", dtype)), str(option("precision", precision))
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    dtype, precision = dtype_name(option("dtype", dtype)), str(option("precision", precision))
+    if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size >= 1):
+        raise ValueError(f"batch_size must be a whole number, at least 1; got {batch_size!r}")
     p = prepare(
         cube,
         model,
@@ -247,8 +267,8 @@ def embed(
         anchor=anchor,
         edge=edge,
     )
-    _check_dtype(p.ref, dtype)
-    _check_device(device, precision)
+    check_dtype(p.ref, dtype)
+    check_device(device, precision)
     _warn_of_chunks(p)
     how = (dtype, batch_size, device, precision, get_option("compile"))
     run = EmbedBlock(p.ref, p.plan, p.radiometry, p.channels, p.scl, p.hide_scl, *how)
@@ -282,10 +302,11 @@ def _wrap(cube: Cube, p: Prepared, values: Any, valid: Any, dtype: str) -> xr.Da
     valid_attrs = {"long_name": "valid fraction of the patch's pixels", "units": "1"}
     out = out.assign_coords(valid=xr.Variable((*time, y, x), valid, valid_attrs))
     if p.dims.time:
+        taken = (y, x, "time", "embedding", "valid", "spatial_ref")
         along = {
             ("time" if n == p.dims.time else n): xr.Variable(("time",), c.variable.data, c.attrs)
             for n, c in cube.coords.items()
-            if c.dims == (p.dims.time,) and n not in (y, x)
+            if c.dims == (p.dims.time,) and (n == p.dims.time or n not in taken)
         }
         out = out.assign_coords(along)
     elif "time" in cube.coords and cube.coords["time"].ndim == 0:
@@ -319,7 +340,11 @@ def _fields(
     if isinstance(mask, xr.DataArray) or (isinstance(mask, str) and mask != "scl"):
         groups.append(one(_aligned_mask(cube, mask, dims)))
     elif mask is not None and mask is not False and not isinstance(mask, str):
-        raise ValueError(f"mask must be a boolean DataArray, the name of a variable, 'scl' or False, got {mask!r}")
+        hint = ": xr.DataArray(mask, dims=('y', 'x'))" if isinstance(mask, np.ndarray) else ""
+        raise ValueError(
+            "mask must be a boolean DataArray, the name of a variable, 'scl' or False, got "
+            f"{type(mask).__name__ if callable(mask) or hint else repr(mask)}{hint}"
+        )
     return tuple(groups), tuple(arrays)
 
 
@@ -334,6 +359,8 @@ def _aligned_mask(cube: Cube, mask: xr.DataArray | str, dims: grid.Dims) -> xr.V
         if not isinstance(cube, xr.Dataset) or mask not in cube:
             raise ValueError(f"mask={mask!r} is no variable of the cube: pass a boolean DataArray, or 'scl'")
         mask = cube[mask]
+    if isinstance(mask.variable._data, np.ndarray):  # in memory; of others, tasks look
+        check_mask(mask.values)
     allowed = {d for d in (dims.time, dims.y, dims.x) if d}
     if not {dims.y, dims.x} <= set(mask.dims) <= allowed:
         raise ValueError(f"mask must have the dimensions {sorted(allowed)} or ({dims.y}, {dims.x}), got {mask.dims}")
@@ -364,7 +391,16 @@ def _check_times(cube: Cube, time: str | None) -> None:
         )
 
 
-def _check_dtype(ref: EncoderRef, dtype: str) -> None:
+def dtype_name(dtype: Any) -> str:
+    """`float32` for ``"float32"``, ``np.float32`` and ``"f4"`` alike; what is no dtype as it is."""
+    try:
+        return str(np.dtype(dtype).name)
+    except TypeError:
+        return str(dtype)
+
+
+def check_dtype(ref: EncoderRef, dtype: str) -> None:
+    """Refuse a dtype that embeddings do not have, or the model has no scale for."""
     if dtype not in ("float32", "float16", "int8"):
         raise ValueError(f"dtype must be 'float32', 'float16' or 'int8', got {dtype!r}")
     if dtype == "int8" and ref.layer.int8_scale is None:
@@ -373,7 +409,7 @@ def _check_dtype(ref: EncoderRef, dtype: str) -> None:
         )
 
 
-def _check_device(device: str | None, precision: str) -> None:
+def check_device(device: str | None, precision: str) -> None:
     """Refuse a device or precision that cannot be: at once here, unless a cluster's workers may have it."""
     from deo_cube.engine import runtime
 

@@ -14,7 +14,7 @@ from deo_cube.cube import grid
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef
 from deo_cube.engine import graph, runtime, transfer
-from deo_cube.engine.embed import Cube, Prepared, prepare
+from deo_cube.engine.embed import Cube, Prepared, check_device, check_dtype, dtype_name, prepare
 from deo_cube.engine.tiles import TilePlan
 from deo_cube.options import Default, get_option
 from deo_cube.options import resolve as option
@@ -146,6 +146,7 @@ def plan(
     dtype: str = Default("float16"),
     device: str | None = None,
     precision: str = Default("float32"),
+    batch_size: int | None = None,
     measure: bool = False,
     **options: Any,
 ) -> Plan:
@@ -153,7 +154,7 @@ def plan(
 
     Parameters
     ----------
-    cube, model, dtype, device, precision, **options
+    cube, model, dtype, device, precision, batch_size, **options
         As `embed` takes them.
     measure : bool
         Encode a few tiles of noise now to learn this machine's rate; it is remembered for later plans.
@@ -175,10 +176,13 @@ def plan(
     """
     # Counting needs no weights; measuring does.
     p = prepare(cube, model, **options, locate=measure)
-    precision = str(option("precision", precision))
-    transfer.check_precision(precision)
+    dtype, precision = dtype_name(option("dtype", dtype)), str(option("precision", precision))
+    check_dtype(p.ref, dtype)
+    check_device(device, precision)
     rates = _rates()
-    where = device or "cpu"
+    # Where nothing is said, the device of which a rate is known: asking which there are would load torch.
+    known = (d for d in ("cuda:0", "mps") if _rate_key(p.ref, p.plan.tile, d, precision) in rates)
+    where = {"cuda": "cuda:0"}.get(device, device) if device else next(known, "cpu")
     rate: float | None
     if measure:
         where = runtime.choose_device(device)
@@ -188,7 +192,7 @@ def plan(
         _save_rates(rates)
     else:
         rate = rates.get(_rate_key(p.ref, p.plan.tile, where, precision))
-    return _plan_of(p, str(option("dtype", dtype)), rate, where)
+    return _plan_of(p, dtype, rate, where)
 
 
 def _plan_of(p: Prepared, dtype: str, rate: float | None, device: str) -> Plan:

@@ -255,3 +255,18 @@ def test_band_descriptions_of_real_rasters(shared):
     with rioxarray.open_rasterio(shared / "data/scenes/austria_two_windows_rgbn.tif") as two_seasons:
         with pytest.raises(MissingBandsError, match="A_B04"):
             match_bands(two_seasons, ("B04", "B03", "B02"))
+
+
+def test_labels_of_bytes_are_read():
+    assert match_bands(stack(np.array(["B03", "B02"], "S3")), ["B02", "B03"]).indices == (1, 0)
+
+
+def test_a_label_that_occurs_twice_says_where():
+    with pytest.raises(MissingBandsError, match="at positions 0 and 2"):
+        match_bands(stack(["B02", "B03", "B02"]), ["B02", "B03"])
+
+
+def test_the_mend_for_digital_earth_australia_is_the_right_way_round():
+    with pytest.raises(MissingBandsError) as told:
+        match_bands(dataset(["nbart_blue", "swir_2", "swir_3"]), ["B11", "B12"])
+    assert '"B11": "swir_2", "B12": "swir_3"' in str(told.value)

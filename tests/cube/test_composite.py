@@ -124,6 +124,8 @@ def test_a_mask_of_ones_own():
         composite(ds, mask=mask.isel(y=slice(5, None)))
     with pytest.raises(ValueError, match="mask must be"):
         composite(ds, mask="scl")
+    with pytest.raises(ValueError, match="mask must be boolean"):
+        composite(ds, mask=ds.SCL)
 
 
 def test_periods():

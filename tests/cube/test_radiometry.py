@@ -420,3 +420,17 @@ def test_belgium_needs_its_offset_and_its_nodata(shared):
     raw = xr.open_dataset(shared / "data/cubes/belgium_monthly_2020-11_2021-10.nc", mask_and_scale=False)
     with raw, pytest.raises(AmbiguousUnitsError, match="_Unsigned"):
         decide_radiometry(raw, match, offset=0)
+
+
+def test_int8_holds_no_dn():
+    refused(cube(50, "int8"), "int8", 'units="dn"')
+    assert decide(cube(50, "int8"), units="dn", offset=0).units == "dn"
+
+
+def test_per_cent_are_no_reflectance():
+    refused(cube(12.5, "float32"), "the median value is 12.5", "divide per cent by 100", units="reflectance")
+
+
+def test_float16_is_looked_at_without_a_warning(recwarn):
+    assert decide(cube(1500, "float16"), units="dn", offset=0).units == "dn"
+    assert not [w for w in recwarn if "overflow" in str(w.message)]

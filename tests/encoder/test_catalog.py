@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,14 @@ def test_by_alias_name_card_folder_and_file(tmp_path: Path) -> None:
     ref = resolve(folder)
     assert Path(ref.weights or "").parent == folder.resolve()
     assert resolve(ref) is ref
+
+
+def test_the_card_of_a_plug_in_leads_to_its_factory(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = describe("mine", bands=MS, dim=10, patch=8)
+    entry = catalog.Entry(mine, lambda: lambda x: F.avg_pool2d(x, 8))
+    monkeypatch.setattr(catalog, "_plugins", functools.lru_cache(lambda: {"mine": entry}))
+    by_card = resolve(card("mine")).load("cpu").encode(np.full((1, 10, 16, 16), 900.0))
+    np.testing.assert_array_equal(by_card, resolve("mine").load("cpu").encode(np.full((1, 10, 16, 16), 900.0)))
 
 
 def test_list_models_needs_no_torch_and_is_honest() -> None:

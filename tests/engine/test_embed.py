@@ -349,6 +349,84 @@ def test_a_mask_of_the_users_own_hides_pixels_and_lowers_valid() -> None:
     np.testing.assert_array_equal(emb.valid.values, blanked.valid.values)
 
 
+def with_scl() -> xr.Dataset:
+    cube = cube_at((48, 48), times=1)
+    scl = xr.full_like(cube.B02, 4, dtype="uint8")
+    scl[:, :8, :8] = 9
+    return cube.assign(SCL=scl)
+
+
+def test_the_scene_classification_is_never_taken_for_a_mask() -> None:
+    cube = with_scl()
+    hidden = embed(cube, mask="scl", **SMALL).compute()
+    for named in (cube, cube.rename(SCL="scl_20m")):
+        name = "SCL" if "SCL" in named else "scl_20m"
+        xr.testing.assert_equal(embed(named, mask=name, **SMALL).compute(), hidden)
+        with pytest.raises(ValueError, match="scene classification itself"):
+            embed(named.chunk(), mask=named[name].chunk(), **SMALL)
+    with pytest.raises(errors.MissingBandsError, match="cube has none"):
+        embed(cube.drop_vars("SCL"), mask="scl", **SMALL)
+
+
+def test_a_mask_of_numbers_is_one_of_truth_values_or_refused() -> None:
+    cube = with_scl().drop_vars("SCL")
+    clouds = xr.zeros_like(cube.B02, dtype=bool)
+    clouds[:, :8, :8] = True
+    same = embed(cube, mask=clouds, **SMALL).compute()
+    for mask in (clouds.astype("uint8"), clouds.astype(float).where(~clouds), clouds.transpose("x", "time", "y")):
+        xr.testing.assert_equal(embed(cube, mask=mask, **SMALL).compute(), same)
+    for wrong in (clouds.astype("uint8") * 255, clouds * 0.4, clouds.astype(int) * 9):
+        with pytest.raises(ValueError, match="wanted truth values"):
+            embed(cube, mask=wrong, **SMALL)
+        with pytest.raises(ValueError, match="wanted truth values"):
+            embed(cube, mask=wrong.chunk(), **SMALL).compute()
+    with pytest.raises(ValueError, match="got ndarray: xr.DataArray"):
+        embed(cube, mask=clouds.values, **SMALL)  # type: ignore[arg-type]
+
+
+def test_a_gap_in_a_classification_of_floats_is_no_data() -> None:
+    cube = with_scl()
+    gappy = cube.assign(SCL=cube.SCL.where(cube.SCL != 9))
+    xr.testing.assert_equal(embed(gappy, **SMALL).compute(), embed(cube, **SMALL).compute())
+
+
+def test_bands_with_another_dimension_are_refused_not_cut() -> None:
+    cube = cube_at((32, 32), times=1)
+    with pytest.raises(errors.MissingBandsError, match=r"'B04' has \('orbit'.*isel\(orbit=0\)"):
+        embed(xr.concat([cube, cube + 100], "orbit"), **SMALL)
+    with pytest.raises(errors.MissingBandsError, match=r"squeeze\('band', drop=True\)"):
+        embed(cube.expand_dims(band=[1]), **SMALL)
+    aside = cube.assign(weights=cube.B02.expand_dims(member=3))
+    xr.testing.assert_equal(embed(aside, **SMALL).compute(), embed(cube, **SMALL).compute())
+
+
+def test_coordinates_along_time_do_not_take_the_place_of_the_results_own() -> None:
+    cube = cube_at((32, 32)).assign_coords(valid=("time", [1, 2]), embedding=("time", [3, 4]), orbit=("time", [5, 6]))
+    emb = embed(cube, **SMALL)
+    assert emb.valid.dims == ("time", "y", "x")
+    assert "embedding" not in emb.coords
+    assert emb.orbit.values.tolist() == [5, 6]
+    dated = cube.rename(time="t").assign_coords(time=("t", [1, 2]))
+    assert (embed(dated, **SMALL).time.values == cube.time.values).all()
+
+
+def test_dtypes_by_any_name_and_sizes_that_are_no_numbers_of_pixels() -> None:
+    cube = cube_at((32, 32), times=1)
+    for dtype in (np.float32, "f4", np.dtype("float32")):
+        assert embed(cube, "means", dtype=dtype).dtype == "float32"  # type: ignore[arg-type]
+    wrong: dict = {"tile": 64.0, "halo": "4", "block": 1e3}
+    for name, size in wrong.items():
+        with pytest.raises(errors.TilePlanError, match=f"{name} must be a whole number"):
+            embed(cube, "means", **{name: size})
+    for size in (0, 1.5, "2"):
+        with pytest.raises(ValueError, match="batch_size must be a whole number"):
+            embed(cube, "means", batch_size=size)  # type: ignore[arg-type]
+    with pytest.raises(errors.MissingBandsError, match="bands is a list"):
+        embed(cube, "means", bands="B04")
+    with pytest.raises(TypeError, match="register_encoder"):
+        embed(cube, lambda batch: batch)  # type: ignore[arg-type]
+
+
 def test_masks_that_do_not_lie_on_the_cube_are_refused() -> None:
     cube = cube_at((64, 64), times=1)
     mask = xr.zeros_like(cube.B02.isel(time=0, drop=True), dtype=bool)

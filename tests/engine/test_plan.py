@@ -41,6 +41,18 @@ def test_counts_are_those_of_embed() -> None:
     assert p.area_km2 == pytest.approx(200 * 230 * 1e-4, rel=0.01)
 
 
+def test_it_takes_what_embed_takes_and_refuses_what_embed_refuses() -> None:
+    cube = cube_at((60, 60), times=1)
+    same: dict[str, Any] = {"batch_size": 2, "device": "cpu", "dtype": np.float32, "units": "dn"}
+    assert (
+        plan(cube, **SMALL, **same).bytes_out == embed(cube, **SMALL, **same).nbytes + embed(cube, **SMALL).valid.nbytes
+    )
+    for wrong in ({"dtype": "float64"}, {"device": "abacus"}, {"model": "vitb", "dtype": "int8"}):
+        with pytest.raises((ValueError, deo_cube.DeoCubeError)) as told:
+            plan(cube, **(SMALL | wrong))
+        assert "wanted" in str(told.value) or "must be" in str(told.value) or "pass" in str(told.value)
+
+
 def test_tiles_are_those_that_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     cube = cube_at((100, 90), times=2)
     tiles = [0]
