@@ -46,19 +46,23 @@ def embed(
     ],
     model: Annotated[str, arg(help="name of a model, or folder of a training run")] = "tiny",
     weights: Annotated[Path | None, arg(help="weights file")] = None,
+    bands: Annotated[tuple[str, ...], arg(help="B04=red B08=4 ...: band of the model, variable of the cube")] = (),
     missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
     units: Annotated[Literal["auto", "dn", "reflectance", "uint8_rgb"], arg(help="of stored values")] = "auto",
     offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
     nodata: Annotated[str, arg(help="stored value that means no measurement")] = "auto",
     mask: Annotated[str | None, arg(help="variable that is True where a pixel must not count, or scl")] = None,
+    normalize: Annotated[str | None, arg(help="normalization of the model, by name")] = None,
     tile: Annotated[int | None, arg(help="tile, pixels; decides the numbers")] = None,
     halo: Annotated[int | None, arg(help="context on each side, pixels; decides the numbers")] = None,
     block: Annotated[int | None, arg(help="task and shard, pixels")] = None,
     layer: Annotated[str | None, arg(help="layer of the model")] = None,
+    anchor: Annotated[Literal["grid", "array"], arg(help="where tiles begin: CRS origin, or corner")] = "grid",
     edge: Annotated[Literal["pad", "drop"], arg(help="patches partly outside the cube")] = "pad",
     dtype: Annotated[Literal["float16", "float32", "int8"], arg(help="of the store")] = "float16",
     batch_size: Annotated[int | None, arg(help="tiles at once")] = None,
     device: Annotated[str | None, arg(help="cpu, cuda, cuda:1")] = None,
+    precision: Annotated[Literal["float32", "bfloat16"], arg(help="of the network's matrix products")] = "float32",
     scheduler: Annotated[
         str | None, arg(help="threads, processes, synchronous, or a Dask scheduler: tcp://... or its file, .json")
     ] = None,
@@ -80,19 +84,23 @@ def embed(
             open_cube(cube),
             model,
             weights=weights,
+            bands=_bands(bands),
             missing=missing,
             units=units,
             offset=_number(offset),
             nodata=_number(nodata),
             mask=mask,
+            normalize=normalize,
             tile=tile,
             halo=halo,
             block=block,
             layer=layer,
+            anchor=anchor,
             edge=edge,
             dtype=dtype,
             batch_size=batch_size,
             device=device,
+            precision=precision,
         )
         done = to_zarr(
             emb,
@@ -111,20 +119,28 @@ def embed(
 def plan(
     cube: Annotated[Positional[str], arg(help="cube: .zarr, .nc, .tif, or .json of STAC items", metavar="CUBE")],
     model: Annotated[str, arg(help="name of a model, or folder of a training run")] = "tiny",
+    weights: Annotated[Path | None, arg(help="--measure: weights file")] = None,
+    bands: Annotated[tuple[str, ...], arg(help="B04=red B08=4 ...: band of the model, variable of the cube")] = (),
     missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
     units: Annotated[Literal["auto", "dn", "reflectance", "uint8_rgb"], arg(help="of stored values")] = "auto",
     offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
+    nodata: Annotated[str, arg(help="stored value that means no measurement")] = "auto",
     tile: Annotated[int | None, arg(help="tile, pixels")] = None,
     halo: Annotated[int | None, arg(help="context on each side, pixels")] = None,
     block: Annotated[int | None, arg(help="task and shard, pixels")] = None,
+    layer: Annotated[str | None, arg(help="layer of the model")] = None,
+    edge: Annotated[Literal["pad", "drop"], arg(help="patches partly outside the cube")] = "pad",
+    dtype: Annotated[Literal["float16", "float32", "int8"], arg(help="of the store")] = "float16",
+    device: Annotated[str | None, arg(help="cpu, cuda, cuda:1")] = None,
     measure: Annotated[bool, arg(help="encode a few tiles to learn the rate")] = False,
 ) -> None:
     """Count tiles, tokens, bytes and time before embedding."""
     from deo_cube.cube.files import open_cube
     from deo_cube.engine.plan import plan as plan_cube
 
-    given: dict[str, Any] = {"missing": missing, "units": units, "offset": _number(offset)}
-    given |= {"tile": tile, "halo": halo, "block": block}
+    given: dict[str, Any] = {"weights": weights, "bands": _bands(bands), "missing": missing, "units": units}
+    given |= {"offset": _number(offset), "nodata": _number(nodata), "tile": tile, "halo": halo, "block": block}
+    given |= {"layer": layer, "edge": edge, "dtype": dtype, "device": device}
     print(plan_cube(open_cube(cube), model, measure=measure, **given))
 
 
@@ -271,6 +287,14 @@ def _number(text: str) -> Any:
         return text
 
 
+def _bands(texts: tuple[str, ...]) -> Any:
+    """``B04=red B08=4`` as a mapping, ``B04 B03 B02`` as a list."""
+    named = [t.partition("=") for t in texts]
+    if len({bool(sign) for _, sign, _ in named}) > 1:
+        raise ValueError(f"--bands are names (B04 B03 B02), or names and variables (B04=red B03=green); got {texts}")
+    return {k: v for k, _, v in named} if named and named[0][1] else list(texts) or None
+
+
 @contextmanager
 def _cluster(scheduler: str | None) -> Iterator[str | None]:
     file = scheduler is not None and scheduler.endswith(".json")
@@ -295,6 +319,11 @@ COMMANDS: dict[str, Any] = {
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
+    if (sys.argv[1:] if args is None else args) == ["--version"]:
+        from deo_cube import __version__
+
+        print(f"deo-cube {__version__}")
+        raise SystemExit(0)
     try:
         status = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="deo-cube", description=__doc__, args=args)
     except BrokenPipeError:

@@ -57,12 +57,37 @@ def test_verify_checks_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "tiny" in capsys.readouterr().out
 
 
+def test_bands_of_a_file_that_only_counts_them_are_named(cube: Path, tmp_path: Path) -> None:
+    import rioxarray  # noqa: F401
+
+    ds = xr.open_zarr(cube, consolidated=False, decode_coords="all", mask_and_scale=False).isel(time=0)
+    names = [f"B{n}" for n in ("02", "03", "04", "05", "06", "07", "08", "8A", "11", "12")]
+    ds[names].to_dataarray("band").assign_attrs({}).rio.to_raster(tmp_path / "c.tif", dtype="uint16")
+    given = [f"{n}={i}" for i, n in enumerate(names, 1)]
+    assert run("plan", tmp_path / "c.tif", "--offset", "0") == 2
+    assert run("plan", tmp_path / "c.tif", "--offset", "0", "--bands", *given) == 0
+    out = tmp_path / "e.zarr"
+    assert run("embed", tmp_path / "c.tif", out, "--offset", "0", "--no-progress", "--bands", *given) == 0
+    got, wanted = deo_cube.open_embeddings(out), ds.drop_vars("SCL").deo.embed(offset=0)
+    assert (got.values == wanted.values).all()
+    assert run("plan", cube, "--bands", "B04", "B03", "B02", "--dtype", "float32", "--layer", "local") == 0
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"deo-cube {deo_cube.__version__}\n"
+
+
 def test_mistakes_are_one_message_and_status_2(cube: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalogue = tmp_path / "catalog.json"
+    catalogue.write_text('{"type": "Catalog", "id": "x"}')
     for args, says in (
         (("embed", cube, tmp_path / "e.zarr", "--model", "vitc"), "vitc"),
         (("embed", tmp_path / "none.zarr", tmp_path / "e.zarr"), "no cube at"),
         (("embed", cube, tmp_path / "e.zarr", "--tile", "3"), "multiple"),
         (("plan", cube.with_suffix(".xyz")), "no cube at"),
+        (("plan", catalogue), "is no STAC item"),
+        (("plan", cube, "--bands", "B04=red", "B03"), "names and variables"),
     ):
         assert run(*args) == 2
         error = capsys.readouterr().err

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from deo_cube.cube.baseline import Product
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, bands_of_common_name
@@ -32,7 +33,7 @@ def read_items(items: Any) -> list[pystac.Item]:
     TypeError
         For anything else.
     ValueError
-        For no items at all.
+        For no items at all, or a mapping or file that is none, as of a catalogue.
     """
     found = list(_items(items, None))
     if not found:
@@ -62,7 +63,7 @@ def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
                 item.set_self_href(base)
             yield item
         else:
-            raise TypeError(
+            raise ValueError(
                 f"a mapping of type {items.get('type')!r} is no STAC item: wanted Feature or FeatureCollection"
             )
     elif callable(getattr(items, "items", None)):  # pystac_client.ItemSearch
@@ -187,9 +188,11 @@ def resolve_href(item: pystac.Item, asset: pystac.Asset, *, check: bool = True) 
         For a relative href with nothing to resolve it against, and (with `check`) for a local file that is not there.
     """
     href = asset.get_absolute_href() or asset.href
-    if ("://" in href and not href.startswith("file://")) or href.startswith("/vsi"):
+    if href.startswith("file://"):
+        href = unquote(href.removeprefix("file://"))
+    if "://" in href or href.startswith("/vsi"):
         return href
-    path = Path(href.removeprefix("file://"))
+    path = Path(href)
     if not path.is_absolute() and not path.exists():
         raise FileNotFoundError(
             f"item {item.id} has the relative href {asset.href!r} and does not say what it is relative to. Give the "

@@ -46,9 +46,10 @@ def test_forms_that_are_no_items_are_refused(tmp_path):
             read_items(empty)
     with pytest.raises(FileNotFoundError, match="wanted a JSON file"):
         read_items(tmp_path / "items.json")
-    for wrong in (3, {"type": "Catalog"}):
-        with pytest.raises(TypeError):
-            read_items(wrong)
+    with pytest.raises(TypeError):
+        read_items(3)
+    with pytest.raises(ValueError, match="'Catalog' is no STAC item"):
+        read_items({"type": "Catalog"})
 
 
 def test_relative_hrefs_are_those_of_the_file_they_stood_in(tmp_path):
@@ -64,6 +65,13 @@ def test_relative_hrefs_are_those_of_the_file_they_stood_in(tmp_path):
     assert resolve_href(read, read.assets["B04"]) == "s3://b/c.tif"
     with pytest.raises(FileNotFoundError, match="does not say what it is relative to"):
         resolve_href(one, one.assets["B02"])
+
+
+def test_file_urls_are_decoded(tmp_path):
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "B02.tif").touch()
+    one = item({"B02": {"href": (tmp_path / "a b" / "B02.tif").as_uri()}})
+    assert resolve_href(one, one.assets["B02"]) == str(tmp_path / "a b" / "B02.tif")
 
 
 def test_catalogues_name_their_assets_each_in_its_way():
