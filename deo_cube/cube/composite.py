@@ -229,7 +229,7 @@ def _described(
     out = whole.assign(names).transpose("time", ...)
     out = out.assign_coords({"dates": ("time", np.asarray(counts)), OFFSET_COORD: ("time", np.zeros(len(counts)))})
     clouds = "no data alone left out" if mask is False else "a mask given" if mask is not None else "clouds after SCL"
-    kept = {k: v for k, v in cube.attrs.items() if str(k).startswith("deo_cube:") or k == "title"}
+    kept = {k: v for k, v in cube.attrs.items() if str(k).startswith("deo_cube:") or k in ("title", "product_level")}
     out.attrs = kept | {
         "deo_cube:composite": f"{how} of {', '.join(map(str, counts))} dates; {clouds}",
         "deo_cube:offset": f"a composite of canonical DN ({'; '.join(r.why)})",

@@ -13,9 +13,19 @@ import xarray as xr
 from deo_cube.cube.bands import BandMatch
 from deo_cube.cube.baseline import PRODUCT_KEYS, Offset, Product, decide_offset, stated_offset
 from deo_cube.cube.grid import dims
+from deo_cube.cube.sentinel2 import level_of
 from deo_cube.errors import AmbiguousUnitsError
 
-__all__ = ["OFFSET_COORD", "REASONS", "TCI_SCALE", "Evidence", "Units", "offset_of_steps", "units_and_scale"]
+__all__ = [
+    "OFFSET_COORD",
+    "REASONS",
+    "TCI_SCALE",
+    "Evidence",
+    "Units",
+    "offset_of_steps",
+    "product_levels",
+    "units_and_scale",
+]
 
 Units = Literal["dn", "reflectance", "uint8_rgb"]
 
@@ -28,6 +38,16 @@ REASONS = "deo_cube:offset"
 TCI_SCALE = 2750 / 255
 """DN a step of an 8-bit true-colour image stretched from DN 0..2750, as EuroSAT's and most browse images are. The
 stretch clips what is brighter, so this is its inverse only below DN 2750."""
+
+_LEVEL_KEYS = (
+    "product_level",
+    "processing:level",
+    "s2:product_type",
+    "product:type",
+    "s2:product_uri",
+    "id",
+    "item_ids",
+)
 
 _DN = {"dn", "digital number", "digital numbers", "digital_number", "digital_numbers", "counts"}
 _REFLECTANCE = {"reflectance", "surface reflectance", "surface_reflectance", "boa_reflectance", "toa_reflectance"}
@@ -100,6 +120,13 @@ class Evidence:
                 f"{OFFSET_COORD} holds {values.size} values for {self.steps} time steps. Pass offset=0 or offset=-1000"
             )
         return tuple(np.broadcast_to(values, self.steps).tolist())
+
+
+def product_levels(cube: xr.Dataset | xr.DataArray) -> frozenset[str]:
+    """Levels of the products (``L1C``, ``L2A``) that attributes and coordinates name; empty where none does."""
+    said: list[Any] = [cube.attrs.get(k) for k in _LEVEL_KEYS]
+    said += [v for k in _LEVEL_KEYS if k in cube.coords for v in np.ravel(cube.coords[k].values).tolist()]
+    return frozenset(level for v in said if (level := level_of(v)) is not None)
 
 
 def units_and_scale(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["SENTINEL2", "Band", "band_of_name", "bands_of_common_name", "squeezed"]
+__all__ = ["SENTINEL2", "Band", "band_of_name", "bands_of_common_name", "level_of", "squeezed"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,16 @@ def band_of_name(name: str) -> tuple[str, Literal["name", "alias"]] | None:
     colour = "".join(colours)
     open_to = next((bands for word, bands in _COLOUR_BANDS if word in colour), tuple(SENTINEL2))
     return (found[0], "alias") if found[0] in open_to else None
+
+
+def level_of(text: object) -> str | None:
+    """``L1C`` (top of atmosphere) or ``L2A`` (surface), after a product's type, level or name; None where unsaid.
+
+    >>> level_of("S2MSI1C"), level_of("S2A_MSIL2A_20230701T103631_N0509_R008_T31UFU"), level_of("L1C"), level_of("L2")
+    ('L1C', 'L2A', 'L1C', None)
+    """
+    found = set(re.findall(r"(?:^L(?:evel-?)?|MSIL?|_L)(1C|2A)(?![0-9A-Za-z])", str(text)))
+    return f"L{found.pop()}" if len(found) == 1 else None
 
 
 def _canonical(number: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +15,7 @@ from deo_cube.cube import grid
 from deo_cube.cube.baseline import Offset, decide_offset
 from deo_cube.cube.items import find_assets, product_of_item, read_items, resolve_href
 from deo_cube.cube.radiometry import OFFSET_COORD, SCL_INVALID
-from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name
+from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, level_of
 from deo_cube.errors import MissingBandsError, MissingCRSError
 
 if TYPE_CHECKING:
@@ -327,9 +328,31 @@ def _annotated(
             variable.attrs["units"] = "DN"
         variable.attrs |= {"common_name": band.common_name, "center_wavelength": band.wavelength / 1000}
     reasons = Counter(d.why for d in decided)
+    levels = {str(_level(i)) for i in items}
+    if len(levels) == 1 and levels != {"None"}:
+        cube.attrs["product_level"] = levels.pop()
+    elif "None" not in levels:
+        warnings.warn(
+            f"items of levels {' and '.join(sorted(levels))} meet in one cube: top of atmosphere and surface are not "
+            "to be compared. Search one collection",
+            UserWarning,
+            stacklevel=3,
+        )
     cube.attrs["deo_cube:source"] = f"{len(items)} STAC items, by load_cube"
     cube.attrs["deo_cube:offset"] = "; ".join(f"{why} ({n} of {len(items)} items)" for why, n in reasons.most_common())
     return cube
+
+
+def _level(item: pystac.Item) -> str | None:
+    p = item.properties
+    said = (
+        p.get("s2:product_type"),
+        p.get("product:type"),
+        p.get("processing:level"),
+        p.get("s2:product_uri"),
+        item.id,
+    )
+    return next((level for text in said if (level := level_of(text)) is not None), None)
 
 
 def _mean(values: Sequence[Any]) -> float:

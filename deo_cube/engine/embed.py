@@ -20,6 +20,7 @@ from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
 from deo_cube.cube.bands import BandMatch, match_bands
+from deo_cube.cube.evidence import product_levels
 from deo_cube.cube.radiometry import Radiometry, decide_radiometry
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef, resolve
@@ -269,6 +270,8 @@ def embed(
     )
     check_dtype(p.ref, dtype)
     check_device(device, precision)
+    cube = graph.with_loaded_coordinates(cube)
+    _warn_of_level(cube, p.ref.card)
     _warn_of_chunks(p)
     how = (dtype, batch_size, device, precision, get_option("compile"))
     run = EmbedBlock(p.ref, p.plan, p.radiometry, p.channels, p.scl, p.hide_scl, *how)
@@ -416,6 +419,17 @@ def check_device(device: str | None, precision: str) -> None:
     transfer.check_precision(precision)
     if runtime.distributed_client() is None and (device is not None or precision != "float32"):
         transfer.check_precision(precision, runtime.choose_device(device))
+
+
+def _warn_of_level(cube: Cube, card: ModelCard) -> None:
+    other = sorted(product_levels(cube) - {card.product_level})
+    if other and card.product_level in ("L1C", "L2A"):
+        warnings.warn(
+            f"the cube holds {' and '.join(other)} products, {card.alias} was trained on {card.product_level}: L1C is "
+            "reflectance at the top of the atmosphere, L2A at the surface, and their embeddings are not to be compared",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _warn_of_chunks(p: Prepared) -> None:

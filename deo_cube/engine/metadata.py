@@ -21,6 +21,8 @@ import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
+from deo_cube.cube.evidence import product_levels
+
 if TYPE_CHECKING:
     from deo_cube.encoder.card import ModelCard
     from deo_cube.engine.embed import Prepared
@@ -100,6 +102,7 @@ def provenance(p: Prepared, dtype: str, cube: xr.Dataset | xr.DataArray) -> dict
         "layer": p.ref.layer.name,
         "normalization": p.ref.normalization.name,
         "gsd": card.gsd,
+        "product_levels": to_json(sorted(product_levels(cube))),
         "bands": to_json(p.match.to_attrs()),
         "radiometry": to_json(p.radiometry.to_attrs()),
         "plan": to_json(

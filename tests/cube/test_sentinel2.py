@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, bands_of_common_name
+from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, bands_of_common_name, level_of
 
 NUMBERS = {name: name[1:].lstrip("0") for name in SENTINEL2}
 
@@ -86,3 +86,23 @@ def test_shared_common_names_are_known_as_shared():
     assert bands_of_common_name("NIR") == ("B08", "B8A")
     assert bands_of_common_name("nir08") == ("B8A",)
     assert bands_of_common_name("pan") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("S2MSI1C", "L1C"),
+        ("S2MSI2A", "L2A"),
+        ("L1C", "L1C"),
+        ("Level-2A", "L2A"),
+        ("S2A_MSIL1C_20230701T103631_N0509_R008_T31UFU_20230701T200058.SAFE", "L1C"),
+        ("S2B_T31UES_20240730T104209_L2A", "L2A"),
+        ("S2A_31UFU_20230701_0_L1C", "L1C"),
+        ("L2", None),
+        ("LC08_L2SP_190024", None),
+        ("S2A_L2A from S2A_MSIL1C_x", None),
+        (None, None),
+    ],
+)
+def test_levels_of_products(text, level):
+    assert level_of(text) == level

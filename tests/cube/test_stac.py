@@ -384,6 +384,16 @@ def test_chunks(tmp_path):
 # --- refusals -------------------------------------------------------------------------------------
 
 
+def test_the_level_of_the_products_is_kept_and_two_do_not_meet_unnoticed(tmp_path):
+    toa = product(tmp_path, "S2A_MSIL1C_1", {"B02": flat(500)}, **{"s2:product_type": "S2MSI1C"}, **RAW)
+    boa = product(tmp_path, "S2A_MSIL2A_2", {"B02": flat(400)}, when="2022-03-10T10:29:21Z", **RAW)
+    assert load_cube([toa]).attrs["product_level"] == "L1C"
+    with pytest.warns(UserWarning, match="levels L1C and L2A meet"):
+        assert "product_level" not in load_cube([toa, boa]).attrs
+    unsaid = product(tmp_path, "x", {"B02": flat(400)}, **RAW)
+    assert "product_level" not in load_cube([unsaid]).attrs
+
+
 def test_places_that_cannot_be_loaded_are_refused(tmp_path):
     a = product(tmp_path, "a", {"B02": flat(5)}, offset=0)
     b = product(tmp_path, "b", {"B02": flat(5)}, offset=0, crs=32633)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import dask
@@ -425,6 +426,19 @@ def test_dtypes_by_any_name_and_sizes_that_are_no_numbers_of_pixels() -> None:
         embed(cube, "means", bands="B04")
     with pytest.raises(TypeError, match="register_encoder"):
         embed(cube, lambda batch: batch)  # type: ignore[arg-type]
+
+
+def test_top_of_atmosphere_is_told_from_surface() -> None:
+    cube = cube_at((32, 32), times=1)
+    raw = cube.assign_attrs(product_level="L1C"), cube.assign_coords({"s2:product_type": ("time", ["S2MSI1C"])})
+    for toa in raw:
+        with pytest.warns(UserWarning, match="holds L1C products, means was trained on L2A"):
+            emb = embed(toa, **SMALL)
+        assert emb.attrs["deo_cube:product_levels"] == '["L1C"]'
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        embed(cube, **SMALL)
+        embed(cube.assign_attrs(product_level="L2A"), **SMALL)
 
 
 def test_masks_that_do_not_lie_on_the_cube_are_refused() -> None:
