@@ -71,6 +71,8 @@ class Options(TypedDict, total=False):
 
     model: str
     dtype: str
+    precision: str
+    compile: bool | str
     cache_dir: str | Path
     offline: bool
 

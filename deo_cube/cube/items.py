@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from deo_cube.cube.baseline import Product
-from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, bands_of_common_name
+from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, bands_of_common_name, squeezed
 from deo_cube.errors import MissingBandsError
 
 if TYPE_CHECKING:
@@ -89,8 +89,10 @@ def find_assets(item: pystac.Item, bands: Sequence[str]) -> dict[str, pystac.Ass
         Where two assets are on a par.
     """
     ranked: dict[str, list[tuple[tuple[int, float, int], str]]] = {}
+    # Digital Earth Australia counts B11 and B12 as swir_2 and swir_3; others mean B12 by swir_2.
+    unclear = {"swir2"} if any(squeezed(k) == "swir3" for k in item.assets) else set()
     for key, asset in item.assets.items():
-        if not _is_raster(asset):
+        if not _is_raster(asset) or squeezed(key) in unclear:
             continue
         lower = key.lower()
         if lower == "scl" or lower.startswith(("scl_", "scl-")):

@@ -96,7 +96,14 @@ def register_encoder(card: ModelCard, factory: Factory | None = None) -> ModelCa
     ------
     ValueError
         If the alias or name is that of a bundled model.
+    TypeError
+        If `factory` is no function, or the network itself.
     """
+    if factory is not None and (not callable(factory) or hasattr(factory, "forward")):
+        raise TypeError(
+            f"factory is a function without arguments that returns the network, got {type(factory).__name__}: "
+            "register_encoder(card, lambda: network)"
+        )
     for bundled in bundled_cards().values():
         if {card.alias, card.name} & {bundled.alias, bundled.name}:
             raise ValueError(f"{card.alias!r} ({card.name}) is the name of a bundled model: choose another")

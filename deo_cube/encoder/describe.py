@@ -124,6 +124,8 @@ def describe_timm(
     ------
     UnknownModelError
         If timm has no such model, or it gives no maps.
+    ValueError
+        If it does not take tiles of that size.
     """
     import torch
 
@@ -137,8 +139,14 @@ def describe_timm(
     network = TimmNetwork.create(trial)
     norm = getattr(network.model, "norm", None)
     layer = "norm" if norm is not None and not isinstance(norm, torch.nn.Identity) else "last"
-    with torch.inference_mode():
-        out = network.eval().forward_features(torch.zeros(1, len(bands), tile, tile), "all", (layer,))[layer]
+    try:
+        with torch.inference_mode():
+            out = network.eval().forward_features(torch.zeros(1, len(bands), tile, tile), "all", (layer,))[layer]
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"timm's {model} does not take tiles of {tile} px ({error}): pass the size that it takes as tile=, or, of "
+            f"a ViT, options={{'img_size': {tile}}} or options={{'dynamic_img_size': True}}"
+        ) from error
     fields = {"layer": layer, "status": status, "summary": f"timm's {model}", **fields}
     return describe(
         alias, bands=bands, dim=out.shape[1], patch=tile // out.shape[2], tile=tile, architecture=architecture, **fields

@@ -29,6 +29,8 @@ def choose_stem(card: ModelCard, bands: Sequence[str]) -> tuple[Stem, list[int]]
     MissingBandsError
         If no stem can, or a band is named twice.
     """
+    if isinstance(bands, str):
+        raise MissingBandsError(f"bands is a list of names, one a channel; got {bands!r}")
     names = [_canonical(b) for b in bands]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:

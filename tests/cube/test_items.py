@@ -97,6 +97,13 @@ def test_catalogues_name_their_assets_each_in_its_way():
     assert keys(find_assets(planetary, ["B02", "B04"]), planetary) == {"B02": "B02", "SCL": "SCL"}
 
 
+def test_swir_2_beside_a_swir_3_is_left_to_the_caller():
+    dea = item({"blue": {}, "swir_2": {}, "swir_3": {}})
+    assert keys(find_assets(dea, ["B02", "B11", "B12"]), dea) == {"B02": "blue"}
+    other = item({"swir_1": {}, "swir_2": {}})
+    assert keys(find_assets(other, ["B11", "B12"]), other) == {"B11": "swir_1", "B12": "swir_2"}
+
+
 def test_assets_are_known_by_what_they_describe():
     described = item(
         {

@@ -45,6 +45,15 @@ def test_the_card_of_a_plug_in_leads_to_its_factory(monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(by_card, resolve("mine").load("cpu").encode(np.full((1, 10, 16, 16), 900.0)))
 
 
+def test_a_factory_that_is_none_is_refused_when_it_is_registered() -> None:
+    import torch
+
+    for wrong in (5, torch.nn.Conv2d(10, 3, 8, 8)):
+        with pytest.raises(TypeError, match="lambda: network"):
+            catalog.register_encoder(describe("mine", bands=MS, dim=3, patch=8), wrong)  # type: ignore[arg-type]
+    assert "mine" not in catalog.known_cards()
+
+
 def test_list_models_needs_no_torch_and_is_honest() -> None:
     table = list_models().set_index("alias")
     assert {"tiny", "vitb", "swinb"} <= set(table.index)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 import torch.nn.functional as F
 
 from deo_cube.encoder.card import Layer
@@ -50,3 +51,10 @@ def test_a_convolutional_timm_model_and_its_stages() -> None:
     x = np.ones((1, 3, 64, 64), np.float32)
     assert resolve("conv", layer="stage3").load().encode(x).shape == (1, 128, 8, 8)
     assert load_encoder("conv", device="cpu").encode(x).shape == (1, 512, 2, 2)
+
+
+def test_a_size_that_a_timm_model_does_not_take_is_said_with_what_mends_it() -> None:
+    with pytest.raises(ValueError, match=r"tiles of 64 px.*'img_size': 64"):
+        describe_timm("vt", "vit_tiny_patch16_224", bands=["B04", "B03", "B02"], tile=64)
+    made = describe_timm("vt", "vit_tiny_patch16_224", bands=["B04", "B03", "B02"], tile=64, options={"img_size": 64})
+    assert (made.patch, made.dim) == (16, 192)
