@@ -40,11 +40,14 @@ class KNNHead(Fitted):
     report: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        n, d = self.vectors.shape
-        if d != self.model.dim or len(self.codes) != n or self.mean.shape != (d,) or not 1 <= self.k:
-            raise ValueError(f"a knn head's parts do not fit: {self.vectors.shape}, {self.codes.shape}, k={self.k}")
-        if not set(np.unique(self.codes)) <= set(self.classes.codes):
-            raise ValueError("a knn head's codes are none of its classes")
+        n, d = len(self.codes), self.model.dim
+        if self.vectors.shape != (n, d) or self.codes.shape != (n,) or self.mean.shape != (d,) or not 1 <= self.k:
+            raise ValueError(
+                f"a knn head's parts do not fit: vectors {self.vectors.shape}, codes {self.codes.shape}, mean "
+                f"{self.mean.shape}, vectors of {d}, k={self.k}"
+            )
+        if set(np.unique(self.codes)) != set(self.classes.codes):
+            raise ValueError("a knn head has examples of each of its classes and of no other")
 
     @classmethod
     def fit(

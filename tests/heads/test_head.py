@@ -189,6 +189,7 @@ def test_a_tampered_head_is_refused(tmp_path):
         facts = json.loads(f.metadata()[KEY])
     for change, message in (
         ({"kind": "os.system"}, "holds a head of kind 'os.system'"),
+        ({"kind": ["linear"]}, "holds a head of kind"),
         ({"format": 99}, "format 99"),
         ({"model": {"dim": 3}}, "parts do not fit"),
         ({"model": {"dim": 6, "evil": 1}}, "no complete head"),
@@ -198,6 +199,10 @@ def test_a_tampered_head_is_refused(tmp_path):
         save_file(tensors, tmp_path / "t.safetensors", metadata={KEY: json.dumps(facts | change)})
         with pytest.raises(ValueError, match=message):
             load_head(tmp_path / "t.safetensors")
+    wild = tensors | {"bias": tensors["bias"] * np.nan}
+    save_file(wild, tmp_path / "t.safetensors", metadata={KEY: json.dumps(facts)})
+    with pytest.raises(ValueError, match="not finite in \\['bias'\\]"):
+        load_head(tmp_path / "t.safetensors")
     save_file({"weights": tensors["weights"]}, tmp_path / "t.safetensors", metadata={KEY: json.dumps(facts)})
     with pytest.raises(ValueError, match="no complete head"):
         load_head(tmp_path / "t.safetensors")
@@ -206,6 +211,35 @@ def test_a_tampered_head_is_refused(tmp_path):
         load_head(tmp_path / "t.safetensors")
     with pytest.raises(FileNotFoundError, match="no head at"):
         load_head(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_that_claims_other_sizes_is_refused_without_making_them(kind, tmp_path):
+    import resource
+
+    from deo_cube.heads import saved
+
+    facts, tensors = saved.read(fitted(kind, embeddings(30, 30)).save(tmp_path / "h"))
+    few = {k: v.ravel()[:1] for k, v in tensors.items()}
+    claims = [({"model": facts["model"] | {"dim": 10**9}}, tensors), ({}, few)]
+    for option, value in (
+        ("width", 10**7),
+        ("scales", [10**9] * 3),
+        ("scales", [-1, 7]),
+        ("upsample", 10**6),
+        ("k", 0),
+    ):
+        if option in facts["options"]:
+            claims.append(({"options": facts["options"] | {option: value}}, tensors))
+    claims += [({}, {k: v.astype("int8") for k, v in tensors.items()})] if kind in ("conv", "upernet") else []
+    more = {k: [*v, v[0]] for k, v in facts["classes"].items()} | {"codes": [*facts["classes"]["codes"], 250]}
+    claims.append(({"classes": more}, tensors))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for change, parts in claims:
+        path = saved.write(tmp_path / "t", facts | change, parts)
+        with pytest.raises(ValueError, match="no head that can be"):
+            load_head(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
 def test_linear_equals_scikit_learn():
