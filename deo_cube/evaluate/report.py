@@ -160,6 +160,11 @@ def _beetle(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
 
 
 def _floods(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    if any(folder.rglob("flood_train_data.csv")):
+        # The whole set, with the split that it comes with.
+        parts = [readers.read_sen1floods11(folder, part=p) for p in ("train", "valid", "test")]
+        train, valid, test = (p[:20] for p in parts) if quick else parts
+        return _segmented(train, valid, test, "floods", quick, chip=min(128, *train[0].label.shape), mirrored=False)
     tiles = readers.read_sen1floods11(folder)
 
     def run(e: Any) -> list[Score]:
@@ -180,9 +185,11 @@ def _pastis(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
     return _segmented(train, valid, test, "pastis", quick)
 
 
-def _segmented(train: Any, valid: Any, test: Any, task: str, quick: bool) -> Callable[[Any], list[Score]]:
+def _segmented(
+    train: Any, valid: Any, test: Any, task: str, quick: bool, **options: Any
+) -> Callable[[Any], list[Score]]:
     """A linear probe on pixels, and UPerNet as in the paper."""
-    sizes: dict[str, Any] = {"epochs": 2, "width": 16, "seeds": 1, "mirrored": False} if quick else {}
+    sizes = options | ({"epochs": 2, "width": 16, "seeds": 1, "mirrored": False} if quick else {})
 
     def run(e: Any) -> list[Score]:
         linear = segmentation(e, train, test, task=task, **_cut(e))

@@ -21,12 +21,12 @@ _PALETTE = (
 )  # fmt: skip
 _APART = 40
 """Distance in RGB below which two colours are taken for one another."""
-# What people expect of a land-cover map.
+# What people expect of a land-cover map, by how a word of the name begins: rice is no ice.
 _KNOWN = {
     "water": "#1f78b4",
-    "trees": "#1b7837",
+    "tree": "#1b7837",
     "forest": "#1b7837",
-    "crops": "#e6ab02",
+    "crop": "#e6ab02",
     "built": "#c51b3a",
     "bare": "#a6761d",
     "snow": "#e6f5ff",
@@ -176,7 +176,7 @@ def _told_apart(names: Sequence[str], given: Sequence[str | None]) -> tuple[str,
     """A colour a class: the one given, what people expect of the name, else of the palette; none near another's."""
     out = list(given)
     for i, name in enumerate(names):
-        expected = next((c for word, c in _KNOWN.items() if word in name.lower()), None)
+        expected = next((c for word, c in _KNOWN.items() if re.search(rf"(?<![a-z]){word}", name.lower())), None)
         if out[i] is None and expected is not None and not _taken(expected, out):
             out[i] = expected
     for i in range(len(out)):

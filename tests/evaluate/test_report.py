@@ -114,3 +114,26 @@ def test_quick_scores_do_not_mix_with_others(folder, tmp_path):
 
     replace(report, quick=False).to_json(out)
     assert {s["task"].split("/")[0] for s in json.loads(out.read_text())["scores"]} == {"EuroSAT RGB"}
+
+
+def test_the_whole_of_sen1floods11_is_split_as_it_says(tmp_path):
+    import numpy as np
+    import rasterio
+
+    rng, root = np.random.default_rng(0), tmp_path / "sen1floods11" / "v1.1"
+    facts = {"driver": "GTiff", "height": 32, "width": 32, "transform": rasterio.Affine(10, 0, 0, 0, -10, 0)}
+    for kind in ("S2Hand", "LabelHand", "splits"):
+        (root / kind).mkdir(parents=True)
+    for i, part in enumerate(["train"] * 4 + ["valid", "test", "test", "bolivia"]):
+        wet = rng.random((32, 32)) < 0.4
+        image = (2000 - 1500 * wet + rng.normal(0, 50, (13, 32, 32))).astype("int16")
+        for kind, a in (("S2Hand", image), ("LabelHand", wet[None].astype("int16"))):
+            with rasterio.open(root / kind / f"A_{i}_{kind}.tif", "w", count=len(a), dtype="int16", **facts) as r:
+                r.write(a)
+        with open(root / "splits" / f"flood_{part}_data.csv", "a") as f:
+            f.write(f"A_{i}_S1Hand.tif,A_{i}_LabelHand.tif\n")
+    report = run(tmp_path, None, "floods", model=RawBands())
+    assert list(report.to_frame().index) == ["floods/pixel", "floods/upernet"]
+    assert report.scores[0].value > 0.9
+    assert "4 scenes train, 2 test" in report.scores[0].protocol
+    assert "chips as they are" in report.scores[1].protocol

@@ -361,6 +361,10 @@ def test_classes_keep_integers_and_number_names():
     assert Classes.of(["b", "a"]).names == ("a", "b")
     assert Classes.of(["b", "a"]).codes == (0, 1)
     assert Classes.of([1000, 2000]).codes == (0, 1)
+    worldcover = Classes.of(["Tree cover", "Cropland", "Rice", "Snow and ice"])
+    assert dict(zip(worldcover.names, worldcover.colors, strict=True)) == {
+        "Tree cover": "#1b7837", "Cropland": "#e6ab02", "Rice": "#0072b2", "Snow and ice": "#e6f5ff"
+    }  # fmt: skip
     assert Classes.of(["water", "x"], colors={"x": "#010203"}).colors == ("#1f78b4", "#010203")
     with pytest.raises(ValueError, match="no class"):
         Classes.of(["a"]).code_of("b")
