@@ -207,7 +207,7 @@ def map_vectors(
     )
     if dim is not None:
         result = result.assign_coords({dim: list(labels)})
-        result = result.transpose(*[k for k in result.dims if k not in (dim, y, x)], dim, y, x)
+    result = result.transpose(..., *([] if dim is None else [dim]), y, x)
     result.name = name
     result.attrs = dict(attrs)
     if "spatial_ref" in result.coords:

@@ -26,3 +26,16 @@ def test_what_other_producers_store_is_decoded_and_its_fill_is_invalid(dtype, fi
     found = fit_head("knn", stored, labels).predict(stored)
     assert int(found[3, 4]) == 255
     assert int((found == 255).sum()) == 1
+
+
+@pytest.mark.parametrize("order", [("time", "y", "x", "embedding"), ("embedding", "x", "y", "time")])
+def test_the_order_of_dimensions_does_not_matter(order):
+    from deo_cube.heads.cluster import cluster
+    from deo_cube.heads.pca import fit_pca, pca_rgb
+
+    emb = embeddings(times=2)
+    labels = [(float(emb.x[c]), float(emb.y[r]), int(truth(24, 32)[r, c])) for r, c in ((2, 2), (2, 30), (12, 16))]
+    head, basis = fit_head("knn", emb, labels), fit_pca(emb)
+    for verb in (head.predict, lambda e: pca_rgb(e, basis=basis), lambda e: cluster(e, 3)):
+        assert verb(emb.transpose(*order)).dims == verb(emb).dims
+    assert head.predict(emb.transpose(*order)).equals(head.predict(emb))
