@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deo_cube.engine.metadata import package_version
 from deo_cube.evaluate import benchmarks, chips, geobench, readers
 from deo_cube.evaluate.baselines import BASELINES, BurnRatio
 from deo_cube.evaluate.bitemporal import change
@@ -73,12 +74,10 @@ class Report:
         Tasks that are in that file and not in this report stay in it, if they are of the same model and as thorough
         (`quick`): one evaluation may be run task by task. Each score says which version measured it.
         """
-        from deo_cube import __version__
-
         d = {
             "model": self.model,
             "quick": self.quick,
-            "scores": [s.to_dict() | {"version": __version__} for s in self.scores],
+            "scores": [s.to_dict() | {"version": package_version()} for s in self.scores],
             "differences": [
                 {"task": x.task, "model": x.a, "baseline": x.b, "value": round(x.value, 4),
                  "interval95": [round(x.low, 4), round(x.high, 4)]}

@@ -30,7 +30,7 @@ from deo_cube.cube.georeference import crs_name
 from deo_cube.errors import MissingCRSError, MissingExtraError
 from deo_cube.heads.cells import Rule, apply, cells_of_point, cells_of_polygon, lattice_counts, pixels_per_cell
 from deo_cube.heads.classes import NO_CLASS, Classes, codes_of
-from deo_cube.heads.rasters import read_around
+from deo_cube.heads.rasters import located, read_around
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 
 __all__ = ["Cases", "burn", "cases"]
@@ -62,7 +62,8 @@ def burn(
     ----------
     labels : GeoDataFrame, path, dict, DataArray, or list of (x, y, label)
         Points and polygons as a GeoDataFrame, GeoJSON (path or dict), GeoParquet or any other file that geopandas
-        reads; a categorical raster as DataArray or path; or points as tuples.
+        reads; a categorical raster as DataArray or path; or points as tuples. A path may be an address that GDAL
+        follows (``https://...``, ``/vsi...``).
     like : DataArray or GeoBox
         Embeddings (or anything with their grid).
     column : str, optional
@@ -252,11 +253,9 @@ def _shapes(labels: Any, form: str, box: GeoBox, column: str | None, crs: Any) -
         return list(points), [_plain(p[2]) for p in kept], shapely.total_bounds(points)
     gpd = _geopandas()
     if isinstance(labels, str | Path):
-        path = Path(labels)
-        if not path.exists():
-            raise FileNotFoundError(f"labels not found at {path}")
+        path = located(labels)
         try:
-            parquet = path.suffix.lower() in (".parquet", ".geoparquet")
+            parquet = Path(path).suffix.lower() in (".parquet", ".geoparquet")
             table = gpd.read_parquet(path) if parquet else gpd.read_file(path)
         except RuntimeError as error:
             # pyogrio's DataSourceError is one.

@@ -15,7 +15,7 @@ from deo_cube.cube import grid
 from deo_cube.errors import MissingCRSError
 from deo_cube.heads.cells import apply
 
-__all__ = ["read_around"]
+__all__ = ["located", "read_around"]
 
 Array = NDArray[Any]
 
@@ -51,9 +51,7 @@ def read_around(labels: Any, crs: Any, near: GeoBox) -> tuple[Array, Affine, Any
         import rasterio
         from rasterio.windows import Window
 
-        if not Path(labels).exists():
-            raise FileNotFoundError(f"labels not found at {labels}")
-        with rasterio.open(labels) as r:
+        with rasterio.open(located(labels)) as r:
             if r.count != 1:
                 raise ValueError(f"a raster of labels has one band, {labels} has {r.count}: open it and select one")
             if r.crs is None and crs is None:
@@ -67,6 +65,16 @@ def read_around(labels: Any, crs: Any, near: GeoBox) -> tuple[Array, Affine, Any
     x, y = apply(transform, cols.start, rows.start)
     moved = Affine(transform.a, transform.b, x, transform.d, transform.e, y)
     return values, moved, source, missing, np.array(box.boundingbox.bbox)
+
+
+def located(path: str | Path) -> str:
+    """A path that exists, or an address that GDAL follows (``https://``, ``s3://``, ``/vsi...``) as it is."""
+    text = str(path)
+    if "://" in text or text.startswith("/vsi"):
+        return text
+    if not Path(path).exists():
+        raise FileNotFoundError(f"labels not found at {path}")
+    return text
 
 
 def _window(transform: Affine, shape: tuple[int, int], source: Any, near: GeoBox) -> tuple[slice, slice]:

@@ -219,6 +219,8 @@ def test_a_raster_in_another_crs_from_a_file(tmp_path):
     degrees.rio.to_raster(tmp_path / "l.tif")
     want, got = burn(own, embeddings()).values, burn(tmp_path / "l.tif", embeddings()).values
     assert (want == got).mean() > 0.97
+    for address in (f"file://{tmp_path}/l.tif", f"/vsisubfile/0,{tmp_path}/l.tif"):
+        np.testing.assert_array_equal(burn(address, embeddings()).values, got)
     south_up = own.isel(y=slice(None, None, -1))
     np.testing.assert_array_equal(burn(south_up, embeddings()).values, want)
 
