@@ -314,6 +314,19 @@ def counted(c: Cases) -> dict[str, Any]:
     }
 
 
+def thinned(codes: Array, most: int, *, least: int = 100) -> Array:
+    """Indices, rising, of a random `most` cases where there are more, and of `least` of each class that has them."""
+    if len(codes) <= most:
+        return np.arange(len(codes))
+    rng = np.random.default_rng(0)
+    kept = rng.choice(np.arange(len(codes)), most, replace=False)
+    for c in np.unique(codes):
+        own = np.flatnonzero(codes == c)
+        if np.isin(own, kept).sum() < least:
+            kept = np.union1d(kept, rng.choice(own, min(least, len(own)), replace=False))
+    return np.sort(kept)
+
+
 def category_attrs(head: Head, *, probabilities: bool) -> dict[str, Any]:
     """Attributes of a prediction."""
     attrs: dict[str, Any] = {"long_name": "probability of each class" if probabilities else "class", "units": "1"}

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.heads.classes import NO_CLASS, Classes
-from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled
+from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled, thinned
 from deo_cube.heads.vectors import map_vectors
 
 __all__ = ["KNNHead"]
@@ -65,9 +65,7 @@ class KNNHead(Fitted):
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         c = labelled(arrays, many, burn_options)
-        keep = np.arange(len(c.codes))
-        if len(keep) > most:
-            keep = np.sort(np.random.default_rng(0).choice(keep, most, replace=False))
+        keep = thinned(c.codes, most)
         mean = c.vectors.mean(axis=0, dtype="float64")
         rarest = int(np.unique(c.codes[keep], return_counts=True)[1].min())
         # A class with two examples can never win among five neighbours.

@@ -370,3 +370,14 @@ def test_classes_keep_integers_and_number_names():
         Classes.of(["a"]).code_of("b")
     with pytest.raises(ValueError, match="rising"):
         Classes((3, 1), ("a", "b"))
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_a_rare_class_is_not_lost_where_labels_are_thinned(kind):
+    emb = embeddings(40, 40, noise=0.05)
+    labels = [(float(x), float(y), "common" if x < float(emb.x[20]) else "other") for x in emb.x for y in emb.y]
+    emb.values[:, 7, 7] = 9.0
+    labels.append((float(emb.x[7]), float(emb.y[7]), "rare"))
+    head = fit_head(kind, emb, labels, most=50)
+    assert head.classes.names == ("common", "other", "rare")
+    assert int(head.predict(emb)[7, 7]) == head.classes.code_of("rare")
