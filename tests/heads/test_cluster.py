@@ -1,6 +1,7 @@
 import dask
 import numpy as np
 import pytest
+import rioxarray  # noqa: F401
 import xarray as xr
 
 from deo_cube.heads.cluster import cluster, fit_clusters
