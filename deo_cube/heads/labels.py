@@ -316,7 +316,8 @@ def _near(shapes: Array, box: GeoBox, crs: Any) -> Array:
     room = max(x1 - x0, y1 - y0) / 10
     polygons = np.array(["Polygon" in g.geom_type for g in shapes])
     areas = shapes[polygons]
-    areas = np.where(shapely.is_valid(areas), areas, shapely.make_valid(areas))
+    broken = ~shapely.is_valid(areas)
+    areas[broken] = shapely.make_valid(areas[broken])
     areas = shapely.intersection(areas, shapely.box(x0 - room, y0 - room, x1 + room, y1 + room))
     out = shapes.copy()
     out[polygons] = shapely.segmentize(areas, EDGE / 1e5 if crs.is_geographic else EDGE)
