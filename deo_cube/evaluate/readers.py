@@ -201,11 +201,13 @@ def _read(path: Path) -> Array:
         return np.asarray(r.read())
 
 
-def _corner(path: Path) -> tuple[float, float]:
-    """Row and column of a raster's north-west pixel, counted from the origin of its CRS."""
+def _corner(path: Path) -> tuple[float, float] | None:
+    """Row and column of a raster's north-west pixel, counted from the origin of its CRS; None where it states none."""
     import rasterio
 
     with rasterio.open(path) as r:
+        if r.crs is None:
+            return None
         return r.transform.f / r.transform.e, r.transform.c / r.transform.a
 
 
@@ -315,7 +317,8 @@ def read_sen1floods11(path: str | Path, *, part: str | None = None) -> list[Scen
         valid = (image != 0).any(axis=0)
         if len(image) == 13:
             image = np.delete(image, S2_13.index("B10"), axis=0)
-        scenes.append(Scene(name, image, _read(label_path)[0].astype("int16"), valid, S2_12))
+        label = _read(label_path)[0].astype("int16")
+        scenes.append(Scene(name, image, label, valid, S2_12, corner=_corner(label_path)))
     if not scenes:
         of = "" if part is None else f" that flood_{part}_data.csv lists"
         raise FileNotFoundError(f"Sen1Floods11 at {path}: no *_LabelHand.tif with *_S2L1C.tif or *_S2Hand.tif{of}")

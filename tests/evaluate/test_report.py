@@ -5,6 +5,7 @@ import pytest
 from deo_cube.evaluate.baselines import ImageStatistics, RawBands
 from deo_cube.evaluate.encoders import as_encode, untrained
 from deo_cube.evaluate.report import evaluate
+from deo_cube.evaluate.splits import LeakWarning
 
 
 @pytest.mark.real
@@ -121,18 +122,24 @@ def test_the_whole_of_sen1floods11_is_split_as_it_says(tmp_path):
     import rasterio
 
     rng, root = np.random.default_rng(0), tmp_path / "sen1floods11" / "v1.1"
-    facts = {"driver": "GTiff", "height": 32, "width": 32, "transform": rasterio.Affine(10, 0, 0, 0, -10, 0)}
+    facts = {"driver": "GTiff", "height": 32, "width": 32, "crs": "EPSG:32632"}
+    # The sixth, for testing, lies beside the fourth, for training.
+    at = [0, 1000, 2000, 3000, 4000, 3032, 6000, 7000]
     for kind in ("S2Hand", "LabelHand", "splits"):
         (root / kind).mkdir(parents=True)
     for i, part in enumerate(["train"] * 4 + ["valid", "test", "test", "bolivia"]):
         wet = rng.random((32, 32)) < 0.4
         image = (2000 - 1500 * wet + rng.normal(0, 50, (13, 32, 32))).astype("int16")
         for kind, a in (("S2Hand", image), ("LabelHand", wet[None].astype("int16"))):
-            with rasterio.open(root / kind / f"A_{i}_{kind}.tif", "w", count=len(a), dtype="int16", **facts) as r:
+            facts |= {"count": len(a), "dtype": "int16", "transform": rasterio.Affine(10, 0, 10 * at[i], 0, -10, 0)}
+            with rasterio.open(root / kind / f"A_{i}_{kind}.tif", "w", **facts) as r:
                 r.write(a)
         with open(root / "splits" / f"flood_{part}_data.csv", "a") as f:
             f.write(f"A_{i}_S1Hand.tif,A_{i}_LabelHand.tif\n")
-    report = run(tmp_path, None, "floods", model=RawBands())
+    with pytest.warns(LeakWarning, match="the split into scenes leaks"):
+        report = run(tmp_path, None, "floods", model=RawBands())
+    assert 0.2 < report.scores[0].leak < 0.4
+    assert "LEAKS: floods/pixel" in str(report)
     assert list(report.to_frame().index) == ["floods/pixel", "floods/upernet"]
     assert report.scores[0].value > 0.9
     assert "4 scenes train, 2 test" in report.scores[0].protocol
