@@ -12,22 +12,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["apply_conv", "conv_maker", "drawn", "standard", "upernet_blank", "upernet_forward"]
+__all__ = ["apply_conv", "conv_maker", "drawn", "neutral", "standard", "upernet_blank", "upernet_forward"]
 
 Array = NDArray[Any]
 POOLS = (3, 7, 15)
 """Sides of the windows of the pyramid, in tokens of the finest scale."""
 
 
-def conv_maker(seed: int) -> Any:
-    """Makes ``new(name, a, b, k, gain) -> {name.weight, name.bias}``, each call with the next random numbers."""
+def conv_maker(seed: int | None) -> Any:
+    """Makes ``new(name, a, b, k, gain) -> {name.weight, name.bias}``, each call with the next random numbers.
+
+    Without a seed they are zeros that take no memory: shapes alone, which a file may claim to be of any size.
+    """
     rng = np.random.default_rng(seed)
 
     def new(name: str, a: int, b: int, k: int, gain: float = 1.0) -> dict[str, Array]:
+        if seed is None:
+            return {f"{name}.weight": zeros(b, a, k, k), f"{name}.bias": zeros(b)}
         w = rng.normal(size=(b, a, k, k)) * gain * np.sqrt(2 / (a * k * k))
         return {f"{name}.weight": w.astype("float32"), f"{name}.bias": np.zeros(b, "float32")}
 
     return new
+
+
+def zeros(*shape: int) -> Array:
+    """Float32 zeros, read-only, of no size in memory."""
+    return np.broadcast_to(np.float32(0), shape)
+
+
+def neutral(dim: int, seed: int | None) -> dict[str, Array]:
+    """Mean and standard deviation that change nothing; without a seed their shapes alone."""
+    if seed is None:
+        return {"mean": zeros(dim), "std": zeros(dim)}
+    return {"mean": np.zeros(dim, "float32"), "std": np.ones(dim, "float32")}
 
 
 def apply_conv(t: Mapping[str, Any], name: str, x: Any) -> Any:
@@ -53,10 +70,12 @@ def drawn(t: Mapping[str, Any], x: Any, upsample: int) -> Any:
     return apply_conv(t, "out", x)
 
 
-def upernet_blank(dim: int, width: int, classes: int, scales: tuple[int, ...], seed: int = 0) -> dict[str, Array]:
-    """Tensors before training."""
+def upernet_blank(
+    dim: int, width: int, classes: int, scales: tuple[int, ...], seed: int | None = 0
+) -> dict[str, Array]:
+    """Tensors before training; without a seed their shapes alone."""
     new, sizes = conv_maker(seed), scales or (dim,)
-    tensors: dict[str, Array] = {"mean": np.zeros(dim, "float32"), "std": np.ones(dim, "float32")}
+    tensors = neutral(dim, seed)
     for i, d in enumerate(sizes):
         tensors |= new(f"lateral{i}", d, width, 1) | new(f"level{i}", width, width, 3)
     for k in POOLS:

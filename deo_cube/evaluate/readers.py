@@ -201,11 +201,13 @@ def _read(path: Path) -> Array:
         return np.asarray(r.read())
 
 
-def _corner(path: Path) -> tuple[float, float]:
-    """Row and column of a raster's north-west pixel, counted from the origin of its CRS."""
+def _corner(path: Path) -> tuple[float, float] | None:
+    """Row and column of a raster's north-west pixel, counted from the origin of its CRS; None where it states none."""
     import rasterio
 
     with rasterio.open(path) as r:
+        if r.crs is None:
+            return None
         return r.transform.f / r.transform.e, r.transform.c / r.transform.a
 
 
@@ -285,25 +287,41 @@ def read_beetle(path: str | Path, *, plots: Sequence[str] | None = None, min_siz
     return scenes
 
 
-def read_sen1floods11(path: str | Path) -> list[Scene]:
+def read_sen1floods11(path: str | Path, *, part: str | None = None) -> list[Scene]:
     """Sen1Floods11 tiles: ``_S2L1C.tif`` or ``*_S2Hand.tif`` and their ``*_LabelHand.tif``, in one folder or several.
 
     Labels: 0 dry, 1 water, -1 none. B10 is left out. The images predate 2022 and carry no offset.
+
+    Parameters
+    ----------
+    path : path
+        Any folder above the tiles.
+    part : {"train", "valid", "test", "bolivia"}, optional
+        The tiles that the set's own ``flood_PART_data.csv`` lists. Default: all.
     """
     path = _need(Path(path), "Sen1Floods11")
     labels = {p.name.removesuffix("_LabelHand.tif"): p for p in path.rglob("*_LabelHand.tif")}
+    images = {p.stem.rsplit("_", 1)[0]: p for kind in ("S2Hand", "S2L1C") for p in path.rglob(f"*_{kind}.tif")}
+    if part is not None:
+        lists = sorted(path.rglob(f"flood_{part}_data.csv"))
+        if not lists:
+            raise FileNotFoundError(f"Sen1Floods11 at {path}: no flood_{part}_data.csv")
+        lines = lists[0].read_text(encoding="utf-8").split()
+        wanted = {line.rsplit(",", 1)[-1].removesuffix("_LabelHand.tif") for line in lines}
+        labels = {name: p for name, p in labels.items() if name in wanted}
     scenes = []
     for name, label_path in sorted(labels.items()):
-        found = [p for kind in ("S2L1C", "S2Hand") for p in path.rglob(f"{name}_{kind}.tif")]
-        if not found:
+        if name not in images:
             continue
-        image = _read(found[0]).astype("float32")
+        image = _read(images[name]).astype("float32")
         valid = (image != 0).any(axis=0)
         if len(image) == 13:
             image = np.delete(image, S2_13.index("B10"), axis=0)
-        scenes.append(Scene(name, image, _read(label_path)[0].astype("int16"), valid, S2_12))
+        label = _read(label_path)[0].astype("int16")
+        scenes.append(Scene(name, image, label, valid, S2_12, corner=_corner(label_path)))
     if not scenes:
-        raise FileNotFoundError(f"Sen1Floods11 at {path}: no *_LabelHand.tif with *_S2L1C.tif or *_S2Hand.tif")
+        of = "" if part is None else f" that flood_{part}_data.csv lists"
+        raise FileNotFoundError(f"Sen1Floods11 at {path}: no *_LabelHand.tif with *_S2L1C.tif or *_S2Hand.tif{of}")
     return scenes
 
 

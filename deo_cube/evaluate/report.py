@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deo_cube.evaluate import benchmarks, geobench, readers
+from deo_cube.engine.metadata import package_version
+from deo_cube.evaluate import benchmarks, chips, geobench, readers
 from deo_cube.evaluate.baselines import BASELINES, BurnRatio
 from deo_cube.evaluate.bitemporal import change
 from deo_cube.evaluate.encoders import ModelEncode, as_encode, untrained
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TASKS", "Report", "evaluate"]
 
+EUROSAT_MS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
+"""Channels of EuroSAT's GeoTIFFs, which carry no names: B8A is the last."""
 LIGHT_RUN = {"limit": 160, "seeds": 2, "plots": 40}
 """What `quick` reads and repeats."""
 
@@ -40,12 +43,15 @@ class Report:
         `high` is below).
     skipped : mapping
         Tasks that did not run, and why.
+    quick : bool
+        Whether it was a run to see that it runs.
     """
 
     model: str
     scores: tuple[Score, ...]
     differences: tuple[Difference, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    quick: bool = False
 
     def to_frame(self) -> pd.DataFrame:
         """A row a task, a column a model: value and interval."""
@@ -63,10 +69,15 @@ class Report:
         return [s.to_dict() for s in self.scores if s.model == self.model]
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """All scores and differences as JSON text; written to `path` where one is given."""
+        """All scores and differences as JSON text; written to `path` where one is given, whole or not at all.
+
+        Tasks that are in that file and not in this report stay in it, if they are of the same model and as thorough
+        (`quick`): one evaluation may be run task by task. Each score says which version measured it.
+        """
         d = {
             "model": self.model,
-            "scores": [s.to_dict() for s in self.scores],
+            "quick": self.quick,
+            "scores": [s.to_dict() | {"version": package_version()} for s in self.scores],
             "differences": [
                 {"task": x.task, "model": x.a, "baseline": x.b, "value": round(x.value, 4),
                  "interval95": [round(x.low, 4), round(x.high, 4)]}
@@ -74,9 +85,13 @@ class Report:
             ],
             "skipped": dict(self.skipped),
         }  # fmt: skip
+        if path is not None:
+            d = _beside(d, Path(path))
         text = json.dumps(d, indent=2) + "\n"
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            part = Path(path).with_name(Path(path).name + ".part")
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
         return text
 
     def costs(self) -> pd.DataFrame:
@@ -106,10 +121,30 @@ class Report:
         return "\n".join(lines)
 
 
+def _beside(new: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`new` with the tasks that only the file has, and what else it says."""
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return new
+    if not isinstance(old, dict) or (old.get("model"), old.get("quick", False)) != (new["model"], new["quick"]):
+        return new
+    own = {s["task"] for s in new["scores"]}
+    kept = {k: [x for x in old.get(k, []) if x["task"] not in own] for k in ("scores", "differences")}
+    return old | new | {k: [*kept[k], *new[k]] for k in kept}
+
+
 def _eurosat(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
     data = readers.read_eurosat(folder, limit=LIGHT_RUN["limit"] if quick else None)
     few = (10,) if quick else (1, 10, 100)
     return lambda e: classification(e, data, few=few, seeds=LIGHT_RUN["seeds"] if quick else 5)
+
+
+def _eurosat_ms(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    data = replace(
+        chips.read_chips(folder, bands=EUROSAT_MS, limit=LIGHT_RUN["limit"] if quick else None), name="EuroSAT MS"
+    )
+    return lambda e: classification(e, data, few=(10,) if quick else (1, 10, 100), seeds=2 if quick else 5)
 
 
 def _land_cover(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
@@ -124,6 +159,11 @@ def _beetle(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
 
 
 def _floods(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    if any(folder.rglob("flood_train_data.csv")):
+        # The whole set, with the split that it comes with.
+        parts = [readers.read_sen1floods11(folder, part=p) for p in ("train", "valid", "test")]
+        train, valid, test = (p[:20] for p in parts) if quick else parts
+        return _segmented(train, valid, test, "floods", quick, chip=min(128, *train[0].label.shape), mirrored=False)
     tiles = readers.read_sen1floods11(folder)
 
     def run(e: Any) -> list[Score]:
@@ -144,9 +184,11 @@ def _pastis(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
     return _segmented(train, valid, test, "pastis", quick)
 
 
-def _segmented(train: Any, valid: Any, test: Any, task: str, quick: bool) -> Callable[[Any], list[Score]]:
+def _segmented(
+    train: Any, valid: Any, test: Any, task: str, quick: bool, **options: Any
+) -> Callable[[Any], list[Score]]:
     """A linear probe on pixels, and UPerNet as in the paper."""
-    sizes: dict[str, Any] = {"epochs": 2, "width": 16, "seeds": 1, "mirrored": False} if quick else {}
+    sizes = options | ({"epochs": 2, "width": 16, "seeds": 1, "mirrored": False} if quick else {})
 
     def run(e: Any) -> list[Score]:
         linear = segmentation(e, train, test, task=task, **_cut(e))
@@ -175,6 +217,7 @@ EXTRA = {"beetle": (BurnRatio(),)}
 
 TASKS: dict[str, tuple[tuple[str, ...], Callable[[Path, bool], Callable[[Any], list[Score]]]]] = {
     "eurosat": (("eurosat_rgb", "EuroSAT_RGB", "EuroSAT", "2750"), _eurosat),
+    "eurosat ms": (("EuroSAT_MS", "EuroSATallBands", "eurosat_ms"), _eurosat_ms),
     "land cover": (("landcover_terramesh", "TerraMesh"), _land_cover),
     "beetle": (("change_barkbeetle",), _beetle),
     "floods": (("flood_sen1floods11", "sen1floods11", "Sen1Floods11"), _floods),
@@ -195,6 +238,7 @@ def evaluate(
     quick: bool = False,
     device: str | None = None,
     progress: bool = False,
+    out: str | Path | None = None,
 ) -> Report:
     """Score a model, and the baselines beside it, on the labelled data in a folder.
 
@@ -215,6 +259,9 @@ def evaluate(
         Where the model runs.
     progress : bool
         Print each score as it comes.
+    out : path, optional
+        JSON file that is brought up to date after each task (`Report.to_json`): what is done when a run is killed is
+        kept, and `tasks` names the others for the next.
 
     Returns
     -------
@@ -261,6 +308,11 @@ def evaluate(
             differences += [compare(a, b) for a, b in zip(own, other, strict=True)]
             for s in other if progress else ():
                 print(f"{s.model}: {s.task} {s.value:.3f} [{s.low:.3f}, {s.high:.3f}]", flush=True)
+        if out is not None:
+            Report(own[0].model, tuple(scores), tuple(differences), skipped, quick).to_json(out)
     if not scores:
         raise FileNotFoundError("no data to score on: " + "; ".join(skipped.values()))
-    return Report(own[0].model, tuple(scores), tuple(differences), skipped)
+    report = Report(own[0].model, tuple(scores), tuple(differences), skipped, quick)
+    if out is not None:
+        report.to_json(out)
+    return report

@@ -85,7 +85,7 @@ def upernet_halves(
         _score(
             who, task, counts, int(np.mean(trained)) * chip**2, stopwatch() - start, leak,
             f"halves of {len(scenes)} scenes with a gap of {gap} px, four splits, chips of {chip} px; every fifth "
-            "training chip chooses the epoch; intervals over chips", options,
+            "training chip chooses the epoch; intervals over chips", mirrored, options,
         )
     ]  # fmt: skip
 
@@ -131,19 +131,20 @@ def upernet(
         counts.append(each)
     pixels = int(sum(((c.label >= 0) & c.valid).sum() for c in parts[0]))
     said = f"{len(train)} scenes train, {len(validation)} choose the epoch, {len(test)} test; intervals over scenes"
-    return [_score(who, task, counts, pixels, stopwatch() - start, None, said, options)]
+    return [_score(who, task, counts, pixels, stopwatch() - start, None, said, mirrored, options)]
 
 
 def _score(
     who: str, task: str, counts: list[Array], labels: int, seconds: Array, leak: float | None, said: str,
-    options: dict[str, Any],
+    mirrored: bool, options: dict[str, Any],
 ) -> Score:  # fmt: skip
     epochs, width = options.get("epochs", 50), options.get("width", 64)
+    seen = "chips and their mirror images" if mirrored else "chips as they are"
     return make_score(
         who, f"{task}/upernet", "mean IoU", counts, tested=int(np.mean([c.sum() for c in counts])), labels=labels,
         seconds=seconds, leak=leak,
         protocol=f"UPerNet ({width} wide, windows of 3, 7, 15 tokens) on frozen features, {epochs} epochs of AdamW, "
-        f"mirrored chips, the best epoch on validation chips; {said}",
+        f"{seen}, the best epoch on validation chips; {said}",
     )  # fmt: skip
 
 

@@ -21,12 +21,12 @@ _PALETTE = (
 )  # fmt: skip
 _APART = 40
 """Distance in RGB below which two colours are taken for one another."""
-# What people expect of a land-cover map.
+# What people expect of a land-cover map, by how a word of the name begins: rice is no ice.
 _KNOWN = {
     "water": "#1f78b4",
-    "trees": "#1b7837",
+    "tree": "#1b7837",
     "forest": "#1b7837",
-    "crops": "#e6ab02",
+    "crop": "#e6ab02",
     "built": "#c51b3a",
     "bare": "#a6761d",
     "snow": "#e6f5ff",
@@ -75,22 +75,21 @@ class Classes:
         names: Mapping[int, str] | Sequence[str] | None = None,
         colors: Mapping[Any, str] | Sequence[str] | None = None,
     ) -> Classes:
-        """Classes for label `values`: integers from 0 to 254 keep their value, names are numbered in their order.
+        """Classes for label `values`, coded as `codes_of` says.
 
-        `names` gives the integers names; `colors` colours by name, by code, or in order.
+        `names` gives integers names: by code, or in order where there is one for each; `colors` colours by name, by
+        code, or in order.
         """
-        found = sorted({v.item() if isinstance(v, np.generic) else v for v in values}, key=lambda v: (str(type(v)), v))
-        whole = all(isinstance(v, bool | int) or (isinstance(v, float) and v.is_integer()) for v in found) and all(
-            0 <= int(v) < NO_CLASS for v in found
-        )
-        if whole:
-            codes = tuple(sorted({int(v) for v in found}))
-            if isinstance(names, Mapping):
-                titles = tuple(str(names.get(c, c)) for c in codes)
-            else:
-                titles = tuple(str(names[i]) for i in range(len(codes))) if names else tuple(map(str, codes))
-        else:
-            codes, titles = tuple(range(len(found))), tuple(map(str, found))
+        coded = codes_of(values)
+        if names is not None and not isinstance(names, Mapping):
+            if len(names) != len(coded):
+                raise ValueError(
+                    f"{len(names)} names for the {len(coded)} classes {list(coded)[:12]}: say which is whose, "
+                    "names={code: name}"
+                )
+            names = dict(zip(coded, names, strict=True))
+        codes = tuple(coded.values())
+        titles = tuple(str((names or {}).get(v, v)) for v in coded)
         if isinstance(colors, Mapping):
             given = [colors.get(n, colors.get(c)) for c, n in zip(codes, titles, strict=True)]
             shades = _told_apart(titles, given)
@@ -120,7 +119,7 @@ class Classes:
         """CF attributes of a map of these classes: `flag_values`, `flag_meanings`, and colours beside them."""
         return {
             "flag_values": np.array(self.codes, dtype="uint8"),
-            "flag_meanings": " ".join(re.sub(r"[^0-9A-Za-z_.+@-]+", "_", n).strip("_") or "_" for n in self.names),
+            "flag_meanings": " ".join(_words(self.names)),
             "flag_colors": " ".join(self.colors),
             "_FillValue": np.uint8(NO_CLASS),
         }
@@ -139,11 +138,45 @@ class Classes:
         )
 
 
+def codes_of(values: Iterable[Any]) -> dict[Any, int]:
+    """Code of each label, rising: integers from 0 to 254 keep their value, other labels are numbered in their order.
+
+    Raises
+    ------
+    ValueError
+        For fractions, which are a measurement, and for more labels than there are codes.
+    """
+    found = {v.item() if isinstance(v, np.generic) else v for v in values}
+    broken = sorted(v for v in found if isinstance(v, float) and not v.is_integer())
+    if broken:
+        raise ValueError(f"labels are classes, found fractions {broken[:5]}: cut a measurement into classes first")
+    ordered = sorted({int(v) if isinstance(v, float | bool) else v for v in found}, key=lambda v: (str(type(v)), v))
+    if len(ordered) > NO_CLASS:
+        raise ValueError(
+            f"{len(ordered)} different labels, {ordered[0]!r} to {ordered[-1]!r}: a map holds {NO_CLASS} classes. "
+            "Is this the column of the classes?"
+        )
+    kept = all(isinstance(v, int) and 0 <= v < NO_CLASS for v in ordered)
+    return {v: v if kept else i for i, v in enumerate(ordered)}
+
+
+def _words(names: Sequence[str]) -> list[str]:
+    """One word a name, in letters of any script; a word that two names would share is numbered."""
+    out: list[str] = []
+    for name in names:
+        word = re.sub(r"[^\w.+@-]+", "_", name).strip("_") or "_"
+        n = 1
+        while (word if n == 1 else f"{word}_{n}") in out:
+            n += 1
+        out.append(word if n == 1 else f"{word}_{n}")
+    return out
+
+
 def _told_apart(names: Sequence[str], given: Sequence[str | None]) -> tuple[str, ...]:
     """A colour a class: the one given, what people expect of the name, else of the palette; none near another's."""
     out = list(given)
     for i, name in enumerate(names):
-        expected = next((c for word, c in _KNOWN.items() if word in name.lower()), None)
+        expected = next((c for word, c in _KNOWN.items() if re.search(rf"(?<![a-z]){word}", name.lower())), None)
         if out[i] is None and expected is not None and not _taken(expected, out):
             out[i] = expected
     for i in range(len(out)):

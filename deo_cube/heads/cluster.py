@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,23 +21,47 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Clusters:
-    """Centres (k, D) of clusters, the most frequent first: fitted once, used for any window."""
+    """Centres (k, D) of clusters, the most frequent first: fitted once, used for any window.
+
+    Parameters
+    ----------
+    centres : (k, D) float
+        In the space of the embeddings.
+    model : str
+        Fingerprint of the model whose embeddings they are; empty where unknown.
+    """
 
     centres: Array = field(repr=False)
+    model: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "centres", np.asarray(self.centres, dtype="float64"))
         if np.ndim(self.centres) != 2 or not 2 <= len(self.centres) < NO_CLASS:
             raise ValueError(
                 f"centres of clusters are (k, D) with k from 2 to {NO_CLASS - 1}: {np.shape(self.centres)}"
             )
 
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        d = {"centres": self.centres.tolist(), "model": self.model}
+        Path(path).write_text(json.dumps(d), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Clusters:
+        """Read what `save` wrote."""
+        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+
 
 def fit_clusters(emb: xr.DataArray, k: int = 8, *, seed: int = 0, most: int = 32768) -> Clusters:
     """Fit now, on a fixed subsample of at most about `most` vectors."""
-    return Clusters(np.asarray(_fitted(as_embeddings(emb), _checked(k), seed, most).values))
+    emb = as_embeddings(emb)
+    model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
+    return Clusters(np.asarray(_fitted(emb, _checked(k), seed, most).values), model)
 
 
-def cluster(emb: xr.DataArray, k: int = 8, *, clusters: Clusters | None = None, seed: int = 0) -> xr.DataArray:
+def cluster(
+    emb: xr.DataArray, k: int = 8, *, clusters: Clusters | str | Path | None = None, seed: int = 0
+) -> xr.DataArray:
     """Assign every patch to one of `k` clusters.
 
     Parameters
@@ -44,7 +70,7 @@ def cluster(emb: xr.DataArray, k: int = 8, *, clusters: Clusters | None = None, 
         Embeddings (time, embedding, y, x) or (embedding, y, x).
     k : int
         Number of clusters, 2 to 254.
-    clusters : Clusters, optional
+    clusters : Clusters or path, optional
         Fitted before (`fit_clusters`), so that several windows share them. Without it they are fitted on a fixed
         subsample of this array, lazily.
     seed : int
@@ -57,6 +83,8 @@ def cluster(emb: xr.DataArray, k: int = 8, *, clusters: Clusters | None = None, 
         in the attributes.
     """
     emb = as_embeddings(emb)
+    if isinstance(clusters, str | Path):
+        clusters = Clusters.load(clusters)
     if clusters is None:
         parameters: Any = _fitted(emb, _checked(k), seed, 32768)
     else:
@@ -65,6 +93,9 @@ def cluster(emb: xr.DataArray, k: int = 8, *, clusters: Clusters | None = None, 
             raise ValueError(
                 f"the clusters are of vectors of length {parameters.shape[1]}, not {emb.sizes['embedding']}"
             )
+        model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
+        if model and clusters.model and model != clusters.model:
+            raise ValueError(f"the clusters are of embeddings of model {clusters.model}, these are of {model}")
     classes = Classes(tuple(range(k)), tuple(f"cluster {i}" for i in range(k)))
 
     def nearest(v: Array, centres: Array) -> Array:

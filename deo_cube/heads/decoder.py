@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.evaluate.decoders import apply_conv, conv_maker, drawn, standard
+from deo_cube.evaluate.decoders import apply_conv, conv_maker, drawn, neutral, standard
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.head import Fitted, Model, category_attrs, check_model
 from deo_cube.heads.labels import burn
@@ -67,8 +67,11 @@ class ConvHead(Fitted):
     report: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        wanted = {k: v.shape for k, v in self.blank(self.model.dim, self.width, len(self.classes), self.scales).items()}
-        found = {k: tuple(v.shape) for k, v in self.tensors.items()}
+        if self.scales and (min(self.scales) < 1 or sum(self.scales) != self.model.dim):
+            raise ValueError(f"the scales {self.scales[:9]} do not make up vectors of {self.model.dim}")
+        blank = self.blank(self.model.dim, self.width, len(self.classes), self.scales, None)
+        wanted = {k: (v.shape, v.dtype.name) for k, v in blank.items()}
+        found = {k: (tuple(v.shape), v.dtype.name) for k, v in self.tensors.items()}
         if wanted != found:
             differ = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
             raise ValueError(
@@ -187,11 +190,11 @@ class ConvHead(Fitted):
             return np.asarray(found[:, cut:-cut, cut:-cut].numpy())
 
     @staticmethod
-    def blank(dim: int, width: int, classes: int, scales: tuple[int, ...], seed: int = 0) -> dict[str, Array]:
-        """Tensors of the decoder before training (He et al. 2015)."""
+    def blank(dim: int, width: int, classes: int, scales: tuple[int, ...], seed: int | None = 0) -> dict[str, Array]:
+        """Tensors of the decoder before training (He et al. 2015); without a seed their shapes alone."""
         new = conv_maker(seed)
         return {
-            "mean": np.zeros(dim, "float32"), "std": np.ones(dim, "float32"),
+            **neutral(dim, seed),
             **new("in", dim, width, 1), **new("one", width, width, 3), **new("two", width, width, 3),
             **new("fine", width, width, 3), **new("out", width, classes, 1, 0.1),
         }  # fmt: skip

@@ -228,12 +228,14 @@ def load_head(path: str | Path) -> Head:
     path = path / "head.safetensors" if path.is_dir() else path
     facts, tensors = saved.read(path)
     kinds = _kinds()
-    if facts.get("kind") not in kinds:
+    if not isinstance(facts.get("kind"), str) or facts["kind"] not in kinds:
         raise ValueError(f"{path} holds a head of kind {facts.get('kind')!r}: this version knows {list(kinds)}")
     try:
         head: Any = kinds[facts["kind"]].restore(facts, tensors)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no complete head: {error!r}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no head that can be: {error}") from error
     if "finetune" in head.report and (path.parent / "card.json").is_file():
         # The folder may have been moved since; the fingerprint tells whether it is still the same model.
         head = replace(head, model=replace(head.model, alias=str(path.parent.resolve())))
@@ -310,6 +312,19 @@ def counted(c: Cases) -> dict[str, Any]:
         "cells": {n: int((c.codes[first] == k).sum()) for k, n in zip(c.classes.codes, c.classes.names, strict=True)},
         "vectors": len(c.codes),
     }
+
+
+def thinned(codes: Array, most: int, *, least: int = 100) -> Array:
+    """Indices, rising, of a random `most` cases where there are more, and of `least` of each class that has them."""
+    if len(codes) <= most:
+        return np.arange(len(codes))
+    rng = np.random.default_rng(0)
+    kept = rng.choice(np.arange(len(codes)), most, replace=False)
+    for c in np.unique(codes):
+        own = np.flatnonzero(codes == c)
+        if np.isin(own, kept).sum() < least:
+            kept = np.union1d(kept, rng.choice(own, min(least, len(own)), replace=False))
+    return np.sort(kept)
 
 
 def category_attrs(head: Head, *, probabilities: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.heads.classes import NO_CLASS, Classes
-from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled
+from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled, thinned
 from deo_cube.heads.vectors import map_vectors
 
 __all__ = ["KNNHead"]
@@ -40,11 +40,14 @@ class KNNHead(Fitted):
     report: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        n, d = self.vectors.shape
-        if d != self.model.dim or len(self.codes) != n or self.mean.shape != (d,) or not 1 <= self.k:
-            raise ValueError(f"a knn head's parts do not fit: {self.vectors.shape}, {self.codes.shape}, k={self.k}")
-        if not set(np.unique(self.codes)) <= set(self.classes.codes):
-            raise ValueError("a knn head's codes are none of its classes")
+        n, d = len(self.codes), self.model.dim
+        if self.vectors.shape != (n, d) or self.codes.shape != (n,) or self.mean.shape != (d,) or not 1 <= self.k:
+            raise ValueError(
+                f"a knn head's parts do not fit: vectors {self.vectors.shape}, codes {self.codes.shape}, mean "
+                f"{self.mean.shape}, vectors of {d}, k={self.k}"
+            )
+        if set(np.unique(self.codes)) != set(self.classes.codes):
+            raise ValueError("a knn head has examples of each of its classes and of no other")
 
     @classmethod
     def fit(
@@ -62,9 +65,7 @@ class KNNHead(Fitted):
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         c = labelled(arrays, many, burn_options)
-        keep = np.arange(len(c.codes))
-        if len(keep) > most:
-            keep = np.sort(np.random.default_rng(0).choice(keep, most, replace=False))
+        keep = thinned(c.codes, most)
         mean = c.vectors.mean(axis=0, dtype="float64")
         rarest = int(np.unique(c.codes[keep], return_counts=True)[1].min())
         # A class with two examples can never win among five neighbours.

@@ -4,7 +4,8 @@ The rules, exact and the same for every form of labels:
 
 - A point labels the cell that contains it; a cell has its west and north edges, not its east and south ones.
 - A polygon labels the cells of which it covers at least half ("majority"), whose centre it contains ("centre"), or
-  that it touches ("touch"). A polygon that claims no cell so labels the one cell of which it covers most.
+  that it touches ("touch"). A polygon that claims no cell so labels the one cell of which it covers most. Its edges are
+  straight in the CRS that it is drawn in.
 - Where labels disagree on a cell the later in order wins, or the call is refused (``overlap="raise"``).
 - A raster in any CRS and resolution is looked up at a lattice of points in each cell, as fine as its pixels; the most
   frequent class wins (of equals the lower code) where at least half of the points have one.
@@ -28,7 +29,8 @@ from deo_cube.cube import grid
 from deo_cube.cube.georeference import crs_name
 from deo_cube.errors import MissingCRSError, MissingExtraError
 from deo_cube.heads.cells import Rule, apply, cells_of_point, cells_of_polygon, lattice_counts, pixels_per_cell
-from deo_cube.heads.classes import NO_CLASS, Classes
+from deo_cube.heads.classes import NO_CLASS, Classes, codes_of
+from deo_cube.heads.rasters import located, read_around
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 
 __all__ = ["Cases", "burn", "cases"]
@@ -38,6 +40,8 @@ Overlap = Literal["last", "raise"]
 
 MOST_POINTS = 12
 """Points of the lattice along a side of a cell, at most."""
+EDGE = 1000.0
+"""Metres (degrees: a hundred-thousandth) between the points of an edge drawn in another CRS: straight to 2 cm there."""
 
 
 def burn(
@@ -58,7 +62,8 @@ def burn(
     ----------
     labels : GeoDataFrame, path, dict, DataArray, or list of (x, y, label)
         Points and polygons as a GeoDataFrame, GeoJSON (path or dict), GeoParquet or any other file that geopandas
-        reads; a categorical raster as DataArray or path; or points as tuples.
+        reads; a categorical raster as DataArray or path; or points as tuples. A path may be an address that GDAL
+        follows (``https://...``, ``/vsi...``).
     like : DataArray or GeoBox
         Embeddings (or anything with their grid).
     column : str, optional
@@ -99,9 +104,9 @@ def burn(
     if form == "raster":
         codes, classes = _burn_raster(labels, upright, crs, nodata, names, colors)
     else:
-        shapes, values = _shapes(labels, form, upright, column, crs)
-        classes = Classes.of(values, names=names, colors=colors)
-        codes = _burn_shapes(shapes, [classes.code_of(v) for v in values], classes, upright, rule, overlap)
+        shapes, values, bounds = _shapes(labels, form, upright, column, crs)
+        classes, coded = Classes.of(values, names=names, colors=colors), codes_of(values)
+        codes = _burn_shapes(shapes, [coded[v] for v in values], classes, upright, rule, overlap, bounds)
     if box.transform.e > 0:
         codes = codes[::-1]
     attrs = {"long_name": "label"} | classes.attrs()
@@ -209,9 +214,10 @@ def _form(labels: Any) -> Literal["raster", "table", "points"]:
         return "raster"
     if isinstance(labels, str | Path):
         return "raster" if Path(labels).suffix.lower() in (".tif", ".tiff", ".vrt", ".jp2", ".img") else "table"
-    if isinstance(labels, Mapping) or hasattr(labels, "geometry"):
+    table = isinstance(labels, Mapping) or (hasattr(labels, "geometry") and hasattr(labels, "columns"))
+    if table and not isinstance(labels, xr.Dataset):
         return "table"
-    if isinstance(labels, Sequence) and len(labels) and all(len(p) == 3 for p in labels):
+    if isinstance(labels, Sequence | np.ndarray) and len(labels) and all(np.size(p) == 3 for p in labels):
         return "points"
     raise TypeError(
         "labels are a GeoDataFrame, GeoJSON (path or dict), GeoParquet, a raster (DataArray or path), or a list of "
@@ -228,27 +234,45 @@ def _geopandas() -> Any:
     return geopandas
 
 
-def _shapes(labels: Any, form: str, box: GeoBox, column: str | None, crs: Any) -> tuple[list[Any], list[Any]]:
-    """Geometries in the CRS of the grid, and their classes, in order."""
-    if form == "points":
-        from pyproj import CRS, Transformer
-        from shapely import points
+def _shapes(labels: Any, form: str, box: GeoBox, column: str | None, crs: Any) -> tuple[list[Any], list[Any], Array]:
+    """Geometries in the CRS of the grid, their classes, in order, and the bounds of all."""
+    import shapely
 
-        xy = np.array([(float(p[0]), float(p[1])) for p in labels])
+    if form == "points":
+        import pandas as pd
+        from pyproj import CRS, Transformer
+
+        kept = [p for p in labels if not pd.isna(p[2])]
+        if not kept:
+            raise ValueError("no label: none of the points has a value")
+        xy = np.array([(float(p[0]), float(p[1])) for p in kept])
         if crs is not None:
             t = Transformer.from_crs(CRS.from_user_input(crs), box.crs.proj, always_xy=True)
             xy = np.stack(t.transform(xy[:, 0], xy[:, 1]), axis=1)
-        return list(points(xy)), [p[2] for p in labels]
+        points = shapely.points(xy)
+        return list(points), [_plain(p[2]) for p in kept], shapely.total_bounds(points)
     gpd = _geopandas()
     if isinstance(labels, str | Path):
-        path = Path(labels)
-        if not path.exists():
-            raise FileNotFoundError(f"labels not found at {path}")
-        table = gpd.read_parquet(path) if path.suffix.lower() in (".parquet", ".geoparquet") else gpd.read_file(path)
+        path = located(labels)
+        try:
+            parquet = Path(path).suffix.lower() in (".parquet", ".geoparquet")
+            table = gpd.read_parquet(path) if parquet else gpd.read_file(path)
+        except RuntimeError as error:
+            # pyogrio's DataSourceError is one.
+            raise ValueError(
+                f"geopandas reads no labels from {path} ({error}). Of a raster in another format than GeoTIFF pass "
+                "the DataArray"
+            ) from error
     elif isinstance(labels, Mapping):
         named = labels.get("crs", {})
         stated = named.get("properties", {}).get("name") if isinstance(named, Mapping) else named
-        features = labels["features"] if labels.get("type") == "FeatureCollection" else [labels]
+        if labels.get("type") not in ("FeatureCollection", "Feature"):
+            raise ValueError(
+                f"labels in GeoJSON are a FeatureCollection with a class in the properties, got {labels.get('type')!r}"
+            )
+        features = labels["features"] if labels["type"] == "FeatureCollection" else [labels]
+        if not features:
+            raise ValueError("no label: the FeatureCollection is empty")
         # GeoJSON without a CRS is in degrees of WGS 84 (RFC 7946, section 4).
         table = gpd.GeoDataFrame.from_features(features, crs=stated or "EPSG:4326")
     else:
@@ -260,10 +284,44 @@ def _shapes(labels: Any, form: str, box: GeoBox, column: str | None, crs: Any) -
             )
         table = table.set_crs(crs)
     chosen = _column(table, column)
-    table = table[table[chosen].notna() & table.geometry.notna() & ~table.geometry.is_empty]
+    given = np.asarray(table.geometry.array, dtype=object)
+    table = table[table[chosen].notna().to_numpy() & ~shapely.is_missing(given) & ~shapely.is_empty(given)]
     if not len(table):
         raise ValueError(f"no label: the table has no row with both a geometry and a value in {chosen!r}")
-    return list(table.to_crs(box.crs.proj).geometry), table[chosen].tolist()
+    shapes = np.asarray(table.geometry.array, dtype=object)
+    kinds = {g.geom_type for g in shapes} - {"Point", "MultiPoint", "Polygon", "MultiPolygon"}
+    if kinds:
+        raise ValueError(f"labels are points and polygons, found {sorted(kinds)}: widen lines, table.buffer(...)")
+    bounds = table.to_crs(box.crs.proj).total_bounds
+    if table.crs != box.crs.proj:
+        shapes = np.asarray(gpd.GeoSeries(_near(shapes, box, table.crs), crs=table.crs).to_crs(box.crs.proj).array)
+    return list(shapes), [_plain(v) for v in table[chosen]], bounds
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _near(shapes: Array, box: GeoBox, crs: Any) -> Array:
+    """Polygons cut to the surroundings of the grid, their edges with points on them; points as they are.
+
+    An edge that is straight in one CRS is curved in another, and a corner far away may have no place there at all.
+    """
+    import shapely
+
+    outline = box.extent.to_crs(str(crs.to_wkt()), resolution=max(abs(box.resolution.x), abs(box.resolution.y)))
+    x0, y0, x1, y1 = outline.boundingbox.bbox
+    if not np.isfinite([x0, y0, x1, y1]).all():
+        return shapes
+    room = max(x1 - x0, y1 - y0) / 10
+    polygons = np.array(["Polygon" in g.geom_type for g in shapes])
+    areas = shapes[polygons]
+    broken = ~shapely.is_valid(areas)
+    areas[broken] = shapely.make_valid(areas[broken])
+    areas = shapely.intersection(areas, shapely.box(x0 - room, y0 - room, x1 + room, y1 + room))
+    out = shapes.copy()
+    out[polygons] = shapely.segmentize(areas, EDGE / 1e5 if crs.is_geographic else EDGE)
+    return out
 
 
 def _column(table: Any, column: str | None) -> str:
@@ -281,15 +339,10 @@ def _column(table: Any, column: str | None) -> str:
 
 
 def _burn_shapes(
-    shapes: list[Any], values: list[int], classes: Classes, box: GeoBox, rule: Rule, overlap: Overlap
+    shapes: list[Any], values: list[int], classes: Classes, box: GeoBox, rule: Rule, overlap: Overlap, bounds: Array
 ) -> Array:
-    import shapely
-
     rows, cols = box.shape
     out = np.full((rows, cols), NO_CLASS, "uint8")
-    kinds = {g.geom_type for g in shapes} - {"Point", "MultiPoint", "Polygon", "MultiPolygon"}
-    if kinds:
-        raise ValueError(f"labels are points and polygons, found {sorted(kinds)}: widen lines, table.buffer(...)")
     outside = 0
     for shape, value in zip(shapes, values, strict=True):
         r, c = cells_of_point(shape, box) if "Point" in shape.geom_type else cells_of_polygon(shape, box, rule)
@@ -306,7 +359,7 @@ def _burn_shapes(
                 'the labels, or pass overlap="last" to let the later win'
             )
         out[r, c] = value
-    _check_inside(outside, len(shapes), shapely.total_bounds(np.array(shapes, dtype=object)), box)
+    _check_inside(outside, len(shapes), bounds, box)
     return out
 
 
@@ -331,7 +384,13 @@ def _check_inside(outside: int, total: int, bounds: Array, box: GeoBox) -> None:
 def _burn_raster(
     labels: Any, box: GeoBox, crs: Any, nodata: int | None, names: Any, colors: Any
 ) -> tuple[Array, Classes]:
-    values, transform, source, missing = _raster(labels, crs)
+    values, transform, source, missing, spans = read_around(labels, crs, box)
+    elsewhere = (
+        f"no class of the raster of labels lies on the embeddings: the raster spans {spans.round(6).tolist()} in "
+        f"{crs_name(source)}, the embeddings {[round(v, 6) for v in box.boundingbox.bbox]} in {crs_name(box.crs)}"
+    )
+    if not values.size:
+        raise ValueError(elsewhere)
     ignored = {v for v in (nodata, missing) if v is not None}
     if values.dtype.kind == "f":
         bad = ~np.isfinite(values)
@@ -341,37 +400,27 @@ def _burn_raster(
         ignored.add(-1)
     present = [int(v) for v in np.unique(values) if v not in ignored]
     if not present:
-        raise ValueError(f"the raster of labels holds no class: all its values are nodata ({sorted(ignored)})")
+        raise ValueError(f"the raster of labels holds no class there: all its values are nodata ({sorted(ignored)})")
     beyond = [v for v in present if not 0 <= v < NO_CLASS]
     if beyond:
         raise ValueError(
             f"classes of a raster are 0 to {NO_CLASS - 1}, found {beyond[:5]}: say which value is no class, "
             f"nodata={beyond[0]}"
         )
-    index = np.full(max(present) + 2, -1)
-    index[present] = np.arange(len(present))
-    looked = np.where(np.isin(values, present), values, max(present) + 1)
-    ranked = index[looked]
+    ranked = np.where(np.isin(values, present), np.searchsorted(present, values), -1)
     ratio = pixels_per_cell(box, transform, source)
     n = int(np.clip(np.ceil(ratio - 1e-6), 1, MOST_POINTS))
     counts = lattice_counts(ranked, transform, source, box, n, len(present))
     total = counts.sum(axis=0)
     if not total.any():
-        h, w = values.shape
-        a, b = apply(transform, 0, 0), apply(transform, w, h)
-        bounds = np.array([min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1])])
-        here = box.boundingbox.bbox
-        raise ValueError(
-            f"no class of the raster of labels lies on the embeddings: the raster spans {bounds.round(6).tolist()} in "
-            f"{crs_name(source)}, the embeddings {[round(v, 6) for v in here]} in {crs_name(box.crs)}"
-        )
+        raise ValueError(elsewhere)
     winner = np.array(present)[counts.argmax(axis=0)]
     codes = np.where(total >= n * n / 2, winner, NO_CLASS).astype("uint8")
     if (codes == NO_CLASS).all():
         raise ValueError("no cell of the embeddings is at least half covered by classes of the raster of labels")
-    return codes, Classes.of(
-        sorted(set(codes[codes != NO_CLASS].tolist())), names=_names_of(labels, names), colors=colors
-    )
+    every = Classes.of(present, names=_names_of(labels, names))
+    left = every.only([i for i, c in enumerate(every.codes) if (codes == c).any()])
+    return codes, Classes.of(left.codes, names=left.names, colors=colors)
 
 
 def _names_of(labels: Any, names: Any) -> Any:
@@ -380,34 +429,3 @@ def _names_of(labels: Any, names: Any) -> Any:
         return names
     meanings = str(labels.attrs["flag_meanings"]).split()
     return dict(zip([int(v) for v in np.atleast_1d(labels.attrs["flag_values"])], meanings, strict=True))
-
-
-def _raster(labels: Any, crs: Any) -> tuple[Array, Affine, Any, int | None]:
-    """Values (rows, cols), transform, CRS (odc) and nodata of a raster of labels."""
-    from odc.geo.crs import CRS
-
-    if isinstance(labels, xr.DataArray):
-        d = grid.dims(labels)
-        extra = [k for k in labels.dims if k not in (d.y, d.x)]
-        if any(labels.sizes[k] > 1 for k in extra):
-            raise ValueError(f"a raster of labels has one layer, got {dict(labels.sizes)}: select one along {extra}")
-        one = labels.isel(dict.fromkeys(extra, 0))
-        if crs is not None:
-            import odc.geo.xr  # noqa: F401
-
-            one = one.odc.assign_crs(crs)
-        box = grid.geobox(one)
-        fill = one.attrs.get("_FillValue", one.encoding.get("_FillValue"))
-        whole = None if fill is None or not np.isfinite(fill) else int(fill)
-        return np.asarray(one.transpose(d.y, d.x).values), box.transform, box.crs, whole
-    import rasterio
-
-    if not Path(labels).exists():
-        raise FileNotFoundError(f"labels not found at {labels}")
-    with rasterio.open(labels) as r:
-        if r.count != 1:
-            raise ValueError(f"a raster of labels has one band, {labels} has {r.count}: open it and select one")
-        if r.crs is None and crs is None:
-            raise MissingCRSError(f'{labels} states no CRS: pass crs="EPSG:..."')
-        fill = None if r.nodata is None or not np.isfinite(r.nodata) else int(r.nodata)
-        return np.asarray(r.read(1)), r.transform, CRS(r.crs.to_wkt() if r.crs is not None else crs), fill

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deo_cube.evaluate.splits import blocks
 from deo_cube.heads.classes import NO_CLASS, Classes
-from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled
+from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled, thinned
 from deo_cube.heads.labels import Cases
 from deo_cube.heads.vectors import map_vectors
 
@@ -83,7 +83,7 @@ class LinearHead(Fitted):
             raise ValueError(f"estimator must be 'logistic' or 'ridge', got {estimator!r}")
         c = labelled(arrays, many, burn_options)
         if len(c.codes) > most:
-            keep = np.sort(np.random.default_rng(0).choice(len(c.codes), most, replace=False))
+            keep = thinned(c.codes, most)
             c = Cases(c.vectors[keep], c.codes[keep], c.classes, c.x[keep], c.y[keep], c.cell[keep], c.size)
         report = counted(c) | _choose(c, estimator, strengths, block, buffer, balanced)
         weights, bias = _fit(c.vectors, c.codes, c.classes, estimator, report["C"], balanced)

@@ -58,6 +58,9 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
         with safe_open(path, framework="numpy") as f:
             text = (f.metadata() or {}).get(KEY)
             tensors = {k: f.get_tensor(k) for k in f.keys()}
+    except TypeError as error:
+        # A dtype that NumPy does not have.
+        raise ValueError(f"{path} holds numbers that no head has: {error}") from error
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file ({error}): heads are never read from pickles") from error
     if text is None:
@@ -69,4 +72,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else None
         raise ValueError(f"{path} has format {found}, this version reads {FORMAT}: update deo_cube")
+    wild = sorted(k for k, v in tensors.items() if not np.isfinite(v).all())
+    if wild:
+        raise ValueError(f"{path} is damaged: there are numbers that are not finite in {wild}")
     return facts, tensors

@@ -92,6 +92,11 @@ def _queries(emb: xr.DataArray, to: Any, time: Any) -> tuple[xr.DataArray, str]:
             raise ValueError(
                 f"`to` has dimensions {dict(to.sizes)}: wanted (embedding: {d}) and at most one more; select from it"
             )
+        mine, theirs = (str(a.attrs.get("deo_cube:model_fingerprint", "")) for a in (emb, to))
+        if mine and theirs and mine != theirs:
+            raise ValueError(
+                f"`to` is of model {theirs}, the embeddings of {mine}: vectors of two models do not compare"
+            )
         return _cases(to), "the examples given"
     values = np.asarray(to, dtype="float64")
     if values.shape == (2,) and d != 2:

@@ -27,7 +27,10 @@ SLAB = 16384
 
 
 def as_embeddings(array: Any) -> xr.DataArray:
-    """`array` ready for a head: one chunk along `embedding`, int8 decoded to float32 lazily.
+    """`array` ready for a head: one chunk along `embedding`, stored numbers decoded lazily.
+
+    What `_FillValue` in the attributes marks becomes NaN (of int8 without one: -128), integers become float32 by
+    `scale_factor` and `add_offset`.
 
     Raises
     ------
@@ -54,11 +57,14 @@ def as_embeddings(array: Any) -> xr.DataArray:
     if array.chunks is not None and len(array.chunks[axis]) > 1:
         # The data alone: `array.chunk` would turn coordinates into tasks, and look into some of them to do so.
         array = array.copy(data=array.data.rechunk({axis: -1}))
-    if array.dtype == np.int8:
-        scale, fill = array.attrs.get("scale_factor", 1.0), array.attrs.get("_FillValue", -128)
-        kept = {k: v for k, v in array.attrs.items() if k not in ("scale_factor", "_FillValue")}
-        decoded = array.astype("float32") * np.float32(scale)
-        array = decoded.where(array != fill).assign_attrs(kept)
+    coded = array.dtype.kind in "iu"
+    fill = array.attrs.get("_FillValue", -128 if array.dtype == np.int8 else None)
+    if coded or (fill is not None and np.isfinite(fill)):
+        scale, offset = (array.attrs.get(k, v) for k, v in (("scale_factor", 1.0), ("add_offset", 0.0)))
+        kept = {k: v for k, v in array.attrs.items() if k not in ("scale_factor", "add_offset", "_FillValue")}
+        decoded = array.astype("float32") * np.float32(scale) + np.float32(offset) if coded else array
+        array = decoded if fill is None else decoded.where(array != fill)
+        array.attrs = kept
     checked: xr.DataArray = array
     return checked
 
@@ -201,7 +207,7 @@ def map_vectors(
     )
     if dim is not None:
         result = result.assign_coords({dim: list(labels)})
-        result = result.transpose(*[k for k in result.dims if k not in (dim, y, x)], dim, y, x)
+    result = result.transpose(..., *([] if dim is None else [dim]), y, x)
     result.name = name
     result.attrs = dict(attrs)
     if "spatial_ref" in result.coords:

@@ -77,6 +77,15 @@ def test_beetle_and_floods(tmp_path):
     (tile,) = read_sen1floods11(tmp_path)
     assert tile.image.shape == (12, 8, 8)
     assert sorted(np.unique(tile.label)) == [-1, 0]
+    tif(tmp_path / "S2Hand" / "Y_2_S2Hand.tif", np.full((13, 8, 8), 900, "int16"))
+    tif(tmp_path / "LabelHand" / "Y_2_LabelHand.tif", np.eye(8, dtype="int16"))
+    splits = tmp_path / "splits" / "flood_handlabeled"
+    splits.mkdir(parents=True)
+    (splits / "flood_test_data.csv").write_text("Y_2_S1Hand.tif,Y_2_LabelHand.tif\nZ_3_S1Hand.tif,Z_3_LabelHand.tif\n")
+    assert [s.name for s in read_sen1floods11(tmp_path)] == ["X_1", "Y_2"]
+    assert [s.name for s in read_sen1floods11(tmp_path, part="test")] == ["Y_2"]
+    with pytest.raises(FileNotFoundError, match="no flood_train_data.csv"):
+        read_sen1floods11(tmp_path, part="train")
 
 
 @pytest.mark.real

@@ -98,3 +98,20 @@ def test_groups_without_cases_are_left_out():
     s = make_score("m", "t", "accuracy", [accuracy_counts(np.ones(4), np.array([1, 0, 1, 1]), g, 9)], **FACTS)
     assert s.groups == 2
     assert s.to_dict()["interval95"] == [0.5, 1.0]
+
+
+def test_intervals_of_several_seeds_hold_the_truth_nearly_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    held, equal = [], []
+    for _ in range(120):
+        share, n = rng.beta(4, 2, 60), rng.poisson(20, 60) + 1
+        two = []
+        for _ in range(2):
+            moved = [np.clip(share + rng.normal(0, 0.05), 0, 1) for _ in range(5)]
+            counts = [np.stack([rng.binomial(n, p), n], axis=1).astype(float) for p in moved]
+            two.append(make_score("m", "t", "accuracy", counts, tested=1, labels=1, seconds=0.0, protocol="p"))
+        held.append(two[0].low <= 4 / 6 <= two[0].high)
+        d = compare(*two, draws=300)
+        equal.append(d.low <= 0 <= d.high)
+    assert 0.86 <= np.mean(held) <= 0.99
+    assert 0.8 <= np.mean(equal) <= 0.99

@@ -120,3 +120,55 @@ def test_errors():
         change(emb.isel(time=0), "2019", "2020")
     with pytest.raises(ValueError, match="too few to calibrate"):
         change(emb.isel(y=slice(4), x=slice(4)), "2019", "2020", method="calibrated")
+
+
+def hard_scene(seed, rows=160, cols=80, dim=24):
+    """Two unchanged times: kinds of places mixed smoothly, noise with long tails that differs tenfold between them."""
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(seed)
+    share = np.exp(3 * np.stack([(f := gaussian_filter(rng.normal(size=(rows, cols)), 4)) / f.std() for _ in range(5)]))
+    share /= share.sum(axis=0)
+    centres, noise, season = rng.normal(size=(5, dim)), rng.uniform(0.05, 0.5, 5), 0.6 * rng.normal(size=(5, dim))
+    base, moved = (np.einsum("kyx,kd->dyx", share, c) for c in (centres, centres + season))
+    loud = np.einsum("kyx,k->yx", share, noise)
+    v = [at + loud * rng.standard_t(3, size=(dim, rows, cols)) for at in (base, moved)]
+    return embeddings(rows, cols, dim, 2).copy(data=np.stack(v).astype("float32"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_give_the_rate_asked_for_where_nothing_was_fitted(seed):
+    emb = hard_scene(seed)
+    half, other = emb.isel(y=slice(0, 80)), emb.isel(y=slice(80, None))
+    fitted = fit_calibration(half, "2019", "2020", unchanged=[("2019", "2020")])
+    level = change(other, "2019", "2020", method="calibrated", calibration=fitted).values
+    for alpha in (0.1, 0.05, 0.01):
+        assert alpha / 2.2 < (level > 1 - alpha).mean() < 2.2 * alpha
+
+
+@pytest.mark.parametrize("unchanged", [None, [("2019", "2020")]])
+def test_equal_images_show_no_change(unchanged):
+    emb = embeddings(times=2)
+    emb.values[1] = emb.values[0]
+    assert not (change(emb, "2019", "2020", method="calibrated", unchanged=unchanged) > 0.5).any()
+    emb.values[1, :, 3, 4] = -emb.values[0, :, 3, 4]
+    level = change(emb, "2019", "2020", method="calibrated", unchanged=unchanged).values
+    assert level[3, 4] > 0.99
+    assert (level > 0.5).sum() == 1
+
+
+def test_other_grids_and_other_models_are_refused():
+    emb = embeddings(times=2)
+    a, b = emb.isel(time=0), emb.isel(time=1)
+    assert change(emb, a, b).equals(change(emb, "2019", "2020"))
+    for other in (b.assign_coords(x=b.x + 80), b.isel(y=slice(None, None, -1)), b.isel(x=slice(1, None))):
+        with pytest.raises(ValueError, match="different grids.*reproject"):
+            change(emb, a, other)
+    a, b = a.assign_attrs({"deo_cube:model_fingerprint": "one"}), b.assign_attrs({"deo_cube:model_fingerprint": "two"})
+    with pytest.raises(ValueError, match="model one, after of two"):
+        change(emb, a, b)
+    fitted = fit_calibration(emb.assign_attrs(a.attrs), "2019", "2020")
+    with pytest.raises(ValueError, match="calibration is for embeddings of model one, these are of two"):
+        change(emb.assign_attrs(b.attrs), "2019", "2020", method="calibrated", calibration=fitted)
+    with pytest.raises(ValueError, match="512 ratios"):
+        Calibration(np.zeros(7), np.zeros(3))

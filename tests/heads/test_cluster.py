@@ -1,6 +1,7 @@
 import dask
 import numpy as np
 import pytest
+import rioxarray  # noqa: F401
 import xarray as xr
 
 from deo_cube.heads.cluster import cluster, fit_clusters
@@ -40,6 +41,15 @@ def test_clusters_fitted_once_hold_in_any_window():
     whole = cluster(emb, clusters=fitted)
     window = emb.isel(y=slice(3, 9), x=slice(20, 30))
     xr.testing.assert_identical(cluster(window, clusters=fitted), whole.isel(y=slice(3, 9), x=slice(20, 30)))
+
+
+def test_clusters_survive_json_and_belong_to_a_model(tmp_path):
+    emb = embeddings(noise=0.5).assign_attrs({"deo_cube:model_fingerprint": "one"})
+    fitted = fit_clusters(emb, 4)
+    fitted.save(tmp_path / "c.json")
+    xr.testing.assert_identical(cluster(emb, clusters=tmp_path / "c.json"), cluster(emb, clusters=fitted))
+    with pytest.raises(ValueError, match="clusters are of embeddings of model one, these are of two"):
+        cluster(emb.assign_attrs({"deo_cube:model_fingerprint": "two"}), clusters=fitted)
 
 
 def test_errors():

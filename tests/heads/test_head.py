@@ -189,6 +189,7 @@ def test_a_tampered_head_is_refused(tmp_path):
         facts = json.loads(f.metadata()[KEY])
     for change, message in (
         ({"kind": "os.system"}, "holds a head of kind 'os.system'"),
+        ({"kind": ["linear"]}, "holds a head of kind"),
         ({"format": 99}, "format 99"),
         ({"model": {"dim": 3}}, "parts do not fit"),
         ({"model": {"dim": 6, "evil": 1}}, "no complete head"),
@@ -198,6 +199,10 @@ def test_a_tampered_head_is_refused(tmp_path):
         save_file(tensors, tmp_path / "t.safetensors", metadata={KEY: json.dumps(facts | change)})
         with pytest.raises(ValueError, match=message):
             load_head(tmp_path / "t.safetensors")
+    wild = tensors | {"bias": tensors["bias"] * np.nan}
+    save_file(wild, tmp_path / "t.safetensors", metadata={KEY: json.dumps(facts)})
+    with pytest.raises(ValueError, match="not finite in \\['bias'\\]"):
+        load_head(tmp_path / "t.safetensors")
     save_file({"weights": tensors["weights"]}, tmp_path / "t.safetensors", metadata={KEY: json.dumps(facts)})
     with pytest.raises(ValueError, match="no complete head"):
         load_head(tmp_path / "t.safetensors")
@@ -206,6 +211,35 @@ def test_a_tampered_head_is_refused(tmp_path):
         load_head(tmp_path / "t.safetensors")
     with pytest.raises(FileNotFoundError, match="no head at"):
         load_head(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_that_claims_other_sizes_is_refused_without_making_them(kind, tmp_path):
+    import resource
+
+    from deo_cube.heads import saved
+
+    facts, tensors = saved.read(fitted(kind, embeddings(30, 30)).save(tmp_path / "h"))
+    few = {k: v.ravel()[:1] for k, v in tensors.items()}
+    claims = [({"model": facts["model"] | {"dim": 10**9}}, tensors), ({}, few)]
+    for option, value in (
+        ("width", 10**7),
+        ("scales", [10**9] * 3),
+        ("scales", [-1, 7]),
+        ("upsample", 10**6),
+        ("k", 0),
+    ):
+        if option in facts["options"]:
+            claims.append(({"options": facts["options"] | {option: value}}, tensors))
+    claims += [({}, {k: v.astype("int8") for k, v in tensors.items()})] if kind in ("conv", "upernet") else []
+    more = {k: [*v, v[0]] for k, v in facts["classes"].items()} | {"codes": [*facts["classes"]["codes"], 250]}
+    claims.append(({"classes": more}, tensors))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for change, parts in claims:
+        path = saved.write(tmp_path / "t", facts | change, parts)
+        with pytest.raises(ValueError, match="no head that can be"):
+            load_head(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
 def test_linear_equals_scikit_learn():
@@ -327,8 +361,23 @@ def test_classes_keep_integers_and_number_names():
     assert Classes.of(["b", "a"]).names == ("a", "b")
     assert Classes.of(["b", "a"]).codes == (0, 1)
     assert Classes.of([1000, 2000]).codes == (0, 1)
+    worldcover = Classes.of(["Tree cover", "Cropland", "Rice", "Snow and ice"])
+    assert dict(zip(worldcover.names, worldcover.colors, strict=True)) == {
+        "Tree cover": "#1b7837", "Cropland": "#e6ab02", "Rice": "#0072b2", "Snow and ice": "#e6f5ff"
+    }  # fmt: skip
     assert Classes.of(["water", "x"], colors={"x": "#010203"}).colors == ("#1f78b4", "#010203")
     with pytest.raises(ValueError, match="no class"):
         Classes.of(["a"]).code_of("b")
     with pytest.raises(ValueError, match="rising"):
         Classes((3, 1), ("a", "b"))
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_a_rare_class_is_not_lost_where_labels_are_thinned(kind):
+    emb = embeddings(40, 40, noise=0.05)
+    labels = [(float(x), float(y), "common" if x < float(emb.x[20]) else "other") for x in emb.x for y in emb.y]
+    emb.values[:, 7, 7] = 9.0
+    labels.append((float(emb.x[7]), float(emb.y[7]), "rare"))
+    head = fit_head(kind, emb, labels, most=50)
+    assert head.classes.names == ("common", "other", "rare")
+    assert int(head.predict(emb)[7, 7]) == head.classes.code_of("rare")

@@ -219,6 +219,8 @@ def test_a_raster_in_another_crs_from_a_file(tmp_path):
     degrees.rio.to_raster(tmp_path / "l.tif")
     want, got = burn(own, embeddings()).values, burn(tmp_path / "l.tif", embeddings()).values
     assert (want == got).mean() > 0.97
+    for address in (f"file://{tmp_path}/l.tif", f"/vsisubfile/0,{tmp_path}/l.tif"):
+        np.testing.assert_array_equal(burn(address, embeddings()).values, got)
     south_up = own.isel(y=slice(None, None, -1))
     np.testing.assert_array_equal(burn(south_up, embeddings()).values, want)
 
@@ -279,3 +281,95 @@ def test_labels_of_one_class_or_under_clouds_are_told_so():
         cases(emb, burn([at(5, 5, "a"), at(2, 2, "b")], emb))
     with pytest.raises(ValueError, match="none of the 2 labelled cells has a valid embedding"):
         cases(emb, burn([at(2, 2, "a"), at(3, 3, "b")], emb))
+
+
+def test_missing_labels_label_nothing():
+    emb = embeddings()
+    at = [(X0 + (i + 0.5) * CELL, Y0 - (i + 0.5) * CELL) for i in range(4)]
+    burnt = burn([(*at[0], 3.0), (*at[1], float("nan")), (*at[2], None), (*at[3], 7.0)], emb)
+    assert burnt.attrs["flag_meanings"] == "3 7"
+    assert where(burnt, 3) == {(0, 0)}
+    assert where(burnt, 7) == {(3, 3)}
+    assert (burnt.values != 255).sum() == 2
+    shapes = [Point(at[0]), Polygon(), None, Point(at[3])]
+    assert burn(table(shapes, [3, 5, 5, 7]), emb).equals(burnt)
+    with pytest.raises(ValueError, match="no label"):
+        burn([(*at[0], None)], emb)
+    assert burn(np.array([(*at[0], 3), (*at[3], 7)]), emb).equals(burnt)
+
+
+def test_a_measurement_or_a_column_of_identifiers_is_refused():
+    emb = embeddings()
+    with pytest.raises(ValueError, match="fractions \\[0.5\\]"):
+        burn([(X0 + 10, Y0 - 10, 0.5), (X0 + 10, Y0 - 10, 1.0)], emb)
+    with pytest.raises(ValueError, match="300 different labels.*the column of the classes"):
+        burn([(X0 + 10, Y0 - 10, i) for i in range(300)], emb)
+
+
+def test_names_are_told_apart_in_any_script():
+    emb = embeddings()
+    words = ["水", "森林", "bare soil", "bare_soil"]
+    burnt = burn([(X0 + (i + 0.5) * CELL, Y0 - 10, w) for i, w in enumerate(words)], emb)
+    said = dict(zip(burnt.attrs["flag_values"], burnt.attrs["flag_meanings"].split(), strict=True))
+    assert [said[burnt.values[0, i]] for i in range(4)] == ["水", "森林", "bare_soil", "bare_soil_2"]
+
+
+def test_names_go_to_the_code_they_are_for():
+    emb = embeddings()
+    clicks = [(X0 + 10, Y0 - 10, 311), (X0 + 110, Y0 - 110, 312)]
+    assert burn(clicks, emb, names={311: "broad", 312: "needle"}).attrs["flag_meanings"] == "broad needle"
+    with pytest.raises(ValueError, match=r"3 names for the 2 classes \[311, 312\].*names=\{code: name\}"):
+        burn(clicks, emb, names=["water", "broad", "needle"])
+    codes = np.full((ROWS, COLS), 2, "uint8")
+    far = np.pad(codes, ((0, 0), (0, 99)), constant_values=1)
+    # The first class lies outside: the second keeps its name.
+    assert burn(raster(far, CELL), emb, names={1: "field", 2: "wood"}).attrs["flag_meanings"] == "wood"
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3035"])
+def test_long_edges_are_straight_where_they_were_drawn(crs):
+    from pyproj import Transformer
+
+    emb = embeddings(60, 100, cell=4000.0, corner=(200_000.0, 5_330_000.0))
+    x, y = np.meshgrid(emb.x, emb.y)
+    place = Transformer.from_crs("EPSG:32632", crs, always_xy=True)
+    _, north = place.transform(x, y)
+    middle = float(np.median(north))
+    # Edges over half a continent; with their corners alone reprojected they would miss by many cells.
+    x0, x1, y0, y1 = (-10, 30, 40, 55) if crs == "EPSG:4326" else (3e6, 6e6, 1.5e6, 4e6)
+    burnt = burn(table([box(x0, middle, x1, y1), box(x0, y0, x1, middle)], [1, 0], crs), emb)
+    np.testing.assert_array_equal(burnt.values, (north > middle).astype("uint8"))
+
+
+def test_a_polygon_around_the_world_covers_the_embeddings():
+    assert (burn(table([box(-180, -85, 180, 85)], [4], "EPSG:4326"), embeddings()).values == 4).all()
+
+
+@pytest.mark.parametrize("form", ["file", "array"])
+def test_of_a_large_raster_only_the_surroundings_are_read(tmp_path, form):
+    import dask.array as da
+    import rasterio
+    from rasterio.windows import Window
+
+    emb, side = embeddings(), 40_000
+    transform = Affine(10, 0, X0 - 200_000, 0, -10, Y0 + 200_000)
+    own = np.ones((400, 400), "uint8")
+    if form == "file":
+        # Sparse: whole it would be 1.6 GB, and many times that on the way.
+        labels = tmp_path / "continent.tif"
+        facts = {"driver": "GTiff", "dtype": "uint8", "count": 1, "height": side, "width": side, "nodata": 0}
+        facts |= {"tiled": True, "compress": "deflate", "SPARSE_OK": True, "crs": "EPSG:32632", "transform": transform}
+        with rasterio.open(labels, "w", **facts) as r:
+            r.write(own, 1, window=Window(20_000, 20_000, 400, 400))
+    else:
+
+        def block(block_info=None):
+            (top, _), (left, _) = block_info[None]["array-location"]
+            assert (top, left) in {(i, j) for i in (16_000, 20_000) for j in (16_000, 20_000)}, "read far away"
+            return np.full((4000, 4000), 1 if (top, left) == (20_000, 20_000) else 0, "uint8")
+
+        chunks = ((4000,) * 10, (4000,) * 10)
+        values = da.map_blocks(block, chunks=chunks, dtype="uint8", meta=np.empty((0, 0), "uint8"))
+        labels = assign_grid(xr.DataArray(values, dims=("y", "x")), GeoBox((side, side), transform, "EPSG:32632"))
+        labels.attrs["_FillValue"] = 0
+    assert (burn(labels, emb).values == 1).all()
