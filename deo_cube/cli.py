@@ -1,4 +1,4 @@
-"""The command line: `deo-cube demo | embed | plan | models | verify | segment | evaluate | publish | doctor | view`.
+"""The command line: `deo-cube demo | embed | plan | models | verify | segment | evaluate | bench | publish | ...`.
 
 Flags are the arguments of the verbs.
 
@@ -199,7 +199,7 @@ def segment(
         Positional[str],
         arg(help="cube or store of embeddings: .zarr, .nc, .tif, or .json of STAC items", metavar="CUBE"),
     ],
-    head: Annotated[Positional[Path], arg(help="folder of a saved head", metavar="HEAD")],
+    head: Annotated[Positional[Path], arg(help="file of a saved head (.safetensors)", metavar="HEAD")],
     out: Annotated[Positional[Path], arg(help="class map: .tif, or .zarr", metavar="OUT")],
     units: Annotated[Literal["auto", "dn", "reflectance", "uint8_rgb"], arg(help="of stored values")] = "auto",
     offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
@@ -231,16 +231,29 @@ def evaluate(
     model: Annotated[Positional[str], arg(help="name of a model, or folder of a training run", metavar="MODEL")],
     data: Annotated[Positional[Path], arg(help="folder that holds the labelled data sets", metavar="DATA")],
     tasks: Annotated[tuple[str, ...], arg(help="tasks to run; default all whose data are there")] = (),
-    out: Annotated[Path | None, arg(help="JSON file for the scores")] = None,
+    out: Annotated[Path | None, arg(help="JSON file for the scores, written after each task")] = None,
     quick: Annotated[bool, arg(help="fewer chips and seeds: to see that it runs")] = False,
 ) -> None:
     """Score a model with baselines beside it, and print the table."""
     from deo_cube.evaluate.report import evaluate as evaluate_model
 
-    report = evaluate_model(model, data, tasks=tasks or None, quick=quick, progress=True)
-    print(report)
-    if out is not None:
-        report.to_json(out)
+    print(evaluate_model(model, data, tasks=tasks or None, quick=quick, progress=True, out=out))
+
+
+def bench(
+    model: Annotated[
+        Positional[str], arg(help="name of a model, or folder of a training run", metavar="MODEL")
+    ] = "tiny",
+    size: Annotated[int, arg(help="side of the synthetic cube, pixels")] = 2048,
+    rounds: Annotated[int, arg(help="rounds that count, after one to warm up")] = 3,
+    device: Annotated[str | None, arg(help="cpu, cuda, cuda:1, mps; default the best there is")] = None,
+    json: Annotated[bool, arg(help="print JSON instead of text")] = False,
+) -> None:
+    """Time a model on this machine: the encoder alone, and from Zarr to Zarr."""
+    from deo_cube.bench import bench as run
+
+    found = run(model, size=size, rounds=rounds, device=device)
+    print(found.to_json() if json else found)
 
 
 def publish(
@@ -313,7 +326,7 @@ def _cluster(scheduler: str | None) -> Iterator[str | None]:
 
 #: Every command by its name; logic lives in the modules that they call.
 COMMANDS: dict[str, Any] = {
-    verb.__name__: verb for verb in (demo, embed, plan, models, verify, segment, evaluate, publish, doctor, view)
+    verb.__name__: verb for verb in (demo, embed, plan, models, verify, segment, evaluate, bench, publish, doctor, view)
 }
 
 

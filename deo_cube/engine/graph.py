@@ -39,6 +39,7 @@ __all__ = [
     "as_fields",
     "compute_block",
     "cut",
+    "derived",
     "map_blocks_with_halo",
     "merged",
     "read_amplification",
@@ -258,6 +259,24 @@ def stored(array: Any) -> list[Any]:
             inner = inner.array
         found.append(getattr(inner, "_array", None))
     return [a for a in found if isinstance(a, zarr.Array)]
+
+
+#: Layers that cut, chunk or turn an array, and change none of its values (a cast is told by the dtype).
+_SAME_VALUES = ("getitem", "rechunk", "transpose", "astype", "concatenate", "stack", "blocks")
+
+
+def derived(array: Any) -> list[str]:
+    """What was made of the blocks' values on the way to `array`, as Dask calls it: ``["mul"]`` for ``2 * emb``."""
+    graph = array.__dask_graph__()
+    layers = getattr(graph, "layers", {})
+    after = {name for name, layer in layers.items() if isinstance(layer, BlockLayer)}
+    made: list[str] = []
+    for name in graph._toposort_layers() if after else ():
+        if name not in after and graph.dependencies[name] & after:
+            after.add(name)
+            kind = name.rpartition("-")[0]
+            made += [] if kind.startswith(_SAME_VALUES) else [kind]
+    return made
 
 
 def merged(*arrays: Any) -> HighLevelGraph:

@@ -22,6 +22,7 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube.evidence import product_levels
+from deo_cube.engine import graph
 
 if TYPE_CHECKING:
     from deo_cube.encoder.card import ModelCard
@@ -148,6 +149,8 @@ def identity(emb: xr.DataArray) -> dict[str, Any]:
     fields["dims"] = list(emb.dims)
     fields["shape"] = list(emb.shape)
     fields["stored_dtype"] = str(emb.dtype)
+    if emb.chunks is not None and (made := graph.derived(emb.data)):
+        fields["derived"] = made  # xarray keeps the attributes of what it computes with
     for name in emb.dims:
         if name in emb.coords:
             values = emb[name].values

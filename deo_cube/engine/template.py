@@ -288,7 +288,7 @@ def _coordinates(emb: xr.DataArray, layout: Layout, box: GeoBox, dims: tuple[str
     return placed
 
 
-def is_complete(_: Target, root: zarr.Group) -> bool:
+def is_complete(root: zarr.Group) -> bool:
     """Whether the store says that it is complete, and is; if it only says so, it no longer does afterwards."""
     if root.attrs.get(STATE) != "complete":
         return False

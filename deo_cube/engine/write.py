@@ -103,7 +103,10 @@ def to_zarr(
     Raises
     ------
     StoreMismatchError
-        If another model, cube or plan began the store; the fields that differ are listed.
+        If another model, cube or plan began the store; the fields that differ are listed. If `emb` is not laid out as
+        embeddings are.
+    ValueError
+        For fewer than no retries, or no worker.
     DeviceError
         If the cluster has no worker, or none that fits.
     OSError
@@ -111,13 +114,15 @@ def to_zarr(
         and the same call goes on.
     """
     _check(emb)
+    if retries < 0 or (num_workers is not None and num_workers < 1):
+        raise ValueError(f"retries are 0 or more, num_workers 1 or more; got {retries} and {num_workers}")
     place = location.locate(path, storage_options)
     emb = _on_dask(emb)
     layout = store.Layout.of(tuple(str(d) for d in emb.dims), emb.chunks or ())
     kind = _scheduler(scheduler)
     target = template.create(emb, place, layout, resume=resume, overwrite=overwrite)
     root = target.open()
-    if not template.is_complete(target, root):
+    if not template.is_complete(root):
         run = uuid.uuid4().hex
         with flight.Bar(emb, layout, shown=progress) as bar:
             jobs = _jobs(emb, target, _todo(root, layout, bar), Reading(retries, read_timeout), run)
@@ -137,10 +142,11 @@ def to_zarr(
 
 def _check(emb: xr.DataArray) -> None:
     dims = tuple(emb.dims)
-    if "embedding" not in dims or dims[-3] != "embedding" or len(dims) not in (3, 4) or 0 in emb.shape:
+    if len(dims) not in (3, 4) or dims[-3] != "embedding" or 0 in emb.shape:
         raise StoreMismatchError(
             f"to_zarr writes embeddings (time, embedding, y, x) or (embedding, y, x) that are not empty; got {dims} of "
-            f"shape {emb.shape}. Order them: emb.transpose('time', 'embedding', 'y', 'x')"
+            f"shape {emb.shape}. Order them, emb.transpose('time', 'embedding', 'y', 'x'); "
+            "keep a single row or column as one, emb.isel(x=[10])"
         )
     if metadata.PREFIX + "dtype" in emb.attrs and str(emb.dtype) not in ("float16", "float32", "float64", "int8"):
         raise StoreMismatchError(f"embeddings are float16, float32 or int8, got {emb.dtype}")

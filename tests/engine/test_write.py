@@ -89,6 +89,8 @@ def test_what_are_no_embeddings_is_refused(tmp_path: Path) -> None:
     emb = embed(cube_at((40, 40)), **SMALL)
     with pytest.raises(StoreMismatchError, match="transpose"):
         to_zarr(emb.transpose("time", "y", "x", "embedding"), tmp_path / "e.zarr")
+    with pytest.raises(StoreMismatchError, match=r"isel\(x=\[10\]\)"):
+        to_zarr(emb.isel(x=0, y=0), tmp_path / "e.zarr")
     assert not (tmp_path / "e.zarr").exists()
 
 
@@ -297,3 +299,20 @@ def test_the_default_is_the_scheduler_that_dask_is_set_to(tmp_path: Path, undist
     with dask.config.set(scheduler="synchronous"):
         to_zarr(embed(cube_at(), **SMALL), tmp_path / "e.zarr", progress=False)
     assert tree(tmp_path / "e.zarr") == undisturbed
+
+
+def test_what_was_made_of_embeddings_is_not_taken_for_them(tmp_path: Path) -> None:
+    emb = embed(cube_at(), **SMALL)
+    to_zarr(emb, tmp_path / "e.zarr", progress=False)
+    with pytest.raises(StoreMismatchError, match="derived"):
+        to_zarr((2 * emb).assign_attrs(emb.attrs), tmp_path / "e.zarr", progress=False)
+    there_and_back = emb.chunk(x=-1).transpose("embedding", ...).transpose(*emb.dims)
+    same = there_and_back.chunk(dict(zip(emb.dims, emb.chunks, strict=True)))
+    assert to_zarr(same, tmp_path / "e.zarr", progress=False).shape == emb.shape
+
+
+@pytest.mark.parametrize("option", [{"retries": -1}, {"num_workers": 0}])
+def test_numbers_that_make_no_sense_are_refused_at_the_call(tmp_path: Path, option: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="0 or more"):
+        to_zarr(embed(cube_at(), **SMALL), tmp_path / "e.zarr", progress=False, **option)
+    assert not (tmp_path / "e.zarr").exists()

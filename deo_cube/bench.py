@@ -1,0 +1,116 @@
+"""`deo-cube bench`: how fast a model is on this machine, alone and end to end.
+
+The race against other ways to do it, with intervals, is `make bench` in the repository.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import xarray as xr
+
+from deo_cube.cube.synthetic import synthetic_cube
+from deo_cube.engine.embed import embed
+from deo_cube.engine.plan import Plan, plan
+from deo_cube.engine.write import to_zarr
+
+__all__ = ["Bench", "bench"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Rates of one model on one machine; medians over rounds in which both took their turn."""
+
+    model: str
+    device: str
+    size: int
+    tile: int
+    halo: int
+    rounds: int
+    alone: float
+    """Tiles/s of the encoder on tiles in memory."""
+    end_to_end: float
+    """Tiles/s from a cube in Zarr to embeddings in Zarr."""
+    km2: float
+    """Square kilometres/s end to end."""
+
+    @property
+    def share(self) -> float:
+        """Of the encoder's rate that is left end to end."""
+        return self.end_to_end / self.alone
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model} on {self.device}: a synthetic cube of {self.size} x {self.size} px, tiles of {self.tile} px "
+            f"with a halo of {self.halo} px, {self.rounds} rounds\n"
+            f"  encoder alone   {self.alone:8.2f} tiles/s\n"
+            f"  Zarr to Zarr    {self.end_to_end:8.2f} tiles/s, {self.share:.2f} of that; {self.km2:.3g} km²/s"
+        )
+
+    def to_json(self) -> str:
+        """The numbers as JSON."""
+        return json.dumps({**asdict(self), "share": self.share}, indent=2)
+
+
+def bench(model: str = "tiny", *, size: int = 2048, rounds: int = 3, device: str | None = None) -> Bench:
+    """Time the encoder alone and the whole way from a cube in Zarr to embeddings in Zarr, in turns.
+
+    Parameters
+    ----------
+    model : str
+        Name of a model, or folder of a training run.
+    size : int
+        Side of the synthetic cube, pixels. Small cubes show the start and the end more than the work.
+    rounds : int
+        Turns that count; one before them warms up.
+    device : str, optional
+        Default: the best there is.
+
+    Raises
+    ------
+    DeoCubeError
+        Whatever `embed` would raise.
+    ValueError
+        For fewer than one round.
+
+    Examples
+    --------
+    >>> from deo_cube.bench import bench
+    >>> bench(size=320, rounds=1).share > 0
+    True
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be 1 or more, got {rounds}")
+    alone, whole = [], []
+    with TemporaryDirectory(prefix="deo_cube-bench-") as folder:
+        made = synthetic_cube(size=size, times=1, clouds=False, gaps=False)
+        made = made.drop_vars([n for n, c in made.coords.items() if c.dtype == object])
+        made.chunk(y=1024, x=1024).to_zarr(f"{folder}/cube.zarr", consolidated=False)
+        cube = xr.open_zarr(f"{folder}/cube.zarr", consolidated=False, decode_coords="all", mask_and_scale=False)
+        for turn in range(rounds + 1):
+            measured: Plan = plan(cube, model, device=device, measure=True)
+            start = time.perf_counter()
+            to_zarr(embed(cube, model, device=device), Path(folder, "out.zarr"), overwrite=True, progress=False)
+            seconds = time.perf_counter() - start
+            if turn and measured.seconds and measured.tiles_per_second:
+                alone.append(measured.tiles_per_second)
+                # Tiles that are cut shorter at the cube's edge count for what they are.
+                whole.append(measured.tiles_per_second * measured.seconds / seconds)
+    rate = statistics.median(whole)
+    tiles = (measured.seconds or 0.0) * (measured.tiles_per_second or 0.0)
+    return Bench(
+        measured.model,
+        measured.device,
+        size,
+        measured.tiling.tile,
+        measured.tiling.halo,
+        rounds,
+        statistics.median(alone),
+        rate,
+        measured.area_km2 * rate / tiles,
+    )
