@@ -8,7 +8,9 @@ anchors and navigation to account.
 
 from __future__ import annotations
 
+import doctest
 import functools
+import importlib
 import importlib.util
 import inspect
 import re
@@ -68,6 +70,20 @@ def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         # Padded, so that a traceback names the page's own line.
         exec(compile("\n" * line + code, page, "exec"), names)
     matplotlib.pyplot.close("all")
+
+
+#: Modules with an example in a docstring: the reference shows it.
+EXAMPLES = [p for p in sorted((ROOT / "deo_cube").rglob("*.py")) if ">>> " in p.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_examples_of_the_reference_give_what_they_say(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert not found.failed
 
 
 def commands() -> list[tuple[str, str]]:
@@ -169,6 +185,32 @@ def test_a_model_page_says_all_limits_and_scores_of_the_card() -> None:
         assert all(limit in page for limit in card.limits)
         assert all(str(s["task"]) in page for s in card.scores)
         assert ("Not proven" in page) == (card.reference is None)
+
+
+def test_asterisks_of_a_card_are_asterisks_on_its_page() -> None:
+    card, page = deo_cube.card("tiny"), MADE["docs/models/tiny.md"]
+    assert "/*/" in card.training_data
+    assert card.training_data in page.replace(r"\*", "*")
+    assert not re.search(r"(?<!\\)\*", page[page.index("## Training data") :])
+
+
+def test_a_table_keeps_its_head_where_one_column_has_no_name() -> None:
+    nameless = "<thead>\n<tr>\n<th></th>\n<th style='text-align: left'></th>\n</tr>\n</thead>"
+    named = nameless.replace("<th></th>", "<th>halo</th>")
+    assert (
+        HOOKS.on_page_content(f"<table>{nameless}<tbody></tbody>{named}</table>")
+        == f"<table><tbody></tbody>{named}</table>"
+    )
+    assert "thead" not in (ROOT / "docs" / "css" / "extra.css").read_text(encoding="utf-8")
+
+
+def test_tables_of_this_package_are_shown_as_such_and_those_of_xarray_are_not() -> None:
+    ds = deo_cube.synthetic_cube(size=64, times=1)
+    emb = ds.deo.embed()
+    for shown in (ds.deo, emb.deo, ds.deo.plan()):
+        assert HOOKS.ours(shown._repr_html_())
+    assert "deo_cube" in emb._repr_html_()
+    assert not HOOKS.ours(emb._repr_html_())
 
 
 def test_nothing_of_this_machine_stands_in_the_pages() -> None:
