@@ -213,6 +213,14 @@ def test_tables_of_this_package_are_shown_as_such_and_those_of_xarray_are_not() 
     assert not HOOKS.ours(emb._repr_html_())
 
 
+def test_the_evaluation_page_shows_the_committed_figures() -> None:
+    from benchmarks.evaluation_tables import with_tables
+
+    page = WRITTEN["docs/evaluation.md"]
+    assert "<!-- table scores: begin -->" in page
+    assert page == with_tables(page), "run: python benchmarks/evaluation_tables.py"
+
+
 def test_nothing_of_this_machine_stands_in_the_pages() -> None:
     for name, text in PAGES.items():
         assert not re.search(r"/(work|root|home)/", text), name
