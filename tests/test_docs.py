@@ -179,6 +179,12 @@ def test_every_public_name_has_its_place_in_the_reference() -> None:
         assert name == "DeoCubeError" or f"`{name}`" in WRITTEN["docs/reference/errors.md"], name
 
 
+def test_the_reference_names_every_verb_of_the_accessors() -> None:
+    section = WRITTEN["docs/reference.md"].split("## Accessors")[1].split("\n## ")[0]
+    for accessor in (deo_cube.DeoDatasetAccessor, deo_cube.DeoDataArrayAccessor):
+        assert {f"`{n}`" for n in dir(accessor) if not n.startswith("_")} <= set(re.findall(r"`\w+`", section))
+
+
 def test_a_model_page_says_all_limits_and_scores_of_the_card() -> None:
     for alias in ("tiny", "swinb", "vitb"):
         card, page = deo_cube.card(alias), MADE[f"docs/models/{alias}.md"]
@@ -219,6 +225,32 @@ def test_the_evaluation_page_shows_the_committed_figures() -> None:
     page = WRITTEN["docs/evaluation.md"]
     assert "<!-- table scores: begin -->" in page
     assert page == with_tables(page), "run: python benchmarks/evaluation_tables.py"
+
+
+def test_parameters_told_of_together_are_entries_of_their_own() -> None:
+    text = """Say.
+
+Parameters
+----------
+cube
+    Of
+    two lines.
+tile, halo : int
+    Pixels.
+units, **fields
+    More.
+
+Raises
+------
+ValueError
+    If a, b.
+"""
+    split = HOOKS.one_by_one(text)
+    assert "cube\n    Of\n    two lines.\ntile : int\n    Pixels.\nhalo : int\n    Pixels.\nunits\n    More." in split
+    assert "**fields\n    More.\n\nRaises\n------\nValueError\n    If a, b.\n" in split
+    assert HOOKS.one_by_one("No parameters, none.\n") == "No parameters, none.\n"
+    assert HOOKS.plain_default("Default('tiny')") == "'tiny'"
+    assert HOOKS.plain_default("'tiny'") is None
 
 
 def test_nothing_of_this_machine_stands_in_the_pages() -> None:

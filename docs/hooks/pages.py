@@ -75,6 +75,23 @@ def extras_table() -> str:
     return "\n".join(lines)
 
 
+def one_by_one(docstring: str) -> str:
+    """A NumPy docstring in which `a, b : int` under Parameters has become an entry of `a` and one of `b`."""
+
+    def split(entry: re.Match[str]) -> str:
+        return "".join(f"{name}{entry['rest']}" for name in re.split(r",\s*", entry["names"]))
+
+    head, title, rest = docstring.partition("Parameters\n----------\n")
+    several = r"^(?P<names>[*\w]+(?:,\s*[*\w]+)+)(?P<rest>(?: :.*)?\n(?:[ \t]+.*\n?)*)"
+    return head + title + re.sub(several, split, rest + "\n", flags=re.M).removesuffix("\n")
+
+
+def plain_default(text: str) -> str | None:
+    """What stands in `Default(...)`, by which the package tells a default from the same text given by the caller."""
+    found = re.fullmatch(r"Default\((.*)\)", text)
+    return found and found[1]
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages to the site (a hook of mkdocs)."""
     from mkdocs.structure.files import File
