@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import deo_cube
-from deo_cube.heads.change import change
 
 ds = deo_cube.synthetic_cube(size=320, times=2, clouds=False, gaps=False).load()
 size = 64
@@ -19,22 +18,26 @@ for b in (b for b in ds.data_vars if b.startswith("B")):
     ds[b].values[1, top : top + size, left : left + size] = ds[b].values[1, row : row + size, col : col + size]
 emb = ds.deo.embed("tiny").compute()
 first, second = (str(t)[:10] for t in emb.time.values)
+x, y = ds.x.values[[left, left + size - 1]], ds.y.values[[top, top + size - 1]]
+square = x[[0, 1, 1, 0, 0]], y[[0, 0, 1, 1, 0]]
 first, second
 
 # %%
-plain = change(emb, first, second)
-level = change(emb, first, second, method="calibrated")
+plain = emb.deo.change(first, second)
+level = emb.deo.change(first, second, method="calibrated")
 
 # %% [markdown]
 # `level` is the share of unchanged patches that look less changed. Above 0.99 lies about 1 % of what did not change,
 # whatever the season did to fields and forest.
 
 # %%
-fig, axes = plt.subplots(1, 2, figsize=(9, 4))
-plain.plot.imshow(ax=axes[0], cmap="magma")
+fig, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+plain.plot.imshow(ax=axes[0], cmap="magma", cbar_kwargs={"label": ""})
 (level > 0.99).plot.imshow(ax=axes[1], cmap="gray_r", add_colorbar=False)
-for ax, title in zip(axes, ("cosine distance", "calibrated > 0.99"), strict=True):
-    ax.set(title=title, xlabel="", ylabel="")
+for ax, title in zip(axes, ("cosine distance", "calibrated > 0.99; felled: red"), strict=True):
+    ax.plot(*square, color="red", linewidth=1)
+    ax.set(title=title)
+    ax.set_axis_off()
 
 # %%
 stride = ds.sizes["y"] // level.sizes["y"]

@@ -41,12 +41,13 @@ assert deo_cube.verify_store("emb.zarr").complete
 # %%
 first = stored.isel(time=0)
 colour = ds[["B04", "B03", "B02"]].isel(time=0).to_dataarray("band") / 2500
-fig, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6))
+fig, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
 colour.clip(0, 1).transpose("y", "x", "band").plot.imshow(ax=left)
 first.deo.pca_rgb().plot.imshow(ax=middle)
-first.valid.plot.imshow(ax=right, cmap="gray", vmin=0, vmax=1)
-for ax, title in ((left, "true colour"), (middle, "embeddings, PCA colours"), (right, "valid")):
-    ax.set(title=title, xlabel="", ylabel="")
+first.valid.plot.imshow(ax=right, cmap="gray", vmin=0, vmax=1, cbar_kwargs={"label": ""})
+for ax, title in ((left, "true colour"), (middle, "embeddings, PCA colours"), (right, "valid fraction")):
+    ax.set(title=title)
+    ax.set_axis_off()
 
 # %% [markdown]
 # The store is plain Zarr with coordinates, CRS and everything that was decided: any tool that reads Zarr 3 can open

@@ -8,19 +8,20 @@ import matplotlib.pyplot as plt
 import xarray as xr
 
 import deo_cube
-from deo_cube.heads.pca import PCA, fit_pca, pca_rgb
+from deo_cube.heads.pca import PCA, fit_pca
 
 ds = deo_cube.synthetic_cube(size=320, times=2, clouds=False, gaps=False)
 emb = ds.deo.embed("tiny").load()
 basis = fit_pca(emb)
-rgb = pca_rgb(emb, basis=basis)
-rgb
+rgb = emb.deo.pca_rgb(basis=basis)
+rgb.sizes
 
 # %%
-fig, axes = plt.subplots(1, 2, figsize=(9, 4))
+fig, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
 for ax, t in zip(axes, range(2), strict=True):
     rgb.isel(time=t).plot.imshow(ax=ax)
-    ax.set(title=str(rgb.time.values[t])[:10], xlabel="", ylabel="")
+    ax.set(title=str(rgb.time.values[t])[:10])
+    ax.set_axis_off()
 
 # %% [markdown]
 # A window of the same embeddings has the same colours, and a basis survives on disk.
@@ -28,5 +29,5 @@ for ax, t in zip(axes, range(2), strict=True):
 # %%
 basis.save("basis.json")
 window = emb.isel(time=1, y=slice(10, 40), x=slice(20, 50))
-again = pca_rgb(window, basis=PCA.load("basis.json"))
+again = window.deo.pca_rgb(basis=PCA.load("basis.json"))
 xr.testing.assert_identical(again, rgb.isel(time=1, y=slice(10, 40), x=slice(20, 50)))

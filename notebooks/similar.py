@@ -8,29 +8,29 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import deo_cube
-from deo_cube.heads.similar import similar
 
 ds = deo_cube.synthetic_cube(size=320, times=1, clouds=False, gaps=False)
 emb = ds.deo.embed("tiny").isel(time=0)
 emb
 
 # %% [markdown]
-# A point in the CRS of the cube: here a place in the largest pond. The result is lazy until it is drawn.
+# A point in the CRS of the cube: here a place on the water. The result is lazy until it is drawn.
 
 # %%
 water = ds["land_cover"].values == 1
 row, col = np.argwhere(water)[water.sum() // 2]
-pond = float(ds.x[col]), float(ds.y[row])
-s = similar(emb, to=pond).compute()
+place = float(ds.x[col]), float(ds.y[row])
+s = emb.deo.similar(to=place).compute()
 
 # %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
 rgb = ds[["B04", "B03", "B02"]].isel(time=0).to_array("band").clip(0, 2000) / 2000
 rgb.plot.imshow(ax=left)
-s.plot.imshow(ax=right, cmap="magma")
-for ax in (left, right):
-    ax.plot(*pond, "c+", markersize=12)
-    ax.set(title="", xlabel="", ylabel="")
+s.plot.imshow(ax=right, cmap="magma", cbar_kwargs={"label": ""})
+for ax, title in ((left, "true colour"), (right, "cosine similarity to +")):
+    ax.plot(*place, "c+", markersize=12)
+    ax.set(title=title)
+    ax.set_axis_off()
 
 # %% [markdown]
 # How good is that? Patches of water against the others, by the truth that the scene was drawn from: the share of pairs

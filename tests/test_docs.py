@@ -8,7 +8,9 @@ anchors and navigation to account.
 
 from __future__ import annotations
 
+import doctest
 import functools
+import importlib
 import importlib.util
 import inspect
 import re
@@ -68,6 +70,20 @@ def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         # Padded, so that a traceback names the page's own line.
         exec(compile("\n" * line + code, page, "exec"), names)
     matplotlib.pyplot.close("all")
+
+
+#: Modules with an example in a docstring: the reference shows it.
+EXAMPLES = [p for p in sorted((ROOT / "deo_cube").rglob("*.py")) if ">>> " in p.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_examples_of_the_reference_give_what_they_say(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert not found.failed
 
 
 def commands() -> list[tuple[str, str]]:
@@ -163,12 +179,78 @@ def test_every_public_name_has_its_place_in_the_reference() -> None:
         assert name == "DeoCubeError" or f"`{name}`" in WRITTEN["docs/reference/errors.md"], name
 
 
+def test_the_reference_names_every_verb_of_the_accessors() -> None:
+    section = WRITTEN["docs/reference.md"].split("## Accessors")[1].split("\n## ")[0]
+    for accessor in (deo_cube.DeoDatasetAccessor, deo_cube.DeoDataArrayAccessor):
+        assert {f"`{n}`" for n in dir(accessor) if not n.startswith("_")} <= set(re.findall(r"`\w+`", section))
+
+
 def test_a_model_page_says_all_limits_and_scores_of_the_card() -> None:
     for alias in ("tiny", "swinb", "vitb"):
         card, page = deo_cube.card(alias), MADE[f"docs/models/{alias}.md"]
         assert all(limit in page for limit in card.limits)
         assert all(str(s["task"]) in page for s in card.scores)
         assert ("Not proven" in page) == (card.reference is None)
+
+
+def test_asterisks_of_a_card_are_asterisks_on_its_page() -> None:
+    card, page = deo_cube.card("tiny"), MADE["docs/models/tiny.md"]
+    assert "/*/" in card.training_data
+    assert card.training_data in page.replace(r"\*", "*")
+    assert not re.search(r"(?<!\\)\*", page[page.index("## Training data") :])
+
+
+def test_a_table_keeps_its_head_where_one_column_has_no_name() -> None:
+    nameless = "<thead>\n<tr>\n<th></th>\n<th style='text-align: left'></th>\n</tr>\n</thead>"
+    named = nameless.replace("<th></th>", "<th>halo</th>")
+    assert (
+        HOOKS.on_page_content(f"<table>{nameless}<tbody></tbody>{named}</table>")
+        == f"<table><tbody></tbody>{named}</table>"
+    )
+    assert "thead" not in (ROOT / "docs" / "css" / "extra.css").read_text(encoding="utf-8")
+
+
+def test_tables_of_this_package_are_shown_as_such_and_those_of_xarray_are_not() -> None:
+    ds = deo_cube.synthetic_cube(size=64, times=1)
+    emb = ds.deo.embed()
+    for shown in (ds.deo, emb.deo, ds.deo.plan()):
+        assert HOOKS.ours(shown._repr_html_())
+    assert "deo_cube" in emb._repr_html_()
+    assert not HOOKS.ours(emb._repr_html_())
+
+
+def test_the_evaluation_page_shows_the_committed_figures() -> None:
+    from benchmarks.evaluation_tables import with_tables
+
+    page = WRITTEN["docs/evaluation.md"]
+    assert "<!-- table scores: begin -->" in page
+    assert page == with_tables(page), "run: python benchmarks/evaluation_tables.py"
+
+
+def test_parameters_told_of_together_are_entries_of_their_own() -> None:
+    text = """Say.
+
+Parameters
+----------
+cube
+    Of
+    two lines.
+tile, halo : int
+    Pixels.
+units, **fields
+    More.
+
+Raises
+------
+ValueError
+    If a, b.
+"""
+    split = HOOKS.one_by_one(text)
+    assert "cube\n    Of\n    two lines.\ntile : int\n    Pixels.\nhalo : int\n    Pixels.\nunits\n    More." in split
+    assert "**fields\n    More.\n\nRaises\n------\nValueError\n    If a, b.\n" in split
+    assert HOOKS.one_by_one("No parameters, none.\n") == "No parameters, none.\n"
+    assert HOOKS.plain_default("Default('tiny')") == "'tiny'"
+    assert HOOKS.plain_default("'tiny'") is None
 
 
 def test_nothing_of_this_machine_stands_in_the_pages() -> None:

@@ -58,6 +58,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return markdown.replace("<!-- table of extras -->", extras_table())
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Leave out heads of tables that say nothing in any column (a hook of mkdocs): Markdown knows no table without."""
+    return re.sub(r"<thead>(?:\s|</?tr>|<th[^>]*></th>)*</thead>", "", html)
+
+
 def extras_table() -> str:
     """The extras of the wheel: what each is for, and what it brings."""
     with (ROOT / "pyproject.toml").open("rb") as file:
@@ -68,6 +73,23 @@ def extras_table() -> str:
             packages = ", ".join(re.split(r"[<>=;]", b)[0].strip() for b in brings)
             lines.append(f"| `{name}` | {EXTRAS[name]} | {packages} |")
     return "\n".join(lines)
+
+
+def one_by_one(docstring: str) -> str:
+    """A NumPy docstring in which `a, b : int` under Parameters has become an entry of `a` and one of `b`."""
+
+    def split(entry: re.Match[str]) -> str:
+        return "".join(f"{name}{entry['rest']}" for name in re.split(r",\s*", entry["names"]))
+
+    head, title, rest = docstring.partition("Parameters\n----------\n")
+    several = r"^(?P<names>[*\w]+(?:,\s*[*\w]+)+)(?P<rest>(?: :.*)?\n(?:[ \t]+.*\n?)*)"
+    return head + title + re.sub(several, split, rest + "\n", flags=re.M).removesuffix("\n")
+
+
+def plain_default(text: str) -> str | None:
+    """What stands in `Default(...)`, by which the package tells a default from the same text given by the caller."""
+    found = re.fullmatch(r"Default\((.*)\)", text)
+    return found and found[1]
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -117,7 +139,7 @@ def model_page(card: Any) -> str:
         "<!-- Written from the card while the site is built; change the card. -->",
         f"# `{card.alias}`",
         "",
-        card.summary,
+        _plain(card.summary),
         "",
     ]
     if not proven:
@@ -129,7 +151,7 @@ def model_page(card: Any) -> str:
         ]
     lines += ["| | |", "|---|---|", *(f"| {k} | {_cell(v)} |" for k, v in facts.items()), ""]
     lines += ["```python", "import deo_cube", "", f'card = deo_cube.card("{card.alias}")', "print(card)", "```", ""]
-    lines += ["## Limits", "", *(f"- {limit}" for limit in card.limits), ""]
+    lines += ["## Limits", "", *(f"- {_plain(limit)}" for limit in card.limits), ""]
     lines += ["## Scores", ""]
     lines += _scores(card) if card.scores else ["None is known.", ""]
     lines += ["## Layers", "", "| `layer=` | channels | one vector per | int8 scale |", "|---|---|---|---|"]
@@ -140,7 +162,8 @@ def model_page(card: Any) -> str:
     lines += ["", "## Bands and normalisation", ""]
     for stem in card.stems:
         lines += _stem(stem, card)
-    lines += ["## Training data", "", card.training_data or "Not known.", "", "## Source", "", card.paper, ""]
+    lines += ["## Training data", "", _plain(card.training_data) or "Not known.", ""]
+    lines += ["## Source", "", _plain(card.paper), ""]
     return "\n".join(lines)
 
 
@@ -176,6 +199,11 @@ def _number(value: Any, sign: str = "") -> str:
     return "" if value is None else f"{value:{sign}.3g}" if abs(value) >= 10 else f"{value:{sign}.3f}"
 
 
+def _plain(text: str) -> str:
+    """Words of a card, in which an asterisk is one: patterns of files have two."""
+    return text.replace("*", r"\*")
+
+
 def _cell(text: str) -> str:
     return str(text).replace("|", "\\|").replace("\n", " ")
 
@@ -198,7 +226,7 @@ def notebook_pages() -> Iterator[tuple[str, str | bytes]]:
         book = nbformat.read(path, 4)
         for cell in book.cells:
             for data in (o.get("data", {}) for o in cell.get("outputs", [])):
-                if "deo_cube" in data.get("text/html", ""):
+                if ours(data.get("text/html", "")):
                     data["text/markdown"] = data["text/html"]  # our own tables look the same here as in Jupyter
             _end_of_bars(cell)
         text, found = exporter.from_notebook_node(book)
@@ -212,6 +240,11 @@ def notebook_pages() -> Iterator[tuple[str, str | bytes]]:
         download = f"*[{name}.ipynb]({name}.ipynb) as it was executed.*"
         yield f"notebooks/{name}.md", f"{head}\n\n{download}\n\n{rest.strip()}\n"
         yield f"notebooks/{name}.ipynb", path.read_bytes()
+
+
+def ours(html: str) -> bool:
+    """Whether an output is a table of this package; xarray's own, which name it in their attributes, are not."""
+    return re.match(r"<div[^>]*>deo_cube ", html) is not None
 
 
 def _end_of_bars(cell: Any) -> None:

@@ -205,13 +205,12 @@ def test_plain_xarray_rioxarray_and_odc_geo_read_values_and_places(stores: dict[
 
 
 def test_gdal_reads_the_store_where_it_can(stores: dict[str, Path]) -> None:
-    """GDAL's Zarr driver reads sharded Zarr 3 from 3.12 or so on; older ones are skipped, with what they say."""
+    """GDAL's Zarr driver reads sharded Zarr 3 from 3.13 on, by its documentation; 3.10 and 3.12 were seen not to."""
     import rasterio
 
-    try:
-        with rasterio.open(f'ZARR:"{stores["int8"]}":/embeddings:0') as file:
-            read = file.read()
-    except rasterio.errors.RasterioIOError as error:
-        pytest.skip(f"GDAL {rasterio.__gdal_version__}: {error}")
+    if tuple(int(n) for n in rasterio.__gdal_version__.split(".")[:2]) < (3, 13):
+        pytest.skip(f"GDAL {rasterio.__gdal_version__}: sharding came with 3.13")
+    with rasterio.open(f'ZARR:"{stores["int8"]}":/embeddings:0') as file:
+        read = file.read()
     with xr.open_zarr(stores["int8"], mask_and_scale=False) as ds:
         np.testing.assert_array_equal(read, ds["embeddings"].isel(time=0).values)

@@ -193,6 +193,21 @@ def test_labels_and_layers_are_saved(page: Browser, explorer: Explorer, download
     assert {f["properties"]["label"] for f in polygons["features"]} == {"positive", "negative", "disc"}
 
 
+def test_what_was_asked_for_last_lies_on_top(page: Browser, explorer: Explorer) -> None:
+    page.key("1")
+    page.click(*cell(page, explorer, 30, 10))
+    page.wait("deo.layers.has('similar')")
+    page.settled()
+    depth = "['similar', 'classes'].map((id) => Number(deo.layers.get(id).getContainer().style.zIndex))"
+    similar, classes = page.js(depth)
+    assert similar > classes
+    page.press("#fit")
+    page.wait(f"(([similar, classes]) => classes > similar)({depth})")
+    page.settled()
+    page.press("#overlay-similar button[aria-label^=Remove]")
+    page.wait("!deo.layers.has('similar')")
+
+
 def test_what_goes_wrong_is_said_on_the_page(page: Browser, explorer: Explorer) -> None:
     page.key("1")
     page.click(420, 598)

@@ -16,7 +16,7 @@ const wanted = new URLSearchParams(location.hash.slice(1));
 const layers = new Map();
 let store, map, labels, pen, outline;
 let time = 0, tool = "similar", base = "pca", baseOpacity = 1;
-let examples = L.layerGroup();
+let examples = L.layerGroup(), front = 2;
 const tried = new Set();
 
 const number = (text, fallback) => (text !== null && Number.isFinite(Number(text)) ? Number(text) : fallback);
@@ -30,8 +30,10 @@ const shown = (latlng) => {
 function addLayer(facts, { visible = true, opacity = 1 } = {}) {
   const old = layers.get(facts.id);
   facts.attribution = facts.attribution?.replace(/[<>&"]/g, "");
-  const layer = old ?? new DeoLayer(facts, { zIndex: { true: 1, pca: 1, classes: 3, similar: 4 }[facts.id] ?? 2, maxZoom: 24,
+  const layer = old ?? new DeoLayer(facts, { zIndex: { true: 1, pca: 1 }[facts.id] ?? 2, maxZoom: 24,
     bounds: facts.id === "true" ? undefined : L.latLngBounds(store.bounds), attribution: facts.attribution });
+  // What was asked for last lies on top.
+  if (facts.id === "similar" || facts.id === "classes") layer.setZIndex(++front);
   layer.facts = facts;
   layer.time = time;
   if (facts.kind === "class") {
