@@ -7,7 +7,9 @@ Exit status: 0 done, 1 something found wrong (`verify`, `doctor`), 2 a mistake i
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -324,6 +326,17 @@ def _cluster(scheduler: str | None) -> Iterator[str | None]:
         yield "distributed"
 
 
+def _as_flags(message: str, args: list[str] | None) -> str:
+    """`message` with the arguments of the command that was called written as its flags: ``--offset -1000``."""
+    command = next(iter(sys.argv[1:] if args is None else args), "")
+    known = inspect.signature(COMMANDS[command]).parameters if command in COMMANDS else ()
+    value = r"""=(?:"([^"]*)"|'([^']*)'|(-?\w[\w./-]*))"""
+    for name in known:
+        flag = f"--{name.replace('_', '-')}"
+        message = re.sub(rf"\b{name}{value}", rf"{flag} \1\2\3", message)
+    return message
+
+
 #: Every command by its name; logic lives in the modules that they call.
 COMMANDS: dict[str, Any] = {
     verb.__name__: verb for verb in (demo, embed, plan, models, verify, segment, evaluate, bench, publish, doctor, view)
@@ -344,7 +357,7 @@ def main(args: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (DeoCubeError, OSError, ValueError) as error:
-        print(f"deo-cube: {error}", file=sys.stderr)
+        print(f"deo-cube: {_as_flags(str(error), args)}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):
             print(f"deo-cube: {note}", file=sys.stderr)
         raise SystemExit(2) from error

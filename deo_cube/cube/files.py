@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+
+from deo_cube.errors import MissingExtraError
 
 __all__ = ["open_cube"]
 
@@ -33,6 +36,8 @@ def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
         If nothing is there.
     ValueError
         For an ending that is none of these.
+    MissingExtraError
+        If a netCDF file cannot be read for want of netCDF4.
     """
     text = str(path).rstrip("/")
     local = "://" not in text
@@ -46,7 +51,12 @@ def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
             stored: xr.Dataset = xr.open_zarr(text, **{"decode_coords": "all", "mask_and_scale": False, **options})
             return stored
     if ending in (".nc", ".nc4", ".h5"):
-        found = xr.open_dataset(text, **{"chunks": {}, "decode_coords": "all", "mask_and_scale": False, **options})
+        try:
+            found = xr.open_dataset(text, **{"chunks": {}, "decode_coords": "all", "mask_and_scale": False, **options})
+        except (ValueError, ImportError) as error:
+            if find_spec("netCDF4") is None:
+                raise MissingExtraError(f"{text} wants a reader of netCDF: pip install netCDF4") from error
+            raise
         return found.assign({name: _unsigned(v) for name, v in found.data_vars.items()})
     if ending in (".tif", ".tiff"):
         import rioxarray

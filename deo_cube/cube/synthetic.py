@@ -124,7 +124,7 @@ def synthetic_cube(
         rng = np.random.default_rng(weather[k])
         sky = _draw_sky(rng, shape, covers[k])
         missing = _beyond_swath(rng, shape) if gaps and k % 3 == min(1, len(dates) - 1) else None
-        season = Season.of(date.dayofyear, seed)
+        season = Season.of(date.day_of_year, seed)
         speckle = rng.standard_normal(shape, dtype="float32")
         drawn = {b: _acquire(surfaces.reflect(season, b), sky, b, speckle) for b in {*names, "B04", "B08"}}
         scl[k] = _classify(landscape, sky, drawn["B04"], drawn["B08"])

@@ -123,7 +123,7 @@ def _at_points(emb: xr.DataArray, points: Sequence[tuple[float, float]], time: A
     at = [locate(emb, px, py) for px, py in points]
     rows, cols = (xr.DataArray(np.array([a[i] for a in at]), dims="case") for i in (0, 1))
     found = (emb if time is None else select_time(emb, time)).isel({y: rows, x: cols})
-    what = f"({points[0][0]:g}, {points[0][1]:g})" if len(points) == 1 else f"{len(points)} points"
+    what = f"({points[0][0]:.8g}, {points[0][1]:.8g})" if len(points) == 1 else f"{len(points)} points"
     plain = xr.DataArray(found.variable).transpose(..., "case", "embedding")
     return plain, what + ("" if time is None else f" at {time}")
 
@@ -144,8 +144,8 @@ def locate(emb: xr.DataArray, px: float, py: float) -> tuple[int, int]:
     row, col = _cell((north - py) / rows), _cell((px - west) / columns)
     if not (0 <= row < emb.sizes[y] and 0 <= col < emb.sizes[x]):
         raise ValueError(
-            f"the point ({px:g}, {py:g}) lies outside the embeddings, whose {x} runs from {west:g} to "
-            f"{west + columns * emb.sizes[x]:g} and {y} from {north - rows * emb.sizes[y]:g} to {north:g} "
+            f"the point ({px:.8g}, {py:.8g}) lies outside the embeddings, whose {x} runs from {west:.8g} to "
+            f"{west + columns * emb.sizes[x]:.8g} and {y} from {north - rows * emb.sizes[y]:.8g} to {north:.8g} "
             f"(CRS {crs_or_none(emb) or 'unknown'}). Points are (x, y) in the CRS of the embeddings"
         )
     return (row if falling else emb.sizes[y] - 1 - row), col
