@@ -99,7 +99,8 @@ def register_encoder(card: ModelCard, factory: Factory | None = None) -> ModelCa
     TypeError
         If `factory` is no function, or the network itself.
     """
-    if factory is not None and (not callable(factory) or hasattr(factory, "forward")):
+    network = hasattr(factory, "forward") and not isinstance(factory, type)
+    if factory is not None and (network or not callable(factory)):
         raise TypeError(
             f"factory is a function without arguments that returns the network, got {type(factory).__name__}: "
             "register_encoder(card, lambda: network)"

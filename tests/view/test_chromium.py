@@ -77,7 +77,7 @@ def saved(folder: Path, ending: str) -> Path:
     raise AssertionError(f"no {ending} among {list(folder.iterdir())}")
 
 
-def test_it_opens_with_pca_tiles_and_nothing_from_elsewhere(page: Browser, explorer: Explorer) -> None:
+def it_opens_with_pca_tiles_and_nothing_from_elsewhere(page: Browser, explorer: Explorer, downloads: Path) -> None:
     assert page.text("#title") == "made up"
     assert "80 × 60 patches of 80 m" in page.text("#facts")
     assert page.text("#date") == "2020-06-15"
@@ -92,7 +92,7 @@ def test_it_opens_with_pca_tiles_and_nothing_from_elsewhere(page: Browser, explo
     assert [u for u in page.requests if not u.startswith((explorer.url, "data:", "blob:", "about:"))] == []
 
 
-def test_a_click_shows_what_is_similar(page: Browser, explorer: Explorer) -> None:
+def a_click_shows_what_is_similar(page: Browser, explorer: Explorer, downloads: Path) -> None:
     x, y = cell(page, explorer, 30, 10)
     page.click(x, y)
     page.wait("deo.layers.has('similar')")
@@ -118,7 +118,7 @@ def test_a_click_shows_what_is_similar(page: Browser, explorer: Explorer) -> Non
     assert len(explorer.view.examples) == 2
 
 
-def test_the_address_brings_the_view_back(page: Browser, explorer: Explorer) -> None:
+def the_address_brings_the_view_back(page: Browser, explorer: Explorer, downloads: Path) -> None:
     page.key("[")
     page.wait("document.getElementById('date').textContent === '2019-06-15'")
     page.js("void deo.map.setZoom(deo.map.getZoom() + 1)")
@@ -138,7 +138,7 @@ def test_the_address_brings_the_view_back(page: Browser, explorer: Explorer) -> 
     page.settled()
 
 
-def test_labels_become_a_classified_map(page: Browser, explorer: Explorer) -> None:
+def labels_become_a_classified_map(page: Browser, explorer: Explorer, downloads: Path) -> None:
     assert page.js("document.getElementById('fit').disabled")
     page.key("2")
     page.click(*cell(page, explorer, 30, 10))
@@ -179,7 +179,7 @@ def test_labels_become_a_classified_map(page: Browser, explorer: Explorer) -> No
     assert "disc" in page.text("#overlay-classes")
 
 
-def test_labels_and_layers_are_saved(page: Browser, explorer: Explorer, downloads: Path) -> None:
+def labels_and_layers_are_saved(page: Browser, explorer: Explorer, downloads: Path) -> None:
     page.press("#save")
     labels = json.loads(saved(downloads, "labels.geojson").read_text())
     assert [f["properties"]["label"] for f in labels["features"]] == ["positive", "negative", "disc"]
@@ -193,7 +193,7 @@ def test_labels_and_layers_are_saved(page: Browser, explorer: Explorer, download
     assert {f["properties"]["label"] for f in polygons["features"]} == {"positive", "negative", "disc"}
 
 
-def test_what_was_asked_for_last_lies_on_top(page: Browser, explorer: Explorer) -> None:
+def what_was_asked_for_last_lies_on_top(page: Browser, explorer: Explorer, downloads: Path) -> None:
     page.key("1")
     page.click(*cell(page, explorer, 30, 10))
     page.wait("deo.layers.has('similar')")
@@ -208,7 +208,7 @@ def test_what_was_asked_for_last_lies_on_top(page: Browser, explorer: Explorer) 
     page.wait("!deo.layers.has('similar')")
 
 
-def test_what_goes_wrong_is_said_on_the_page(page: Browser, explorer: Explorer) -> None:
+def what_goes_wrong_is_said_on_the_page(page: Browser, explorer: Explorer, downloads: Path) -> None:
     page.key("1")
     page.click(420, 598)
     page.wait("document.getElementById('toasts').innerText.includes('outside the embeddings')")
@@ -223,7 +223,7 @@ def test_what_goes_wrong_is_said_on_the_page(page: Browser, explorer: Explorer) 
     page.key("Escape")
 
 
-def test_the_keyboard_is_enough(page: Browser, explorer: Explorer) -> None:
+def the_keyboard_is_enough(page: Browser, explorer: Explorer, downloads: Path) -> None:
     page.key("2")
     page.js("document.getElementById('map').focus()")
     page.key("ArrowRight")
@@ -238,6 +238,25 @@ def test_the_keyboard_is_enough(page: Browser, explorer: Explorer) -> None:
         " || e.getAttribute('aria-labelledby') || e.innerText || e.labels?.length)).map((e) => e.outerHTML)"
     )
     assert unnamed == []
+
+
+#: In this order: each goes on where the one before it left the page.
+SITTING = (
+    it_opens_with_pca_tiles_and_nothing_from_elsewhere,
+    a_click_shows_what_is_similar,
+    the_address_brings_the_view_back,
+    labels_become_a_classified_map,
+    labels_and_layers_are_saved,
+    what_was_asked_for_last_lies_on_top,
+    what_goes_wrong_is_said_on_the_page,
+    the_keyboard_is_enough,
+)
+
+
+def test_a_sitting(page: Browser, explorer: Explorer, downloads: Path, subtests: pytest.Subtests) -> None:
+    for step in SITTING:
+        with subtests.test(step.__name__):
+            step(page, explorer, downloads)
 
 
 def test_it_starts_small_and_dark(explorer: Explorer) -> None:
