@@ -135,8 +135,13 @@ class Target:
             valid = padded
             rows, columns = slice(rows.start - top, rows.stop), slice(columns.start - left, columns.stop)
         time = (block[0],) if len(self.layout.dims) == 4 else ()
+        embeddings = root["embeddings"]
+        if valid.any():
+            # Nothing is empty then, but zarr would compare every number with the fill value to find that out, in the
+            # one thread that all reads and writes go through.
+            embeddings = embeddings.with_config({"write_empty_chunks": True})
         _replace(root["valid"], (*time, *block[1:]), (*time, rows, columns), valid)
-        _replace(root["embeddings"], (*time, 0, *block[1:]), (*time, slice(None), rows, columns), filled)
+        _replace(embeddings, (*time, 0, *block[1:]), (*time, slice(None), rows, columns), filled)
         if is_local(self.store):
             _sync(root["valid"], (*time, *block[1:]))
             _sync(root["embeddings"], (*time, 0, *block[1:]))
