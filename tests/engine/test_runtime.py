@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -61,6 +63,38 @@ def test_the_block_that_came_first_is_served_first() -> None:
 
 def test_each_lane_uses_one_torch_thread() -> None:
     assert runtime.lanes("cpu").submit(0, torch.get_num_threads).result() == 1
+
+
+FAULTS = """
+import resource, sys, torch
+from deo_cube.engine import runtime
+
+def maps():
+    torch.set_num_threads(1)
+    x = torch.zeros(4 * 2**20)
+    for _ in range(20):
+        x = x + 1
+
+def faults(run):
+    run()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+plain = faults(maps)
+lanes = runtime.lanes("cpu")
+print(plain, faults(lambda: lanes.submit(0, maps).result()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_maps_lie_where_the_last_ones_lay_though_a_nanny_forbids_it() -> None:
+    """Twenty maps of 16 MiB: taken anew each time, they cost 4096 page faults each."""
+    env = os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, check=True)
+    plain, on_lanes = map(int, run.stdout.split())
+    assert plain > 50_000
+    assert on_lanes < plain / 5
 
 
 def test_out_of_memory_halves_the_batch_says_so_and_stays_small(caplog: pytest.LogCaptureFixture) -> None:
