@@ -34,6 +34,7 @@ import tyro
 
 import deo_cube
 from benchmarks import null
+from deo_cube import options
 from deo_cube.engine import flight, location, record, store, template, write
 from deo_cube.engine.embed import embed
 from deo_cube.engine.reopen import status
@@ -145,7 +146,7 @@ def on_cluster(config: Config, folder: Path) -> dict[str, float]:
 def real_block(model: str) -> float:
     """Seconds that one block of 1024 px of a real model takes, on one thread."""
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    options.OMP_NUM_THREADS = "1"
     emb = deo_cube.synthetic_cube(size=1024, times=1).deo.embed(model)
     small = deo_cube.synthetic_cube(size=256, times=1).deo.embed(model)
     small.compute(scheduler="synchronous")

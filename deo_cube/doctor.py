@@ -191,14 +191,15 @@ def _torchvision() -> Iterator[Finding]:
 
 
 def _cores() -> Iterator[Finding]:
+    from deo_cube import options
     from deo_cube.engine.runtime import cpu_lanes
 
     may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("OMP_NUM_THREADS")
     yield Finding(
         "cores",
         "ok",
-        f"{may} of {os.cpu_count()} may be used, OMP_NUM_THREADS is {given or 'not set'}: {cpu_lanes()} encode at once",
+        f"{may} of {os.cpu_count()} may be used, OMP_NUM_THREADS is {options.OMP_NUM_THREADS or 'not set'}: "
+        f"{cpu_lanes()} encode at once",
     )
 
 

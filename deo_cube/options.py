@@ -15,6 +15,11 @@ from typing import Any, TypedDict, Unpack
 __all__ = ["Default", "Options", "get_option", "resolve", "set_options"]
 
 
+#: Cores that OpenMP was given when the process began ("": all). Not what the environment says now: a `LocalCluster`
+#: sets it to 1 in the process that starts it, too, and leaves it so (distributed/nanny.py, `WorkerProcess.start`).
+OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS", "")
+
+
 class Default(str):
     """A text default of a signature which `set_options` may override.
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from deo_cube import options
 from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.registry import EncoderRef
 from deo_cube.engine import weights
@@ -69,11 +70,11 @@ if hasattr(os, "register_at_fork"):
 def cpu_lanes() -> int:
     """Cores that this process may encode on.
 
-    `OMP_NUM_THREADS` where it is set (times the threads of a Dask worker, whose nanny sets it to 1), else the cores
-    that the process may run on.
+    `OMP_NUM_THREADS` where it was set when the process began (times the threads of a Dask worker, whose nanny sets it
+    to 1), else the cores that the process may run on.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("OMP_NUM_THREADS", "")
+    given = options.OMP_NUM_THREADS
     if not given.isdigit() or int(given) < 1:
         return allowed
     threads = 1

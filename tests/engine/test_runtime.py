@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,10 +140,31 @@ def test_devices_that_are_not_there_are_refused() -> None:
 
 
 def test_cpu_lanes_follow_omp_num_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("deo_cube.options.OMP_NUM_THREADS", "1")
     assert runtime.cpu_lanes() == 1
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("deo_cube.options.OMP_NUM_THREADS", "")
     assert runtime.cpu_lanes() == len(os.sched_getaffinity(0))
+
+
+AFTER_A_CLUSTER = """
+import os
+from deo_cube.engine.runtime import cpu_lanes
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    before = cpu_lanes()
+    LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, host="127.0.0.1").close()
+    print(before, cpu_lanes(), os.environ["OMP_NUM_THREADS"])
+"""
+
+
+def test_a_local_cluster_leaves_the_process_its_cores(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(AFTER_A_CLUSTER)
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    run = subprocess.run([sys.executable, tmp_path / "main.py"], env=env, capture_output=True, text=True, check=True)
+    before, after, said = run.stdout.split()
+    assert said == "1"  # what distributed does to its parent, which is what this is about
+    assert after == before
 
 
 def test_an_encoder_is_loaded_once_a_process_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
