@@ -12,7 +12,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class Config:
     """Cubes of the part `memory`, pixels."""
     kinds: tuple[str, ...] = ("threads", "cluster-1x1", "cluster-2x1", "cluster-2x2", "processes-2")
     """Schedulers of the part `scaling`; cluster: workers x threads."""
+    scaling_size: int | None = None
+    """Cube of the part `scaling`, pixels; default: that of the long courses."""
     folder: Path | None = None
     """Where cubes are kept between calls; default: a temporary folder, removed at the end."""
     page: Path = PAGE
@@ -100,7 +102,7 @@ def _run(part: str, config: Config, figures: dict[str, Any], folder: str) -> Non
             else:
                 kept["peaks"] = measure.peaks(course, setting, most=1 if config.quick else None)
     elif part == "scaling":
-        course = QUICK if config.quick else LONG
+        course = QUICK if config.quick else replace(LONG, size=config.scaling_size or LONG.size)
         kinds = ("threads",) if config.quick else config.kinds
         found = measure.scaling(course, Setting(course.model, course.size, folder), rounds, kinds=kinds)
         _merge(figures.setdefault("scaling", {}), found)
