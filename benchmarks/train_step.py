@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
+from deo_cube.encoder.matmul import prefer_onednn
 from deo_cube.encoder.timm_import import prepare_torchvision
 from deo_cube.train.augment import View
 from deo_cube.train.config import Augment, Objective, Optimizer, TrainConfig
@@ -194,8 +195,10 @@ def main() -> None:
     parser.add_argument("--drop-path", type=float, default=0.0, help="stochastic depth of both; -1: the published rate")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--same-library", action="store_true", help="MKL for both, also on processors of AMD")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
+    chosen = not a.same_library and prefer_onednn()
     shape = SHAPES[a.shape]
     batch = a.batch or shape.batch
     config = TrainConfig(
@@ -226,7 +229,9 @@ def main() -> None:
         sides.append((name, lambda step=step, s=s, e=e, o=o, again=again: step(s, e, crops, t, o, *again), []))
     assert abs(first[0] - first[1]) < (1e-2 if a.bf16 else 1e-4), f"the two steps do not compute the same loss: {first}"
     for i in range(a.rounds):
-        for _, run, seconds in sides:  # interleaved: another process hits both alike
+        for name, run, seconds in sides:  # interleaved: another process hits both alike
+            # The trainer's choice of library is its own (deo_cube.encoder.matmul); torch's default is the other's.
+            torch.set_float32_matmul_precision("medium" if chosen and name == "deo_cube" else "highest")
             torch.manual_seed(2 + i)
             began = time.process_time()
             run()
@@ -236,6 +241,7 @@ def main() -> None:
         middle = sorted(seconds)[len(seconds) // 2]
         print(f"{name:20} best {b:.3f} s of CPU, median {middle:.3f} s, {batch / b:.2f} samples/s")
     precision = "bfloat16 against float32" if a.bf16 else "float32"
+    precision += ", oneDNN against MKL" if chosen else ""
     shown = f"{a.shape}, {a.threads} threads, stochastic depth {config.student.drop_path}"
     print(
         f"loss {first[0]:.5f} and {first[1]:.5f}; {best[0] / best[1]:.2f}x (best of {a.rounds}, {precision}, {shown})"

@@ -114,10 +114,13 @@ def test_two_arms_run_resume_and_make_a_page(
 
 
 def test_the_page_shows_what_the_json_says() -> None:
-    evidence = json.loads((DOCS / "data" / "evidence.json").read_text(encoding="utf-8"))
+    evidence, longer = (
+        json.loads((DOCS / "data" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("evidence", "evidence_longer")
+    )
     text = (DOCS / "evidence.md").read_text(encoding="utf-8")
-    assert text == with_blocks(text, evidence), "run: python -m benchmarks.ablation.report"
-    for arm in evidence["arms"].values():
+    assert text == with_blocks(text, evidence, longer), "run: python -m benchmarks.ablation.report"
+    for arm in [*evidence["arms"].values(), *longer["arms"].values()]:
         for score in arm["scores"].values():
             assert len(score["seeds"]) == arm["n"]
             if score["interval95"]:

@@ -134,9 +134,9 @@ def _what(evidence: Evidence) -> str:
     return f"{state}\n\n" + _table(["arm", "what it is", "seeds", "processor seconds a run"], rows)
 
 
-def blocks(evidence: Evidence) -> dict[str, str]:
-    """The tables of the page, by the name of the place where they stand."""
-    return {
+def blocks(evidence: Evidence, longer: Evidence | None = None) -> dict[str, str]:
+    """The tables of the page, by the name of the place where they stand; those of `longer` runs where there are any."""
+    found = {
         "what": _what(evidence),
         "claims": _claims(evidence),
         "verdicts": _verdicts(evidence),
@@ -144,11 +144,15 @@ def blocks(evidence: Evidence) -> dict[str, str]:
         "inside": _arms(evidence, INSIDE),
         "switches": _switches(evidence),
     }
+    if longer is not None:
+        found["longer"] = _claims(longer)
+        found["longer arms"] = _arms(longer, COLUMNS)
+    return found
 
 
-def with_blocks(text: str, evidence: Evidence) -> str:
+def with_blocks(text: str, evidence: Evidence, longer: Evidence | None = None) -> str:
     """The page with its tables made anew: what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``."""
-    for name, table in blocks(evidence).items():
+    for name, table in blocks(evidence, longer).items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         if begin not in text or end not in text:
             raise ValueError(f"the page has no place {begin} ... {end}")
@@ -204,25 +208,36 @@ def draw(evidence: Evidence, folder: Path) -> list[Path]:
     return [folder / "evidence_claims.svg", folder / "evidence_arms.svg"]
 
 
-def main(runs: Path | None = None, docs: Path = DOCS) -> None:
+def main(runs: Path | None = None, longer: Path | None = None, docs: Path = DOCS) -> None:
     """Make the page.
 
     Parameters
     ----------
     runs
         Folder of `python -m benchmarks.ablation`.
+    longer
+        Folder of the same arms, trained for longer.
     docs
         Folder with evidence.md.
     """
-    path = docs / "data" / "evidence.json"
+    evidence, beside = (
+        _kept(docs / "data" / name, of) for name, of in (("evidence", runs), ("evidence_longer", longer))
+    )
+    if evidence is None:
+        raise SystemExit("no evidence.json yet: name --runs")
+    page = docs / "evidence.md"
+    page.write_text(with_blocks(page.read_text(encoding="utf-8"), evidence, beside), encoding="utf-8")
+    for figure in draw(evidence, docs / "img"):
+        print(figure)
+
+
+def _kept(stem: Path, runs: Path | None) -> Evidence | None:
+    """What a folder of runs says, kept as JSON; without one, what was kept before, if anything was."""
+    path = stem.with_suffix(".json")
     if runs is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_rounded(summarise(read_runs(runs))), indent=1) + "\n", encoding="utf-8")
-    evidence = json.loads(path.read_text(encoding="utf-8"))
-    page = docs / "evidence.md"
-    page.write_text(with_blocks(page.read_text(encoding="utf-8"), evidence), encoding="utf-8")
-    for figure in draw(evidence, docs / "img"):
-        print(figure)
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def _run(part: str, config: Config, figures: dict[str, Any], folder: str) -> Non
         course = QUICK if config.quick else replace(LONG, size=config.scaling_size or LONG.size)
         kinds = ("threads",) if config.quick else config.kinds
         found = measure.scaling(course, Setting(course.model, course.size, folder), rounds, kinds=kinds)
-        _merge(figures.setdefault("scaling", {}), found)
+        _merge(figures.setdefault("scaling", {}).setdefault(f"{course.model} {course.size} px", {}), found)
     elif part == "memory":
         sizes = (256, 512) if config.quick else config.sizes
         rivals = () if config.quick else (("dask map_blocks / map_overlap", 4096),)

@@ -141,9 +141,11 @@ def tables(figures: dict[str, Any]) -> dict[str, str]:
     if races:
         found["race"] = [line for race in races for line in [*_race(race), ""]][:-1]
         found["foretold"] = _foretold(races)
-    for part, write in (("scaling", _scaling), ("memory", _memory)):
-        if part in figures:
-            found[part] = write(figures[part])
+    if "scaling" in figures:
+        sizes = sorted(figures["scaling"].values(), key=lambda s: s["size"])
+        found["scaling"] = [line for s in sizes for line in [*_scaling(s), ""]][:-1]
+    if "memory" in figures:
+        found["memory"] = _memory(figures["memory"])
     if "whole" in figures:
         found["whole"] = _whole(figures["whole"], races)
     return {name: "\n".join(lines) for name, lines in found.items()}

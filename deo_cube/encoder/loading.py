@@ -15,6 +15,7 @@ from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.families import build_network, seeded_network
+from deo_cube.encoder.matmul import prefer_onednn
 from deo_cube.encoder.network_hash import network_hash
 from deo_cube.encoder.weights import check_weights, load_weights
 from deo_cube.errors import WeightsMismatchError
@@ -35,6 +36,8 @@ __all__ = [
 def load(ref: EncoderRef, device: str | None = "cpu", *, check: bool = True) -> Encoder:
     """See `EncoderRef.load`."""
     device = choose_device(device)
+    if device == "cpu":
+        prefer_onednn()
     card = ref.card
     if ref.weights is None:
         network = seeded_network(card, ref.factory)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deo_cube.encoder.matmul import prefer_onednn
 from deo_cube.encoder.mobilenet import DeoConv
 from deo_cube.errors import DeviceError, StoreMismatchError
 from deo_cube.train import checkpoints
@@ -72,6 +73,8 @@ class Process:
         device = torch.device(f"cuda:{local}" if name == "cuda" else name)
         if config.threads:
             torch.set_num_threads(config.threads)
+        if device.type == "cpu":
+            prefer_onednn()
         precision, why = _precision(config.optimizer.precision, device)
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world > 1:
