@@ -22,12 +22,6 @@ CASES = {
     "convnext_tiny": (256, 2),
     "tiny": (320, 1),
 }
-    "vitb": (256, 1),
-    "swinb": (384, 1),
-    "vit_small_patch16_224": (224, 4),
-    "convnext_tiny": (256, 2),
-    "tiny": (320, 1),
-}
 
 
 def encoder_of(name: str) -> Any:
