@@ -56,6 +56,8 @@ class Config:
     """Cubes of the part `memory`, pixels."""
     kinds: tuple[str, ...] = ("threads", "cluster-1x1", "cluster-2x1", "cluster-2x2", "processes-2")
     """Schedulers of the part `scaling`; cluster: workers x threads."""
+    same_library: bool = False
+    """Have the alternatives multiply matrices by the library that deo_cube chose, too."""
     scaling_size: int | None = None
     """Cube of the part `scaling`, pixels; default: that of the long courses."""
     folder: Path | None = None
@@ -96,7 +98,8 @@ def _run(part: str, config: Config, figures: dict[str, Any], folder: str) -> Non
             setting = Setting(course.model, course.size, folder)
             kept = figures.setdefault("races", {}).setdefault(measure.course_key(course), {})
             if part == "race":
-                _merge(kept, measure.race(course, setting, rounds, warm=not config.quick))
+                found = measure.race(course, setting, rounds, warm=not config.quick, same_library=config.same_library)
+                _merge(kept, found)
             elif part == "seams":
                 kept["seams"] = measure.seams(course, 320 if config.quick else 1280)
             else:

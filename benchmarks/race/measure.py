@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import deo_cube
 from benchmarks.race import runners
 from benchmarks.race.setting import Setting, card_of, linked_cube, prepare, ref_of
@@ -77,11 +79,21 @@ def _clear(path: str) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def race(course: Course, setting: Setting, rounds: int, *, warm: bool = True) -> dict[str, Any]:
-    """Seconds of every case in every round; the bare encoder's tiles per second; what `plan` foretold."""
+def race(
+    course: Course, setting: Setting, rounds: int, *, warm: bool = True, same_library: bool = False
+) -> dict[str, Any]:
+    """Seconds of every case in every round; the bare encoder's tiles per second; what `plan` foretold.
+
+    The alternatives multiply matrices as torch does by default, unless `same_library`: `deo_cube.encoder.matmul`
+    chooses where deo_cube loads an encoder, and they would not.
+    """
     prepare(setting)
+    ref_of(setting.model).load("cpu")
+    chosen = torch.get_float32_matmul_precision()
+    plain = chosen if same_library else "highest"
     out: dict[str, Any] = {
-        **asdict(course), "trained": setting.card.trained, "km2": setting.km2, "cases": {}, "bare": {}, "foretold": [],
+        **asdict(course), "precision": {"ours": chosen, "theirs": plain},
+        "trained": setting.card.trained, "km2": setting.km2, "cases": {}, "bare": {}, "foretold": [],
         "skipped": {},
     }  # fmt: skip
     cases = []
@@ -109,6 +121,9 @@ def race(course: Course, setting: Setting, rounds: int, *, warm: bool = True) ->
         todo: list[Any] = [*cases, *callers, "plan"]
         random.shuffle(todo)
         for one in todo:
+            # Importing TerraTorch makes the same choice (models/backbones/clay_v15/model.py), for better or worse.
+            ours = isinstance(one, (int, str)) or one[0].startswith(("deo_cube", "TerraTorch"))
+            torch.set_float32_matmul_precision(chosen if ours else plain)
             if one == "plan":
                 out["foretold"].append(measure_rate(ref_of(setting.model), course.tile, "cpu", seconds=2.0))
             elif isinstance(one, int):
@@ -123,6 +138,7 @@ def race(course: Course, setting: Setting, rounds: int, *, warm: bool = True) ->
                 out["cases"][case_key(name, halo, block)]["seconds"].append(time.perf_counter() - start)
                 runners.check(path, setting)
         print(f"{course_key(course)}: round {round_ + 1} of {rounds}", file=sys.stderr, flush=True)
+    torch.set_float32_matmul_precision(chosen)
     return out
 
 
