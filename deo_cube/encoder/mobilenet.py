@@ -113,8 +113,8 @@ class MobileNet(nn.Module):
     def pw2_by_strips(self, x: Tensor, stem: str) -> Tensor:
         """`pw2` of a network that halves by means, to the last bit, computed some rows at a time.
 
-        The maps before it are the network's finest and widest. Of a strip they stay in a core's cache, which more than
-        halves their time; whole, they are written to memory and read back, convolution by convolution.
+        The maps before it are the network's finest and widest. Of a strip they stay in a core's cache; whole, they are
+        written to memory and read back, convolution by convolution.
         """
         first, second = cast(_Pair, self.pairs[0]), cast(_Pair, self.pairs[1])
         height = x.shape[2]
@@ -253,7 +253,7 @@ class DeoConv(nn.Module):
     def fuse(self, maps: Mapping[str, Tensor], stem: str) -> Tensor:
         """The neck of every part, brought to stride 4: [B, dim, H / 4, W / 4].
 
-        The neck of `stack`, at half the cost: it is linear, so each part goes through its share of it before it is
+        The neck of `stack`, with fewer operations: it is linear, so each part goes through its share of it before it is
         enlarged.
         """
         neck = cast(nn.Conv2d, self.necks[stem])

@@ -174,7 +174,7 @@ def _keep_freed_memory() -> None:
     """Let the maps of one batch lie where those of the last one lay.
 
     Dask's nannies start workers with ``MALLOC_TRIM_THRESHOLD_=65536``. glibc then gives each map of a network back to
-    the system when it is done with, and gets it anew, zeroed page by page: a quarter of the time of a ViT-S, more than
+    the system when it is done with, and gets it anew, zeroed page by page: a fifth of the time of a ViT-S, more than
     half of that of `tiny` (`benchmarks/memory_reuse.py`). Set for the process, before its first batch on the CPU.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, which has no such setting
