@@ -32,6 +32,10 @@ HALVING = (2, 4, 6, 12)
 EPS = 1e-3
 STRIP = 32
 """Rows that are computed at a time where maps are as fine as the input, a multiple of four."""
+AROUND = 4
+"""Side, in cells of the local branch, of the squares whose means are a cell's surroundings: 16 pixels."""
+FLOOR = 0.1
+"""Share of the surroundings' mean over channels that is added to them before they divide."""
 
 
 def _same_right(x: Tensor) -> Tensor:
@@ -149,6 +153,10 @@ class DeoConv(nn.Module):
     bounded (about 110 px), there is no attention window and no position: nothing in the network can see the tile grid
     but its border.
 
+    A stem named in `contrast` gives its neck one part more: the local branch divided by its own surroundings (divisive
+    normalisation, Heeger 1992, doi:10.1017/S0952523800009640). A stand of dead trees is little brighter than a
+    meadow, but much brighter than the stand around it; and what haze or the sun's height multiply, it divides out.
+
     Parameters
     ----------
     stems : mapping
@@ -160,6 +168,8 @@ class DeoConv(nn.Module):
         Channels of `local`.
     depth : int
         Pairs of convolutions of the trunk, at least 6.
+    contrast : collection of str
+        Stems whose neck also sees `contrast`. Weights without it load into a network without it.
 
     Attributes
     ----------
@@ -167,15 +177,26 @@ class DeoConv(nn.Module):
         Name of each layer on offer -> (channels, output stride in pixels).
     """
 
-    def __init__(self, *, stems: Mapping[str, int], dim: int = 128, local: int = 128, depth: int = 11) -> None:
+    def __init__(
+        self,
+        *,
+        stems: Mapping[str, int],
+        dim: int = 128,
+        local: int = 128,
+        depth: int = 11,
+        contrast: Collection[str] = (),
+    ) -> None:
         super().__init__()
         if depth < 6:
             raise ValueError(f"depth must be 6 at least (stride 8), got {depth}")
+        if isinstance(contrast, str) or set(contrast) - set(stems):
+            raise ValueError(f"contrast must name stems of {[*stems]}, got {contrast!r}")
         self.stems = dict(stems)
         self.trunk = MobileNet(stems, depth=depth, stem_stride=1, halving="mean")
         self.local = nn.ModuleDict({name: nn.Conv2d(bands, local, 3, padding=1) for name, bands in stems.items()})
         self.parts = {"local": local, "pw3": CHANNELS[3], "pw5": CHANNELS[5], f"pw{depth}": CHANNELS[depth]}
-        self.necks = nn.ModuleDict({name: nn.Conv2d(sum(self.parts.values()), dim, 1) for name in stems})
+        self.seen = {name: self.parts | ({"contrast": local} if name in contrast else {}) for name in stems}
+        self.necks = nn.ModuleDict({name: nn.Conv2d(sum(self.seen[name].values()), dim, 1) for name in stems})
         stride = 8 if depth < HALVING[3] else 16
         self.layers = {
             "pw3": (CHANNELS[3], 2),
@@ -250,6 +271,19 @@ class DeoConv(nn.Module):
         )
         return torch.cat(list(strips), dim=2)
 
+    def contrast_map(self, local: Tensor) -> Tensor:
+        """The local branch divided by its surroundings, as `local` [B, local, h, w]; between 0 and 42.
+
+        Surroundings are means of squares of 16 px, which lie on the tile's grid, interpolated between their centres: a
+        halo of 16 px holds all that a core's cells see of them.
+        """
+        rows, cols = local.shape[2:]
+        around = F.avg_pool2d(local, AROUND, ceil_mode=True, count_include_pad=False)
+        around = F.interpolate(around, scale_factor=AROUND, mode="bilinear", align_corners=False)[:, :, :rows, :cols]
+        # Where nothing answers, nothing stands out: 0 rather than 0 / 0.
+        floor = FLOOR * around.mean(dim=1, keepdim=True) + 1e-6
+        return (local + around) / (around + floor)
+
     def fuse(self, maps: Mapping[str, Tensor], stem: str) -> Tensor:
         """The neck of every part, brought to stride 4: [B, dim, H / 4, W / 4].
 
@@ -258,10 +292,10 @@ class DeoConv(nn.Module):
         """
         neck = cast(nn.Conv2d, self.necks[stem])
         rows, cols = maps["local"].shape[2:]
-        shares = neck.weight.split(list(self.parts.values()), dim=1)
+        shares = neck.weight.split(list(self.seen[stem].values()), dim=1)
         out: Tensor | None = None
-        for name, share in zip(self.parts, shares, strict=True):
-            m = maps[name]
+        for name, share in zip(self.seen[stem], shares, strict=True):
+            m = self.contrast_map(maps["local"]) if name == "contrast" else maps[name]
             if m.shape[2] > rows:
                 m = F.avg_pool2d(m, int(m.shape[2] // rows))
             y = F.conv2d(m, share, neck.bias if out is None else None)
@@ -271,12 +305,12 @@ class DeoConv(nn.Module):
         assert out is not None
         return out
 
-    def stack(self, maps: Mapping[str, Tensor]) -> Tensor:
-        """What the neck sees [B, D, H / 4, W / 4]: every part brought to stride 4, side by side."""
+    def stack(self, maps: Mapping[str, Tensor], stem: str) -> Tensor:
+        """What the neck of `stem` sees [B, D, H / 4, W / 4]: every part brought to stride 4, side by side."""
         size = maps["local"].shape[2:]
         stacked = []
-        for name in self.parts:
-            m = maps[name]
+        for name in self.seen[stem]:
+            m = self.contrast_map(maps["local"]) if name == "contrast" else maps[name]
             if m.shape[2] > size[0]:
                 m = F.avg_pool2d(m, int(m.shape[2] // size[0]))
             elif m.shape[2] < size[0]:

@@ -126,7 +126,9 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     own = module.state_dict()
     if set(own) != set(state):
         raise StoreMismatchError(f"checkpoint and network differ in {sorted(set(own) ^ set(state))[:5]} ...")
-    module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=True)
+    # Necks are fitted anew when a run ends, and may then be asked for other parts: theirs may have another shape.
+    kept = {k: own[k] if "necks." in k and v.shape != own[k].shape else v.to(own[k].dtype) for k, v in state.items()}
+    module.load_state_dict(kept, strict=True)
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:

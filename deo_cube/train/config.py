@@ -244,11 +244,18 @@ class Neck:
     deep: int = 96
     """Components of the deep maps. With fewer in all than channels, they are spread over the channels."""
     local_power: float = 0.0
-    """Whitening of the local components: variance to the power of minus this; 0.5 would whiten fully."""
+    """Whitening of the local components, those of contrast too: variance to the power of minus this; 0.5 would whiten
+    fully."""
     deep_power: float = 0.25
     """Whitening of the deep components."""
     of: Literal["tokens", "chips"] = "tokens"
     """What the components are those of."""
+    contrast: int = 0
+    """Components of the local branch divided by its surroundings (see `encoder.mobilenet`); none: not computed."""
+    contrast_gain: float = 1.0
+    """How much larger a component of contrast is than a local one: its square is the part it has in a distance."""
+    deep_gain: float = 1.0
+    """The same of a deep component."""
 
 
 @dataclass(frozen=True)
@@ -469,7 +476,8 @@ PRESETS: dict[str, TrainConfig] = {
         optimizer=Optimizer(batch=16, rgb_batch=16, lr=8e-3, weight_decay=(0.01, 0.01), ema=(0.99, 1.0)),
         loader=Loader(window=80, workers=1),
         health=Health(probe_every=500, checkpoint_every=500),
-        neck_ms=Neck(local=128, deep=64, deep_power=0.1),
+        # Contrast carries change, deep features the scene: docs/diary.md has what each was worth.
+        neck_ms=Neck(local=64, contrast=64, deep=64, deep_power=0.1, contrast_gain=2.0, deep_gain=0.5),
         neck_rgb=Neck(local=0, deep=96, of="chips"),
     ),
     # For tests and for trying the machinery: seconds.

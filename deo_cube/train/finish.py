@@ -102,7 +102,7 @@ def fit_necks(network: nn.Module, windows: Mapping[str, Tensor], config: TrainCo
         features = (
             torch.cat([_parts(network, part.to(device), stem, neck) for part in torch.split(x, 16)]).double().cpu()
         )
-        weight, bias = neck_of(features, network.parts["local"], config.student.dim, neck)
+        weight, bias = neck_of(features, network.seen[stem], config.student.dim, neck)
         conv: Any = network.necks[stem]
         conv.weight.copy_(weight[:, :, None, None])
         conv.bias.copy_(bias)
@@ -113,36 +113,47 @@ def _parts(network: DeoConv, x: Tensor, stem: str, neck: Neck) -> Tensor:
     """Features (n, D) before the neck: of chips, or of every fifth token."""
     maps = network.trunk(x, stem)
     maps["local"] = network.local_map(x, stem)
-    stacked = network.stack(maps)
+    stacked = network.stack(maps, stem)
     if neck.of == "chips":
         return stacked.mean(dim=(2, 3))
     return stacked.permute(0, 2, 3, 1).flatten(0, 2)[::5]
 
 
-def neck_of(features: Tensor, local: int, dim: int, neck: Neck) -> tuple[Tensor, Tensor]:
-    """Weight (dim, D) and bias (dim,) of a neck from features (n, D), the first `local` of which are the local ones."""
+def neck_of(features: Tensor, parts: Mapping[str, int], dim: int, neck: Neck) -> tuple[Tensor, Tensor]:
+    """Weight (dim, D) and bias (dim,) of a neck from features (n, D), made of `parts` of so many channels each."""
+    ends = np.cumsum([*parts.values()])
+    columns = {name: slice(end - parts[name], end) for name, end in zip(parts, ends, strict=True)}
+    deep = [c for name, c in columns.items() if name not in ("local", "contrast")]
     blocks = (
-        (slice(0, local), neck.local, neck.local_power, False),
-        (slice(local, features.shape[1]), neck.deep, neck.deep_power, True),
+        (columns["local"], neck.local, neck.local_power, 1.0, False),
+        (columns.get("contrast", slice(0, 0)), neck.contrast, neck.local_power, neck.contrast_gain, False),
+        (slice(deep[0].start, deep[-1].stop), neck.deep, neck.deep_power, neck.deep_gain, True),
     )
-    if not 0 < neck.local + neck.deep <= dim:
-        raise ValueError(f"a neck of {neck.local} local and {neck.deep} deep components does not fit {dim} channels")
+    if not 0 < neck.local + neck.contrast + neck.deep <= dim:
+        raise ValueError(
+            f"a neck of {neck.local} local, {neck.contrast} contrast and {neck.deep} deep components does not fit "
+            f"{dim} channels"
+        )
+    if neck.contrast and "contrast" not in columns:
+        raise ValueError("the neck wants components of contrast, which this network does not compute for the stem")
     mean, rows = features.mean(0), []
-    for columns, rank, power, standardised in blocks:
+    for where, rank, power, gain, standardised in blocks:
         if rank == 0:
             continue
-        z = features[:, columns] - mean[columns]
+        z = features[:, where] - mean[where]
         scale = z.std(0) + 1e-6 if standardised else torch.ones(z.shape[1], dtype=z.dtype)
         values, vectors = torch.linalg.eigh(torch.cov((z / scale).T))
         values, vectors = values.flip(0)[:rank].clamp_min(1e-9), vectors.flip(1)[:, :rank]
         m = torch.zeros(rank, features.shape[1], dtype=features.dtype)
-        m[:, columns] = (vectors * values**-power).T / scale
-        # Each block has a variance of one a component, on average: neither drowns the other.
-        rows.append(m / ((features - mean) @ m.T).var(0).mean().sqrt())
+        m[:, where] = (vectors * values**-power).T / scale
+        # Each block has a variance of one a component, on average, times its gain: none drowns the others.
+        rows.append(gain * m / ((features - mean) @ m.T).var(0).mean().sqrt())
     components = torch.cat(rows)
     random = torch.Generator().manual_seed(0)
     turned = torch.linalg.qr(torch.randn(dim, dim, generator=random, dtype=features.dtype))[0][:, : len(components)]
-    weight = turned @ components * (dim / len(components)) ** 0.5
+    weight = turned @ components
+    # A variance of one a channel, on average.
+    weight = weight / ((features - mean) @ weight.T).var(0).mean().sqrt()
     return weight.float(), -(weight @ mean).float()
 
 

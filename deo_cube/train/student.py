@@ -92,6 +92,9 @@ def student_card(config: cfg.TrainConfig, name: str = "student.run", alias: str 
         layers = (*(Layer(f"block{i}", s.dim, s.patch) for i in range(depth)), Layer("norm", s.dim, s.patch))
     else:
         sizes = {"dim": s.dim, "local": s.local, "depth": sum(s.depths)}
+        necks = {"ms": config.neck_ms, "rgb": config.neck_rgb}
+        if contrast := [stem for stem, neck in necks.items() if neck.contrast]:
+            sizes["contrast"] = contrast
         layers = (Layer("local", s.local, 4), Layer("fused", s.dim, 4))
     if s.drop_path and s.family != "conv":
         sizes["drop_path"] = s.drop_path

@@ -13,7 +13,7 @@ WEIGHTS = "data/weights/mobilenet_v1_1.0_224_trunk.safetensors"
 @pytest.fixture(scope="module")
 def small() -> DeoConv:
     torch.manual_seed(0)
-    return DeoConv(stems={"ms": 10, "rgb": 3}, dim=24, local=16, depth=6).eval()
+    return DeoConv(stems={"ms": 10, "rgb": 3}, dim=24, local=16, depth=6, contrast=["ms"]).eval()
 
 
 @pytest.mark.parametrize(("stride", "halving"), [(2, "strided"), (1, "mean"), (1, "strided")])
@@ -96,6 +96,9 @@ def test_what_does_not_fit_is_refused(small: DeoConv, stem, shape, layers, messa
         small.forward_features(torch.zeros(shape), stem, layers)
     with pytest.raises(ValueError, match="depth"):
         DeoConv(stems={"ms": 10}, depth=3)
+    for contrast in ("ms", ["sar"]):
+        with pytest.raises(ValueError, match="contrast must name stems"):
+            DeoConv(stems={"ms": 10}, contrast=contrast)
 
 
 @pytest.mark.parametrize("shape", [(64, 48), (32, 8), (8, 32), (104, 64), (40, 48)])
@@ -105,9 +108,38 @@ def test_by_strips_it_is_the_same_to_the_last_bit(small: DeoConv, shape: tuple[i
         assert torch.equal(small.trunk.pw2_by_strips(x, "ms"), small.trunk(x, "ms")["pw2"])
 
 
-def test_the_neck_by_parts_is_the_neck_of_all_parts_side_by_side(small: DeoConv) -> None:
-    maps = small.trunk(x := torch.randn(2, 10, 64, 48), "ms") | {"local": small.local_map(x, "ms")}
-    torch.testing.assert_close(small.fuse(maps, "ms"), small.necks["ms"](small.stack(maps)), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize(("stem", "bands"), [("ms", 10), ("rgb", 3)])
+def test_the_neck_by_parts_is_the_neck_of_all_parts_side_by_side(small: DeoConv, stem: str, bands: int) -> None:
+    maps = small.trunk(x := torch.randn(2, bands, 64, 48), stem) | {"local": small.local_map(x, stem)}
+    whole = small.necks[stem](small.stack(maps, stem))
+    torch.testing.assert_close(small.fuse(maps, stem), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_contrast_divides_out_what_multiplies_a_whole_place(small: DeoConv) -> None:
+    local = torch.rand(1, 16, 20, 24)
+    torch.testing.assert_close(small.contrast_map(3.7 * local), small.contrast_map(local), atol=1e-4, rtol=1e-4)
+
+
+def test_contrast_of_nothing_is_nothing_and_never_beyond_its_bounds(small: DeoConv) -> None:
+    assert (small.contrast_map(torch.zeros(1, 16, 8, 8)) == 0).all()
+    spots = torch.zeros(1, 16, 16, 16)
+    spots[0, :, 5, 5] = 1e6
+    found = small.contrast_map(spots)
+    assert torch.isfinite(found).all()
+    assert 0 <= found.min() < found.max() <= 42
+
+
+def test_contrast_of_a_core_needs_a_halo_of_sixteen_pixels_and_no_more(small: DeoConv) -> None:
+    """Four cells of halo round a core of eight: what lies beyond changes nothing to the last bit."""
+    wide = torch.rand(1, 16, 24, 24)
+    narrow = wide[:, :, 4:20, 4:20]
+    assert torch.equal(small.contrast_map(narrow)[:, :, 4:12, 4:12], small.contrast_map(wide)[:, :, 8:16, 8:16])
+
+
+def test_a_neck_without_contrast_is_as_it_was_before_there_was_any() -> None:
+    torch.manual_seed(0)
+    plain = DeoConv(stems={"ms": 10}, dim=24, local=16, depth=6)
+    assert plain.necks["ms"].weight.shape[1] == sum(plain.parts.values())
 
 
 def test_with_gradients_and_without_it_is_the_same_network(small: DeoConv) -> None:

@@ -10,6 +10,7 @@ from deo_cube.train.config import PRESETS, Neck
 from deo_cube.train.finish import describe_run, fit_local, fit_necks, neck_of
 
 LOCAL, DEEP, DIM = 12, 20, 16
+PARTS = {"local": LOCAL, "pw3": 8, "pw5": 12}
 
 
 def features(n: int = 400) -> torch.Tensor:
@@ -23,7 +24,7 @@ def features(n: int = 400) -> torch.Tensor:
 @pytest.mark.parametrize("neck", [Neck(8, 8), Neck(0, 12, of="chips"), Neck(4, 4, 0.25, 0.5), Neck(12, 4)])
 def test_channels_are_centred_and_even(neck: Neck) -> None:
     x = features()
-    weight, bias = neck_of(x, LOCAL, DIM, neck)
+    weight, bias = neck_of(x, PARTS, DIM, neck)
     z = x.float() @ weight.T + bias
     assert weight.shape == (DIM, LOCAL + DEEP)
     torch.testing.assert_close(z.mean(0), torch.zeros(DIM), atol=1e-4, rtol=0)
@@ -38,15 +39,33 @@ def test_channels_are_centred_and_even(neck: Neck) -> None:
 def test_distances_are_those_of_the_components() -> None:
     """Without whitening and rescaling the neck is a rotation: it keeps distances up to one factor."""
     x = features()
-    weight, bias = neck_of(x, LOCAL, DIM, Neck(LOCAL, 0, local_power=0.0))
+    weight, bias = neck_of(x, PARTS, DIM, Neck(LOCAL, 0, local_power=0.0))
     z = x.float() @ weight.T + bias
     ratio = torch.pdist(z[:50]) / torch.pdist(x[:50, :LOCAL].float())
     assert ratio.std() / ratio.mean() < 1e-3
 
 
+def test_gains_are_shares_of_a_distance() -> None:
+    """Blocks that know nothing of each other: the part of the variance that each has is its gain squared."""
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(4000, LOCAL + DEEP + LOCAL, generator=random, dtype=torch.float64)
+    parts = PARTS | {"contrast": LOCAL}
+    neck = Neck(4, 4, contrast=4, contrast_gain=2.0, deep_gain=0.5)
+    weight, bias = neck_of(x, parts, DIM, neck)
+    assert (x.float() @ weight.T + bias).var(0).mean().item() == pytest.approx(1, rel=0.01)
+    shares = [(weight[:, a:b] ** 2).sum().item() for a, b in ((0, 12), (12, 32), (32, 44))]
+    expected = [v / (1 + 0.25 + 4) for v in (1, 0.25, 4)]
+    assert [s / sum(shares) for s in shares] == pytest.approx(expected, rel=0.1)
+
+
+def test_contrast_that_the_network_does_not_compute_is_refused() -> None:
+    with pytest.raises(ValueError, match="contrast"):
+        neck_of(features(), PARTS, DIM, Neck(4, 4, contrast=4))
+
+
 def test_a_neck_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="16 channels"):
-        neck_of(features(), LOCAL, DIM, Neck(10, 10))
+        neck_of(features(), PARTS, DIM, Neck(10, 10))
 
 
 def test_necks_and_local_branches_are_fitted_for_the_stems_that_have_windows() -> None:
