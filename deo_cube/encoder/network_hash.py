@@ -71,7 +71,17 @@ def _content(value: Any, seen: set[int]) -> Iterator[bytes]:
                     if inspect.isfunction(member):
                         yield name.encode()
                         yield from _content(member, seen)
+    elif isinstance(value, nn.Module):  # its tensors are in its state
+        for name, part in value.named_modules():
+            yield name.encode()
+            yield from _content(type(part), seen)
+            # Strides, paddings, eps: what no tensor tells. Other members may be anything, handles and caches too.
+            plain = {k: v for k, v in vars(part).items() if k != "training" and k[0] != "_" and _is_plain(v)}
+            yield from _content(sorted(plain.items()), seen)
     else:
         yield from _content(type(value), seen)
-        if not isinstance(value, nn.Module):  # whose tensors are in its state, and whose code is its class's
-            yield from _content(sorted(getattr(value, "__dict__", {}).items()), seen)
+        yield from _content(sorted(getattr(value, "__dict__", {}).items()), seen)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (int, float, str)) or (isinstance(value, tuple) and all(_is_plain(v) for v in value))

@@ -52,6 +52,26 @@ def test_every_value_counts() -> None:
     assert network_hash(network) != before
 
 
+class Twice(nn.Identity):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class Thrice(nn.Identity):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * x
+
+
+def test_strides_and_the_code_of_parts_count_though_no_tensor_tells_them() -> None:
+    def made(stride: int, part: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 2, 3, stride), nn.BatchNorm2d(2), part)
+
+    given = [made(1, Twice()), made(2, Twice()), made(1, Thrice())]
+    assert len({network_hash(g) for g in given}) == 3
+    assert network_hash(made(2, Twice())) == network_hash(made(2, Twice()).train()) == network_hash(given[1].eval())
+
+
 def test_what_a_function_captured_and_what_it_does_count() -> None:
     other = lambda x: nn.functional.avg_pool2d(x, 8)  # noqa: E731
     another = lambda x: nn.functional.avg_pool2d(x, 9)  # noqa: E731
