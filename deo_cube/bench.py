@@ -57,7 +57,9 @@ class Bench:
         return json.dumps({**asdict(self), "share": self.share}, indent=2)
 
 
-def bench(model: str = "tiny", *, size: int = 2048, rounds: int = 3, device: str | None = None) -> Bench:
+def bench(
+    model: str = "tiny", *, size: int = 2048, rounds: int = 3, device: str | None = None, progress: bool = False
+) -> Bench:
     """Time the encoder alone and the whole way from a cube in Zarr to embeddings in Zarr, in turns.
 
     Parameters
@@ -70,6 +72,8 @@ def bench(model: str = "tiny", *, size: int = 2048, rounds: int = 3, device: str
         Turns that count; one before them warms up.
     device : str, optional
         Default: the best there is.
+    progress : bool
+        Show the rounds on standard error as they pass.
 
     Raises
     ------
@@ -84,6 +88,8 @@ def bench(model: str = "tiny", *, size: int = 2048, rounds: int = 3, device: str
     >>> bench(size=320, rounds=1).share > 0
     True
     """
+    from tqdm.auto import tqdm
+
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, got {rounds}")
     alone, whole = [], []
@@ -92,7 +98,7 @@ def bench(model: str = "tiny", *, size: int = 2048, rounds: int = 3, device: str
         made = made.drop_vars([n for n, c in made.coords.items() if c.dtype == object])
         made.chunk(y=1024, x=1024).to_zarr(f"{folder}/cube.zarr", consolidated=False)
         cube = xr.open_zarr(f"{folder}/cube.zarr", consolidated=False, decode_coords="all", mask_and_scale=False)
-        for turn in range(rounds + 1):
+        for turn in tqdm(range(rounds + 1), desc=f"bench {model}", unit="round", disable=not progress):
             measured: Plan = plan(cube, model, device=device, measure=True)
             start = time.perf_counter()
             to_zarr(embed(cube, model, device=device), Path(folder, "out.zarr"), overwrite=True, progress=False)

@@ -254,7 +254,7 @@ def bench(
     """Time a model on this machine: the encoder alone, and from Zarr to Zarr."""
     from deo_cube.bench import bench as run
 
-    found = run(model, size=size, rounds=rounds, device=device)
+    found = run(model, size=size, rounds=rounds, device=device, progress=True)
     print(found.to_json() if json else found)
 
 

@@ -22,7 +22,9 @@ def test_the_command_measures_the_model_on_this_machine(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as end:
         main(["bench", "tiny", "--size", "352", "--rounds", "1", "--json"])
     assert end.value.code == 0
-    found = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert "bench tiny" in shown.err
     assert found["device"] == "cpu"
     assert found["alone"] > found["end_to_end"] > 0
     # 352 px of 10 m, in the time that its own rate says.
