@@ -477,7 +477,7 @@ PRESETS: dict[str, TrainConfig] = {
         loader=Loader(window=80, workers=1),
         health=Health(probe_every=500, checkpoint_every=500),
         # Contrast carries change, deep features the scene: docs/diary.md has what each was worth.
-        neck_ms=Neck(local=64, contrast=64, deep=64, deep_power=0.1, contrast_gain=2.0, deep_gain=0.5),
+        neck_ms=Neck(local=80, contrast=80, deep=32, deep_power=0.1, contrast_gain=2.0, deep_gain=0.5),
         neck_rgb=Neck(local=0, deep=96, of="chips"),
     ),
     # For tests and for trying the machinery: seconds.
