@@ -64,7 +64,7 @@ def _race(race: dict[str, Any]) -> list[str]:
             memory = f"{peak['peak_mib']:.0f} ({peak['before_mib']:.0f})" if "peak_mib" in peak else ""
             tasks = "" if c["tasks_per_block"] is None else f"{c['tasks_per_block']:.1f}"
             speed = race["km2"] / statistics.median(c["seconds"])
-            seam = f"{seams[halo]:.2f}" if halo in seams else ""
+            seam = f"{seams[halo]:.2g}" if halo in seams else ""
             cells = [halo, c["runner"], c["block"] or "", f"{speed:.1f}", _with_interval(ratio(rates, bare)), ahead]
             lines.append("| " + " | ".join(str(v) for v in [*cells, tasks, memory, seam]) + " |")
     if race["skipped"]:
