@@ -74,8 +74,8 @@ def main(run: Path, data: Path, seeds: int = 1) -> None:
     sizes = {k: v for k, v in encoder.card.architecture.items() if k not in ("family", "contrast")}
     for name, neck in NECKS.items():
         network = DeoConv(stems=stems, **sizes, contrast=["ms"] if neck.contrast else [])
-        state = {k: v for k, v in held.state_dict().items() if not k.startswith("necks.")}
-        network.load_state_dict(state, strict=False)
+        own = {k: v for k, v in network.state_dict().items() if k.startswith("necks.")}
+        network.load_state_dict(held.state_dict() | own)
         fit_necks(network, windows, replace(config, neck_ms=neck))
 
         def encode(array: Array, bands: Sequence[str], by: Any = Encoder(encoder.card, network.eval())) -> Array:  # noqa: B008

@@ -194,6 +194,26 @@ def test_other_families_run(tmp_path: Path, cube_source: str, images_path: Path,
     assert np.isfinite(rgb.pool(pixels, bands=["B04", "B03", "B02"])).all()
 
 
+def test_a_finished_run_may_be_given_another_neck_of_another_shape(tmp_path: Path, cube_source: str) -> None:
+    """Resumed with contrast, which no step sees: everything but the neck stays to the last bit."""
+    from deo_cube.encoder.registry import load_encoder
+
+    config = smoke(
+        tmp_path / "run", cube_source, steps=2,
+        student=StudentConfig(family="conv", dim=24, depths=(6,), local=16),
+        neck_ms=Neck(local=8, deep=16), neck_rgb=Neck(local=0, deep=16),
+    )  # fmt: skip
+    before = load_encoder(train(config), device="cpu").network.state_dict()
+    again = dataclasses.replace(config, resume=True, neck_ms=Neck(local=8, deep=8, contrast=8))
+    after = load_encoder(train(again), device="cpu")
+    assert list(after.card.architecture["contrast"]) == ["ms"]
+    found = after.network.state_dict()
+    assert set(found) == set(before)
+    assert found["necks.ms.weight"].shape[1] == before["necks.ms.weight"].shape[1] + 16
+    changed = {k for k in found if found[k].shape != before[k].shape or not torch.equal(found[k], before[k])}
+    assert changed == {"necks.ms.weight", "necks.ms.bias"}
+
+
 def test_the_teacher_is_averaged_by_name() -> None:
     config = dataclasses.replace(SMOKE, data=("x",))
     student, teacher = Student(config, (8, 8, 8)), Student(config, None)
