@@ -38,6 +38,14 @@ FLOOR = 0.1
 """Share of the surroundings' mean over channels that is added to them before they divide."""
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """`x` [B, C, H, W] with the channels of a pixel side by side in memory, as all that follows it will be.
+
+    PyTorch's depth-wise convolutions and means are many times faster so on the CPU, where it vectorises over channels.
+    """
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def _same_right(x: Tensor) -> Tensor:
     return F.pad(x, (0, 1, 0, 1))
 
@@ -104,6 +112,7 @@ class MobileNet(nn.Module):
 
     def forward(self, x: Tensor, stem: str) -> dict[str, Tensor]:
         """Every point-wise map of `x` (B, C, H, W), `stem`, `pw1` ... `pw<depth>`: (B, channels, h, w) each."""
+        x = channels_last(x)
         x = F.relu6(self.stems[stem](_same_right(x) if self.stem_stride == 2 else x))
         return {"stem": x, **self.following(x, 0)}
 
@@ -238,6 +247,7 @@ class DeoConv(nn.Module):
         if rows % 4 or cols % 4:
             raise ValueError(f"height and width must be multiples of 4, got {(rows, cols)}")
         coarsest = max(stride for _, stride in self.layers.values())
+        x = channels_last(x)
         if rows % coarsest or cols % coarsest:
             x = F.pad(x, (0, -cols % coarsest, 0, -rows % coarsest), mode="replicate")
         if x.device.type == "cpu" and not torch.is_grad_enabled():
@@ -263,7 +273,7 @@ class DeoConv(nn.Module):
     def local_map(self, x: Tensor, stem: str) -> Tensor:
         """The wide local branch [B, local, H / 4, W / 4]."""
         conv = cast(nn.Conv2d, self.local[stem])
-        padded = F.pad(x, (1, 1, 1, 1))
+        padded = F.pad(channels_last(x), (1, 1, 1, 1))
         # Strip by strip: whole, this map of many channels at full resolution would be the network's largest by far.
         strips = (
             F.avg_pool2d(F.relu_(F.conv2d(padded[:, :, top : top + STRIP + 2], conv.weight, conv.bias)), 4)

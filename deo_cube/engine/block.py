@@ -174,7 +174,9 @@ class EmbedBlock:
         encoder = runtime.encoder(self.ref, device, self.compiled)
         hidden = self._hidden(windows)
         per_core = plan.rows.patches_per_core
-        canvas = np.zeros((dim, rows.tiles * per_core, columns.tiles * per_core), np.float32)
+        half = self.dtype == "float16"
+        shape = (dim, rows.tiles * per_core, columns.tiles * per_core)
+        canvas = np.zeros(shape, np.float16 if half else np.float32)
 
         # lcm(0, n) is 0: tiles of models that know their place in the tile are never cut shorter.
         cuts = TileCuts(plan, rows, columns, math.lcm(self.ref.card.trim, plan.patch))
@@ -190,8 +192,8 @@ class EmbedBlock:
             pixels = self._canonical(batch, masked, index.time, bands.dtype)
             with transfer.precise(self.precision, device):
                 maps = encoder.encode(pixels)
-            # Rounded where it is: float16 crosses in half the bytes, and the canvas rounds to the same.
-            return transfer.leave(maps.half() if apart and self.dtype == "float16" else maps.float())
+            # Rounded where it is: float16 crosses in half the bytes; NumPy rounds to the same, but slowly.
+            return transfer.leave(maps.half() if half else maps.float())
 
         apart = transfer.apart(device)
         steps: dict[str, Any] = {"stage": stage, "fetch": transfer.fetch, "ahead": AHEAD} if apart else {}
@@ -271,7 +273,7 @@ class EmbedBlock:
         if problem:
             raise AmbiguousUnitsError(f"block (time {index.time}, row {index.row}, column {index.column}): {problem}")
 
-    def _finish(self, values: NDArray[np.float32], valid: NDArray[np.float32]) -> Array:
+    def _finish(self, values: NDArray[Any], valid: NDArray[np.float32]) -> Array:
         nothing = valid == 0
         if self.dtype == "int8":
             scale = self.ref.layer.int8_scale
@@ -279,6 +281,6 @@ class EmbedBlock:
             out: Array = np.clip(np.rint(values / np.float32(scale)), -127, 127).astype(np.int8)
             out[:, nothing] = INT8_INVALID
         else:
-            out = values.astype(self.dtype)
+            out = values.astype(self.dtype, order="C")
             out[:, nothing] = np.nan
         return out[None]

@@ -6,10 +6,10 @@ overlapped first, so the numbers cannot depend on the source's chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import product
+from functools import cache, lru_cache
+from itertools import chain, product, takewhile
 from typing import Any
 
 import numpy as np
@@ -147,6 +147,37 @@ class Gather:
         """Every source chunk that the block needs, group by group, field by field."""
         rows, columns = self._read_ranges(index)
         return [piece for group in self.groups for field in group for piece in field.pieces(index.time, rows, columns)]
+
+    def askers(self, index: BlockIndex) -> dict[tuple[Any, ...], int]:
+        """For each chunk that the block needs, how many blocks of the whole plan do; 0 where that is not known."""
+        ranges = self._read_ranges(index)
+        timeless = all(field.axes[0] is None for group in self.groups for field in group)
+
+        @cache
+        def along(axis: int, begin: int, end: int) -> int:
+            """Blocks along rows or columns, this one among them, that read some of the pixels ``[begin, end)``."""
+            both = (takewhile(lambda r: r[0] < end and r[1] > begin, self._beside(index, axis, s)) for s in (-1, 1))
+            return 1 + sum(1 for _ in chain(*both))
+
+        found: dict[tuple[Any, ...], int] = {}
+        for field in (field for group in self.groups for field in group):
+            t_axis, _, *spatial = field.axes
+            for piece in field.pieces(index.time, *ranges):
+                if piece.key in found:
+                    continue
+                count = int(timeless) if t_axis is None else field.chunks[t_axis][piece.key[1 + t_axis]]
+                for i, axis in enumerate(spatial):
+                    end = int(_ends(field.chunks[axis])[piece.key[1 + axis]])
+                    count *= along(i, end - field.chunks[axis][piece.key[1 + axis]], end)
+                found[piece.key] = count
+        return found
+
+    def _beside(self, index: BlockIndex, axis: int, step: int) -> Iterator[tuple[int, int]]:
+        """What the blocks before (`step` -1) or after this one read along rows (`axis` 0) or columns, one by one."""
+        at = [index.row, index.column]
+        while 0 <= at[axis] + step < self.plan.blocks[axis]:
+            at[axis] += step
+            yield self._read_ranges(BlockIndex(index.time, *at))[axis]
 
     def _block(self, index: BlockIndex) -> tuple[BlockAxis, BlockAxis]:
         return self.plan.rows.block(index.row), self.plan.columns.block(index.column)

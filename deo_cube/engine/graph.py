@@ -29,6 +29,7 @@ from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from numpy.typing import NDArray
 
 from deo_cube.engine.gather import BlockIndex, Field, Gather, as_fields, read_amplification
+from deo_cube.engine.read import Load
 
 __all__ = [
     "RUN_FAILED",
@@ -347,14 +348,14 @@ def subgraph(graph: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
     return found
 
 
-def compute_block(
-    graph: Mapping[Any, Any], keys: list[Any], read: Callable[[list[tuple[Any, Callable[[], Any]]]], list[Any]]
-) -> list[Any]:
-    """Compute `keys` here, but for the chunks that blocks are cut from: `read` is given (key, call) of each."""
+def compute_block(graph: Mapping[Any, Any], keys: list[Any], read: Callable[[list[Load]], list[Any]]) -> list[Any]:
+    """Compute `keys` here, but for the chunks that blocks are cut from, which `read` loads."""
     blocks = [node for node in graph.values() if isinstance(getattr(node, "func", None), _Task)]
     chunks = list(dict.fromkeys(key for node in blocks for key in sorted(node.dependencies, key=str)))
     shapes = {name: chunk for node in blocks for name, chunk in node.func.gather.sources.items()}
-    loads: list[tuple[Any, Callable[[], Any]]] = [(key, partial(_chunk, graph, key, shapes[key[0]])) for key in chunks]
+    # Embeddings and valid fractions are cut from the same chunks, by one block.
+    askers = {key: n for node in blocks for key, n in node.func.gather.askers(node.args[0]).items()}
+    loads = [Load(key, partial(_chunk, graph, key, shapes[key[0]]), askers[key]) for key in chunks]
     values = dict(zip(chunks, read(loads), strict=True))
     # Embeddings and valid fractions are cut from the same windows, which are gathered once.
     windows: dict[tuple[int, BlockIndex], tuple[Array, ...]] = {}

@@ -1,8 +1,9 @@
 """Reading the cube for blocks that are written one by one: each source chunk once, several at a time, tried again.
 
 Neighbouring blocks share source chunks (their halos overlap, and chunks are seldom as large as blocks). What one block
-has read is kept for the next, up to `CACHE_BYTES` a process. Chunks are read by threads of their own, so that the bands
-of a block arrive together, and a read that fails, or hangs, is repeated by itself, not with the block's encoding.
+has read is kept until the last that wants it has had it, up to `CACHE_BYTES` a process. Chunks are read by threads of
+their own, so that the bands of a block arrive together, and a read that fails, or hangs, is repeated by itself, not
+with the block's encoding.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["CACHE_BYTES", "ChunkReader", "forget", "reader", "using"]
+__all__ = ["CACHE_BYTES", "ChunkReader", "Load", "forget", "reader", "using"]
 
 #: Memory for chunks that more blocks may ask for, a process.
 CACHE_BYTES = 512 * 2**20
@@ -30,6 +32,25 @@ THREADS = 8
 PAUSE = 0.5
 
 log = logging.getLogger("deo_cube")
+
+
+class Load(NamedTuple):
+    """A chunk that a block asks for."""
+
+    key: Hashable
+    call: Callable[[], Any]
+    """Reads it."""
+    askers: int = 0
+    """Blocks of the run that will ask for it, each once; 0: not known, so keep it while there is room."""
+
+
+@dataclass
+class _Held:
+    future: Future[Any]
+    size: int = 0
+    """Bytes of it that are counted."""
+    asked: int = 0
+    """Blocks that have had it."""
 
 
 class ChunkReader:
@@ -49,7 +70,7 @@ class ChunkReader:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="deo_cube-read")
         # Taken before the pool's own lock, always; and again by the callbacks of what `close` cancels.
         self._lock = threading.RLock()
-        self._held: OrderedDict[Hashable, Future[Any]] = OrderedDict()
+        self._held: OrderedDict[Hashable, _Held] = OrderedDict()
         self._bytes = 0
         self._first = threading.Lock()
         self._closed = threading.Event()
@@ -57,7 +78,7 @@ class ChunkReader:
 
     def read(
         self,
-        loads: Iterable[tuple[Hashable, Callable[[], Any]]],
+        loads: Sequence[Load],
         *,
         retries: int,
         timeout: float | None = None,
@@ -66,8 +87,8 @@ class ChunkReader:
 
         Parameters
         ----------
-        loads : iterable of (key, call)
-            `call` reads the chunk called `key`.
+        loads : sequence of Load
+            All that one block asks for.
         retries : int
             Times that a read which raised is tried again.
         timeout : float, optional
@@ -88,35 +109,46 @@ class ChunkReader:
                         self._begun = True
         return self._all(loads, retries, timeout)
 
-    def _all(
-        self, loads: Iterable[tuple[Hashable, Callable[[], Any]]], retries: int, timeout: float | None
-    ) -> list[Any]:
-        futures = [self._ask(key, partial(_tried, key, call, retries, timeout, self._closed)) for key, call in loads]
-        return [f.result() for f in futures]
+    def _all(self, loads: Sequence[Load], retries: int, timeout: float | None) -> list[Any]:
+        futures = [self._ask(x.key, partial(_tried, x.key, x.call, retries, timeout, self._closed)) for x in loads]
+        values = [f.result() for f in futures]
+        with self._lock:
+            for load in loads:
+                held = self._held.get(load.key)
+                if held is not None:
+                    held.asked += 1
+                    if held.asked == load.askers:
+                        self._drop(load.key)
+        return values
 
     def _ask(self, key: Hashable, call: Callable[[], Any]) -> Future[Any]:
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
-                return self._held[key]
+                return self._held[key].future
             future = self._pool.submit(call)
-            self._held[key] = future
+            self._held[key] = _Held(future)
         future.add_done_callback(lambda f: self._settle(key, f))
         return future
 
     def _settle(self, key: Hashable, future: Future[Any]) -> None:
         with self._lock:
-            if self._held.get(key) is not future:
+            held = self._held.get(key)
+            if held is None or held.future is not future:
                 return
             if future.cancelled() or future.exception() is not None:
                 del self._held[key]  # the next block tries anew
                 return
-            self._bytes += _size(future)
+            held.size = _size(future)
+            self._bytes += held.size
             for other in list(self._held):
                 if self._bytes <= self.capacity:
                     break
-                if self._held[other].done():
-                    self._bytes -= _size(self._held.pop(other))
+                if self._held[other].future.done():
+                    self._drop(other)
+
+    def _drop(self, key: Hashable) -> None:
+        self._bytes -= self._held.pop(key).size
 
     def close(self) -> None:
         """Let go of chunks and threads; reads that are under way, or hang, are given up."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 
 import dask
@@ -122,6 +123,27 @@ def test_a_south_up_cube_gives_the_flipped_result(case: tuple[TilePlan, tuple[tu
     south_up = mapped(flipped, plan, south_up=True)
     assert south_up.chunks[2] == plan.chunks[0][::-1]
     assert (south_up.compute(scheduler="sync")[:, :, ::-1] == north_up).all()
+
+
+@given(cases(), st.booleans(), st.sampled_from([(1, 1, 1), (2, 1), (3,)]))
+def test_a_block_knows_how_many_ask_for_each_of_its_chunks(
+    case: tuple[TilePlan, tuple[tuple[int, ...], ...]], south_up: bool, times: tuple[int, ...]
+) -> None:
+    plan, chunks = case
+    array = da.zeros((3, *plan.shape), chunks=(times, *chunks))
+    gather = Gather(plan, (as_fields(xr.Variable(("time", "y", "x"), array), DIMS, [0], 1)[0],), south_up)
+    blocks = [BlockIndex(*at) for at in np.ndindex(3, *plan.blocks)]
+    counted = Counter(key for index in blocks for key in {p.key for p in gather.pieces(index)})
+    for index in blocks:
+        assert gather.askers(index) == {p.key: counted[p.key] for p in gather.pieces(index)}
+
+
+def test_who_asks_for_a_static_mask_is_not_known() -> None:
+    plan = TilePlan((64, 64), (0, 0), 32, 0, 8, 32)
+    bands = as_fields(xr.Variable(("time", "y", "x"), da.zeros((2, 64, 64), chunks=(1, 32, 64))), DIMS, [0], 1)[0]
+    mask = as_fields(xr.Variable(("y", "x"), da.zeros((64, 64))), DIMS, [0], 1)[0]
+    assert sorted(Gather(plan, (bands, mask)).askers(BlockIndex(0, 0, 0)).values()) == [0, 2]
+    assert list(Gather(plan, (mask,)).askers(BlockIndex(0, 0, 0)).values()) == [4]
 
 
 def test_one_task_a_block_besides_the_sources() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deo_cube.engine import read
-from deo_cube.engine.read import ChunkReader, forget, reader
+from deo_cube.engine.read import ChunkReader, Load, forget, reader
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +31,8 @@ class Source:
                 raise OSError(f"cannot read {key}")
         return np.full(self.size, ord(key[0]), "uint8")
 
-    def loads(self, keys: str) -> list:
-        return [(k, lambda k=k: self.load(k)) for k in keys]
+    def loads(self, keys: str, askers: int = 0) -> list[Load]:
+        return [Load(k, lambda k=k: self.load(k), askers) for k in keys]
 
 
 def test_values_come_in_order_and_each_is_read_once() -> None:
@@ -67,6 +67,17 @@ def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
     r.read(source.loads("a"), retries=0)
     assert source.reads["a"] == 2
     assert r._bytes <= 3500
+
+
+def test_a_chunk_is_let_go_when_all_who_want_it_have_had_it() -> None:
+    source, r = Source(), ChunkReader()
+    r.read(source.loads("a", askers=1) + source.loads("b", askers=2) + source.loads("c"), retries=0)
+    assert list(r._held) == ["b", "c"]
+    r.read(source.loads("b", askers=2) + source.loads("c"), retries=0)
+    assert list(r._held) == ["c"]
+    r._pool.shutdown()  # so that the callbacks of all reads have run
+    assert r._bytes == 1000
+    assert source.reads == Counter("abc")
 
 
 def test_a_failed_read_is_tried_again_and_only_that_one() -> None:
