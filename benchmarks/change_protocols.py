@@ -3,16 +3,20 @@
 `tiny` and 512 random convolutions on all bark-beetle plots, under one choice changed at a time: share of damage from
 which a patch counts, size of patches, what the probe sees of the two dates, folds, average precision of all cases
 together or the mean of the plots'; and for the plain cosine distance, what is done to features first. No choice
-is made on the result. Half of the plots served the training of `tiny` (pixels, no labels). Ten minutes on one core.
+is made on the result. Half of the plots served the training of `tiny` (pixels, no labels); `--odd-run` scores all plots
+by encoders that never saw them. Ten minutes on one core.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import tyro
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
@@ -26,6 +30,8 @@ Array = NDArray[Any]
 CHOSEN = (0.001, 0.01, 0.1)
 Two = list[Tokens]
 """Features of the two dates of a plot."""
+Scored = tuple[list[Array], list[Array]]
+"""Labels and scores of the cases of each plot."""
 
 
 def tokens(encode: Any, plots: list[Scene]) -> list[Two]:
@@ -63,7 +69,7 @@ def probe(
     change: bool = False,
     most: int = 12000,
     strengths: tuple[float, ...] = (0.01,),
-) -> str:
+) -> Scored:
     """Each plot scored by a probe that never saw it; `most` cases train, C chosen among `strengths`."""
     n = len(plots)
     fold = np.random.default_rng(0).permutation(n) % folds
@@ -100,10 +106,10 @@ def probe(
             t = Tokens(d, x[i].stride, x[i].shape)
             r, c = place[i]
             found[i] = t.at(r, c)[:, 0] if size == 1 else t.patches(size)[0, r, c]
-    return both(y, found)
+    return y, found
 
 
-def cosine(two: list[Two], plots: list[Scene], size: int = 1) -> str:
+def cosine(two: list[Two], plots: list[Scene], size: int = 1) -> Scored:
     y, found = [], []
     for (a, b), s in zip(two, plots, strict=True):
         p, q = a.values, b.values
@@ -112,18 +118,51 @@ def cosine(two: list[Two], plots: list[Scene], size: int = 1) -> str:
         label, r, c = (s.label[s.valid], *np.nonzero(s.valid)) if size == 1 else patches(s, size, 0.25)
         y.append(label)
         found.append(t.at(r, c)[:, 0] if size == 1 else t.patches(size)[0, r, c])
-    return both(y, found)
+    return y, found
 
 
-def main(data: str) -> None:
+def crossed(ours: list[Two], theirs: list[Two], plots: list[Scene], score: Callable[..., Scored]) -> str:
+    """Odd plots as `ours` scores them, even ones as `theirs` does: each by an encoder that never saw it."""
+    (y, odd), (_, even) = score(ours, plots), score(theirs, plots)
+    return both(y, [b if i % 2 == 0 else a for i, (a, b) in enumerate(zip(odd, even, strict=True))])
+
+
+def encoder_of(name: str) -> Any:
+    held = load_encoder(name, device="cpu")
+
+    def encode(array: Array, bands: Any) -> Array:
+        return held.encode(np.ascontiguousarray(array, dtype="float32"), bands=list(bands))
+
+    return encode
+
+
+def main(data: tyro.conf.Positional[str], odd_run: str | None = None) -> None:
+    """Print a line a choice, for `tiny` and for random convolutions.
+
+    Parameters
+    ----------
+    data : str
+        Folder with `change_barkbeetle/`.
+    odd_run : str, optional
+        A run like the bundled one's, but trained on odd plots (phases 2 and 3). Only this is scored then: all plots,
+        even ones by it and odd ones by `tiny`, so that each is scored by an encoder that never saw its pixels.
+    """
+    torch.set_num_threads(1)
     plots = read_beetle(Path(data) / "change_barkbeetle")
-    encoder = load_encoder("tiny", device="cpu")
-
-    def tiny(array: Array, bands: Any) -> Array:
-        return encoder.encode(np.ascontiguousarray(array, dtype="float32"), bands=list(bands))
-
     print("average precision: of all cases together, mean over plots")
-    for name, encode in (("tiny", tiny), ("random convolutions", RandomConvolutions())):
+    if odd_run is not None:
+        ours, theirs = tokens(encoder_of("tiny"), plots), tokens(encoder_of(odd_run), plots)
+        scores: dict[str, Callable[..., Scored]] = {
+            "patches of 8 px from 25 % damage, 2 folds": partial(probe, size=8, folds=2, strengths=CHOSEN),
+            "patches, 5 folds": partial(probe, size=8),
+            "pixels, 2 folds": partial(probe, size=1, folds=2, strengths=CHOSEN),
+            "pixels, 5 folds": partial(probe, size=1),
+            "cosine of pixels": cosine,
+        }
+        for what, score in scores.items():
+            print(f"{what:46} {crossed(ours, theirs, plots, score)}", flush=True)
+        return
+    for name, encode in (("tiny", encoder_of("tiny")), ("random convolutions", RandomConvolutions())):
         two = tokens(encode, plots)
         seen = np.concatenate([t.values.reshape(len(t.values), -1)[:, ::5] for p in two[::2] for t in p], axis=1)
         mean, std = seen.mean(1)[:, None, None], seen.std(1)[:, None, None]
@@ -146,12 +185,9 @@ def main(data: str) -> None:
             "... standardised on them": cosine(scaled[::2], plots[::2]),
             "cosine of patches of 8 px": cosine(two, plots, 8),
         }
-        for what, value in rows.items():
-            print(f"{name:20} {what:46} {value}", flush=True)
+        for what, scored in rows.items():
+            print(f"{name:20} {what:46} {both(*scored)}", flush=True)
 
 
 if __name__ == "__main__":
-    import torch
-
-    torch.set_num_threads(1)
-    main(sys.argv[1])
+    tyro.cli(main, description=__doc__)
