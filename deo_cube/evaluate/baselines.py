@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,9 @@ class RandomConvolutions:
     """Random convolutional features (MOSAIKS: Rolf et al. 2021, doi:10.1038/s41467-021-24638-z).
 
     The filters are patches drawn from unlabelled images, whitened as there; each is convolved with the image, the
-    positive part averaged over cells of `stride` pixels. `features` of them, untrained.
+    positive part averaged over cells of `stride` pixels. `features` of them, untrained. Patches are drawn evenly, as
+    published, unless `typical` is above 0: then the second half is drawn in proportion to that power of how typical a
+    patch is, the mean squared response to it of all the others.
     """
 
     features: int = 512
@@ -90,6 +92,7 @@ class RandomConvolutions:
     bias: Array | None = field(default=None, repr=False)
     mean: Array | None = field(default=None, repr=False)
     std: Array | None = field(default=None, repr=False)
+    typical: float = 0.0
 
     def fitted(self, images: Sequence[Array] | Array, bands: Sequence[str]) -> RandomConvolutions:
         """Draw the filters from `images` ((C, H, W) each): evenly over images, at random places."""
@@ -100,7 +103,7 @@ class RandomConvolutions:
         flat = np.concatenate([big[i][:, ::4, ::4].reshape(len(bands), -1) for i in some], axis=1)
         mean, std = flat.mean(axis=1), flat.std(axis=1) + 1e-6
         patches = []
-        for i in rng.integers(0, len(big), size=4 * self.features):
+        for i in rng.integers(0, len(big), size=(16 if self.typical else 4) * self.features):
             im = big[i]
             y, x = rng.integers(0, im.shape[1] - k + 1), rng.integers(0, im.shape[2] - k + 1)
             patches.append((im[:, y : y + k, x : x + k] - mean[:, None, None]) / std[:, None, None])
@@ -109,19 +112,20 @@ class RandomConvolutions:
         values, vectors = np.linalg.eigh(np.cov(p - centre, rowvar=False))
         # ZCA with the ridge relative to the mean eigenvalue, so that noise directions are not blown up.
         white = vectors @ np.diag(1 / np.sqrt(np.maximum(values, 0) + 0.1 * values.mean())) @ vectors.T
-        filters = (p[: self.features] - centre) @ white
+        filters = (p - centre) @ white
         filters /= np.linalg.norm(filters, axis=1, keepdims=True) + 1e-9
-        kernel = filters @ white
-        return RandomConvolutions(
-            self.features,
-            self.size,
-            self.stride,
-            self.seed,
-            self.name,
-            kernel.reshape(self.features, len(bands), k, k).astype("float32"),
-            (-(kernel @ centre)).astype("float32"),
-            mean.astype("float32"),
-            std.astype("float32"),
+        if self.typical:
+            half = self.features // 2
+            share = (np.maximum(filters[half:] @ filters.T, 0) ** 2).mean(axis=1) ** self.typical
+            drawn = rng.choice(len(share), self.features - half, replace=False, p=share / share.sum())
+            filters = np.concatenate([filters[:half], filters[half + drawn]])
+        kernel = filters[: self.features] @ white
+        return replace(
+            self,
+            kernel=kernel.reshape(self.features, len(bands), k, k).astype("float32"),
+            bias=(-(kernel @ centre)).astype("float32"),
+            mean=mean.astype("float32"),
+            std=std.astype("float32"),
         )
 
     def __call__(self, array: Array, bands: Sequence[str]) -> Array:

@@ -50,6 +50,9 @@ class Student:
     """Side of a stem's patch in pixels: the output stride of the first maps."""
     local: int = 128
     """conv: channels of the wide local branch."""
+    typical: float = 0.0
+    """conv: how much half of the local branch prefers patches that are like many others of the data; 0 draws all
+    evenly. Fine differences between common surfaces show more then (docs/diary.md)."""
     drop_path: float = 0.0
     """Stochastic depth. Published: 0.2 to 0.5 in Swin, in the teacher too; it noises the target, so none."""
     init: str = ""
@@ -364,6 +367,7 @@ class TrainConfig:
             self._check_masks()
         for name, scale in (("global", a.global_scale), ("local", a.local_scale)):
             _check(0 < scale[0] <= scale[1] <= 1, f"--augment.{name}-scale must rise within 0..1, got {scale}")
+        _check(self.student.typical >= 0, f"--student.typical must not be negative, got {self.student.typical}")
         _check(a.blur_kernel % 2 == 1, f"--augment.blur-kernel must be odd, got {a.blur_kernel}")
         _check(
             len(self.student.ms_mean) == len(self.student.ms_std) == len(MS_BANDS), "ten multispectral means and stds"
@@ -465,6 +469,7 @@ PRESETS: dict[str, TrainConfig] = {
             dim=192,
             depths=(11,),
             local=256,
+            typical=3.0,
             rgb_mean=(1375.0,) * 3,
             rgb_std=(1375.0,) * 3,
             ms_mean=(877.0, 817.0, 603.0, 1199.0, 1859.0, 2130.0, 2234.0, 2273.0, 1937.0, 1416.0),

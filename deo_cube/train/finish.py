@@ -65,15 +65,18 @@ def _middles(mixture: Mixture, kind: Literal["ms", "rgb"], count: int, size: int
 
 
 @torch.no_grad()
-def fit_local(network: DeoConv, windows: Mapping[str, Tensor], seed: int) -> None:
-    """Start the wide local branches as whitened patches of the data (MOSAIKS): what any training must improve on."""
+def fit_local(network: DeoConv, windows: Mapping[str, Tensor], seed: int, typical: float = 0.0) -> None:
+    """Start the wide local branches as whitened patches of the data (MOSAIKS): what any training must improve on.
+
+    `typical` above 0 has half of them prefer what is like much else: see `RandomConvolutions`.
+    """
     from deo_cube.evaluate.baselines import RandomConvolutions
 
     for stem, x in windows.items():
         conv: Any = network.local[stem]
         images = list(x.numpy())
         bands = [str(i) for i in range(x.shape[1])]
-        found = RandomConvolutions(features=conv.out_channels, seed=seed).fitted(images, bands)
+        found = RandomConvolutions(features=conv.out_channels, seed=seed, typical=typical).fitted(images, bands)
         kernel, bias, mean, std = (torch.from_numpy(v) for v in (found.kernel, found.bias, found.mean, found.std))
         kernel = kernel / std.view(1, -1, 1, 1)
         conv.weight.copy_(kernel)

@@ -149,7 +149,7 @@ def build(
     if config.student.init:
         initialise(student, config.student.init, config)
     if mixture is not None and isinstance(student.network, DeoConv):
-        fit_local(student.network, windows_for(mixture, config), config.seed)
+        fit_local(student.network, windows_for(mixture, config), config.seed, config.student.typical)
     if mixture is not None and optical is not None and config.optical.standardize:
         optical = Standardised(optical, _typical(mixture, config, optical))
     _freeze_unused(student, config)

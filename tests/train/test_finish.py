@@ -87,6 +87,23 @@ def test_necks_and_local_branches_are_fitted_for_the_stems_that_have_windows() -
     assert fused.var().item() == pytest.approx(1, rel=0.2)
 
 
+def test_a_local_branch_may_prefer_patches_that_are_like_many_others() -> None:
+    # Nine windows of ten show one surface, the tenth another.
+    common, rare = torch.randn(1, 10, 1, 1), torch.randn(1, 10, 1, 1)
+    x = torch.cat([common.expand(54, 10, 16, 16), rare.expand(6, 10, 16, 16)]) + 0.1 * torch.randn(60, 10, 16, 16)
+
+    def answers(typical: float) -> float:
+        """Filters that answer more to the rare surface."""
+        network = DeoConv(stems={"ms": 10}, dim=24, local=64, depth=6)
+        fit_local(network, {"ms": x}, seed=0, typical=typical)
+        with torch.no_grad():
+            local = network.local_map(x, "ms").mean(dim=(2, 3))
+        return (local[54:].mean(0) > local[:54].mean(0)).double().mean().item()
+
+    assert answers(3.0) < answers(0.0)
+    assert answers(3.0) == answers(3.0)
+
+
 def test_the_card_of_a_run_says_what_it_is_and_that_nothing_was_measured() -> None:
     config = dataclasses.replace(PRESETS["tiny"], data=("a.zarr", "b.zip"))
     card = describe_run(config, 7, 12.0, {"effective_rank": 9.5})
