@@ -75,11 +75,12 @@ class Plan:
 
     @property
     def bytes_per_block(self) -> int:
-        """Roughly what one block holds at once: window, canvas in float32, and result."""
+        """Roughly what one block holds at once: window, canvas (float32, or float16 like the result), and result."""
         p = self.tiling
         window = self.bands * self.itemsize * (p.block + 2 * p.halo) ** 2
         patches = (p.block // p.patch) ** 2
-        return window + patches * self.dim * (4 + np.dtype(self.dtype).itemsize)
+        canvas = 2 if self.dtype == "float16" else 4
+        return window + patches * self.dim * (canvas + np.dtype(self.dtype).itemsize)
 
     @property
     def encoded_per_kept(self) -> float:
