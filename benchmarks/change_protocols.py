@@ -25,6 +25,7 @@ from deo_cube.evaluate.baselines import RandomConvolutions
 from deo_cube.evaluate.dense import Tokens, encode_scene
 from deo_cube.evaluate.probes import linear_probe
 from deo_cube.evaluate.readers import Scene, read_beetle
+from deo_cube.train.bundle import Encode
 
 Array = NDArray[Any]
 CHOSEN = (0.001, 0.01, 0.1)
@@ -127,13 +128,8 @@ def crossed(ours: list[Two], theirs: list[Two], plots: list[Scene], score: Calla
     return both(y, [b if i % 2 == 0 else a for i, (a, b) in enumerate(zip(odd, even, strict=True))])
 
 
-def encoder_of(name: str) -> Any:
-    held = load_encoder(name, device="cpu")
-
-    def encode(array: Array, bands: Any) -> Array:
-        return held.encode(np.ascontiguousarray(array, dtype="float32"), bands=list(bands))
-
-    return encode
+def encoder_of(name: str) -> Encode:
+    return Encode(load_encoder(name, device="cpu"), name)
 
 
 def main(data: tyro.conf.Positional[str], odd_run: str | None = None) -> None:

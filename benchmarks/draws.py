@@ -3,30 +3,25 @@
 The ten-band local branch of a finished `conv` run is not trained: it is patches of the data. Here it is drawn anew, by
 other seeds and with other preferences for typical patches (`--student.typical`), and the neck fitted to it; the trunk
 stays. Scored without labels (cosine change of bark-beetle plots) and with them, even plots, whose pixels served
-training, and odd ones apart. A minute a draw on one core; with `--land-cover` five.
+training, and odd ones apart. A minute a draw on one core; with `--land-cover-too` four.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
 
 from benchmarks.necks import config_of
-from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.registry import load_encoder
 from deo_cube.evaluate.protocols import change, land_cover, level_shift
 from deo_cube.evaluate.readers import read_beetle, read_terramesh
+from deo_cube.train.bundle import Encode
 from deo_cube.train.finish import fit_local, fit_necks, windows_for
 from deo_cube.train.loop import open_sources
 from deo_cube.train.samples import Mixture
-
-Array = NDArray[Any]
 
 
 def main(
@@ -53,11 +48,9 @@ def main(
     encoder = load_encoder(run, device="cpu")
     network: Any = encoder.network
     plots = read_beetle(data / "change_barkbeetle")
-    tiles = [read_terramesh(data / "landcover_terramesh", level=level) for level in ("L2A", "L1C")]
-
-    def encode(array: Array, bands: Sequence[str], by: Encoder = encoder) -> Array:
-        return by.encode(np.ascontiguousarray(array, dtype="float32"), bands=list(bands))
-
+    levels = ("L2A", "L1C") if land_cover_too else ()
+    tiles = [read_terramesh(data / "landcover_terramesh", level=level) for level in levels]
+    encode = Encode(encoder, "drawn anew")
     first = True
     for seed in range(seeds):
         for power in typical:
@@ -67,7 +60,7 @@ def main(
             for name, some in (("even", plots[::2]), ("odd", plots[1::2]), ("all", plots)):
                 for s in change(encode, some, seeds=1, pixels=False):
                     found[f"{name} plots, {s.task.rpartition('/')[2]}"] = s.value
-            if land_cover_too:
+            if tiles:
                 of = [*land_cover(encode, tiles[0], pixels=False), *level_shift(encode, *tiles, pixels=False)]
                 found |= {s.task: s.value for s in of}
             if first:

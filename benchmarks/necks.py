@@ -9,15 +9,12 @@ for all. A minute a neck on one core.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
 
 from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.mobilenet import DeoConv
@@ -25,12 +22,12 @@ from deo_cube.encoder.registry import load_encoder
 from deo_cube.evaluate.protocols import change, land_cover, level_shift
 from deo_cube.evaluate.readers import read_beetle, read_terramesh
 from deo_cube.train.__main__ import parse
+from deo_cube.train.bundle import Encode
 from deo_cube.train.config import Neck, TrainConfig
 from deo_cube.train.finish import fit_necks, windows_for
 from deo_cube.train.loop import open_sources
 from deo_cube.train.samples import Mixture
 
-Array = NDArray[Any]
 NECKS = {
     "128 local, 64 deep (before contrast)": Neck(128, 64, deep_power=0.1),
     "128 contrast, 64 deep": Neck(0, 64, deep_power=0.1, contrast=128),
@@ -77,11 +74,7 @@ def main(run: Path, data: Path, seeds: int = 1) -> None:
         own = {k: v for k, v in network.state_dict().items() if k.startswith("necks.")}
         network.load_state_dict(held.state_dict() | own)
         fit_necks(network, windows, replace(config, neck_ms=neck))
-
-        def encode(array: Array, bands: Sequence[str], by: Any = Encoder(encoder.card, network.eval())) -> Array:  # noqa: B008
-            return by.encode(np.ascontiguousarray(array, dtype="float32"), bands=list(bands))
-
-        found = scores(encode, data, seeds)
+        found = scores(Encode(Encoder(encoder.card, network.eval()), name), data, seeds)
         if name == next(iter(NECKS)):
             print("| neck | " + " | ".join(found) + " |\n|---" + "|---" * len(found) + "|")
         print(f"| {name} | " + " | ".join(f"{v:.3f}" for v in found.values()) + " |", flush=True)

@@ -28,7 +28,7 @@ from deo_cube.evaluate.readers import read_beetle, read_eurosat, read_terramesh
 from deo_cube.evaluate.scores import Score, compare
 from deo_cube.train.samples import open_source
 
-__all__ = ["Bundle", "bundle", "measure"]
+__all__ = ["Bundle", "Encode", "bundle", "measure"]
 
 Array = NDArray[Any]
 
@@ -55,16 +55,18 @@ DATA = (
 
 
 @dataclass(frozen=True)
-class _Encode:
-    """A loaded model as the protocols call it."""
+class Encode:
+    """A loaded model as the protocols call it, in tiles of theirs rather than the card's."""
 
     encoder: Encoder
     name: str
 
     def __call__(self, array: Array, bands: Sequence[str]) -> Array:
+        """(B, C, H, W) DN -> (B, D, h, w)."""
         return self.encoder.encode(np.ascontiguousarray(array, dtype="float32"), bands=list(bands))
 
     def pool(self, array: Array, bands: Sequence[str]) -> Array:
+        """(B, C, H, W) DN -> (B, D)."""
         return self.encoder.pool(np.ascontiguousarray(array, dtype="float32"), bands=list(bands))
 
 
@@ -142,7 +144,7 @@ def typical(data: Path) -> Array:
 
 def _compared(encoder: Encoder, job: Bundle) -> tuple[dict[str, Any], ...]:
     """Scores beside those of 512 random convolutions, with the paired interval of the difference."""
-    mine = measure(_Encode(encoder, "tiny"), job.data_folder, seeds=job.seeds)
+    mine = measure(Encode(encoder, "tiny"), job.data_folder, seeds=job.seeds)
     for s in mine:
         print(f"{s.task:24} {s.metric:20} {s.value:.3f} [{s.low:.3f}, {s.high:.3f}]", flush=True)
     scores = []
