@@ -353,8 +353,9 @@ def compute_block(graph: Mapping[Any, Any], keys: list[Any], read: Callable[[lis
     blocks = [node for node in graph.values() if isinstance(getattr(node, "func", None), _Task)]
     chunks = list(dict.fromkeys(key for node in blocks for key in sorted(node.dependencies, key=str)))
     shapes = {name: chunk for node in blocks for name, chunk in node.func.gather.sources.items()}
-    # Embeddings and valid fractions are cut from the same chunks, by one block.
-    askers = {key: n for node in blocks for key, n in node.func.gather.askers(node.args[0]).items()}
+    # Embeddings and valid fractions are cut by the same gather: it is asked once.
+    gathers = {(id(node.func.gather), node.args[0]): node.func.gather for node in blocks}
+    askers = {key: n for (_, index), gather in gathers.items() for key, n in gather.askers(index).items()}
     loads = [Load(key, partial(_chunk, graph, key, shapes[key[0]]), askers[key]) for key in chunks]
     values = dict(zip(chunks, read(loads), strict=True))
     # Embeddings and valid fractions are cut from the same windows, which are gathered once.
