@@ -54,6 +54,8 @@ class Config:
     """A smoke test: a small cube, one round."""
     sizes: tuple[int, ...] = (2048, 4096, 8192, 16384)
     """Cubes of the part `memory`, pixels."""
+    memory_halo: int = 0
+    """Halo of the part `memory`, pixels, a multiple of 32. The page has the figures without."""
     kinds: tuple[str, ...] = ("threads", "cluster-1x1", "cluster-2x1", "cluster-2x2", "processes-2")
     """Schedulers of the part `scaling`; cluster: workers x threads."""
     same_library: bool = False
@@ -112,7 +114,8 @@ def _run(part: str, config: Config, figures: dict[str, Any], folder: str) -> Non
     elif part == "memory":
         sizes = (256, 512) if config.quick else config.sizes
         rivals = () if config.quick else (("dask map_blocks / map_overlap", 4096),)
-        figures["memory"] = measure.flatness("mobilenetv3_small_100", folder, sizes, rivals)
+        name = f"memory, halo {config.memory_halo}" if config.memory_halo else "memory"
+        figures[name] = measure.flatness("mobilenetv3_small_100", folder, sizes, rivals, config.memory_halo)
     elif part == "whole":
         figures["whole"] = whole.figures(small=config.quick)
     else:

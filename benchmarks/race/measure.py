@@ -178,8 +178,11 @@ def peaks(course: Course, setting: Setting, *, most: int | None = None) -> dict[
     return found
 
 
-def flatness(model: str, folder: str, sizes: tuple[int, ...], rivals: tuple[tuple[str, int], ...]) -> dict[str, Any]:
+def flatness(
+    model: str, folder: str, sizes: tuple[int, ...], rivals: tuple[tuple[str, int], ...], halo: int = 0
+) -> dict[str, Any]:
     """Peak memory of `embed` and of some alternatives over cubes of growing size, with a cheap encoder."""
+    core = 256 - 2 * halo
     small = Setting(model, min(sizes), folder)
     prepare(small, tif=False)
     rows: list[dict[str, Any]] = []
@@ -188,7 +191,7 @@ def flatness(model: str, folder: str, sizes: tuple[int, ...], rivals: tuple[tupl
         for name, largest in (("deo_cube embed", max(sizes)), *rivals):
             if size > largest or runners.missing(name) is not None:
                 continue
-            task = {"setting": asdict(setting), "runner": name, "tile": 256, "halo": 0, "block": 1024}
+            task = {"setting": asdict(setting), "runner": name, "tile": 256, "halo": halo, "block": 1024 // core * core}
             start = time.perf_counter()
             found = _child(task | {"out": _out(setting, name)})
             rows.append({"runner": name, "size": size, "seconds": time.perf_counter() - start, **found})
