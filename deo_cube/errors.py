@@ -1,20 +1,25 @@
-"""What can go wrong, by name.
+"""Errors of the package, by name.
 
-Every error of the package is a `DeoCubeError` and also the builtin that a Python user would catch. A message says what
-was wanted, what was found, and the argument or command that mends it.
+Every error that a user's mistake causes is a `DeoCubeError` and also the builtin that a Python user would catch. A
+message says what was expected, what was found, and the argument or command that fixes it.
 """
 
 from __future__ import annotations
 
 __all__ = [
     "AmbiguousUnitsError",
+    "ArgumentError",
+    "ArgumentTypeError",
     "CatalogueError",
     "DeoCubeError",
     "DeviceError",
+    "InputNotFoundError",
     "MissingBandsError",
     "MissingCRSError",
     "MissingExtraError",
     "ResolutionMismatchError",
+    "SelectionError",
+    "StorageError",
     "StoreMismatchError",
     "TilePlanError",
     "UnknownModelError",
@@ -31,8 +36,28 @@ class DeoCubeError(Exception):
         return str(self.args[0]) if self.args else ""
 
 
+class ArgumentError(DeoCubeError, ValueError):
+    """An argument's value is not acceptable. The message names the argument."""
+
+
+class ArgumentTypeError(DeoCubeError, TypeError):
+    """An argument is of the wrong type. The message names the argument and how to make one of the right type."""
+
+
+class SelectionError(DeoCubeError, KeyError):
+    """A name, date or column that an argument selects is not among those there are."""
+
+
+class InputNotFoundError(DeoCubeError, FileNotFoundError):
+    """A file or folder that an argument names does not exist."""
+
+
+class StorageError(DeoCubeError, OSError):
+    """A file, chunk or object could not be read or written."""
+
+
 class MissingBandsError(DeoCubeError, KeyError):
-    """The cube lacks bands that the model wants, or names one of them twice."""
+    """The cube lacks bands that the model expects, or names one of them twice."""
 
 
 class AmbiguousUnitsError(DeoCubeError, ValueError):

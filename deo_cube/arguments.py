@@ -1,0 +1,92 @@
+"""Checks of arguments: one number, flag or choice, returned as the plain Python value or refused by name.
+
+Every check takes the argument's name first, as its caller writes it, and raises `ArgumentError` or `ArgumentTypeError`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection
+from numbers import Real
+from typing import Any
+
+from deo_cube.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["boolean", "choice", "integer", "number"]
+
+#: A size or count above this is a slip: no array, cluster or model has so many, and arithmetic with it overflows.
+LARGEST = 2**31 - 1
+
+
+def integer(name: str, value: Any, *, minimum: int | None = 1, maximum: int = LARGEST) -> int:
+    """Return `value` as an int, if it is a whole number from `minimum` to `maximum`.
+
+    NumPy integers are accepted; booleans, floats and text are not.
+    """
+    try:
+        if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
+            raise TypeError
+        whole = operator.index(value)
+    except TypeError:
+        raise ArgumentTypeError(f"{name} must be an integer, got {_short(value)}") from None
+    if (minimum is not None and whole < minimum) or whole > maximum:
+        raise ArgumentError(f"{name} must be {_range('an integer', minimum, maximum)}, got {_short(whole)}")
+    return whole
+
+
+def number(
+    name: str, value: Any, *, minimum: float | None = None, maximum: float | None = None, above: float | None = None
+) -> float:
+    """Return `value` as a float, if it is finite, from `minimum` to `maximum`, and greater than `above`.
+
+    Numbers of Python and NumPy are accepted; booleans and text are not.
+    """
+    scalar = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    if isinstance(scalar, bool) or not isinstance(scalar, Real):
+        raise ArgumentTypeError(f"{name} must be a number, got {_short(value)}")
+    try:
+        real = float(scalar)
+    except OverflowError:
+        real = math.inf
+    low, high = minimum is not None and real < minimum, maximum is not None and real > maximum
+    if not math.isfinite(real) or low or high or (above is not None and real <= above):
+        what = f"a finite number greater than {above:g}" if above is not None else "a finite number"
+        raise ArgumentError(f"{name} must be {_range(what, minimum, maximum)}, got {_short(value)}")
+    return real
+
+
+def choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """Return `value`, if it is one of the texts `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_short(value)}")
+    return value
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Return `value` as a bool, if it is True or False (of Python or NumPy)."""
+    if isinstance(value, bool):
+        return value
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool_", "bool"):
+        return bool(value)
+    raise ArgumentTypeError(f"{name} must be True or False, got {_short(value)}")
+
+
+def _range(what: str, minimum: float | None, maximum: float | None) -> str:
+    if minimum is None and maximum is None:
+        return what
+    if maximum is None or maximum == LARGEST:
+        return f"{what}, at least {minimum}" if minimum is not None else f"{what}, at most {maximum}"
+    return f"{what} from {minimum} to {maximum}" if minimum is not None else f"{what}, at most {maximum}"
+
+
+def _short(value: Any) -> str:
+    """Text of a value in a message: its repr where that is short, else its type."""
+    shape = getattr(value, "shape", ())
+    if isinstance(shape, tuple) and shape:
+        return f"an array of {type(value).__name__} with shape {shape}"
+    try:
+        text = repr(value)
+    except Exception:
+        text = ""
+    return text if 0 < len(text) <= 60 and "\n" not in text else f"an object of type {type(value).__name__}"
