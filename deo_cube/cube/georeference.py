@@ -7,6 +7,7 @@ it, except where a transform beside them proves that they are corners, as stacks
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,9 @@ from affine import Affine
 from odc.geo.crs import CRS, CRSError
 from odc.geo.geobox import GeoBox
 
-from deo_cube.errors import MissingBandsError, MissingCRSError
+from deo_cube.errors import ArgumentError, MissingBandsError, MissingCRSError
 
-__all__ = ["TOLERANCE", "Dims", "crs_name", "dims", "geobox"]
+__all__ = ["TOLERANCE", "Dims", "crs_name", "dims", "geobox", "read_crs", "same_crs"]
 
 SPATIAL_DIMS = (("y", "x"), ("latitude", "longitude"), ("lat", "lon"), ("northing", "easting"), ("Y", "X"))
 TIME_DIMS = ("time", "t")
@@ -90,11 +91,13 @@ def geobox(cube: xr.Dataset | xr.DataArray) -> GeoBox:
     """Read CRS, transform and shape of a cube, exact to the pixel corner.
 
     The CRS is taken from the grid mapping (the ``spatial_ref`` of rioxarray and odc-geo, or any other after CF), else
-    from attributes (``crs``, ``crs_wkt``, ``proj:code``, ``proj:wkt2``, ``proj:projjson``, ``proj:epsg``), else from
-    stackstac's ``epsg`` coordinate. The grid is taken from the coordinates. Where a transform on the same lattice
-    stands beside them (``GeoTransform``, ``transform``, ``spatial:transform``), its numbers are used, so that all
-    windows of a raster share one lattice to the last bit; it also tells whether stackstac's coordinates are centres or
-    corners. North-up and south-up are both read.
+    from attributes (``crs``, ``crs_wkt``, ``proj:code``, ``proj:wkt2``, ``proj:projjson``, ``proj:epsg``, GDAL's
+    ``_CRS``, an ``area`` of satpy) and coordinates whose value is a CRS (``crs``, stackstac's ``epsg``), else from
+    attributes within attributes (EOPF's ``stac_discovery``) and from the encoding. The grid is
+    taken from the coordinates. Where a transform on the same lattice stands beside them (``GeoTransform``,
+    ``transform``, ``spatial:transform``), its numbers are used, so that all windows of a raster share one lattice to
+    the last bit; it also tells whether stackstac's coordinates are centres or corners. North-up and south-up are both
+    read.
 
     Returns
     -------
@@ -122,8 +125,11 @@ def geobox(cube: xr.Dataset | xr.DataArray) -> GeoBox:
     # stackstac's coordinates are corners or centres, as the caller of `stack` chose; only its transform tells.
     stackstac = "spec" in cube.attrs or "epsg" in cube.coords
     unsure = "spec" in cube.attrs or (stackstac and all(kind != "grid mapping" for kind, _ in statements))
-    x0, dx = _axis(cube, d.x, [(s, t.c, t.a) for s, t in transforms], 1, stackstac=stackstac, unsure=unsure)
-    y0, dy = _axis(cube, d.y, [(s, t.f, t.e) for s, t in transforms], -1, stackstac=stackstac, unsure=unsure)
+    x = _axis(cube, d.x, [(s, t.c, t.a) for s, t in transforms], 1, stackstac=stackstac, unsure=unsure)
+    y = _axis(cube, d.y, [(s, t.f, t.e) for s, t in transforms], -1, stackstac=stackstac, unsure=unsure)
+    variables = cube.variables if isinstance(cube, xr.Dataset) else cube.coords
+    _check_centres([x, y], crs, [str(n) for n, v in variables.items() if "GeoTransform" in v.attrs])
+    x0, dx, y0, dy = x.edge, x.step, y.edge, y.step
     if dx < 0:
         raise MissingCRSError(
             f"{d.x} runs from east to west ({dx:g} a pixel), which mirrors the image. Turn it: cube.sortby({d.x!r})"
@@ -166,31 +172,43 @@ def _statements(cube: xr.Dataset | xr.DataArray, d: Dims) -> Iterator[tuple[str,
         yield "attribute", source.attrs
 
 
-_CRS_KEYS = {
-    "grid mapping": ("spatial_ref", "crs_wkt"),
-    "attribute": ("crs", "crs_wkt", "proj:code", "proj:wkt2", "proj:projjson", "proj:epsg"),
-}
+#: Keys that state a CRS exactly, best first.
+_EXACT = (
+    *("spatial_ref", "crs_wkt", "proj:code", "proj:wkt2", "proj:projjson", "proj:epsg", "crs", "wkt", "projjson"),
+    *("crs_code", "epsg_code", "epsg", "EPSG", "_CRS", "area", "horizontal_CRS_code"),
+)
+#: Keys whose forms lose parts of a CRS, such as its name: read only where nothing exact is stated.
+_LOSSY = ("esri_pe_string", "proj4", "proj4text", "proj4_params", "proj4_string")
+#: Attributes that hold others: the metadata of an EOPF product, a STAC item.
+_NESTED = ("stac_discovery", "other_metadata", "properties", "metadata")
+#: Scalar coordinates whose value, not an attribute, may be the CRS.
+_COORDINATES = ("crs", "spatial_ref", "epsg", "proj:epsg", "proj:code", "EPSG", "epsg_code", "projection")
 
 
 def _crs(cube: xr.Dataset | xr.DataArray, d: Dims, statements: list[tuple[str, Mapping[Any, Any]]]) -> CRS:
-    for kind, keys in _CRS_KEYS.items():
-        found: list[CRS] = []
-        for attrs in (a for k, a in statements if k == kind):
-            stated = next((attrs[k] for k in keys if attrs.get(k)), None)
-            if stated is None and "grid_mapping_name" in attrs:
-                stated = dict(attrs)
-            if stated is not None and (crs := _parsed(stated)) not in found:
-                found.append(crs)
-        if len(found) > 1:
+    spatial = _spatial(cube, d.y, d.x)
+    tiers = {
+        "grid mapping": [a for k, a in statements if k == "grid mapping"],
+        "attribute": [*(a for k, a in statements if k == "attribute"), *_coordinate_values(cube)],
+        "encoding": [a for a in (*_nested(cube, spatial), cube.encoding, *(v.encoding for v in spatial))],
+    }
+    unreadable: list[MissingCRSError] = []
+    for attributes in tiers.values():
+        stated: dict[str, CRS] = {}
+        for attrs in attributes:
+            for name, crs in _stated_in(attrs, unreadable):
+                if not any(same_crs(crs, other) for other in stated.values()):
+                    stated[f"{name}, again" if name in stated else name] = crs
+        if len(stated) > 1:
             raise MissingCRSError(
-                f"the cube states several CRSs: {', '.join(map(crs_name, found))}. Keep one: ds.drop_vars(...) the "
-                'others, or del their attributes, then ds.rio.write_crs("EPSG:...")'
+                f"the cube states several CRSs: {', '.join(map(crs_name, stated.values()))} (in "
+                f"{', '.join(stated)}). State the right one, which "
+                f'then decides: ds.rio.write_crs("{_spelled(next(iter(stated.values())))}")'
             )
-        if found:
-            return found[0]
-    for key in ("epsg", "proj:epsg", "proj:code"):
-        if key in cube.coords and cube.coords[key].ndim == 0:
-            return _parsed(cube.coords[key].item())
+        if stated:
+            return next(iter(stated.values()))
+    if unreadable:
+        raise unreadable[0]
     raise MissingCRSError(
         f"the cube says nowhere in which CRS its {d.x} and {d.y} are (looked for a spatial_ref coordinate, a "
         "grid_mapping, and the attributes crs, crs_wkt, proj:code). State it: "
@@ -199,22 +217,110 @@ def _crs(cube: xr.Dataset | xr.DataArray, d: Dims, statements: list[tuple[str, M
     )
 
 
+def _stated_in(attrs: Mapping[Any, Any], unreadable: list[MissingCRSError]) -> Iterator[tuple[str, CRS]]:
+    """CRSs that one set of attributes states, with their keys: all exact ones, else the first of another form."""
+    found = False
+    for key in _EXACT:
+        value = _unwrapped_value(attrs.get(key))
+        if value is None:
+            continue
+        try:
+            crs = _parsed(value)
+        except MissingCRSError as error:
+            # `crs` and `area` are words of many meanings; what cannot be read is told only if nothing else is.
+            unreadable.append(error)
+            continue
+        found = True
+        yield key, crs
+    forms: list[Any] = [dict(attrs)] if not found and "grid_mapping_name" in attrs else []
+    forms += [attrs[key] for key in _LOSSY if not found and attrs.get(key)]
+    for form in forms:
+        try:
+            yield "grid_mapping_name" if isinstance(form, dict) else "projection string", _parsed(form)
+            return
+        except MissingCRSError as error:
+            unreadable.append(error)
+
+
+def _unwrapped_value(value: Any) -> Any:
+    """What an attribute holds as its CRS; None for nothing, as an empty text or a code 0."""
+    if isinstance(value, np.ndarray):
+        value = value.item() if value.size == 1 else None
+    if isinstance(value, Mapping) and ("wkt" in value or "projjson" in value or "url" in value):  # GDAL's _CRS
+        value = next((value[k] for k in ("projjson", "wkt", "url") if value.get(k)), None)
+    if hasattr(value, "crs") and not isinstance(value, str | Mapping) and not hasattr(value, "to_wkt"):
+        value = value.crs  # an area of pyresample
+    return None if value is None or (isinstance(value, str | int | float) and not value) else value
+
+
+def _coordinate_values(cube: xr.Dataset | xr.DataArray) -> Iterator[Mapping[str, Any]]:
+    """Coordinates (and variables) that are a CRS, as attributes: one value, or one value repeated along time."""
+    for key in _COORDINATES:
+        variable = cube.variables.get(key) if isinstance(cube, xr.Dataset) else cube.coords.get(key)
+        if variable is None or variable.ndim > 1 or variable.size == 0 or key in cube.dims:
+            continue
+        if variable.ndim == 0 and variable.dtype.kind in "OUSiu":
+            yield {key: variable.values.item() if variable.dtype.kind != "S" else variable.values.item().decode()}
+        elif variable.dtype.kind in "OUiu" and len(set(variable.values.tolist())) == 1:
+            yield {key: variable.values.tolist()[0]}
+
+
+def _nested(cube: xr.Dataset | xr.DataArray, spatial: list[xr.DataArray]) -> Iterator[Mapping[str, Any]]:
+    """Attributes within attributes, where products keep the CRS of all their groups."""
+    for source in (cube, *spatial):
+        waiting = [source.attrs.get(key) for key in _NESTED]
+        while waiting:
+            inner = waiting.pop(0)
+            if isinstance(inner, Mapping):
+                yield inner
+                waiting += [inner.get(key) for key in _NESTED]
+
+
 def _parsed(stated: Any) -> CRS:
-    """CRS of a WKT, an authority code, a number, PROJJSON, CF parameters or a CRS object of any library."""
+    """CRS that a cube states."""
+    try:
+        return read_crs(stated)
+    except ValueError as error:
+        raise MissingCRSError(
+            f'the CRS stated in the cube cannot be read: {stated!r} ({error}). State it: ds.rio.write_crs("EPSG:...")'
+        ) from error
+
+
+def read_crs(stated: Any) -> CRS:
+    """CRS of a WKT, an authority code, a number, PROJJSON, CF parameters or a CRS object of any library.
+
+    Raises
+    ------
+    ArgumentError
+        For what is none of these, and for codes that do not exist.
+    """
+    from pyproj.exceptions import ProjError
+
     try:
         if isinstance(stated, Mapping) and "grid_mapping_name" in stated:
             from pyproj import CRS as ProjCRS
 
             stated = ProjCRS.from_cf(dict(stated))
+        if isinstance(stated, str) and stated.strip().isdigit():
+            stated = int(stated)
+        if isinstance(stated, bool):
+            raise TypeError("a truth value is not a CRS")
         named = isinstance(stated, str | Mapping | CRS) or hasattr(stated, "to_wkt")
         crs = CRS(stated if named else f"EPSG:{int(stated)}")
         # The EPSG code where it means the same: one CRS then equals itself however it was spelled.
         code = CRS(f"EPSG:{crs.epsg}") if crs.epsg else crs
         return code if code.proj.equals(crs.proj, ignore_axis_order=True) else crs
-    except (CRSError, KeyError, ValueError, TypeError) as error:
-        raise MissingCRSError(
-            f'the CRS stated in the cube cannot be read: {stated!r} ({error}). State it: ds.rio.write_crs("EPSG:...")'
-        ) from error
+    except (CRSError, ProjError, KeyError, ValueError, TypeError, OverflowError) as error:
+        raise ArgumentError(f"not a CRS: {str(error)[:200]}") from error
+
+
+def same_crs(one: CRS, other: CRS) -> bool:
+    """Return whether two CRSs give the same numbers, however they are written."""
+    if one == other or one.proj.equals(other.proj, ignore_axis_order=True):
+        return True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PROJ parameters are lossy, which is what is asked for
+        return bool(one.proj.to_dict()) and one.proj.to_dict() == other.proj.to_dict()
 
 
 def _transforms(statements: list[tuple[str, Mapping[Any, Any]]]) -> Iterator[tuple[str, Affine]]:
@@ -229,6 +335,22 @@ def _transforms(statements: list[tuple[str, Mapping[Any, Any]]]) -> Iterator[tup
                     yield key, Affine(*(float(v) for v in tuple(stated)[:6]))
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """Outer edge of the first pixel and signed pixel size along a dimension, and how sure the edge is."""
+
+    name: str
+    edge: float
+    step: float
+    shift: str
+    """Argument of `assign_coords` that moves corners to centres."""
+    contradiction: str = ""
+    """How statements differ on whether the coordinates are centres or corners."""
+    stale: bool = False
+    """Whether one of them is a GeoTransform that may be older than the coordinates."""
+    unproven: bool = False
+
+
 def _axis(
     cube: xr.Dataset | xr.DataArray,
     name: str,
@@ -237,12 +359,12 @@ def _axis(
     *,
     stackstac: bool,
     unsure: bool,
-) -> tuple[float, float]:
-    """Outer edge of the first pixel and signed pixel size along the dimension `name`.
+) -> _Axis:
+    """Find the edge of the first pixel along the dimension `name`.
 
     `lattices` are the (source, origin, step) stated beside the coordinates. From a corner coordinate its pixel extends
     to higher (`side` 1, x) or lower values (-1, y). `stackstac`: corner coordinates are to be expected. `unsure`:
-    refuse coordinates that no lattice proves to be centres or corners.
+    doubt coordinates that no lattice proves to be centres or corners.
     """
     values, rounding = _values(cube, name)
     size = values.size
@@ -273,21 +395,46 @@ def _axis(
                 readings.setdefault(reading, (source, origin + pixels * exact, exact))
     shift = f"{name}=cube.{name} {'+' if side > 0 else '-'} {abs(step) / 2:g}"
     stale = "corners" in readings and readings["corners"][0] == "GeoTransform" and not stackstac
+    contradiction = ""
     if stale or len(readings) == 2:
-        drop = "cube.rio.write_transform(cube.rio.transform(recalc=True))" if stale else "cube.drop_attrs(deep=False)"
-        raise MissingCRSError(
+        contradiction = (
             f"{name} begins at {values[0]:.12g}: a pixel corner after the {readings['corners'][0]} stated in the cube, "
-            f"and a pixel centre after {readings.get('centres', ('CF',))[0]}. If it is a centre, drop the former: "
-            f"{drop}; if it is a corner, move the coordinates: cube.assign_coords({shift})"
+            f"and a pixel centre after {readings.get('centres', ('CF',))[0]}"
         )
-    if unsure and not readings:
-        raise MissingCRSError(
-            f"stackstac's {name} are corners or centres of pixels, and the transform that tells is lost or no longer "
-            f"fits. If they are corners, its default, move them: cube.assign_coords({shift}); then state the CRS "
-            'without the old attributes: cube.drop_attrs(deep=False).rio.write_crs("EPSG:...")'
-        )
+    unproven = unsure and not readings
     _, edge, step = next(iter(readings.values()), ("", edges["centres"], step))
-    return float(edge), float(step)
+    return _Axis(name, float(edge), float(step), shift, contradiction, stale, unproven)
+
+
+def _check_centres(axes: list[_Axis], crs: CRS, transforms: list[str]) -> None:
+    """Refuse coordinates that may be corners of pixels, with the words that move all such axes at once."""
+    doubtful = [axis for axis in axes if axis.contradiction or axis.unproven]
+    if not doubtful:
+        return
+    shifts = ", ".join(axis.shift for axis in doubtful)
+    contradictions = "; ".join(axis.contradiction for axis in doubtful if axis.contradiction)
+    if any(axis.stale for axis in doubtful):
+        raise MissingCRSError(
+            f"{contradictions}. If these are centres, drop the former: "
+            "cube.rio.write_transform(cube.rio.transform(recalc=True)); if they are corners, move the coordinates: "
+            f"cube.assign_coords({shifts})"
+        )
+    # A GeoTransform that says otherwise would decide again.
+    drop = f"drop_vars({transforms!r})." if transforms else ""
+    state = f'{drop}drop_attrs(deep=False).rio.write_crs("{_spelled(crs)}")'
+    raise MissingCRSError(
+        (
+            contradictions
+            or f"stackstac's {' and '.join(axis.name for axis in doubtful)} are corners or centres of pixels, and the "
+            "transform that tells is lost or no longer fits"
+        )
+        + ". If these are corners, stackstac's default, move them and state the CRS without the old attributes: "
+        f"cube.assign_coords({shifts}).{state}; if they are centres already: cube.{state}"
+    )
+
+
+def _spelled(crs: CRS) -> str:
+    return f"EPSG:{crs.epsg}" if crs.epsg else "EPSG:..."
 
 
 def _values(cube: xr.Dataset | xr.DataArray, name: str) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -228,7 +229,7 @@ def test_geobox_refuses_coordinates_half_a_pixel_off_their_transform():
     corners = stated.assign_coords(x=stated.x - 5, y=stated.y + 5)
     with pytest.raises(MissingCRSError, match="pixel corner after the GeoTransform") as caught:
         geobox(corners)
-    assert "cube.assign_coords(x=cube.x + 5)" in str(caught.value)
+    assert "cube.assign_coords(x=cube.x + 5, y=cube.y - 5)" in str(caught.value)
     assert geobox(corners.assign_coords(x=corners.x + 5, y=corners.y - 5)) == UTM
     assert "cube.rio.write_transform(cube.rio.transform(recalc=True))" in str(caught.value)
     recalculated = corners.rio.write_transform(corners.rio.transform(recalc=True))
@@ -307,13 +308,21 @@ def test_geobox_refuses_stackstac_coordinates_that_nothing_explains(stacked):
     lost = array.drop_attrs(deep=False)
     with pytest.raises(MissingCRSError, match=r"corners or centres.*x=cube\.x \+ 5") as caught:
         geobox(lost)
-    assert 'cube.drop_attrs(deep=False).rio.write_crs("EPSG:...")' in str(caught.value)
-    moved = lost.assign_coords(x=lost.x + 5, y=lost.y - 5).drop_attrs(deep=False).rio.write_crs("EPSG:32633")
-    assert geobox(moved) == UTM
+    # The advice, taken from the message to the letter.
+    corners, centres = re.findall(r"(cube\.(?:assign|drop).*?\))(?=;|$)", str(caught.value))
+    assert geobox(eval(corners, {"cube": lost})) == UTM
+    centred = lost.assign_coords(x=lost.x + 5, y=lost.y - 5)
+    assert geobox(eval(centres, {"cube": centred})) == UTM
+    dataset = lost.to_dataset("band")
+    assert geobox(eval(corners, {"cube": dataset})) == UTM
     with pytest.raises(MissingCRSError, match="no longer fits"):
         geobox(array[..., ::2, ::2].rio.write_crs("EPSG:32633"))
-    with pytest.raises(MissingCRSError, match="pixel corner after the spec.*pixel centre after GeoTransform"):
-        geobox(array.rio.write_crs("EPSG:32633").rio.write_transform())
+    both = array.rio.write_crs("EPSG:32633").rio.write_transform()
+    with pytest.raises(MissingCRSError, match="pixel corner after the spec.*pixel centre after GeoTransform") as caught:
+        geobox(both)
+    corners, centres = re.findall(r"(cube\.(?:assign|drop).*?\))(?=;|$)", str(caught.value))
+    assert geobox(eval(corners, {"cube": both})) == UTM
+    assert geobox(eval(centres, {"cube": both})) == UTM.translate_pix(-0.5, -0.5)
 
 
 # real data ------------------------------------------------------------------------------------------------------------
