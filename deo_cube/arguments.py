@@ -7,31 +7,40 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from numbers import Real
 from typing import Any
 
-from deo_cube.errors import ArgumentError, ArgumentTypeError
+import numpy as np
 
-__all__ = ["boolean", "choice", "integer", "number"]
+from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError
+
+__all__ = ["boolean", "choice", "integer", "number", "number_or"]
 
 #: A size or count above this is a slip: no array, cluster or model has so many, and arithmetic with it overflows.
 LARGEST = 2**31 - 1
 
 
-def integer(name: str, value: Any, *, minimum: int | None = 1, maximum: int = LARGEST) -> int:
+def integer(
+    name: str,
+    value: Any,
+    *,
+    minimum: int | None = 1,
+    maximum: int = LARGEST,
+    error: type[DeoCubeError] | None = None,
+) -> int:
     """Return `value` as an int, if it is a whole number from `minimum` to `maximum`.
 
-    NumPy integers are accepted; booleans, floats and text are not.
+    NumPy integers are accepted; booleans, floats and text are not. `error` replaces the class of both errors.
     """
     try:
         if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
             raise TypeError
         whole = operator.index(value)
     except TypeError:
-        raise ArgumentTypeError(f"{name} must be an integer, got {_short(value)}") from None
+        raise (error or ArgumentTypeError)(f"{name} must be an integer, got {_short(value)}") from None
     if (minimum is not None and whole < minimum) or whole > maximum:
-        raise ArgumentError(f"{name} must be {_range('an integer', minimum, maximum)}, got {_short(whole)}")
+        raise (error or ArgumentError)(f"{name} must be {_range('an integer', minimum, maximum)}, got {_short(whole)}")
     return whole
 
 
@@ -56,10 +65,29 @@ def number(
     return real
 
 
-def choice(name: str, value: Any, choices: Collection[str]) -> str:
+def number_or(
+    name: str, value: Any, words: Collection[str | None], *, finite: bool = True, several: bool = False
+) -> None:
+    """Check that `value` is one of `words` (texts or None) or a number; with `several`, or a sequence of numbers.
+
+    ``finite=False`` accepts NaN and infinity.
+    """
+    listed = " or ".join(repr(w) for w in words)
+    if value is None or isinstance(value, str):
+        if value not in words:
+            raise ArgumentError(f"{name} must be {listed} or a number, got {_short(value)}")
+        return
+    plain = getattr(value, "values", value) if several else value
+    parts = list(plain) if several and isinstance(plain, Sequence | np.ndarray) and np.ndim(plain) == 1 else [value]
+    for part in parts:
+        if finite or not (isinstance(part, float) and not math.isfinite(part)):
+            number(name, part)
+
+
+def choice(name: str, value: Any, choices: Collection[str], *, error: type[DeoCubeError] = ArgumentError) -> str:
     """Return `value`, if it is one of the texts `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_short(value)}")
+        raise error(f"{name} must be one of {', '.join(map(repr, choices))}, got {_short(value)}")
     return value
 
 

@@ -6,11 +6,16 @@ message says what was expected, what was found, and the argument or command that
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
 __all__ = [
     "AmbiguousUnitsError",
     "ArgumentError",
     "ArgumentTypeError",
     "CatalogueError",
+    "CubeProblemsError",
     "DeoCubeError",
     "DeviceError",
     "InputNotFoundError",
@@ -25,6 +30,7 @@ __all__ = [
     "UnknownModelError",
     "WeightsMismatchError",
     "WeightsNotFoundError",
+    "joined",
 ]
 
 
@@ -107,3 +113,34 @@ class MissingExtraError(DeoCubeError, ImportError):
     def wanted(cls, module: str, extra: str, purpose: str) -> MissingExtraError:
         """Build the error for `module`, which comes with the package's `extra` and serves `purpose`."""
         return cls(f"{purpose} needs {module}, which is not installed: pip install 'deo-cube[{extra}]'")
+
+
+class CubeProblemsError(DeoCubeError):
+    """Several things are wrong with a cube at once.
+
+    The error is of the class of each of them as well (``except MissingBandsError`` catches it if a band is missing),
+    its message lists all, and `problems` holds the single errors.
+    """
+
+    problems: tuple[DeoCubeError, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return joined, (self.problems,)
+
+
+def joined(problems: Sequence[DeoCubeError]) -> DeoCubeError:
+    """Make one error of several: the only one as it is, else a `CubeProblemsError` of the classes of all."""
+    if len(problems) == 1:
+        return problems[0]
+    texts = [str(p).replace("\n", "\n   ") for p in problems]
+    listed = "\n".join(f"{i}. {text}" for i, text in enumerate(texts, 1))
+    error = _class_of(tuple(dict.fromkeys(type(p) for p in problems)))(f"{len(problems)} problems:\n{listed}")
+    error.problems = tuple(problems)
+    return error
+
+
+@functools.cache
+def _class_of(kinds: tuple[type[DeoCubeError], ...]) -> type[CubeProblemsError]:
+    # A class and one derived from it cannot both be bases in this order, and need not be.
+    bases = tuple(k for k in kinds if not any(k is not other and issubclass(other, k) for other in kinds))
+    return type("CubeProblemsError", (CubeProblemsError, *bases), {"__module__": __name__})

@@ -22,7 +22,7 @@ from deo_cube.encoder.registry import EncoderRef
 from deo_cube.engine import runtime, transfer
 from deo_cube.engine.graph import BlockIndex
 from deo_cube.engine.tiles import TileCuts, TilePlan
-from deo_cube.errors import AmbiguousUnitsError
+from deo_cube.errors import AmbiguousUnitsError, ArgumentError
 
 __all__ = ["INT8_INVALID", "EmbedBlock", "ValidBlock", "blank_pixels", "check_mask", "valid_pixels"]
 
@@ -76,11 +76,11 @@ def check_mask(mask: Array) -> None:
     if mask.dtype.kind == "b":
         return
     if mask.dtype.kind not in "iuf":
-        raise ValueError(f"mask holds {mask.dtype}, wanted truth values: True where a pixel must not count")
+        raise ArgumentError(f"mask holds {mask.dtype}, expected truth values: True where a pixel must not count")
     odd = mask[(mask != 0) & (mask != 1) & (mask == mask)]
     if odd.size:
-        raise ValueError(
-            f"mask holds {odd[0]:g}, wanted truth values: True where a pixel must not count. Compare it first, "
+        raise ArgumentError(
+            f"mask holds {odd[0]:g}, expected truth values: True where a pixel must not count. Compare it first, "
             f"mask=m == {odd[0]:g} or mask=m > 0; clouds in a scene classification are hidden by mask='scl'"
         )
 

@@ -6,11 +6,11 @@ pixels are read and encoded when the result is computed, written or drawn.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
+from deo_cube import arguments
 from deo_cube.cube import grid
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.evidence import product_levels
@@ -25,17 +26,25 @@ from deo_cube.cube.radiometry import Radiometry, decide_radiometry
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef, resolve
 from deo_cube.engine import graph, metadata, transfer
-from deo_cube.engine.block import EmbedBlock, ValidBlock, check_mask
+from deo_cube.engine.block import EmbedBlock, ValidBlock
+from deo_cube.engine.masks import Mask, mask_variable
 from deo_cube.engine.read import CACHE_BYTES
 from deo_cube.engine.tiles import Edge, TilePlan, plan_tiles
-from deo_cube.errors import MissingBandsError, TilePlanError, UnknownModelError
+from deo_cube.errors import (
+    ArgumentError,
+    DeoCubeError,
+    MissingBandsError,
+    TilePlanError,
+    UnknownModelError,
+    joined,
+)
+from deo_cube.inputs import cube_of, refuse_foreign
 from deo_cube.options import Default, get_option
 from deo_cube.options import resolve as option
 
 __all__ = ["Prepared", "check_device", "check_dtype", "dtype_name", "embed", "prepare"]
 
 Cube = xr.Dataset | xr.DataArray
-Mask = xr.DataArray | str | bool | None
 
 
 @dataclass(frozen=True)
@@ -88,56 +97,67 @@ def prepare(
 
     With ``locate=False`` the weights are not looked for: enough to count and to describe.
     """
-    if not isinstance(cube, (xr.Dataset, xr.DataArray)):
-        raise TypeError(
-            f"a cube is an xarray Dataset or DataArray, got {type(cube).__name__}"
-            + (f": open it first, deo_cube.open_cube({str(cube)!r})" if isinstance(cube, (str, Path)) else "")
-        )
-    if isinstance(bands, str):
-        raise MissingBandsError(f"bands is a list of bands, or a mapping of bands to variables; got {bands!r}")
-    for name, size in (("tile", tile), ("halo", halo), ("block", block)):
-        if size is not None and not isinstance(size, Integral):
-            raise TilePlanError(f"{name} must be a whole number of pixels, got {size!r}")
+    cube = cube_of(cube)
+    if isinstance(bands, str) or not isinstance(bands, Sequence | Mapping | None):
+        raise MissingBandsError(f"bands must be a list of bands, or a mapping of bands to variables; got {bands!r}")
+    sizes = {
+        name: None if size is None else arguments.integer(name, size, minimum=least, error=TilePlanError)
+        for name, size, least in (("tile", tile, 1), ("halo", halo, 0), ("block", block, 1))
+    }
+    arguments.number_or("offset", offset, ("auto",), several=True)
+    arguments.number_or("nodata", nodata, ("auto", None), finite=False)
     given = dict(bands) if isinstance(bands, Mapping) else None
     wanted = None if bands is None or given is not None else list(bands)
     named = option("model", model)
     ref = resolve(named, weights=weights, bands=wanted, layer=layer, normalize=normalize, locate=locate)
-    card = ref.card
+    card, stride = ref.card, ref.layer.stride
     cube = graph.with_loaded_coordinates(cube)
     dims = grid.dims(cube)
-    _check_times(cube, dims.time)
-    match = match_bands(cube, ref.stem.bands, model=card.alias, given=given, missing=missing)
-    radiometry = decide_radiometry(cube, match, units=units, offset=offset, nodata=nodata)
-    geobox = grid.geobox(cube)
-    grid.check_resolution(geobox, card.gsd, model=card.alias)
-    if anchor not in ("grid", "array"):
-        raise TilePlanError(f"anchor must be 'grid' (the CRS origin) or 'array' (the cube's corner), got {anchor!r}")
-    world = grid.anchor(geobox)
-    stride = ref.layer.stride
-    plan = plan_tiles(
-        tuple(geobox.shape),
-        origin=(world.row, world.col) if anchor == "grid" else (0, 0),
-        tile=card.tile if tile is None else tile,
-        halo=-(-card.halo // stride) * stride if halo is None else halo,
-        patch=stride,
-        block=block,
-        edge=edge,
-    )
-    if isinstance(mask, str) and mask in ("scl", "SCL", match.scl):
-        # The variable itself is no mask: its classes are numbers, of which all but one would count as True.
-        mask = "scl"
-        if match.scl is None:
-            raise MissingBandsError(
-                "mask='scl' hides clouds by the scene classification, and the cube has none: name it, "
-                "bands={'SCL': ...}, or leave mask out"
-            )
-    if isinstance(mask, xr.DataArray) and mask.dtype != bool and match.scl is not None and mask.name == match.scl:
-        raise ValueError(
-            f"mask is the scene classification itself, whose classes are no truth values: pass mask='scl', or compare "
-            f"it, mask=cube.{mask.name}.isin([8, 9])"
+    if dims.time is not None and cube.sizes[dims.time] == 0:
+        raise ArgumentError(
+            f"the cube has no dates: dimension {dims.time!r} has length 0. Widen the search that made it"
         )
+    problems: list[DeoCubeError] = []
+    with _collected(problems):
+        _check_times(cube, dims.time)
+    match = None
+    with _collected(problems):
+        match = match_bands(cube, ref.stem.bands, model=card.alias, given=given, missing=missing)
+    # Of a cube that lacks bands the others are looked at too, so that one error lists all that is wrong with it.
+    seen = match or _part_of_match(cube, ref.stem.bands, dims, given)
+    radiometry = geobox = plan = None
+    with _collected(problems):
+        for name in _used(cube, seen):
+            refuse_foreign(cube[name].variable if name else cube.variable, name)
+        if seen is not None:
+            radiometry = decide_radiometry(cube, seen, units=units, offset=offset, nodata=nodata)
+    with _collected(problems):
+        geobox = grid.geobox(cube)
+        grid.check_resolution(geobox, card.gsd, model=card.alias)
+    with _collected(problems):
+        arguments.choice("anchor", anchor, ("grid", "array"), error=TilePlanError)
+        # Without a grid, sizes that do not fit each other are found all the same.
+        world = grid.anchor(geobox) if geobox is not None and anchor == "grid" else None
+        if geobox is not None or min(cube.sizes[dims.y], cube.sizes[dims.x]) > 0:
+            plan = plan_tiles(
+                (cube.sizes[dims.y], cube.sizes[dims.x]),
+                origin=(world.row, world.col) if world is not None else (0, 0),
+                tile=card.tile if sizes["tile"] is None else sizes["tile"],
+                halo=-(-card.halo // stride) * stride if sizes["halo"] is None else sizes["halo"],
+                patch=stride,
+                block=sizes["block"],
+                edge=edge,
+            )
+    with _collected(problems):
+        hidden = mask_variable(cube, mask, dims, seen)
+    if problems:
+        raise joined(problems)
+    assert match is not None
+    assert radiometry is not None
+    assert geobox is not None
+    assert plan is not None
     scl = match.scl is not None and mask is not False
-    groups, sources = _fields(cube, dims, match, plan, scl, mask)
+    groups, sources = _fields(cube, dims, match, plan, scl, hidden)
     return Prepared(
         ref=ref,
         match=match,
@@ -145,11 +165,11 @@ def prepare(
         geobox=geobox,
         dims=dims,
         plan=plan,
-        gather=graph.Gather(plan, groups, south_up=world.south_up),
+        gather=graph.Gather(plan, groups, south_up=grid.anchor(geobox).south_up),
         sources=sources,
         times=cube.sizes[dims.time] if dims.time else 1,
         scl=scl,
-        hide_scl=scl and isinstance(mask, str) and mask == "scl",
+        hide_scl=scl and isinstance(mask, str) and mask in ("scl", "SCL", match.scl),
         channels=tuple(i for i, v in enumerate(match.variables) if v is not None),
     )
 
@@ -248,8 +268,7 @@ def embed(
     ('time', 'embedding', 'y', 'x')
     """
     dtype, precision = dtype_name(option("dtype", dtype)), str(option("precision", precision))
-    if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size >= 1):
-        raise ValueError(f"batch_size must be a whole number, at least 1; got {batch_size!r}")
+    batch_size = None if batch_size is None else arguments.integer("batch_size", batch_size, error=ArgumentError)
     p = prepare(
         cube,
         model,
@@ -318,8 +337,39 @@ def _wrap(cube: Cube, p: Prepared, values: Any, valid: Any, dtype: str) -> xr.Da
     return placed
 
 
+@contextlib.contextmanager
+def _collected(problems: list[DeoCubeError]) -> Iterator[None]:
+    """Add an error that the block raises to `problems`; what is wrong besides is then found as well."""
+    try:
+        yield
+    except DeoCubeError as error:
+        problems.append(error)
+
+
+def _part_of_match(
+    cube: Cube, bands: Sequence[str], dims: grid.Dims, given: Mapping[str, str] | None
+) -> BandMatch | None:
+    """The bands that a cube has, where it lacks some; where none can be told, its first layer in the place of one."""
+    with contextlib.suppress(DeoCubeError):
+        return match_bands(cube, bands, given=given, missing="mean")
+    if isinstance(cube, xr.DataArray):
+        if dims.band is None or not cube.sizes[dims.band]:
+            return None
+        return BandMatch("", (bands[0],), (str(cube[dims.band].values[0]),), ("given",), dims.band, (0,))
+    layers = [str(n) for n, v in cube.data_vars.items() if {dims.y, dims.x} <= set(v.dims) and v.dtype.kind in "fiu"]
+    return BandMatch("", (bands[0],), (layers[0],), ("given",)) if layers and dims.band is None else None
+
+
+def _used(cube: Cube, match: BandMatch | None) -> list[str]:
+    """Names of the variables that are read; "" for a DataArray itself."""
+    if isinstance(cube, xr.DataArray):
+        return [""]
+    names = (*match.variables, match.scl) if match is not None else map(str, cube.data_vars)
+    return [n for n in names if n is not None]
+
+
 def _fields(
-    cube: Cube, dims: grid.Dims, match: BandMatch, plan: TilePlan, scl: bool, mask: Mask
+    cube: Cube, dims: grid.Dims, match: BandMatch, plan: TilePlan, scl: bool, hidden: xr.Variable | None
 ) -> tuple[tuple[tuple[graph.Field, ...], ...], tuple[Any, ...]]:
     """Where the pixels of bands, SCL and mask are: groups of fields for `Gather`, and their Dask arrays."""
     names = (dims.time, dims.band, dims.y, dims.x)
@@ -340,14 +390,8 @@ def _fields(
     groups = [bands]
     if scl and match.scl is not None:
         groups.append(one(cube[match.scl].variable) if isinstance(cube, xr.Dataset) else _scl_band(cube, match, bands))
-    if isinstance(mask, xr.DataArray) or (isinstance(mask, str) and mask != "scl"):
-        groups.append(one(_aligned_mask(cube, mask, dims)))
-    elif mask is not None and mask is not False and not isinstance(mask, str):
-        hint = ": xr.DataArray(mask, dims=('y', 'x'))" if isinstance(mask, np.ndarray) else ""
-        raise ValueError(
-            "mask must be a boolean DataArray, the name of a variable, 'scl' or False, got "
-            f"{type(mask).__name__ if callable(mask) or hint else repr(mask)}{hint}"
-        )
+    if hidden is not None:
+        groups.append(one(hidden))
     return tuple(groups), tuple(arrays)
 
 
@@ -357,36 +401,10 @@ def _scl_band(cube: xr.DataArray, match: BandMatch, bands: tuple[graph.Field, ..
     return (graph.Field(first.name, first.chunks, first.axes, labels.index(str(match.scl)), first.dtype),)
 
 
-def _aligned_mask(cube: Cube, mask: xr.DataArray | str, dims: grid.Dims) -> xr.Variable:
-    if isinstance(mask, str):
-        if not isinstance(cube, xr.Dataset) or mask not in cube:
-            raise ValueError(f"mask={mask!r} is no variable of the cube: pass a boolean DataArray, or 'scl'")
-        mask = cube[mask]
-    if isinstance(mask.variable._data, np.ndarray):  # in memory; of others, tasks look
-        check_mask(mask.values)
-    allowed = {d for d in (dims.time, dims.y, dims.x) if d}
-    if not {dims.y, dims.x} <= set(mask.dims) <= allowed:
-        raise ValueError(f"mask must have the dimensions {sorted(allowed)} or ({dims.y}, {dims.x}), got {mask.dims}")
-    for d in mask.dims:
-        same = mask.sizes[d] == cube.sizes[d] and (
-            d not in mask.coords or d not in cube.coords or bool((mask[d].values == cube[d].values).all())
-        )
-        if not same:
-            raise ValueError(
-                f"mask and cube differ along {d!r}: align it first, for example mask.odc.reproject(cube.odc.geobox) "
-                "or mask.reindex_like(cube, fill_value=True)"
-            )
-    return mask.variable
-
-
 def _check_times(cube: Cube, time: str | None) -> None:
-    if time is None:
-        return
-    if cube.sizes[time] == 0:
-        raise ValueError(f"the cube has no dates: dimension {time!r} has length 0. Widen the search that made it")
-    if time in cube.indexes and not cube.indexes[time].is_unique:
+    if time is not None and time in cube.indexes and not cube.indexes[time].is_unique:
         twice = cube.indexes[time][cube.indexes[time].duplicated()].unique()
-        raise ValueError(
+        raise ArgumentError(
             f"{len(twice)} of the cube's times occur more than once (first: {twice[0]}), as where stackstac stacks the "
             "tiles of one pass: the embeddings of one time would lie in several rows. Merge them, cube = "
             "deo_cube.composite(cube, 'first', freq='D', mask=False), or load with groupby='solar_day'; to keep them "
@@ -405,7 +423,7 @@ def dtype_name(dtype: Any) -> str:
 def check_dtype(ref: EncoderRef, dtype: str) -> None:
     """Refuse a dtype that embeddings do not have, or the model has no scale for."""
     if dtype not in ("float32", "float16", "int8"):
-        raise ValueError(f"dtype must be 'float32', 'float16' or 'int8', got {dtype!r}")
+        raise ArgumentError(f"dtype must be 'float32', 'float16' or 'int8', got {dtype!r}")
     if dtype == "int8" and ref.layer.int8_scale is None:
         raise UnknownModelError(
             f"{ref.card.alias} has no int8 scale for layer {ref.layer.name!r} (none was measured): pass dtype='float16'"

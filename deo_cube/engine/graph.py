@@ -146,7 +146,11 @@ def with_loaded_coordinates(cube: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.
     ``ds.chunk()`` puts these on Dask as well, though they are dates, offsets and names rather than pixels. Computed in
     this thread, whatever scheduler is set.
     """
-    small = {n: c.compute(scheduler="synchronous") for n, c in cube.coords.items() if c.ndim < 2 and c.chunks}
+    small = {
+        n: c.compute(scheduler="synchronous")
+        for n, c in cube.coords.items()
+        if c.ndim < 2 and c.chunks and isinstance(c.data, da.Array)
+    }
     return cube.assign_coords(small) if small else cube
 
 
