@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import xarray as xr
 
 from deo_cube.cube.grid import dims
-from deo_cube.cube.sentinel2 import SENTINEL2, Band, band_of_name, bands_of_common_name, squeezed
+from deo_cube.cube.layers import CONTRADICTION_NM, WAVELENGTH_NM, Layer, layers_of
+from deo_cube.cube.sentinel2 import SENTINEL2, Band, band_of_name, bands_of_common_name, is_designation, squeezed
 from deo_cube.errors import MissingBandsError
 
 __all__ = ["NEAREST_NM", "SENTINEL2", "Band", "BandMatch", "How", "band_of_name", "match_bands"]
@@ -28,13 +28,6 @@ Missing = Literal["raise", "nearest", "mean"]
 NEAREST_NM = 35.0
 """``missing="nearest"`` takes a band whose centre is at most this far off. Of the 10 and 20 m bands only B08 and B8A
 are so close (32 nm); the next pair, B05 and B06, is 36 nm apart on the slope of the red edge, where the two differ."""
-
-WAVELENGTH_NM = 15.0
-"""Opted-in wavelength matching: a stated centre may be this far from the band's (the units of the mission and the
-catalogues differ by up to 13 nm)."""
-
-CONTRADICTION_NM = 60.0
-"""A stated centre further than this from the band that the name says proves that the name is another sensor's."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,7 @@ class BandMatch:
     """Variable of the Dataset, or label along `band_dim`; None for a band that is filled with the training mean."""
     how: tuple[How, ...]
     band_dim: str | None = None
-    """None for a Dataset with a variable a band."""
+    """None for a Dataset with one variable per band."""
     indices: tuple[int | None, ...] = ()
     """Positions along `band_dim`; empty for a Dataset."""
     scl: str | None = None
@@ -88,23 +81,10 @@ class BandMatch:
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """One variable or label, and everything that is said about it."""
-
-    label: str
-    index: int | None
-    names: tuple[str, ...]
-    """Its name (unless that is a mere position), then its titles."""
-    common_name: str | None
-    wavelength: float | None
-    """nm"""
-
-
-@dataclass(frozen=True)
 class _Claim:
     band: str
     how: How
-    layer: _Layer
+    layer: Layer
 
     @property
     def rank(self) -> int:
@@ -119,15 +99,16 @@ def match_bands(
     given: Mapping[str, str] | None = None,
     missing: Missing = "raise",
     wavelength: bool = False,
+    alternatives: Sequence[Sequence[str]] = (),
 ) -> BandMatch:
-    """Find the bands that a model wants in a cube.
+    """Find the bands that a model expects in a cube.
 
     Parameters
     ----------
     cube : Dataset or DataArray
-        With a variable a band, or with a band dimension whose labels, or the coordinates along it, name the bands.
+        With one variable per band, or with a band dimension whose labels, or the coordinates along it, name the bands.
     bands : sequence of str
-        Wanted, in model order, as in `SENTINEL2`.
+        Expected, in model order, as in `SENTINEL2`.
     model : str
         For messages.
     given : mapping of str to str, optional
@@ -138,6 +119,8 @@ def match_bands(
         with the training mean.
     wavelength : bool
         Also match by centre wavelength alone, within 15 nm.
+    alternatives : sequence of sequence of str
+        Other sets of bands that the model reads, for the message where `bands` are not all there.
 
     Returns
     -------
@@ -152,15 +135,16 @@ def match_bands(
         raise ValueError(f"missing must be 'raise', 'nearest' or 'mean', got {missing!r}")
     unknown = [b for b in bands if b not in SENTINEL2]
     if unknown:
-        raise MissingBandsError(f"model {model!r} wants {unknown}, which are no bands of Sentinel-2: {list(SENTINEL2)}")
-    band_dim, layers = _layers(cube)
+        raise MissingBandsError(
+            f"model {model!r} expects {unknown}, which are not bands of Sentinel-2: {list(SENTINEL2)}"
+        )
+    band_dim, layers = layers_of(cube)
     notes: list[str] = []
     claims = _given(given or {}, bands, layers, model)
-    taken = {c.layer.label for c in claims}
-    claims += [c for la in layers if la.label not in taken for c in _claims(la, layers, wavelength, notes)]
+    claims = _all_claims(layers, claims, wavelength, notes)
     found = {b: _best(b, claims) for b in SENTINEL2}
 
-    chosen: list[tuple[_Layer | None, How]] = []
+    chosen: list[tuple[Layer | None, How]] = []
     lacking: list[str] = []
     for band in bands:
         claim = found[band]
@@ -173,7 +157,9 @@ def match_bands(
         else:
             lacking.append(band)
     if lacking or all(layer is None for layer, _ in chosen):
-        raise MissingBandsError(_missing_message(cube, model, bands, lacking, layers, found, notes, missing))
+        raise MissingBandsError(
+            _missing_message(cube, model, bands, lacking, layers, found, notes, missing, alternatives)
+        )
     scl = _scl(given or {}, layers)
     if isinstance(cube, xr.Dataset):
         _check_dims(cube, [la.label for la in (*(la for la, _ in chosen), scl) if la is not None])
@@ -200,89 +186,7 @@ def _check_dims(cube: xr.Dataset, names: Iterable[str]) -> None:
             )
 
 
-def _layers(cube: xr.Dataset | xr.DataArray) -> tuple[str | None, list[_Layer]]:
-    d = dims(cube)
-    if isinstance(cube, xr.DataArray):
-        if d.band is None:
-            raise MissingBandsError(
-                f"a DataArray needs a band dimension (band, bands or channel); found {tuple(map(str, cube.dims))}. "
-                "Name its bands: cube.expand_dims(band=['B02']), or give a Dataset with a variable a band"
-            )
-        return d.band, list(_along(cube, d.band))
-    names = [str(n) for n, v in cube.data_vars.items() if {d.y, d.x} <= set(v.dims)]
-    if d.band is not None:
-        holder = next(n for n in names if d.band in cube[n].dims)
-        if cube.sizes[d.band] == 1 and len(names) > 1:  # as of files opened one by one with rioxarray
-            raise MissingBandsError(
-                f"{holder!r} and others have a dimension {d.band!r} of length 1, beside a variable a band: drop it, "
-                f"cube.squeeze({d.band!r}, drop=True)"
-            )
-        raise MissingBandsError(
-            f"the Dataset keeps its bands along the dimension {d.band!r} of {holder!r}: "
-            f"pass that variable, ds[{holder!r}]"
-        )
-    # rioxarray's band_as_variable numbers the variables by position: band_1, band_2, ...
-    positional = sorted(names) == sorted(f"band_{i + 1}" for i in range(len(names)))
-    layers = []
-    for label in names:
-        attrs = cube[label].attrs
-        titles = [attrs.get(k) for k in ("long_name", "title", "description", "eo:name", "band_name")]
-        common = attrs.get("common_name", attrs.get("eo:common_name"))
-        layers.append(_layer(label, None, None if positional else label, titles, common, _wavelength_of(attrs)))
-    return None, layers
-
-
-def _along(cube: xr.DataArray, dim: str) -> Iterator[_Layer]:
-    n = cube.sizes[dim]
-    labels: list[Hashable] = list(cube.coords[dim].values.tolist()) if dim in cube.coords else list(range(n))
-    labels = [la.decode(errors="replace") if isinstance(la, bytes) else la for la in labels]
-    descriptions = cube.attrs.get("long_name", ())
-    descriptions = (descriptions,) if isinstance(descriptions, str) and n == 1 else descriptions
-    if isinstance(descriptions, str) or len(descriptions) != n:
-        descriptions = (None,) * n
-
-    def beside(*keys: str) -> list[Any]:
-        for key in keys:
-            if key in cube.coords and cube.coords[key].dims == (dim,):
-                return list(cube.coords[key].values.tolist())
-        return [None] * n
-
-    titles, commons = beside("title", "band_name", "description"), beside("common_name", "eo:common_name")
-    waves = beside("center_wavelength", "eo:center_wavelength", "wavelength", "central_wavelength")
-    for i, label in enumerate(labels):
-        text = label if isinstance(label, str) else None
-        yield _layer(str(label), i, text, [descriptions[i], titles[i]], commons[i], _nm(waves[i]))
-
-
-def _layer(
-    label: str, index: int | None, name: str | None, titles: list[Any], common: Any, wavelength: float | None
-) -> _Layer:
-    names = ([] if name is None else [name]) + [t for t in titles if isinstance(t, str) and t]
-    return _Layer(label, index, tuple(names), common.lower() if isinstance(common, str) else None, wavelength)
-
-
-def _wavelength_of(attrs: Mapping[Any, Any]) -> float | None:
-    for key in ("center_wavelength", "eo:center_wavelength", "wavelength", "central_wavelength", "wavelength_nm"):
-        if key in attrs:
-            return _nm(attrs[key])
-    return None
-
-
-def _nm(value: Any) -> float | None:
-    """Nanometres of a stated wavelength, which catalogues give in micrometres."""
-    if isinstance(value, str):
-        parsed = re.match(r"\s*([0-9.]+)", value)
-        value = parsed[1] if parsed else None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    if not np.isfinite(number) or number <= 0:
-        return None
-    return number * 1000 if number < 10 else number
-
-
-def _given(given: Mapping[str, str], bands: Sequence[str], layers: Sequence[_Layer], model: str) -> list[_Claim]:
+def _given(given: Mapping[str, str], bands: Sequence[str], layers: Sequence[Layer], model: str) -> list[_Claim]:
     by_label = {la.label: la for la in layers}
     claims = []
     for key, label in given.items():
@@ -299,8 +203,50 @@ def _given(given: Mapping[str, str], bands: Sequence[str], layers: Sequence[_Lay
     return claims
 
 
-def _claims(layer: _Layer, layers: Sequence[_Layer], wavelength: bool, notes: list[str]) -> Iterator[_Claim]:
-    """What one layer claims to be: one band at most, none where its names contradict each other."""
+def _all_claims(layers: Sequence[Layer], given: Sequence[_Claim], wavelength: bool, notes: list[str]) -> list[_Claim]:
+    """Claims of all layers, those of the caller first.
+
+    Two layers or more that prove to be another sensor's make the bare designations of the others worthless, as they
+    follow the numbers of that sensor.
+    """
+    taken = {c.layer.label for c in given}
+    claims: list[_Claim] = []
+    contradicted = 0
+    for layer in layers:
+        if layer.label in taken:
+            continue
+        against: list[str] = []
+        claims += _claims(layer, layers, wavelength, notes, against)
+        notes += against
+        contradicted += bool(against)
+    if contradicted >= 2:
+        doubtful = [
+            c for c in claims if is_designation(c.layer.names[0] if c.layer.names else "") and not _confirmed(c)
+        ]
+        if doubtful:
+            names = ", ".join(repr(c.layer.label) for c in doubtful)
+            notes.append(f"{names} may follow the numbers of another sensor, as the bands above do")
+        claims = [c for c in claims if c not in doubtful]
+    return [*given, *claims]
+
+
+def _confirmed(claim: _Claim) -> bool:
+    """Whether more than a bare designation says that the layer is this band."""
+    layer, band = claim.layer, claim.band
+    near = layer.wavelength is not None and abs(layer.wavelength - SENTINEL2[band].wavelength) <= CONTRADICTION_NM
+    words = any(not is_designation(n) and (band_of_name(n) or ("",))[0] == band for n in layer.names)
+    return near or words or band in bands_of_common_name(layer.common_name or "")
+
+
+def _claims(
+    layer: Layer, layers: Sequence[Layer], wavelength: bool, notes: list[str], against: list[str]
+) -> Iterator[_Claim]:
+    """What one layer claims to be: one band at most, none where its names contradict each other.
+
+    `against` collects what proves that the layer is not the band that it is called.
+    """
+    if layer.foreign is not None:
+        against.append(f"{layer.label!r} follows the numbers of {layer.foreign}, which metadata name as the sensor")
     said: dict[str, How] = {}
     for name in layer.names:
         named = band_of_name(name)
@@ -310,19 +256,27 @@ def _claims(layer: _Layer, layers: Sequence[_Layer], wavelength: bool, notes: li
                 f"{layer.label!r} beside a swir_3 is B11 as Digital Earth Australia counts, and B12 as others do"
             )
             named = None
+        # FORCE calls B08 BROADNIR, and then B8A NIR.
+        if squeezed(name) == "nir" and any(squeezed(la.label) in ("broadnir", "nirbroad") for la in layers):
+            named = ("B8A", "alias")
         if named:
             said.setdefault(named[0], named[1])
+    thermal = next((n for n in layer.names if said and _OTHER_RANGE.search(n.lower())), None)
+    if thermal is not None:
+        against.append(f"{layer.label!r} is called {thermal!r}, so it is not Sentinel-2's {next(iter(said))}")
+        return
     if len(said) > 1:
-        notes.append(f"{layer.label!r} is called {' and '.join(said)} at once ({', '.join(layer.names)})")
+        names = ", ".join(layer.names)
+        against.append(f"{layer.label!r} is called {' and '.join(said)} at once ({names})")
         return
     if said:
         ((band, how),) = said.items()
         if layer.wavelength is not None and abs(layer.wavelength - SENTINEL2[band].wavelength) > CONTRADICTION_NM:
-            notes.append(f"{layer.label!r} is centred at {layer.wavelength:g} nm, so it is not Sentinel-2's {band}")
+            against.append(f"{layer.label!r} is centred at {layer.wavelength:g} nm, so it is not Sentinel-2's {band}")
             return
         meant = bands_of_common_name(layer.common_name or "")
         if meant and band not in meant:
-            notes.append(f"{layer.label!r} has the common name {layer.common_name}, so it is not Sentinel-2's {band}")
+            against.append(f"{layer.label!r} has the common name {layer.common_name}, so it is not Sentinel-2's {band}")
             return
         yield _Claim(band, how, layer)
         return
@@ -334,7 +288,10 @@ def _claims(layer: _Layer, layers: Sequence[_Layer], wavelength: bool, notes: li
             yield _Claim(near.name, "wavelength", layer)
 
 
-def _of_common_name(layer: _Layer, notes: list[str]) -> str | None:
+_OTHER_RANGE = re.compile(r"(?<![a-z])(?:tirs\d*|thermal|lwir\d*|pan(?:chromatic)?)(?![a-z])")
+
+
+def _of_common_name(layer: Layer, notes: list[str]) -> str | None:
     meant = bands_of_common_name(layer.common_name or "")
     if layer.wavelength is not None and meant:
         near = min(meant, key=lambda b: abs(SENTINEL2[b].wavelength - layer.wavelength))  # type: ignore[operator]
@@ -370,7 +327,7 @@ def _nearest(band: str, found: Mapping[str, _Claim | None]) -> _Claim | None:
     return found[min(near, key=apart)] if near else None
 
 
-def _scl(given: Mapping[str, str], layers: Sequence[_Layer]) -> _Layer | None:
+def _scl(given: Mapping[str, str], layers: Sequence[Layer]) -> Layer | None:
     wanted = next((str(v) for k, v in given.items() if k.upper() == "SCL"), None)
     if wanted is not None:
         for la in layers:
@@ -395,44 +352,74 @@ def _missing_message(
     cube: xr.Dataset | xr.DataArray,
     model: str,
     bands: Sequence[str],
-    lacking: Sequence[str],
-    layers: Sequence[_Layer],
-    found: Mapping[str, _Claim | None],
+    missing_bands: Sequence[str],
+    layers: Sequence[Layer],
+    matched: Mapping[str, _Claim | None],
     notes: Sequence[str],
     missing: str,
+    alternatives: Sequence[Sequence[str]],
 ) -> str:
-    labels = [la.label for la in layers]
-    known = {c.layer.label: b for b, c in found.items() if c}
+    known = {c.layer.label: band for band, c in matched.items() if c}
     called = {la.label: known.get(la.label) or next(iter(la.names), la.label) for la in layers}
     seen = ", ".join(la if name == la else f"{la} ({name})" for la, name in called.items()) or "no variable"
     lines = [
-        f"{model or 'the model'} wants {', '.join(bands)}; the cube lacks {', '.join(lacking or bands)}.",
+        f"{model or 'the model'} expects {', '.join(bands)}; the cube lacks {', '.join(missing_bands or bands)}.",
         f"Found: {seen}.",
     ]
-    if isinstance(cube, xr.DataArray) and not any(la.names for la in layers):
-        dim = dims(cube).band
-        lines.append(
-            f"The labels along {dim!r} are mere positions, which do not say what band they are. Name them, all "
-            f'{len(labels)} in their true order: cube.assign_coords({dim}=["B02", "B03", ...])'
-        )
-    elif not any(found.values()) and layers and not any(la.names for la in layers):
-        lines.append('The variables are mere positions. Name them: ds.rename({"band_1": "B02", ...})')
+    unknown = [la for la in layers if la.label not in known and la.foreign is None]
+    # A label without any name is an integer along the band dimension, or nothing.
+    counted = [la for la in unknown if not la.names or la.label in la.positions]
+    if counted and (isinstance(cube, xr.DataArray) or any(la.positions for la in counted)):
+        lines.append(_naming(cube, counted, len(layers)))
     lines += [f"Note: {note}." for note in dict.fromkeys(notes)]
-    free = [la for la in labels if la not in known]
-    mend = {}
-    for band in lacking:
-        near = _nearest(band, found)
+    for choice in alternatives:
+        if missing_bands and set(choice) < set(bands) and all(matched[b] for b in choice):
+            named = ", ".join(f'"{b}"' for b in choice)
+            lines.append(f"{model or 'the model'} also reads {', '.join(choice)} alone: bands=[{named}]")
+    rejected = {la.label for la in layers if any(repr(la.label) in note for note in notes)}
+    free = [la for la in layers if la.label not in known and la.label not in rejected and la.names]
+    proposals: dict[str, str] = {}
+    for band in missing_bands:
+        near = _nearest(band, matched)
         if near is not None and missing == "raise":
             apart = abs(SENTINEL2[near.band].wavelength - SENTINEL2[band].wavelength)
             lines.append(
                 f'Nearest to {band}: {near.layer.label!r} ({near.band}, {apart:.0f} nm away): missing="nearest"'
             )
-        words = (band, *SENTINEL2[band].aliases)
-        close = [la for w in words for la in difflib.get_close_matches(w, free, 1, 0.7)]
-        if {"swir2", "swir3"} <= {squeezed(la) for la in free}:
-            close = [la for la in free if squeezed(la) == {"B11": "swir2", "B12": "swir3"}.get(band)] or close
-        mend[band] = close[0] if close else "..."
-    if mend:
-        named = ", ".join(f'"{b}": "{v}"' for b, v in mend.items())
-        lines.append(f'Say which variable it is: bands={{{named}}}; or fill with the training mean: missing="mean"')
+        proposals[band] = _similar(band, free, layers, proposals.values())
+    if proposals:
+        named = ", ".join(f'"{b}": "{v}"' for b, v in proposals.items())
+        lines.append(f'Say which variable each is: bands={{{named}}}; or fill with the training mean: missing="mean"')
     return "\n".join(lines)
+
+
+def _naming(cube: xr.Dataset | xr.DataArray, counted: Sequence[Layer], n: int) -> str:
+    """How to name bands that only have positions; which band is where, the file's producer knows."""
+    if isinstance(cube, xr.DataArray):
+        dim = dims(cube).band
+        return (
+            f"The labels along {dim!r} are mere positions, which do not say what band they are. Look up the order of "
+            f'the bands where the file comes from, and name all {n} in that order: cube.assign_coords({dim}=["B..", '
+            "...])"
+        )
+    first = ", ".join(f'"{la.label}": "B.."' for la in counted[:2])
+    more = ", ..." if len(counted) > 2 else ""
+    return (
+        f"{', '.join(la.label for la in counted)} are mere positions, which do not say what band they are. Look up the "
+        f"order of the bands where the file comes from, and name them: ds.rename({{{first}{more}}})"
+    )
+
+
+def _similar(band: str, free: Sequence[Layer], layers: Sequence[Layer], proposed: Iterable[str]) -> str:
+    """Label that is spelled like a name of `band`, with the same numbers; "..." where none is."""
+    labels = [la.label for la in free if la.label not in set(proposed)]
+    if {"swir2", "swir3"} <= {squeezed(la.label) for la in layers}:
+        counted_so = [la.label for la in layers if squeezed(la.label) == {"B11": "swir2", "B12": "swir3"}.get(band)]
+        if counted_so:
+            return counted_so[0]
+    for word in (band, *SENTINEL2[band].aliases):
+        digits = re.findall(r"\d+", word)
+        alike = [la for la in labels if re.findall(r"\d+", la) == digits and not la.isdigit()]
+        if close := difflib.get_close_matches(word, alike, 1, 0.7):
+            return close[0]
+    return "..."

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["SENTINEL2", "Band", "band_of_name", "bands_of_common_name", "level_of", "squeezed"]
+__all__ = [
+    "SENTINEL2",
+    "Band",
+    "band_of_name",
+    "bands_of_common_name",
+    "is_designation",
+    "level_of",
+    "names_colour",
+    "other_sensor",
+    "squeezed",
+]
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,33 @@ def band_of_name(name: str) -> tuple[str, Literal["name", "alias"]] | None:
     colour = "".join(colours)
     open_to = next((bands for word, bands in _COLOUR_BANDS if word in colour), tuple(SENTINEL2))
     return (found[0], "alias") if found[0] in open_to else None
+
+
+def names_colour(text: str) -> bool:
+    """Whether a text holds a colour or another word for a spectral range: ``Blue (band 2)``, ``NIR 2``, not ``B02``."""
+    return any(_COLOUR.fullmatch(token) for token in re.findall(r"[a-z]+", text.lower()))
+
+
+def is_designation(text: str) -> bool:
+    """Whether a text names a band by its number alone, as other sensors number theirs: ``B05``, not ``red edge 1``."""
+    return band_of_name(text) is not None and squeezed(text) not in _ALIASES and not names_colour(text)
+
+
+_OTHER_SENSORS = re.compile(
+    r"(?<![a-z])(?:landsat|l[ceot]0[4-9]_|oli(?:[_ -]?tirs)?(?![a-z])|etm\+?(?![a-z])|hls2?[._-]?l30|modis|viirs|"
+    r"planet(?!ary)|psscene|worldview|pleiades|spot[ -]?\d|rapideye|aster(?![a-z])|"
+    r"sentinel-?3|s3[abc]?_ol|prisma(?![a-z])|enmap|gaofen|naip)"
+)
+
+
+def other_sensor(text: object) -> str | None:
+    """Word in a platform, sensor or product's name that says another sensor than Sentinel-2's; None where none does.
+
+    >>> other_sensor("HLS.L30.T32TMT.2021152T101659.v2.0"), other_sensor("landsat-8"), other_sensor("sentinel-2a")
+    ('hls.l30', 'landsat', None)
+    """
+    found = _OTHER_SENSORS.search(str(text).lower())
+    return found[0].rstrip("_") if found else None
 
 
 def level_of(text: object) -> str | None:

@@ -122,7 +122,8 @@ def prepare(
         _check_times(cube, dims.time)
     match = None
     with _collected(problems):
-        match = match_bands(cube, ref.stem.bands, model=card.alias, given=given, missing=missing)
+        stems = [stem.bands for stem in card.stems]
+        match = match_bands(cube, ref.stem.bands, model=card.alias, given=given, missing=missing, alternatives=stems)
     # Of a cube that lacks bands the others are looked at too, so that one error lists all that is wrong with it.
     seen = match or _part_of_match(cube, ref.stem.bands, dims, given)
     radiometry = geobox = plan = None

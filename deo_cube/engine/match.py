@@ -33,8 +33,15 @@ def match(
     MissingBandsError
         If a band is missing, or matched twice.
     """
-    found = option("model", model)
-    found = found if isinstance(found, ModelCard) else card(found)
+    chosen = option("model", model)
+    described = chosen if isinstance(chosen, ModelCard) else card(chosen)
     given = dict(bands) if isinstance(bands, Mapping) else None
-    wanted = found.bands if bands is None or given is not None else tuple(bands)
-    return match_bands(cube, wanted, model=found.alias, given=given, missing=missing, wavelength=wavelength)
+    return match_bands(
+        cube,
+        described.bands if bands is None or given is not None else tuple(bands),
+        model=described.alias,
+        given=given,
+        missing=missing,
+        wavelength=wavelength,
+        alternatives=[stem.bands for stem in described.stems],
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.cube.positions import counted
 from deo_cube.cube.sentinel2 import band_of_name
 from deo_cube.errors import MissingBandsError
 from deo_cube.evaluate.readers import ChipSet, read_eurosat
@@ -54,8 +55,10 @@ def read_chips(
     return _tiffs(path, files, bands, offset, limit) if files else read_eurosat(path, limit=limit)
 
 
-def _canonical(names: Sequence[str], where: object) -> tuple[str, ...]:
-    found = [band_of_name(str(n)) for n in names]
+def _canonical(names: Sequence[str], where: object, *, given: bool = False) -> tuple[str, ...]:
+    """Bands that names mean; names that only count positions mean none, unless the caller gave them."""
+    positional = (False,) * len(names) if given else counted([str(n) for n in names])
+    found = [None if p else band_of_name(str(n)) for n, p in zip(names, positional, strict=True)]
     if unknown := [n for n, f in zip(names, found, strict=True) if f is None]:
         raise MissingBandsError(
             f"{where}: {unknown} are no names of Sentinel-2 bands. Give --bands, one name a channel in their order; "
@@ -91,7 +94,7 @@ def _tiffs(path: Path, files: Sequence[Path], bands: Sequence[str] | None, offse
     for f, _ in (numbered[i] for i in kept):
         with rasterio.open(f) as r:
             if names is None:
-                names = _canonical(bands or [d or "?" for d in r.descriptions], f)
+                names = _canonical(bands or [d or "?" for d in r.descriptions], f, given=bool(bands))
             if r.count != len(names):
                 raise MissingBandsError(f"{f} has {r.count} channels, named are {len(names)}: {list(names)}")
             images.append(r.read().astype("float32") + np.float32(offset))

@@ -500,7 +500,7 @@ def test_set_options_changes_the_defaults_of_the_call() -> None:
     ("change", "options", "error", "says"),
     [
         (lambda c: c.drop_vars(["B02", "B12"]), {}, errors.MissingBandsError, "B02.*B12"),
-        (lambda c: c.assign(blue=c.B02, band_2=c.B02).drop_vars("B02"), {}, errors.MissingBandsError, "bands="),
+        (lambda c: c.assign(blue=c.B02, B02_10m=c.B02).drop_vars("B02"), {}, errors.MissingBandsError, "bands="),
         (lambda c: c.drop_vars("spatial_ref").drop_attrs(), {}, errors.DeoCubeError, "write_crs|offset"),
         (lambda c: c, {"model": "vitc"}, errors.UnknownModelError, "vitb"),
         (lambda c: c, {"layer": "norm"}, errors.UnknownModelError, "means"),
