@@ -18,6 +18,8 @@ from odc.loader import RioDriver
 
 from deo_cube.cube.baseline import bucket_of
 from deo_cube.cube.catalogues import CATALOGUES
+from deo_cube.cube.projection import Header
+from deo_cube.cube.rasters import PlacedReader, read_header
 from deo_cube.errors import MissingExtraError
 
 __all__ = ["Access", "access", "sign_planetary_computer"]
@@ -39,7 +41,18 @@ class Access(RioDriver):  # type: ignore[misc]
 
     def open(self, src: Any, ctx: Any) -> Any:
         """Open `src`, signed now."""
-        return super().open(src if self.sign is None else replace(src, uri=self.sign(src.uri)), ctx)
+        return PlacedReader(src if self.sign is None else replace(src, uri=self.sign(src.uri)), ctx)
+
+    def header(self, href: str) -> Header:
+        """Read CRS, transform and shape of a file.
+
+        Raises
+        ------
+        OSError
+            If it cannot be opened.
+        """
+        with self.restore_env(self.capture_env(), self.new_load(None)):  # type: ignore[arg-type]
+            return read_header(href if self.sign is None else self.sign(href))
 
     @contextmanager
     def restore_env(self, env: dict[str, Any], load_state: Any) -> Iterator[Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,10 +15,13 @@ import xarray as xr
 
 from deo_cube.cube import grid
 from deo_cube.cube.baseline import Offset, decide_offset
+from deo_cube.cube.footprint import footprint
 from deo_cube.cube.items import find_assets, product_of_item, read_items, resolve_href
+from deo_cube.cube.placement import check_items_meet, check_one_crs, check_within_180, nothing_there, placement
+from deo_cube.cube.projection import complete_grids, set_grid
 from deo_cube.cube.radiometry import OFFSET_COORD, SCL_INVALID
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, level_of
-from deo_cube.errors import MissingBandsError, MissingCRSError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, MissingBandsError
 
 if TYPE_CHECKING:
     import pystac
@@ -41,6 +46,7 @@ def load_cube(
     *,
     model: str = "tiny",
     bbox: tuple[float, float, float, float] | None = None,
+    intersects: Any = None,
     geobox: Any = None,
     crs: Any = None,
     resolution: Any = None,
@@ -64,11 +70,14 @@ def load_cube(
     model : str
         For messages; all models that ship with the package take the same ten bands.
     bbox : (west, south, east, north), optional
-        Degrees.
+        Degrees, in any convention: -180..180, 0..360, or west greater than east across the antimeridian.
+    intersects : GeoJSON dict, shapely geometry or GeoDataFrame, optional
+        Instead of `bbox`: the cube covers its bounds.
     geobox : odc.geo.geobox.GeoBox, optional
         Exact output grid.
     crs, resolution : optional
-        Of the output. Default: the items' CRS, and the finest resolution of the bands that are loaded.
+        Of the output. Default: the items' CRS, and the finest resolution of the bands that are loaded. Where items
+        do not state these, the header of one file per item is read, unless both are given.
     groupby : str or callable
         What becomes one time step: ``solar_day`` (default), ``time``, ``id``, a property, or a callable as in odc-stac.
     chunks : mapping, optional
@@ -85,7 +94,7 @@ def load_cube(
         Applied to an href each time that it is opened, so that tokens which run out are renewed; picklable where a
         cluster reads. "auto" signs files of the Planetary Computer (extra ``stac``), and nothing else.
     **odc_options
-        For `odc.stac.load`.
+        For `odc.stac.load`, as ``like``, ``lon`` and ``lat``, ``x`` and ``y``, ``anchor``, ``dtype``.
 
     Returns
     -------
@@ -97,26 +106,35 @@ def load_cube(
 
     Raises
     ------
-    ValueError
-        For no items, a bbox that touches none, or a CRS without resolution in other units than the items'.
+    ArgumentError
+        For no items, a place that touches none, a CRS without resolution in other units than the items', or a grid in
+        degrees across the antimeridian.
+    ArgumentTypeError
+        For arguments of the wrong type.
     MissingBandsError
         Where no item has any of the bands, or two assets are on a par for one.
     MissingCRSError
-        For items in several CRSs, or without any, where the call names none.
-    FileNotFoundError
+        For items in several CRSs, or without any that can be read, where the call names none; for items whose
+        statements contradict each other or their files.
+    InputNotFoundError
         For local assets that are not there.
     """
     import odc.stac
 
     from deo_cube.cube.access import access  # late: rasterio and odc-loader are heavy
 
-    if offset != "auto" and (isinstance(offset, str) or not math.isfinite(offset)):
-        raise ValueError(f"offset must be 'auto' or the DN to add (0, -1000), got {offset!r}")
-    if fixed := {"stac_cfg", "driver"} & odc_options.keys():
-        raise ValueError(
-            f"{' and '.join(sorted(fixed))} are fixed by load_cube, which renames the assets and signs them; use "
-            "odc.stac.load for other settings"
-        )
+    if offset != "auto":
+        offset = _offset(offset)
+    place_options: dict[str, Any] = {
+        k: odc_options.pop(k) for k in ("like", "geopolygon", "lon", "lat", "x", "y") if k in odc_options
+    }
+    _check_options(odc_options, resampling)
+    place = placement(
+        {
+            **{"bbox": bbox, "intersects": intersects, "geobox": geobox, "crs": crs, "resolution": resolution},
+            **place_options,
+        }
+    )
     found = read_items(items)
     chosen = [_choose(item, bands, model) for item in found]
     if not any(set(c) - {"SCL"} for c in chosen):
@@ -131,42 +149,51 @@ def load_cube(
     # The fullest item first: it is the one from which odc-stac takes dtypes.
     order = sorted(range(len(plain)), key=lambda i: -len(plain[i].assets))
     plain, found, chosen = ([seq[i] for i in order] for seq in (plain, found, chosen))  # type: ignore[assignment]
-    _check_place(plain, bbox=bbox, crs=crs, resolution=resolution, placed=geobox is not None or "like" in odc_options)
+    check_items_meet(found, place)
     decided = [_decide(item, c, offset) for item, c in zip(found, chosen, strict=True)]
     driver = access((a.href for item in plain for a in item.assets.values()), patch_url)
+    grids = complete_grids(
+        plain, [i.assets for i in plain], driver.header, placed=place.placed, bounded=bool(place.named)
+    )
+    for item, item_grid in zip(plain, grids, strict=True):
+        set_grid(item, item_grid)
+    check_one_crs(grids, place)
 
     def load(which: Sequence[int], group: Any, **options: Any) -> xr.Dataset:
-        return odc.stac.load(  # type: ignore[no-any-return]
-            [plain[i] for i in which],
-            bands=names,
-            groupby=group,
-            chunks=dict(DEFAULT_CHUNKS if chunks is None else chunks),
-            resampling=_resampling(resampling),
-            driver=driver,
-            stac_cfg=_CONFIG,
-            debug=True,
-            **options,
-        )
+        with _plain_errors(groupby=groupby, chunks=chunks):
+            return odc.stac.load(  # type: ignore[no-any-return]
+                [plain[i] for i in which],
+                bands=names,
+                groupby=group,
+                chunks=dict(DEFAULT_CHUNKS if chunks is None else chunks),
+                resampling=_resampling(resampling),
+                driver=driver,
+                stac_cfg=_CONFIG,
+                debug=True,
+                **options,
+            )
 
-    given = {"bbox": bbox, "geobox": geobox, "crs": crs, "resolution": resolution}
-    cube = load(range(len(plain)), groupby, **{k: v for k, v in given.items() if v is not None}, **odc_options)
-    groups: list[list[int]] = cube.encoding.pop("debug").grouped_idx
+    cube = load(range(len(plain)), groupby, **place.arguments, **odc_options)
+    laid = cube.encoding.pop("debug")
+    check_within_180(laid.gbt.base, place)
+    if not laid.tyx_bins:
+        raise nothing_there(len(plain), place)
+    groups: list[list[int]] = laid.grouped_idx
     adds = [_meeting([decided[i].add for i in g]) for g in groups]
     if None in adds:
         steps = [cube.isel(time=[t]) for t in range(len(groups))]
-        place = {k: v for k, v in odc_options.items() if k not in _PLACE} | {"geobox": grid.geobox(cube)}
+        same = {k: v for k, v in odc_options.items() if k not in ("anchor", "align")} | {"geobox": laid.gbt.base}
         for t, group in enumerate(groups):
             if adds[t] is None:
                 parts = {add: [i for i in group if decided[i].add == add] for add in {decided[i].add for i in group}}
-                pieces = [(load(which, _all_alike, **place), float(add or 0)) for add, which in sorted(parts.items())]
+                pieces = [(load(which, _all_alike, **same), float(add or 0)) for add, which in sorted(parts.items())]
                 steps[t] = _mosaic(pieces).assign_coords(time=steps[t]["time"])
         cube = xr.concat(steps, "time")
         cube.encoding.pop("debug", None)
+    if place.turn:
+        cube = _turned(cube, place.turn)
     cube = _annotated(cube, found, groups, decided, [0.0 if a is None else a for a in adds])
     return _cloudless(cube) if mask_clouds else cube
-
-
-_PLACE = ("x", "y", "lon", "lat", "like", "geopolygon", "intersects", "anchor", "align", "bbox", "crs", "resolution")
 
 
 def _all_alike(*_: Any) -> int:
@@ -216,7 +243,8 @@ def _plain(item: pystac.Item, assets: Mapping[str, pystac.Asset], *, check: bool
 
     # Not item.clone(), which copies the thirty other assets of a catalogue's item as well.
     copy = pystac.Item(
-        item.id, item.geometry, item.bbox, item.datetime, dict(item.properties), stac_extensions=item.stac_extensions
+        *(item.id, footprint(item.geometry, item.bbox), item.bbox, item.datetime, dict(item.properties)),
+        stac_extensions=list(item.stac_extensions),
     )
     copy.collection_id = _COLLECTION
     for band, asset in assets.items():
@@ -226,43 +254,61 @@ def _plain(item: pystac.Item, assets: Mapping[str, pystac.Asset], *, check: bool
     return copy
 
 
-def _crs_of(item: pystac.Item) -> str | None:
-    for said in (item.properties, *(a.extra_fields for a in item.assets.values())):
-        code = said.get("proj:code") or said.get("proj:epsg")
-        if code is not None:
-            return str(code) if ":" in str(code) else f"EPSG:{code}"
-    return None
+def _offset(offset: str | float) -> float:
+    if isinstance(offset, str) or not isinstance(offset, int | float | np.number) or not math.isfinite(offset):
+        raise ArgumentError(f"offset must be 'auto' or the DN to add (0, -1000), got {offset!r}")
+    return float(offset)
 
 
-def _check_place(items: Sequence[pystac.Item], *, bbox: Any, crs: Any, resolution: Any, placed: bool) -> None:
-    if bbox is not None:
-        west, south, east, north = bbox
-        if not (west < east and south < north):
-            raise ValueError(f"bbox must be (west, south, east, north) in degrees, got {bbox}")
-        boxes = [i.bbox for i in items if i.bbox is not None]
-        if boxes and not any(b[0] < east and west < b[2] and b[1] < north and south < b[3] for b in boxes):
-            raise ValueError(f"bbox {tuple(bbox)} touches none of the {len(items)} items; the first covers {boxes[0]}")
-    if placed:
-        return
-    found = Counter(_crs_of(i) for i in items)
-    known = [c for c in found if c is not None]
-    if crs is None:
-        if len(known) > 1:
-            counts = ", ".join(f"{c} ({n} items)" for c, n in found.most_common() if c is not None)
-            raise MissingCRSError(
-                f"the items lie in several CRSs: {counts}. Choose one, crs={found.most_common(1)[0][0]!r} "
-                "resolution=10, or load each zone apart, which keeps its pixels as they are"
-            )
-        if not known:
-            raise MissingCRSError(
-                "the items do not state their CRS (proj:code): pass crs='EPSG:...' and resolution=10, or geobox="
-            )
-    elif resolution is None and str(crs).lower() != "utm":
-        from odc.geo.crs import CRS
+def _check_options(options: Mapping[str, Any], resampling: Any) -> None:
+    """Refuse options that odc-stac would pass over in silence, or that are fixed here."""
+    import inspect
 
-        units = {CRS(c).units for c in known}
-        if units != {CRS(crs).units}:
-            raise ValueError(f"crs={crs!r} has other units than the items: pass resolution= in units of that CRS")
+    import odc.stac
+    from rasterio.enums import Resampling
+
+    if fixed := {"stac_cfg", "driver", "debug", "items"} & options.keys():
+        raise ArgumentError(
+            f"{' and '.join(sorted(fixed))} are fixed by load_cube, which renames the assets and signs them; use "
+            "odc.stac.load for other settings"
+        )
+    known = {*inspect.signature(odc.stac.load).parameters, "align", "nodata", "use_overviews"} - {"kw"}
+    if unknown := sorted(options.keys() - known):
+        near = difflib.get_close_matches(unknown[0], [*known, "mask_clouds", "offset"], 1)
+        raise ArgumentTypeError(
+            f"load_cube has no argument {unknown[0]!r}" + (f": did you mean {near[0]!r}?" if near else "")
+        )
+    names = resampling.values() if isinstance(resampling, Mapping) else [resampling]
+    for name in (n for n in names if n is not None):
+        if str(name).lower() not in Resampling.__members__:
+            raise ArgumentError(f"resampling must be one of {', '.join(Resampling.__members__)}, got {name!r}")
+
+
+@contextlib.contextmanager
+def _plain_errors(**said: Any) -> Iterator[None]:
+    """Raise what odc-stac and PROJ raise for arguments and items that do not fit as our own error."""
+    from pyproj.exceptions import ProjError
+
+    try:
+        yield
+    except DeoCubeError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, OverflowError, ProjError) as error:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in said.items() if v is not None)
+        raise ArgumentError(
+            f"odc-stac cannot load these items with {arguments}: {type(error).__name__}: {str(error)[:300]}"
+        ) from error
+
+
+def _turned(cube: xr.Dataset, by: float) -> xr.Dataset:
+    """Move the longitudes of a cube by whole turns, with the transform beside them."""
+    x = grid.dims(cube).x
+    cube = cube.assign_coords({x: (x, cube[x].values + by, cube[x].attrs)})
+    attrs = cube["spatial_ref"].attrs
+    if "GeoTransform" in attrs:
+        first, *others = (float(v) for v in attrs["GeoTransform"].split())
+        attrs["GeoTransform"] = " ".join(repr(v) for v in (first + by, *others))
+    return cube
 
 
 def _resampling(resampling: str | Mapping[str, str] | None) -> dict[str, str]:
