@@ -230,6 +230,11 @@ def _all_claims(layers: Sequence[Layer], given: Sequence[_Claim], wavelength: bo
     return [*given, *claims]
 
 
+def _squeezed_names(layers: Sequence[Layer]) -> set[str]:
+    """Return labels, titles and descriptions of all layers: in a GeoTIFF the labels are positions."""
+    return {squeezed(n) for la in layers for n in (la.label, *la.names)}
+
+
 def _confirmed(claim: _Claim) -> bool:
     """Whether more than a bare designation says that the layer is this band."""
     layer, band = claim.layer, claim.band
@@ -248,16 +253,17 @@ def _claims(
     if layer.foreign is not None:
         against.append(f"{layer.label!r} follows the numbers of {layer.foreign}, which metadata name as the sensor")
     said: dict[str, How] = {}
+    called = _squeezed_names(layers)
     for name in layer.names:
         named = band_of_name(name)
         # Digital Earth Australia counts B11 and B12 as swir_2 and swir_3.
-        if squeezed(name) == "swir2" and any(squeezed(la.label) == "swir3" for la in layers):
+        if squeezed(name) == "swir2" and "swir3" in called:
             notes.append(
                 f"{layer.label!r} beside a swir_3 is B11 as Digital Earth Australia counts, and B12 as others do"
             )
             named = None
         # FORCE calls B08 BROADNIR, and then B8A NIR.
-        if squeezed(name) == "nir" and any(squeezed(la.label) in ("broadnir", "nirbroad") for la in layers):
+        if squeezed(name) == "nir" and called & {"broadnir", "nirbroad"}:
             named = ("B8A", "alias")
         if named:
             said.setdefault(named[0], named[1])
@@ -413,8 +419,9 @@ def _naming(cube: xr.Dataset | xr.DataArray, counted: Sequence[Layer], n: int) -
 def _similar(band: str, free: Sequence[Layer], layers: Sequence[Layer], proposed: Iterable[str]) -> str:
     """Label that is spelled like a name of `band`, with the same numbers; "..." where none is."""
     labels = [la.label for la in free if la.label not in set(proposed)]
-    if {"swir2", "swir3"} <= {squeezed(la.label) for la in layers}:
-        counted_so = [la.label for la in layers if squeezed(la.label) == {"B11": "swir2", "B12": "swir3"}.get(band)]
+    if {"swir2", "swir3"} <= _squeezed_names(layers):
+        as_counted = {"B11": "swir2", "B12": "swir3"}.get(band)
+        counted_so = [la.label for la in layers if as_counted in _squeezed_names([la])]
         if counted_so:
             return counted_so[0]
     for word in (band, *SENTINEL2[band].aliases):

@@ -259,6 +259,31 @@ def test_force_calls_b8a_nir_beside_broadnir():
     assert match_bands(dataset(["nir", "red"]), ["B08"]).variables == ("nir",)
 
 
+@pytest.mark.parametrize("place", ["long_name", "title", "variables"])
+def test_names_that_depend_on_their_neighbours_are_read_wherever_they_are_written(place):
+    """In a GeoTIFF the labels are positions and the names are descriptions."""
+
+    def cube(names):
+        if place == "long_name":
+            return stack(list(range(1, len(names) + 1)), attrs={"long_name": tuple(names)})
+        if place == "title":
+            return stack(list(range(1, len(names) + 1)), title=names)
+        return dataset([f"band_{i}" for i in range(1, len(names) + 1)], **{
+            f"band_{i}": {"long_name": n} for i, n in enumerate(names, 1)
+        })  # fmt: skip
+
+    force = ["BLUE", "GREEN", "RED", "REDEDGE1", "REDEDGE2", "REDEDGE3", "BROADNIR", "NIR", "SWIR1", "SWIR2"]
+    found = match_bands(cube(force), TEN)
+    assert [re.sub("band_", "", v) for v in found.variables] == ["3", "2", "1", *map(str, range(4, 11))]
+
+    # In Digital Earth Australia swir_2 is B11: as B12 it would be wrong without a word.
+    australia = ["blue", "green", "red", "swir_2", "swir_3"]
+    swir = cube(australia)
+    with pytest.raises(MissingBandsError, match=r'bands=\{"B11": "(band_)?4", "B12": "(band_)?5"\}'):
+        match_bands(swir, ["B04", "B11", "B12"])
+    assert match_bands(swir, ["B04", "B12"], missing="mean").variables[1] is None
+
+
 def test_bands_of_another_stem_are_offered_where_they_are_all_there():
     rgb = ("B04", "B03", "B02")
     with pytest.raises(MissingBandsError, match=r'bands=\["B04", "B03", "B02"\]'):
