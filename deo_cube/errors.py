@@ -22,6 +22,7 @@ __all__ = [
     "MissingBandsError",
     "MissingCRSError",
     "MissingExtraError",
+    "ModelCardError",
     "ResolutionMismatchError",
     "SelectionError",
     "StorageError",
@@ -80,6 +81,10 @@ class ResolutionMismatchError(DeoCubeError, ValueError):
 
 class TilePlanError(DeoCubeError, ValueError):
     """Sizes of tile, halo, block and patch that do not fit each other, or the cube."""
+
+
+class ModelCardError(DeoCubeError, ValueError):
+    """A model card is damaged, contradicts itself, or asks for what a card may not."""
 
 
 class UnknownModelError(DeoCubeError, KeyError):

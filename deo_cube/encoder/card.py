@@ -11,14 +11,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from deo_cube.errors import UnknownModelError
+from deo_cube.encoder.limits import CARD_BYTES, MAX_TILE, check, check_architecture, relative_file
+from deo_cube.errors import ModelCardError, UnknownModelError
 
 __all__ = ["Layer", "ModelCard", "Normalization", "Reference", "Stem", "Weights"]
 
@@ -42,12 +45,16 @@ class Normalization:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self.kind in ("fixed", "rgb_max", "own"), f"normalization {self.name!r}: unknown kind {self.kind!r}")
-        _check(
+        check(self.kind in ("fixed", "rgb_max", "own"), f"normalization {self.name!r}: unknown kind {self.kind!r}")
+        check(
             len(self.mean) == len(self.std),
             f"normalization {self.name!r}: {len(self.mean)} means, {len(self.std)} standard deviations",
         )
-        _check(all(s > 0 for s in self.std), f"normalization {self.name!r}: standard deviations must be positive")
+        check(_finite(self.mean), f"normalization {self.name!r}: means must be finite numbers, got {self.mean}")
+        check(
+            _finite(self.std) and all(s > 0 for s in self.std),
+            f"normalization {self.name!r}: standard deviations must be positive, finite numbers, got {self.std}",
+        )
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,11 @@ class Stem:
     normalizations: tuple[Normalization, ...]
 
     def __post_init__(self) -> None:
-        _check(len(self.bands) > 0, f"stem {self.name!r} has no bands")
-        _check(len(set(self.bands)) == len(self.bands), f"stem {self.name!r} names a band twice: {self.bands}")
-        _check(len(self.normalizations) > 0, f"stem {self.name!r} has no normalization")
+        check(0 < len(self.bands) <= 512, f"stem {self.name!r} has {len(self.bands)} bands, expected 1 to 512")
+        check(len(set(self.bands)) == len(self.bands), f"stem {self.name!r} names a band twice: {self.bands}")
+        check(len(self.normalizations) > 0, f"stem {self.name!r} has no normalization")
         for n in self.normalizations:
-            _check(
+            check(
                 n.kind == "own" or len(n.mean) == len(self.bands),
                 f"stem {self.name!r}: normalization {n.name!r} has {len(n.mean)} means for {len(self.bands)} bands",
             )
@@ -105,7 +112,14 @@ class Layer:
     """Global scale of int8 output: value = int8 * scale. None: not measured, so int8 is refused."""
 
     def __post_init__(self) -> None:
-        _check(self.dim > 0 and self.stride > 0, f"layer {self.name!r}: dim and stride must be positive")
+        check(
+            0 < self.dim <= 2**17 and 0 < self.stride <= MAX_TILE,
+            f"layer {self.name!r}: expected dim 1 to {2**17} and stride 1 to {MAX_TILE}, got {self.dim}, {self.stride}",
+        )
+        check(
+            self.int8_scale is None or (_finite([self.int8_scale]) and self.int8_scale > 0),
+            f"layer {self.name!r}: int8_scale must be a positive, finite number, got {self.int8_scale}",
+        )
 
 
 @dataclass(frozen=True)
@@ -126,8 +140,24 @@ class Weights:
     url: str | None = None
 
     def __post_init__(self) -> None:
-        _check(self.status in ("published", "trained", "untrained"), f"unknown weights status {self.status!r}")
-        _check(self.repo is None or self.revision is not None, f"weights of {self.repo}: a revision must be pinned")
+        check(self.status in ("published", "trained", "untrained"), f"unknown weights status {self.status!r}")
+        check(self.repo is None or self.revision is not None, f"weights of {self.repo}: a revision must be pinned")
+        check(
+            not self.file or relative_file(self.file),
+            f"weights.file is {self.file[:80]!r}: expected a path inside the card's folder. A file that is "
+            "elsewhere is named in the call, weights=PATH",
+        )
+        for what, value, pattern in (
+            ("sha256", self.sha256, "[0-9a-f]{64}"),
+            ("repo", self.repo, r"[A-Za-z0-9_][\w-]*(\.[\w-]+)*(/[A-Za-z0-9_][\w-]*(\.[\w-]+)*)?"),
+            ("revision", self.revision, r"\w[\w-]*([./][\w-]+)*"),
+            ("url", self.url, r"https://[^\s]+"),
+        ):
+            check(
+                value is None or re.fullmatch(pattern, value, re.ASCII) is not None,
+                f"weights.{what} is {str(value)[:80]!r}: expected a text of the form {pattern}",
+            )
+        check(all(self.key_prefixes), "weights.key_prefixes holds an empty text: leave it out")
 
 
 @dataclass(frozen=True)
@@ -142,6 +172,14 @@ class Reference:
     size: int
     vector: tuple[float, ...]
     tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check(0 < self.size <= 1024, f"reference: expected a size of 1 to 1024 pixels, got {self.size}")
+        check(
+            _finite(self.vector) and any(self.vector),
+            "reference: the vector must be finite numbers, not all of them 0",
+        )
+        check(0 < self.tolerance <= 0.1, f"reference: expected a tolerance above 0, up to 0.1, got {self.tolerance}")
 
 
 @dataclass(frozen=True)
@@ -185,20 +223,29 @@ class ModelCard:
     """Where the card was read from; not part of its JSON or fingerprint."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.name) and bool(self.alias), "a card needs a name and an alias")
-        _check("family" in self.architecture, f"card {self.name}: architecture has no family")
-        _check(len(self.stems) > 0 and len(self.layers) > 0, f"card {self.name}: needs a stem and a layer")
+        check(bool(self.name) and bool(self.alias), "a card needs a name and an alias")
+        check(len(self.stems) > 0 and len(self.layers) > 0, f"card {self.name}: needs a stem and a layer")
+        check_architecture(self.name, self.architecture, [len(s.bands) for s in self.stems])
         for kind, names in (("stem", [s.name for s in self.stems]), ("layer", [la.name for la in self.layers])):
-            _check(len(set(names)) == len(names), f"card {self.name}: a {kind} name occurs twice in {names}")
-        _check(self.tile > 0 and self.halo >= 0, f"card {self.name}: tile must be positive, halo not negative")
-        _check(2 * self.halo < self.tile, f"card {self.name}: halo {self.halo} leaves no core in tile {self.tile}")
-        _check(self.tile % self.patch == 0, f"card {self.name}: tile {self.tile} is no multiple of stride {self.patch}")
-        _check(
+            check(len(set(names)) == len(names), f"card {self.name}: a {kind} name occurs twice in {names}")
+        check(self.tile > 0 and self.halo >= 0, f"card {self.name}: tile must be positive, halo not negative")
+        check(self.tile <= MAX_TILE, f"card {self.name}: expected a tile of at most {MAX_TILE} pixels, got {self.tile}")
+        check(0 < self.batch <= 4096, f"card {self.name}: expected a batch of 1 to 4096 tiles, got {self.batch}")
+        check(2 * self.halo < self.tile, f"card {self.name}: halo {self.halo} leaves no core in tile {self.tile}")
+        check(self.tile % self.patch == 0, f"card {self.name}: tile {self.tile} is no multiple of stride {self.patch}")
+        check(
             self.trim >= 0 and (self.trim == 0 or self.tile % self.trim == 0),
             f"card {self.name}: tile {self.tile} is no multiple of trim {self.trim}",
         )
-        _check(self.gsd > 0, f"card {self.name}: gsd must be positive")
-        _check(self.units in ("dn", "reflectance"), f"card {self.name}: unknown units {self.units!r}")
+        check(_finite([self.gsd]) and self.gsd > 0, f"card {self.name}: gsd must be positive, got {self.gsd}")
+        check(self.units in ("dn", "reflectance"), f"card {self.name}: unknown units {self.units!r}")
+        if self.reference is not None:
+            stems = [s.name for s in self.stems]
+            check(
+                self.reference.stem in stems and len(self.reference.vector) <= self.dim,
+                f"card {self.name}: the reference is of stem {self.reference.stem!r} with {len(self.reference.vector)} "
+                f"values; the card has the stems {stems} and {self.dim} channels",
+            )
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -276,19 +323,33 @@ class ModelCard:
 
         Raises
         ------
-        ValueError
-            For unknown or missing fields, or values that do not fit together.
+        ModelCardError
+            For unknown or missing fields, values that do not fit together, or sizes and options out of bounds
+            (`limits`).
         """
         card: ModelCard = _build(cls, values, "card")
         return dataclasses.replace(card, folder=folder)
 
     @classmethod
     def load(cls, path: str | Path) -> ModelCard:
-        """Read a card from a JSON file, or from `card.json` in a folder."""
+        """Read a card from a JSON file, or from `card.json` in a folder.
+
+        Raises
+        ------
+        ModelCardError
+            See `from_dict`; or if the file is larger than 1 MiB, or not JSON.
+        """
         path = Path(path)
         if path.is_dir():
             path = path / "card.json"
-        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), folder=str(path.parent.resolve()))
+        with path.open("rb") as file:
+            text = file.read(CARD_BYTES + 1)
+        check(len(text) <= CARD_BYTES, f"{path} is larger than a card may be, {CARD_BYTES} bytes")
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ModelCardError(f"{path} is not JSON: {error}") from error
+        return cls.from_dict(values, folder=str(path.parent.resolve()))
 
     @property
     def fingerprint(self) -> str:
@@ -315,30 +376,37 @@ class ModelCard:
         )
 
 
-def _check(true: bool, message: str) -> None:
-    if not true:
-        raise ValueError(message)
+def _finite(values: Iterable[Any]) -> bool:
+    return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
     """`value` (JSON) as an instance of the annotated type `kind`, refusing unknown fields."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where}: wanted a mapping, got {type(value).__name__}")
+            raise ModelCardError(f"{where}: expected a mapping, got {type(value).__name__}")
         hints = typing.get_type_hints(kind)
         names = {f.name for f in dataclasses.fields(kind)} - {"folder"}
         unknown = sorted(set(value) - names)
-        _check(not unknown, f"{where}: unknown fields {unknown}")
+        check(not unknown, f"{where}: unknown fields {unknown}")
         try:
             return kind(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})  # type: ignore[operator]
         except TypeError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise ModelCardError(f"{where}: {error}") from error
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
-        _check(isinstance(value, (list, tuple)), f"{where}: wanted a list, got {type(value).__name__}")
+        check(isinstance(value, (list, tuple)), f"{where}: expected a list, got {type(value).__name__}")
         return tuple(_build(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin in (types.UnionType, typing.Union) and value is not None:
         return _build(next(a for a in args if a is not type(None)), value, where)
-    if kind is float and isinstance(value, int):
-        return float(value)
+    if origin is typing.Literal:
+        check(value in args, f"{where}: expected one of {list(args)}, got {str(value)[:60]!r}")
+        return value
+    if value is None and type(None) in args:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 2**1000 else math.inf
+    expected = Mapping if origin is not None else kind
+    right = isinstance(value, expected) and not (isinstance(value, bool) and kind is not bool)
+    check(right, f"{where}: expected {expected.__name__}, got {type(value).__name__} {str(value)[:60]}")
     return value

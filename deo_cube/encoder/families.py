@@ -7,6 +7,9 @@ package; `timm` is any model of timm; a factory may give any other, or a plain f
 
 from __future__ import annotations
 
+import difflib
+import functools
+import json
 import threading
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
@@ -16,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard
+from deo_cube.encoder.limits import check_parameters
+from deo_cube.encoder.locate import find_pretrained
 from deo_cube.encoder.timm_import import import_timm
 from deo_cube.errors import UnknownModelError
 
@@ -40,18 +45,27 @@ class Network(Protocol):
         ...
 
 
-def build_network(card: ModelCard) -> nn.Module:
+def build_network(card: ModelCard, *, pretrained: bool = False) -> nn.Module:
     """The network that the card's architecture describes, with the weights of its initialisation.
+
+    Parameters
+    ----------
+    card : ModelCard
+        Its sizes were checked when it was made.
+    pretrained : bool
+        Give a model of timm whose card says `pretrained` the weights that timm names; else none are looked for.
 
     Raises
     ------
     UnknownModelError
         If the family is none that this version builds, or does not take the sizes given.
+    WeightsNotFoundError, WeightsMismatchError
+        If `pretrained`, see `locate.find_pretrained`.
     """
-    sizes = dict(card.architecture)
-    family = sizes.pop("family")
+    sizes = {k: v for k, v in card.architecture.items() if k not in ("family", "seed")}
+    family = card.architecture["family"]
     if family == "timm":
-        return TimmNetwork.create(card)
+        return TimmNetwork.create(card, pretrained=pretrained)
     if family not in FAMILIES:
         raise UnknownModelError(
             f"card {card.name}: unknown architecture family {family!r}; this version builds {[*FAMILIES, 'timm']}. "
@@ -61,7 +75,7 @@ def build_network(card: ModelCard) -> nn.Module:
     kind = getattr(import_module(module), name)
     try:
         network: nn.Module = kind(stems={s.name: len(s.bands) for s in card.stems}, **sizes)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UnknownModelError(
             f"card {card.name}: {family} does not take the architecture {sizes}: {error}"
         ) from error
@@ -80,7 +94,7 @@ def seeded_network(card: ModelCard, factory: Callable[[], Any] | None) -> nn.Mod
     """
     with _seed_lock, torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(card.architecture.get("seed", 0)))
-        return build_network(card) if factory is None else as_network(factory(), card)
+        return build_network(card, pretrained=True) if factory is None else as_network(factory(), card)
 
 
 def as_network(made: Any, card: ModelCard) -> nn.Module:
@@ -111,19 +125,27 @@ class TimmNetwork(nn.Module):
         self.model = model
 
     @classmethod
-    def create(cls, card: ModelCard) -> TimmNetwork:
+    def create(cls, card: ModelCard, *, pretrained: bool = False) -> TimmNetwork:
         """The timm model named by the card: its architecture holds `model`, and optionally `pretrained`, `options`."""
         timm = import_timm()
         sizes = card.architecture
+        name, options = str(sizes["model"]), dict(sizes.get("options", {}))
+        if not timm.is_model(name):  # hf-hub: and local-dir: are places, not models
+            near = ", ".join(difflib.get_close_matches(name, timm.list_models(pretrained=True), n=3))
+            raise UnknownModelError(
+                f"card {card.name}: timm has no model {name!r}" + (f"; near it: {near}" if near else "")
+            )
+        if card.folder or options:
+            _check_size(name, len(card.bands), json.dumps(options, sort_keys=True), card.name)
+        weights: dict[str, Any] = {}
+        if pretrained and sizes.get("pretrained"):
+            known = timm.get_pretrained_cfg(name)
+            weights["pretrained_cfg_overlay"] = {"file": str(find_pretrained(card, known and known.hf_hub_id))}
         try:
             model = timm.create_model(
-                sizes["model"],
-                pretrained=bool(sizes.get("pretrained", False)),
-                in_chans=len(card.bands),
-                num_classes=0,
-                **sizes.get("options", {}),
+                name, pretrained=bool(weights), in_chans=len(card.bands), num_classes=0, **weights, **options
             )
-        except (RuntimeError, KeyError, TypeError) as error:
+        except (RuntimeError, KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
             raise UnknownModelError(f"card {card.name}: timm does not build {dict(sizes)}: {error}") from error
         return cls(model, card)
 
@@ -149,6 +171,17 @@ class TimmNetwork(nn.Module):
                 stop_early=not final,
             )[0]
         return out
+
+
+@functools.lru_cache(maxsize=64)
+def _check_size(model: str, channels: int, options: str, card: str) -> None:
+    """Count the parameters of a timm model without memory for them."""
+    try:
+        with torch.device("meta"):
+            network = import_timm().create_model(model, in_chans=channels, num_classes=0, **json.loads(options))
+    except Exception:  # what does not build on no device says why when it is built on one
+        return
+    check_parameters(card, sum(p.numel() for p in network.parameters()))
 
 
 class FunctionNetwork(nn.Module):

@@ -16,7 +16,7 @@ from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.families import build_network, seeded_network
 from deo_cube.encoder.matmul import prefer_onednn
-from deo_cube.encoder.network_hash import network_hash
+from deo_cube.encoder.network_hash import HashedNetwork, content_hash, hash_network, network_hash
 from deo_cube.encoder.weights import check_weights, load_weights
 from deo_cube.errors import WeightsMismatchError
 
@@ -41,7 +41,7 @@ def load(ref: EncoderRef, device: str | None = "cpu", *, check: bool = True) -> 
     card = ref.card
     if ref.weights is None:
         network = seeded_network(card, ref.factory)
-        found = network_hash(network)
+        found = network_hash(network, dict(ref.sources))
         if found != ref.weights_sha256:
             raise WeightsMismatchError(
                 f"the factory of {card.alias} made another network here than at the call (hash {found[:12]}, "
@@ -126,7 +126,12 @@ def check_structure(card: ModelCard, path: str) -> None:
     check_weights(network, path, prefixes=card.weights.key_prefixes)
 
 
-@functools.lru_cache(maxsize=32)
-def source_hash(card: ModelCard, factory: Callable[[], Any] | None) -> str:
+def source_hash(card: ModelCard, factory: Callable[[], Any] | None) -> HashedNetwork:
     """Hash of the network that a factory, or the family of a card without weights, makes."""
-    return network_hash(seeded_network(card, factory))
+    # A constant that the factory's code names may have another value than at the last call.
+    return _source_hash(card, factory, "" if factory is None else content_hash(factory))
+
+
+@functools.lru_cache(maxsize=32)
+def _source_hash(card: ModelCard, factory: Callable[[], Any] | None, content: str) -> HashedNetwork:
+    return hash_network(seeded_network(card, factory))

@@ -6,6 +6,7 @@ kept in the cache and later files of that name and revision must have it. Needs 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -16,15 +17,26 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from deo_cube.encoder.card import ModelCard
+from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.encoder.weights import sniff
 from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
 from deo_cube.options import get_option
 
-__all__ = ["HUB", "check_file", "file_sha256", "find_weights", "hub_cache", "hub_silence", "local_weights"]
+__all__ = [
+    "HUB",
+    "check_file",
+    "file_sha256",
+    "find_pretrained",
+    "find_weights",
+    "hub_cache",
+    "hub_silence",
+    "local_weights",
+]
 
 FOLDER_VARIABLE = "DEO_CUBE_WEIGHTS"
 HUB = "https://huggingface.co"
+#: The file of a repository that holds a model of timm.
+PRETRAINED = "model.safetensors"
 
 
 def file_sha256(path: str | Path) -> str:
@@ -83,11 +95,76 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
     if found is None:
         if card.weights.repo is None or offline:
             raise WeightsNotFoundError(_not_found(card, offline))
-        found = _download(card)
+        _require_hash(card)
+        found = _download(card.weights, _not_found(card, offline=False))
     check_file(card, found)
     if card.weights.sha256 is None and hub_cache() in found.parents:
-        _compare_with_first(card, found)
+        _compare_with_first(card.weights, found)
     return found
+
+
+def find_pretrained(card: ModelCard, repo: str | None, *, offline: bool | None = None) -> Path:
+    """The weights that timm names for the model of a card, downloaded if need be.
+
+    Parameters
+    ----------
+    card : ModelCard
+        Where it states a hash, the file has it. A card that was read from a file must state one.
+    repo : str or None
+        Repository on the hub that timm names.
+    offline : bool, optional
+        Never reach for the network. Default: the option `offline`.
+
+    Raises
+    ------
+    WeightsNotFoundError
+        If timm names no repository, or its file is not on this machine and cannot be downloaded.
+    WeightsMismatchError
+        If the file has another hash, or the card states none.
+    """
+    offline = get_option("offline") if offline is None else offline
+    model = card.architecture["model"]
+    if repo is None:
+        raise WeightsNotFoundError(
+            f"timm names no weights of {model} on the hub: leave out pretrained, or load them yourself and register "
+            "the network, register_encoder(card, factory)"
+        )
+    w = Weights("published", PRETRAINED, card.weights.sha256, repo=repo, revision="main")
+    advice = (
+        f"The weights of {model} are {PRETRAINED} of {repo} on huggingface.co. Fetch them where there is a network, "
+        f"`hf download {repo} {PRETRAINED} --cache-dir {hub_cache()}`"
+    )
+    if w.sha256 is None and card.folder:
+        raise WeightsMismatchError(
+            f"the card of {card.alias} in {card.folder} asks for weights of {repo} and states no hash of them. "
+            f"Write the SHA-256 of {PRETRAINED} there into weights.sha256 of the card, or describe the model yourself, "
+            "describe_timm(..., pretrained=True)"
+        )
+    found = _cached(w)
+    if found is None:
+        if offline:
+            raise WeightsNotFoundError(
+                f"the weights of {card.alias} are not on this machine, and offline is set "
+                f"(deo_cube.set_options(offline=False) to allow the network). {advice}"
+            )
+        found = _download(w, advice)
+    check_file(dataclasses.replace(card, weights=w), found)
+    if w.sha256 is None:
+        _compare_with_first(dataclasses.replace(w, revision=found.parent.name), found)
+    return found
+
+
+def _require_hash(card: ModelCard) -> None:
+    """Refuse a download that nothing proves: of a card from elsewhere, which states no hash."""
+    from deo_cube.encoder.catalog import bundled_cards
+
+    w = card.weights
+    places = [(b.weights.repo, b.weights.revision, b.weights.file) for b in bundled_cards().values()]
+    if w.sha256 is None and (w.repo, w.revision, w.file) not in places:
+        raise WeightsMismatchError(
+            f"the card of {card.alias} states no SHA-256 of {w.file} in {w.repo}, so it is not downloaded. Write the "
+            "hash that the publisher gives into weights.sha256 of the card, or download the file and pass weights=PATH"
+        )
 
 
 def local_weights(card: ModelCard) -> Path | None:
@@ -95,14 +172,18 @@ def local_weights(card: ModelCard) -> Path | None:
     for folder in (os.environ.get(FOLDER_VARIABLE), card.folder):
         found = _in_folder(card, Path(folder).expanduser()) if folder else None
         if found is not None:
+            if folder == card.folder:
+                _check_inside(found, Path(folder))
             return found
-    if card.weights.repo is None:
+    return _cached(card.weights)
+
+
+def _cached(w: Weights) -> Path | None:
+    if w.repo is None or not w.file:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(
-        card.weights.repo, card.weights.file, cache_dir=hub_cache(), revision=card.weights.revision
-    )
+    cached = try_to_load_from_cache(w.repo, w.file, cache_dir=hub_cache(), revision=w.revision)
     return Path(cached) if isinstance(cached, str) else None
 
 
@@ -123,6 +204,17 @@ def check_file(card: ModelCard, path: Path) -> Path:
             "give them a card of their own (ModelCard.save) and pass that folder as model"
         )
     return path
+
+
+def _check_inside(path: Path, folder: Path) -> None:
+    """Refuse a link of a card's folder to a file elsewhere; snapshots of the hub's cache link to the blobs beside."""
+    real, home = path.resolve(), folder.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not (real.is_relative_to(home) or real.is_relative_to(blobs)):
+        raise WeightsMismatchError(
+            f"{path} is a link out of the card's folder, which a card from elsewhere could aim at any file. Where you "
+            "made the link yourself, name its target: weights=PATH"
+        )
 
 
 def _in_folder(card: ModelCard, folder: Path) -> Path | None:
@@ -167,6 +259,13 @@ def hub_cache() -> Path:
     return Path(get_option("cache_dir")) / "hub"
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer, and followed by none."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
 def hub_silence(url: str = "", *, timeout: float = 5.0, tries: int = 2) -> str | None:
     """Why the hub does not answer, or None where it does.
 
@@ -183,15 +282,17 @@ def hub_silence(url: str = "", *, timeout: float = 5.0, tries: int = 2) -> str |
         With half a second between.
     """
     request = urllib.request.Request(url or os.environ.get("HF_ENDPOINT") or HUB, method="HEAD")
+    opener = urllib.request.build_opener(_NoRedirect)
     why = None
     for i in range(tries):
         if i:
             time.sleep(0.5)
         try:
-            with urllib.request.urlopen(request, timeout=timeout):
+            with opener.open(request, timeout=timeout):
                 return None
         except urllib.error.HTTPError as error:
-            # "No such file" and "log in first" are answers. A proxy without a network behind it says 502 to 504.
+            # "No such file", "log in first" and "it is over there" are answers. A proxy without a network behind it
+            # says 502 to 504.
             if error.code not in (502, 503, 504):
                 return None
             why = f"HTTP {error.code} {error.reason}"
@@ -202,17 +303,16 @@ def hub_silence(url: str = "", *, timeout: float = 5.0, tries: int = 2) -> str |
     return why
 
 
-def _download(card: ModelCard) -> Path:
+def _download(w: Weights, advice: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    w = card.weights
     assert w.repo is not None
     endpoint = os.environ.get("HF_ENDPOINT") or HUB
     silence = hub_silence(f"{endpoint}/{w.repo}/resolve/{w.revision}/{w.file}")
     if silence is not None:
         raise WeightsNotFoundError(
             f"{w.file} could not be downloaded: {endpoint} does not answer ({silence}). Check the network or the proxy "
-            "and make the call again, or bring the file from elsewhere.\n" + _not_found(card, offline=False)
+            "and make the call again, or bring the file from elsewhere.\n" + advice
         )
     try:
         return Path(
@@ -228,15 +328,21 @@ def _download(card: ModelCard) -> Path:
     except Exception as error:  # the client raises its own, httpx's and OSError's
         raise WeightsNotFoundError(
             f"{w.file} could not be downloaded from {w.repo} at {w.revision}: {type(error).__name__}: {error}\n"
-            + _not_found(card, offline=False)
+            + advice
         ) from error
 
 
-def _compare_with_first(card: ModelCard, path: Path) -> None:
+def _compare_with_first(w: Weights, path: Path) -> None:
     """Keep the hash of a first download; refuse a later one that differs."""
     record = Path(get_option("cache_dir")) / "weights_seen.json"
-    key = f"{card.weights.repo}@{card.weights.revision}/{card.weights.file}"
-    seen: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    key = f"{w.repo}@{w.revision}/{w.file}"
+    try:
+        seen: dict[str, Any] = dict(json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else {}
+    except (TypeError, ValueError) as error:
+        raise WeightsMismatchError(
+            f"{record}, which holds the hashes of first downloads, is damaged ({error}): repair it, or delete it to "
+            "record the present files as the first"
+        ) from error
     found = file_sha256(path)
     if seen.get(key, found) != found:
         raise WeightsMismatchError(

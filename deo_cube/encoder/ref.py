@@ -38,9 +38,11 @@ class EncoderRef:
     weights: str | None
     """Path of the weights file; None for a network that its factory makes."""
     weights_sha256: str
-    """Hash of that file; of a network without one, the hash of its values and source."""
+    """Hash of that file; of a network without one, the hash of its values and source (`network_hash`)."""
     factory: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
     """Makes a registered network; None: the card's family builds it."""
+    sources: tuple[tuple[str, tuple[str, tuple[str, ...]]], ...] = field(default=(), compare=False, repr=False)
+    """Digests of its functions that have no source in another process (`network_hash.HashedNetwork.sources`)."""
 
     def load(self, device: str | None = "cpu", *, check: bool = True) -> Encoder:
         """Build the network, fill it strictly, and prove it by the card's reference vector.
@@ -121,7 +123,10 @@ class EncoderRef:
         how = n.name if known else (n.name, n.kind, n.mean, n.std)
         return (
             _restore,
-            (card, proof, self.stem.name, self.layer.name, how, weights, beside, self.weights_sha256, self.factory),
+            (
+                *(card, proof, self.stem.name, self.layer.name, how, weights, beside, self.weights_sha256),
+                *(self.factory, self.sources),
+            ),
         )
 
     def __repr__(self) -> str:
@@ -141,6 +146,7 @@ def _restore(
     beside: bool,
     sha256: str,
     factory: Callable[[], Any] | None,
+    sources: tuple[tuple[str, tuple[str, tuple[str, ...]]], ...] = (),
 ) -> EncoderRef:
     if isinstance(card, bytes):
         found = ModelCard.from_dict(json.loads(zlib.decompress(card)), folder=proof)
@@ -155,4 +161,4 @@ def _restore(
     entry = found.stem(stem)
     normalization = entry.normalization(how) if isinstance(how, str) else Normalization(*how)
     path = str(CARDS / weights) if beside and weights is not None else weights
-    return EncoderRef(found, entry, found.layer(layer), normalization, path, sha256, factory)
+    return EncoderRef(found, entry, found.layer(layer), normalization, path, sha256, factory, sources)

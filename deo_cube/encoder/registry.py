@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deo_cube.encoder.card import ModelCard, Normalization
 from deo_cube.encoder.catalog import Entry, card, find, list_models, register_encoder
@@ -68,23 +68,24 @@ def resolve(
         stem = choose_stem(c, bands)[0]
     chosen_layer = c.layer(layer)
     how = choose_normalization(stem, normalize)
-    path, sha256 = _weights(entry, weights) if locate else (None, "")
-    return EncoderRef(c, stem, chosen_layer, how, path, sha256, entry.factory)
+    path, sha256, sources = _weights(entry, weights) if locate else (None, "", ())
+    return EncoderRef(c, stem, chosen_layer, how, path, sha256, entry.factory, sources)
 
 
-def _weights(entry: Entry, weights: str | Path | None) -> tuple[str | None, str]:
+def _weights(entry: Entry, weights: str | Path | None) -> tuple[str | None, str, tuple[Any, ...]]:
     c = entry.card
     if entry.factory is not None or (not c.weights.file and weights is None):
         if weights is not None:
             raise ValueError(f"{c.alias} is made by its own factory, which takes no weights file: leave out weights=")
         from deo_cube.encoder.loading import source_hash
 
-        return None, source_hash(c, entry.factory)
+        hashed = source_hash(c, entry.factory)
+        return None, hashed.sha256, tuple(sorted(hashed.sources.items()))
     path = find_weights(c, weights).resolve()
     sha256 = file_sha256(path)
     if c.weights.sha256 is None:
         _check_structure(c, str(path), sha256)
-    return str(path), sha256
+    return str(path), sha256, ()
 
 
 @functools.lru_cache(maxsize=32)

@@ -32,6 +32,8 @@ PREFIXES = ("student.", "module.", "_orig_mod.", "backbone.", "feat_extr.")
 HEADS = ("head_ms", "cls_head", "patch_head_mid", "patch_head_late")
 #: The stem that a ViT trunk brings along, which the two named stems replace (misc.py:141-173).
 REPLACED_STEM = "patch_embed"
+#: Bytes of names and shapes at the start of a safetensors file: some 100,000 tensors.
+HEADER_BYTES = 16 * 2**20
 INDEX = "relative_position_index"
 BIAS = "relative_position_bias_table"
 
@@ -63,6 +65,10 @@ def sniff(path: str | Path) -> str:
         if wanted > size:
             raise WeightsMismatchError(
                 f"{path} is cut short: its header alone takes {wanted} bytes, the file has {size}: download it again"
+            )
+        if wanted > HEADER_BYTES:
+            raise WeightsMismatchError(
+                f"{path} begins with a header of {wanted} bytes, expected at most {HEADER_BYTES}: these are not weights"
             )
         return "safetensors"
     if head.startswith(b"PK"):

@@ -179,6 +179,8 @@ class TimmTeacher(_Frozen):
 
         timm = import_timm()
         options = {} if "dinov3" in model or "eva" in model else {"dynamic_img_size": True}
+        if not timm.is_model(model):  # hf-hub: and local-dir: are places, not models
+            raise UnknownModelError(f"timm has no ViT {model!r}; its models are listed by timm.list_models('vit*')")
         try:
             self.net = timm.create_model(model, pretrained=False, num_classes=0, **options)
         except (RuntimeError, TypeError) as error:

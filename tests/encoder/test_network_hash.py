@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import linecache
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,18 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
+from deo_cube.encoder import source_code
 from deo_cube.encoder.catalog import bundled_cards
 from deo_cube.encoder.describe import describe
 from deo_cube.encoder.families import FunctionNetwork, seeded_network
-from deo_cube.encoder.network_hash import network_hash
+from deo_cube.encoder.network_hash import content_hash, hash_network, network_hash
+
+
+def network_of(function: Any) -> nn.Module:
+    return FunctionNetwork(function, describe("x", bands=["B04"], dim=1, patch=8))
 
 
 def of(function: Any) -> str:
-    return network_hash(FunctionNetwork(function, describe("x", bands=["B04"], dim=1, patch=8)))
+    return network_hash(network_of(function))
 
 
 def pooled(size: int, names: tuple[str, ...] = ()):
@@ -106,10 +117,149 @@ FUNCTIONS = [pooled(8), Pool(8), functools.partial(pooled(8)), lambda x: max([x]
 def test_it_is_the_same_in_a_process_that_has_no_source(function: Any, tmp_path: Path) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
-        sent = cloudpickle.dumps((of, function))
+        here = hash_network(network_of(function))
+        sent = cloudpickle.dumps((network_of(function), here.sources))
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     (tmp_path / "f").write_bytes(sent)
-    code = f"import pickle\nof, f = pickle.loads(open({str(tmp_path / 'f')!r}, 'rb').read())\nprint(of(f))"
+    code = f"""
+import linecache, pickle
+from deo_cube.encoder.network_hash import content_hash, hash_network, network_hash
+linecache.getlines = lambda *a: []
+print(network_hash(*pickle.loads(open({str(tmp_path / "f")!r}, "rb").read())))
+"""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert run.stdout.strip() == of(function)
+    assert run.stdout.strip() == here.sha256
+
+
+GAIN, TABLE, CALLS, CACHE = 2.0, {"B04": (1.0, 2.0)}, 0, dict[int, float]()
+
+
+def scaled(x: Tensor) -> Tensor:
+    global CALLS
+    CALLS += 1
+    CACHE[CALLS] = 1.0
+    return helper(x) * TABLE["B04"][0]
+
+
+def helper(x: Tensor) -> Tensor:
+    return x * GAIN
+
+
+def test_constants_and_functions_of_its_module_count_but_not_what_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = of(scaled)
+    scaled(torch.ones(1))
+    assert of(scaled) == before
+    found = {before}
+    for name, value in (("GAIN", 3.0), ("TABLE", {"B04": (1.5, 2.0)}), ("helper", lambda x: x)):
+        monkeypatch.setattr(sys.modules[__name__], name, value)
+        found.add(of(scaled))
+    assert len(found) == 3 + 1 - ("helper" not in scaled.__code__.co_names)
+
+
+def test_comments_docstrings_annotations_and_paths_do_not_count(tmp_path: Path) -> None:
+    plain = "def f(x, n=2):\n    y = x * n\n    return y\n"
+    spoken = 'def f(x: "T", n: int = 2) -> "T":\n    """Double."""\n\n    y = (x * n)  # twice\n    return y\n'
+    other = plain.replace("*", "+")
+    given = [imported(tmp_path / name / "made.py", text) for name, text in
+             (("a", plain), ("b", spoken), ("c", plain), ("d", other))]  # fmt: skip
+    a, b, c, d = (of(f) for f in given)
+    assert a == b == c != d
+    # A file that was edited after its import is not the source of what runs.
+    again = imported(tmp_path / "e" / "made.py", plain)
+    (tmp_path / "e" / "made.py").write_text(other)
+    linecache.checkcache()
+    assert of(again) != d
+
+
+def imported(path: Path, text: str) -> Any:
+    path.parent.mkdir()
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location("made", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.f
+
+
+def test_two_functions_of_one_line_differ() -> None:
+    one, two = lambda x: x + 1, lambda x: x + 2
+    assert of(one) != of(two)
+    assert of(one) == of(lambda x: x + 1) or one.__qualname__ != "<lambda>"
+
+
+def test_a_table_that_a_function_captured_counts() -> None:
+    def of_table(values: list[float]) -> str:
+        frame, array = pd.DataFrame({"mean": values}), xr.DataArray(values)
+        return of(lambda x: x * frame["mean"][0] * float(array[0]))
+
+    assert of_table([1.0]) == of_table([1.0]) != of_table([2.0])
+
+
+def test_bfloat16_and_objects_count() -> None:
+    def layer(value: float) -> nn.Module:
+        network = nn.Linear(1, 1).bfloat16()
+        nn.init.constant_(network.weight, value)
+        nn.init.zeros_(network.bias)
+        return network
+
+    assert network_hash(layer(1.0)) == network_hash(layer(1.0)) != network_hash(layer(2.0))
+    arrays = [np.array([f], dtype=object) for f in (1.0, 1.0, 2.0)]
+    assert content_hash(arrays[0]) == content_hash(arrays[1]) != content_hash(arrays[2])
+
+
+#: The digest of `EXAMPLE` under every version of Python.
+GOLDEN = "source 3b00b66492a7d525b4f360218730733deab168664291a8703ac419263aa4fccf"
+EXAMPLE = """
+from functools import reduce
+
+def before():
+    pass
+
+class Net:
+    SIZE = 3
+
+    @staticmethod
+    def mean(batch, size: int = 8, *rest, gain=1.0, **more):
+        "The mean of each square."
+        total = 0.0
+        for i, (a, b) in enumerate(zip(batch, batch[1:])):
+            if i % 2 and not (a is None or b < 3):
+                continue
+            total += a * b if a else -b
+        try:
+            text = f"{total:.{size}f} of {len(rest)!r} and " f"{gain}"
+        except* ValueError as errors:
+            raise RuntimeError("no number") from errors
+        while (left := total - 1) > 0:
+            total = left
+        match rest:
+            case [first, *_]:
+                total += first
+            case {"gain": g}:
+                total *= g
+        with open(text) as file, open(file.name):
+            pick = lambda x, *, k=2: [v ** k for v in x if v] + [*{*x}]
+        return pick(batch)[::-1], {**more, "total": total}, reduce(max, (yield from before()))
+"""
+
+
+def test_the_digest_of_a_source_is_the_same_under_every_version_of_python(tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(EXAMPLE)
+    code = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("source_code", {source_code.__file__!r})
+module = importlib.util.module_from_spec(spec)
+sys.modules["source_code"] = module
+spec.loader.exec_module(module)
+import example
+print(module.function_source(example.Net.mean).digest)
+"""
+    names = {f"python3.{minor}" for minor in range(11, 16)}
+    installed = [str(p) for n in names for p in Path.home().glob(f".pyenv/versions/*/bin/{n}")]
+    for python in {sys.executable, *installed, *filter(None, map(shutil.which, names))}:
+        run = subprocess.run([python, "-B", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        if "command not found" in run.stderr:  # a launcher without a Python behind it
+            continue
+        assert run.stdout.strip() == GOLDEN, (python, run.stderr)

@@ -12,7 +12,13 @@ from safetensors.torch import save_file
 from deo_cube.encoder.describe import describe, describe_timm
 from deo_cube.encoder.families import build_network
 from deo_cube.encoder.registry import card, load_encoder, register_encoder, resolve
-from deo_cube.errors import MissingBandsError, UnknownModelError, WeightsMismatchError, WeightsNotFoundError
+from deo_cube.errors import (
+    MissingBandsError,
+    ModelCardError,
+    UnknownModelError,
+    WeightsMismatchError,
+    WeightsNotFoundError,
+)
 
 MS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 
@@ -78,7 +84,7 @@ def test_mistakes_of_a_registration() -> None:
         register_encoder(means, lambda: lambda x: x)
     with pytest.raises(MissingBandsError, match=r"no mean and standard deviation of \['B01'\]"):
         describe("x", bands=["B01"], dim=1, patch=8)
-    with pytest.raises(UnknownModelError, match="timm does not build"):
+    with pytest.raises(UnknownModelError, match="timm has no model"):
         describe_timm("x", "vit_of_nowhere", bands=MS)
     register_encoder(describe("wrong", bands=["B04"], dim=1, patch=8), lambda: 5)
     with pytest.raises(TypeError, match="factory of wrong returned a int"):
@@ -91,6 +97,7 @@ def test_mistakes_of_a_registration() -> None:
     odd = dataclasses.replace(describe("odd", bands=["B04"], dim=1, patch=8), architecture={"family": "mamba"})
     with pytest.raises(UnknownModelError, match="unknown architecture family 'mamba'"):
         resolve(odd)
-    sizes = dataclasses.replace(odd, architecture={"family": "swin", "width": 3})
+    with pytest.raises(ModelCardError, match="swin does not take architecture"):
+        dataclasses.replace(odd, architecture={"family": "swin", "width": 3})
     with pytest.raises(UnknownModelError, match="swin does not take the architecture"):
-        resolve(sizes)
+        resolve(dataclasses.replace(odd, architecture={"family": "swin", "dim": 7, "heads": [2, 2, 2, 2]}))
