@@ -11,6 +11,7 @@ import xarray as xr
 
 from deo_cube.cube import grid
 from deo_cube.cube.bands import BandMatch, match_bands
+from deo_cube.cube.footprint import centre
 from deo_cube.cube.radiometry import OFFSET_COORD, SCL_INVALID, Radiometry, decide_radiometry
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name
 from deo_cube.errors import MissingBandsError
@@ -180,8 +181,8 @@ def _periods(cube: xr.Dataset, freq: str | None) -> dict[pd.Timestamp, list[int]
     keys = times
     if freq == "D":
         # The satellite passes at one solar time everywhere; at the date line its pass and UTC's midnight meet.
-        west, _, east, _ = grid.geobox(cube).geographic_extent.boundingbox
-        keys = (times + pd.Timedelta(hours=(west + east) / 2 / 15)).floor("D")
+        lon, _ = centre(grid.geobox(cube))
+        keys = (times + pd.Timedelta(hours=lon / 15)).floor("D")
         first = {k: times[keys == k].min() for k in keys.unique().sort_values()}
         return {first[k]: [int(i) for i in np.flatnonzero(keys == k)] for k in first}
     try:

@@ -15,11 +15,15 @@ import numpy as np
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingCRSError
 
 if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
     from odc.geo.geom import Geometry
 
 __all__ = [
     "Window",
+    "centre",
     "cut_at_180",
+    "footprint",
+    "geobox_footprint",
     "item_window",
     "lonlat_bbox",
     "lonlat_ranges",
@@ -107,6 +111,33 @@ def item_window(bbox: Any, geometry: Any) -> Window | None:
         return lonlat_bbox((west, south, east, north))
     except (ArgumentError, KeyError, TypeError, ValueError, AttributeError, shapely.errors.ShapelyError):
         return None
+
+
+def geobox_footprint(box: GeoBox) -> tuple[dict[str, Any], list[float]]:
+    """Footprint of a grid as STAC and GeoJSON have it: in two parts across the antimeridian, and its bounding box.
+
+    Returns
+    -------
+    geometry : dict
+        GeoJSON, within -180..180 degrees, to about a metre.
+    bbox : list of float
+        West, south, east, north; west greater than east across the antimeridian.
+    """
+    from shapely.geometry import mapping
+
+    whole = unwrapped(box.extent.geom if box.crs.geographic else box.footprint("EPSG:4326").geom)
+    west, south, east, north = whole.bounds
+    return dict(mapping(cut_at_180(whole.simplify(1e-5)))), [west, south, east if east <= 180 else east - 360, north]
+
+
+def centre(box: GeoBox) -> tuple[float, float]:
+    """Longitude in [-180, 180) and latitude of the centre of a grid."""
+    from pyproj import Transformer
+
+    a, crs = box.transform, box.crs.proj
+    x, y = a * (box.shape[1] / 2, box.shape[0] / 2)
+    lon, lat = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(x, y)
+    return (float(lon) + 180) % 360 - 180, float(lat)
 
 
 def footprint(geometry: Any, bbox: Any) -> dict[str, Any] | None:

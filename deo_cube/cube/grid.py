@@ -13,6 +13,7 @@ from affine import Affine
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
+from deo_cube.cube.footprint import centre
 from deo_cube.cube.georeference import TOLERANCE, Dims, crs_name, dims, geobox
 from deo_cube.errors import MissingCRSError, ResolutionMismatchError
 
@@ -211,7 +212,7 @@ def _metric_crs(box: GeoBox) -> str:
     """CRS to resample in: the cube's own where its units are metres on the ground, else its UTM zone."""
     if box.crs.proj.is_projected and box.crs.epsg not in (3857, 3395, 900913):
         return crs_name(box.crs)
-    lon, lat = (float(v) for v in box.geographic_extent.centroid.coords[0])
+    lon, lat = centre(box)
     return f"EPSG:{(32600 if lat >= 0 else 32700) + int((lon + 180) // 6) % 60 + 1}"
 
 

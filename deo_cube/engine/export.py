@@ -17,6 +17,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
+from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.engine.metadata import PREFIX
 from deo_cube.errors import MissingExtraError
@@ -265,6 +266,10 @@ def _table(
     bottom, right = np.minimum(top + pool, rows.stop), np.minimum(left + pool, columns.stop)
     a: Affine = box.transform
     x0, y0, x1, y1 = a.c + left * a.a, a.f + top * a.e, a.c + right * a.a, a.f + bottom * a.e
+    if box.crs.geographic:
+        # Longitudes of 0..360, and beyond 180 across the antimeridian, belong within -180..180 in a file.
+        turn = np.where((x0 + x1) / 2 >= 180, -360.0, 0.0)
+        x0, x1 = x0 + turn, x1 + turn
     shapes = shapely.points((x0 + x1) / 2, (y0 + y1) / 2) if geometry == "point" else shapely.box(x0, y0, x1, y1)
     found = {"geometry": shapely.to_wkb(shapes), "valid": fraction[keep], "embedding": vectors[:, i, j].T}
     if "time" in part.coords:
@@ -312,7 +317,7 @@ def _geo(emb: xr.DataArray, box: GeoBox, geometry: str) -> dict[bytes, bytes]:
         "encoding": "WKB",
         "geometry_types": ["Point" if geometry == "point" else "Polygon"],
         "crs": box.crs.proj.to_json_dict(),
-        "bbox": list(box.boundingbox.bbox),
+        "bbox": geobox_footprint(box)[1] if box.crs.geographic else list(box.boundingbox.bbox),
     }
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     said = {k.removeprefix(PREFIX): str(v) for k, v in emb.attrs.items() if str(k).startswith(PREFIX)}

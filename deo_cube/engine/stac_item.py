@@ -16,6 +16,7 @@ import pandas as pd
 import xarray as xr
 
 from deo_cube.cube import grid
+from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.engine import metadata
 from deo_cube.engine.metadata import PREFIX
 from deo_cube.engine.reopen import open_embeddings
@@ -66,7 +67,7 @@ def stac_item(store: Any, *, id: str | None = None, href: str | None = None) -> 
     emb = open_embeddings(store)
     name = _name(store) if id is None else id
     box = grid.geobox(emb.isel(embedding=0, drop=True))
-    footprint = box.geographic_extent
+    geometry, bbox = geobox_footprint(box)
     first, last = _dates(emb)
     a = json.loads
     facts = emb.attrs
@@ -109,8 +110,8 @@ def stac_item(store: Any, *, id: str | None = None, href: str | None = None) -> 
     one = first == last
     item = pystac.Item(
         id=name,
-        geometry=_plain(footprint.geom.simplify(1e-5).__geo_interface__),  # to a metre
-        bbox=list(footprint.boundingbox.bbox),
+        geometry=_plain(geometry),
+        bbox=bbox,
         datetime=first if one else None,
         start_datetime=None if one else first,
         end_datetime=None if one else last,
@@ -157,7 +158,7 @@ def collection_of(store: Any, *, description: str | None = None, license: str = 
     first, last = _dates(emb)
     state = " UNTRAINED: random weights." if facts[PREFIX + "weights_status"] == "untrained" else ""
     extent = pystac.Extent(
-        pystac.SpatialExtent([list(box.geographic_extent.boundingbox.bbox)]), pystac.TemporalExtent([[first, last]])
+        pystac.SpatialExtent([list[float | int](geobox_footprint(box)[1])]), pystac.TemporalExtent([[first, last]])
     )
     fields: dict[str, Any] = {
         "emb:type": "chip" if patch > 1 else "pixel",
