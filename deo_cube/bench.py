@@ -17,6 +17,7 @@ import xarray as xr
 from deo_cube.cube.synthetic import synthetic_cube
 from deo_cube.engine.embed import embed
 from deo_cube.engine.plan import Plan, plan
+from deo_cube.engine.progress import Progress
 from deo_cube.engine.write import to_zarr
 
 __all__ = ["Bench", "bench"]
@@ -88,17 +89,16 @@ def bench(
     >>> bench(size=320, rounds=1).share > 0
     True
     """
-    from tqdm.auto import tqdm
-
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, got {rounds}")
     alone, whole = [], []
-    with TemporaryDirectory(prefix="deo_cube-bench-") as folder:
+    bar = Progress(rounds + 1, title=f"bench {model}", unit="round", shown=progress)
+    with TemporaryDirectory(prefix="deo_cube-bench-") as folder, bar:
         made = synthetic_cube(size=size, times=1, clouds=False, gaps=False)
         made = made.drop_vars([n for n, c in made.coords.items() if c.dtype == object])
         made.chunk(y=1024, x=1024).to_zarr(f"{folder}/cube.zarr", consolidated=False)
         cube = xr.open_zarr(f"{folder}/cube.zarr", consolidated=False, decode_coords="all", mask_and_scale=False)
-        for turn in tqdm(range(rounds + 1), desc=f"bench {model}", unit="round", disable=not progress):
+        for turn in range(rounds + 1):
             measured: Plan = plan(cube, model, device=device, measure=True)
             start = time.perf_counter()
             to_zarr(embed(cube, model, device=device), Path(folder, "out.zarr"), overwrite=True, progress=False)
@@ -107,6 +107,7 @@ def bench(
                 alone.append(measured.tiles_per_second)
                 # Tiles that are cut shorter at the cube's edge count for what they are.
                 whole.append(measured.tiles_per_second * measured.seconds / seconds)
+            bar.update()
     rate = statistics.median(whole)
     tiles = (measured.seconds or 0.0) * (measured.tiles_per_second or 0.0)
     return Bench(

@@ -8,6 +8,7 @@ Exit status: 0 done, 1 something found wrong (`verify`, `doctor`), 2 a mistake i
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 import sys
@@ -81,7 +82,7 @@ def embed(
     from deo_cube.engine.write import to_zarr
 
     # The cluster first: a device that is not here may be there.
-    with _cluster(scheduler) as kind:
+    with _log_lines(progress), _cluster(scheduler) as kind:
         emb = embed_cube(
             open_cube(cube),
             model,
@@ -186,7 +187,7 @@ def verify(
     if "://" in what or (Path(what).exists() and not (Path(what) / "card.json").exists()):
         from deo_cube.engine.reopen import verify_store
 
-        state = verify_store(what, repair=repair, progress=sys.stderr.isatty())
+        state = verify_store(what, repair=repair, progress=True)
         print(state)
         return 0 if state.complete else 1
     from deo_cube.encoder.verify import verify as verify_model
@@ -310,19 +311,38 @@ def _bands(texts: tuple[str, ...]) -> Any:
     return {k: v for k, _, v in named} if named and named[0][1] else list(texts) or None
 
 
+class _Flags(logging.Formatter):
+    """Log lines as messages of the command line, which name flags."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"deo-cube: {_as_flags(record.getMessage(), None)}"
+
+
+@contextmanager
+def _log_lines(progress: bool) -> Iterator[None]:
+    """Print what the package logs to standard error: with `progress` the first and last line of a job, too."""
+    log, handler = logging.getLogger("deo_cube"), logging.StreamHandler(sys.stderr)
+    before = log.level, log.propagate
+    handler.setFormatter(_Flags())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO if progress else logging.WARNING)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]
+
+
 @contextmanager
 def _cluster(scheduler: str | None) -> Iterator[str | None]:
-    file = scheduler is not None and scheduler.endswith(".json")
-    if scheduler is None or not (file or "://" in scheduler):
+    from deo_cube.engine.scheduler import connect, is_address
+
+    if scheduler is None or not is_address(scheduler):
         yield scheduler
         return
-    from distributed import Client
-
-    try:
-        client = Client(scheduler_file=scheduler) if file else Client(scheduler)
-    except OSError as error:
-        raise ConnectionError(f"no Dask scheduler answers at {scheduler}: start one, dask scheduler") from error
-    with client:
+    with connect(scheduler) as client, client.as_current():
         yield "distributed"
 
 

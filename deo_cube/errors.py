@@ -24,6 +24,7 @@ __all__ = [
     "MissingExtraError",
     "ModelCardError",
     "ResolutionMismatchError",
+    "SchedulerError",
     "SelectionError",
     "StorageError",
     "StoreMismatchError",
@@ -105,6 +106,10 @@ class StoreMismatchError(DeoCubeError, ValueError):
 
 class DeviceError(DeoCubeError, RuntimeError):
     """The device is absent, too small, or no worker has it."""
+
+
+class SchedulerError(DeoCubeError, ConnectionError):
+    """A Dask scheduler is not found, does not answer, or was lost during a run."""
 
 
 class CatalogueError(DeoCubeError, ConnectionError):

@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from deo_cube.engine import flight, read, runtime
-from deo_cube.engine.workers import Watch, ask
-from deo_cube.errors import DeviceError, WeightsNotFoundError
+from deo_cube.engine.workers import LOOK, Watch, ask
+from deo_cube.errors import ArgumentError, DeviceError, WeightsNotFoundError
 
 __all__ = ["fly"]
 
 #: Blocks in flight for each thread of the cluster: one runs, one is there when it ends.
 PER_THREAD = 2
-#: Seconds between looks at the cluster.
-LOOK = 2.0
 #: Times that a block is submitted: each may see several workers die (distributed.scheduler.allowed-failures).
 SUBMISSIONS = 3
 
@@ -69,13 +67,16 @@ def fly(
     ------
     DeviceError
         If no worker fits, none comes within `patience`, or a block takes its workers down again and again.
-    ConnectionError
+    SchedulerError
         If the scheduler is lost.
     """
     client = runtime.distributed_client()
     if client.asynchronous:
-        raise ValueError("to_zarr waits for its blocks, which a client with asynchronous=True cannot: make another")
-    watch = Watch(client, runs, patience)
+        raise ArgumentError(
+            "to_zarr waits for its blocks, which a client with asynchronous=True cannot: make another client, or pass "
+            "scheduler='threads'"
+        )
+    watch = Watch(client, runs, patience, bar.aside)
     flying: dict[Any, _Flight] = {}
     try:
         _fly(client, watch, iter(jobs), run_job, bar, flying)
@@ -122,7 +123,7 @@ def _fly(
             if one is None:
                 continue  # recalled meanwhile
             if _succeeded(future, one, watch):
-                bar.update(one.block)
+                bar.finish(one.block)
             else:
                 again.append(one)
             future.release()

@@ -1,9 +1,10 @@
-"""Blocks in flight: a few at a time on threads or processes, the next one submitted as one ends; and their bar."""
+"""Run blocks on threads or processes of this machine: a few at a time, the next one submitted as one ends."""
 
 from __future__ import annotations
 
 import itertools
-import time
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -13,30 +14,56 @@ import numpy as np
 import xarray as xr
 
 from deo_cube.engine import metadata, runtime
+from deo_cube.engine.progress import Progress
 from deo_cube.engine.store import Layout
 from deo_cube.engine.template import own_geobox
 from deo_cube.errors import DeoCubeError
 
-__all__ = ["Bar", "executor", "fly", "pickled", "unpickled_call"]
+__all__ = ["Bar", "executor", "fly", "pickled", "unpickled_call", "workers"]
 
 Block = tuple[int, int, int]
+
+
+def workers(kind: str, num_workers: int | None) -> int:
+    """Threads or processes that run blocks on this machine."""
+    if kind == "synchronous":
+        return 1
+    return num_workers or runtime.cpu_lanes() + (0 if kind == "processes" else 2)
 
 
 @contextmanager
 def executor(kind: str, num_workers: int | None) -> Iterator[tuple[Executor, int]]:
     """Yield an executor of this machine, and how many blocks to keep in flight on it."""
+    n = workers(kind, num_workers)
     if kind == "processes":
         import multiprocessing
         from concurrent.futures import ProcessPoolExecutor
 
-        n = num_workers or runtime.cpu_lanes()
         # Not fork: torch's and GDAL's threads do not survive it.
-        with ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(n, mp_context=spawn, initializer=_end_with_parent) as pool:
             yield pool, 2 * n
         return
-    n = 1 if kind == "synchronous" else num_workers or runtime.cpu_lanes() + 2
     with ThreadPoolExecutor(n, thread_name_prefix="deo_cube-block") as threads_pool:
         yield threads_pool, n
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, however that ended.
+
+    A killed parent leaves its workers waiting for the next block, each of them with a loaded model.
+    """
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            # Not sys.exit, which would wait for the block that is running; blocks survive a kill.
+            os._exit(1)
+
+    threading.Thread(target=watch, name="deo_cube-parent", daemon=True).start()
 
 
 def fly(
@@ -65,7 +92,7 @@ def fly(
             for future in finished:
                 block = flying.pop(future)
                 future.result()
-                bar.update(block)
+                bar.finish(block)
     except BaseException as error:
         bar.note(error)
         give_up()
@@ -89,47 +116,27 @@ def unpickled_call(run: Callable[[Any], None], job: bytes) -> None:
     run(cloudpickle.loads(job))
 
 
-class Bar:
-    """Progress bar over blocks, with the area per second."""
+class Bar(Progress):
+    """Progress over the blocks of a store, with the area per second.
 
-    def __init__(self, emb: xr.DataArray, layout: Layout, *, shown: bool) -> None:
-        from tqdm.auto import tqdm
+    `done` counts the blocks that earlier runs did.
+    """
 
-        self.total = int(np.prod(layout.blocks))
-        self.done = 0
-        """Blocks known to be done: those of earlier runs are counted as the record is gone through."""
+    def __init__(self, emb: xr.DataArray, layout: Layout, *, shown: bool, done: int = 0) -> None:
         self._layout = layout
         self._pixel_area = _patch_area(emb)
-        self._area, self._start = 0.0, time.perf_counter()
         alias = emb.attrs.get(metadata.PREFIX + "model_alias", "embeddings")
-        self._bar = tqdm(total=self.total, unit="block", desc=f"embed {alias}", disable=not shown)
+        total = int(np.prod(layout.blocks))
+        super().__init__(total, title=f"embed {alias}", done=done, rate_unit="km²/s", shown=shown)
 
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def found(self, blocks: int) -> None:
-        """Count blocks that an earlier run did, without taking them for speed."""
-        self.done += blocks
-        if not self._bar.disable:
-            self._bar.initial += blocks
-            self._bar.n += blocks
-            self._bar.refresh()
-
-    def update(self, block: Block) -> None:
+    def finish(self, block: Block) -> None:
         """Count a block that this run did."""
-        self.done += 1
         rows, columns = self._layout.region(block)
-        self._area += (rows.stop - rows.start) * (columns.stop - columns.start) * self._pixel_area
-        rate = self._area / (time.perf_counter() - self._start)
-        self._bar.set_postfix_str(f"{rate:.3g} km²/s", refresh=False)
-        self._bar.update()
+        self.update(amount=(rows.stop - rows.start) * (columns.stop - columns.start) * self._pixel_area)
 
     def note(self, error: BaseException) -> None:
-        """Say in `error` what is safe."""
-        error.add_note(f"{self.done} of {self.total} blocks are done and safe; the same call goes on from there")
+        """Add to `error` how many blocks are safe."""
+        error.add_note(f"{self.done} of {self.total} blocks are done and safe; the same call resumes from there")
 
 
 def _patch_area(emb: xr.DataArray) -> float:

@@ -15,11 +15,12 @@ from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef
 from deo_cube.engine import graph, runtime, transfer
 from deo_cube.engine.embed import Cube, Prepared, check_device, check_dtype, dtype_name, prepare
+from deo_cube.engine.progress import duration, size
 from deo_cube.engine.tiles import TilePlan
 from deo_cube.options import Default, get_option
 from deo_cube.options import resolve as option
 
-__all__ = ["Plan", "measure_rate", "plan"]
+__all__ = ["Plan", "known_rate", "measure_rate", "plan"]
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,16 @@ class Plan:
             ),
             ("tokens", f"{self.tokens:,}"),
             ("blocks", f"{self.blocks:,} of {p.block} px: tasks, and shards of the store"),
-            ("read", f"{_size(self.bytes_in)}{amp}"),
-            ("written", f"{_size(self.bytes_out)} before compression"),
-            ("memory", f"about {_size(self.bytes_per_block)} a block in flight, and the model"),
+            ("read", f"{size(self.bytes_in)}{amp}"),
+            ("written", f"{size(self.bytes_out)} before compression"),
+            ("memory", f"about {size(self.bytes_per_block)} a block in flight, and the model"),
         ]
         if self.seconds is None:
             rows.append(("time", "not measured here yet: plan(..., measure=True) encodes a few tiles to tell"))
         else:
             rate = f"{self.tiles_per_second:.3g} tiles/s measured on {self.device}"
             km2 = self.times * self.area_km2 / self.seconds
-            rows.append(("time", f"about {_duration(self.seconds)} ({rate}, {km2:.3g} km²/s)"))
+            rows.append(("time", f"about {duration(self.seconds)} ({rate}, {km2:.3g} km²/s)"))
         return rows
 
     def __repr__(self) -> str:
@@ -237,6 +238,11 @@ def measure_rate(ref: EncoderRef, tile: int, device: str, *, seconds: float = 3.
     return best
 
 
+def known_rate(ref: EncoderRef, tile: int, device: str, precision: str = "float32") -> float | None:
+    """Tiles per second that `plan(measure=True)` measured on this machine; None where it never did."""
+    return _rates().get(_rate_key(ref, tile, device, precision))
+
+
 def _rate_key(ref: EncoderRef, tile: int, device: str, precision: str) -> str:
     # Not the weights: they do not change the rate, and a plan may be made without them.
     return f"{ref.card.fingerprint}/{ref.layer.name}/{tile}/{device}/{precision}"
@@ -256,19 +262,3 @@ def _save_rates(rates: dict[str, float]) -> None:
         (folder / "rates.json").write_text(json.dumps(rates))
     except OSError:
         pass  # a read-only home: the rate is in the plan all the same
-
-
-def _size(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n < 1000 or unit == "TB":
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    raise AssertionError("unreachable")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -20,6 +20,7 @@ from odc.geo.geobox import GeoBox
 from deo_cube.cube import grid
 from deo_cube.engine import metadata, record
 from deo_cube.engine.location import locate
+from deo_cube.engine.progress import Progress
 from deo_cube.engine.store import FINGERPRINT, checksum
 from deo_cube.engine.template import IDENTITY, STATE, WINDOW, existing
 from deo_cube.errors import StoreMismatchError
@@ -107,13 +108,15 @@ def verify_store(
     StoreMismatchError
         If the store was not made by deo_cube.
     """
-    from tqdm.auto import tqdm
-
     root = _ours(locate(store, storage_options), "r+" if repair else "r")
     total = int(root[record.PATH].size)
     checked, damaged = 0, []
     # Decompression and checksums leave the interpreter to other threads.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, tqdm(total=total, disable=not progress) as bar:
+    finished = record.count(root) if progress else total
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        Progress(finished, title="verify", shown=progress) as bar,
+    ):
         for row, done in record.done_in_rows(root):
             blocks = [(int(t), row, int(c)) for t, c in zip(*np.nonzero(done), strict=True)]
             for block, whole in zip(blocks, pool.map(partial(_is_whole, root), blocks), strict=True):

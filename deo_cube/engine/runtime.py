@@ -42,6 +42,7 @@ __all__ = [
     "encoder",
     "lanes",
     "run_batches",
+    "workers_of",
 ]
 
 T = TypeVar("T")
@@ -96,6 +97,15 @@ def distributed_client() -> Any:
         return module.default_client()
     except ValueError:
         return None
+
+
+def workers_of(client: Any) -> dict[str, Any]:
+    """All workers of a client's cluster by address, as the scheduler knows them now.
+
+    Not `Client.scheduler_info`: some versions of Dask return five workers of it, and in the others its answer is
+    overwritten, from another thread, by one that holds no worker.
+    """
+    return dict(client.sync(client.scheduler.identity)["workers"])
 
 
 def encoder(ref: EncoderRef, device: str, compiled: bool | str = False) -> Any:

@@ -1,8 +1,9 @@
-"""Who is in the cluster, who fits a job, and what they lack: asked once of each worker, as it appears."""
+"""Track which workers can run a block and which lack weights. Each worker is queried once, when it joins."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deo_cube.engine import metadata, runtime, weights
-from deo_cube.errors import DeoCubeError, DeviceError
+from deo_cube.errors import DeoCubeError, DeviceError, SchedulerError
 from deo_cube.options import get_option
 
 __all__ = ["Answer", "Watch", "answer", "ask"]
@@ -24,6 +25,8 @@ __all__ = ["Answer", "Watch", "answer", "ask"]
 RESOURCE = "GPU"
 #: Seconds that a worker may take to answer; it imports torch for that.
 ANSWER = 120.0
+#: Seconds between looks at the cluster.
+LOOK = 2.0
 #: Seconds that the others may take once one has answered.
 LAG = 20.0
 
@@ -109,15 +112,24 @@ class Watch:
         What runs for the blocks; see `cluster.fly`.
     patience : float
         Seconds to wait while there is no worker.
+    aside : callable
+        A context manager in which warnings are logged: clears a progress bar.
 
     Raises
     ------
-    DeviceError, ConnectionError
+    DeviceError, SchedulerError
         From `look`: if no worker fits, none comes within `patience`, or the scheduler is lost.
     """
 
-    def __init__(self, client: Any, runs: list[Any], patience: float) -> None:
+    def __init__(
+        self,
+        client: Any,
+        runs: list[Any],
+        patience: float,
+        aside: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self._client = client
+        self._aside = aside
         self._patience = patience
         self._refs = list({r.ref.fingerprint: r.ref for r in runs if getattr(r, "ref", None) is not None}.values())
         self._wanted = next((r.device for r in runs if getattr(r, "device", None)), None)
@@ -130,6 +142,8 @@ class Watch:
         self._looked = -1e9
         self._seen = time.monotonic()
         self._nudge: Any = None
+        self._joined = 0
+        self._warned = ""
         self.known: set[str] = set()
         """Addresses of all workers there are."""
 
@@ -161,6 +175,8 @@ class Watch:
     def _look(self) -> bool:
         found = self._workers()
         self._looked = time.monotonic()
+        self._report_lost(self.known - set(found), len(found))
+        self._joined += len(set(found) - self.known)
         self.known = set(found)
         self._answers = {a: v for a, v in self._answers.items() if a in found}
         # A worker that did not answer is asked again, but not for ever: it may be busy, or frozen.
@@ -170,7 +186,7 @@ class Watch:
         self._choose(found)
         if self._fit:
             self._seen = time.monotonic()
-            self._nudge = None
+            self._nudge, self._warned = None, ""
             return True
         self._impatient(found)
         if not found and self._nudge is None:
@@ -180,13 +196,27 @@ class Watch:
 
     def _workers(self) -> Mapping[str, Any]:
         try:
-            return dict(self._client.scheduler_info()["workers"])
+            return runtime.workers_of(self._client)
         except Exception as error:
             if self._client.status in ("closed", "closing"):
-                raise ConnectionError(
-                    "the scheduler is lost: start it again, and make the same call to go on"
+                raise SchedulerError(
+                    "the scheduler is lost: start it again, and make the same call to resume"
                 ) from error
             return {}  # it reconnects, or closes after `distributed.comm.timeouts.connect`
+
+    def _report_lost(self, lost: set[str], left: int) -> None:
+        """Log each worker that has gone since the last look; those that were retired or closed as asked, quietly."""
+        if self._client.status != "running":
+            return  # the scheduler is what was lost
+        for address in sorted(lost):
+            try:
+                events = [e for _, e in self._client.get_events(address)]
+            except Exception:
+                events = []
+            asked = any(e.get("action") in ("retired", "close-worker") or e.get("expected") for e in events)
+            text = f"worker {address} left" if asked else f"worker {address} was lost: its blocks run again elsewhere"
+            with self._aside():
+                log.log(logging.INFO if asked else logging.WARNING, "%s; %d left in the cluster", text, left)
 
     def _impatient(self, found: Mapping[str, Any]) -> None:
         refused = {a: v.problem for a, v in self._answers.items() if v.problem}
@@ -195,13 +225,26 @@ class Watch:
             raise DeviceError(f"none of the {len(found)} workers can do this job. {first}")
         waited = time.monotonic() - self._seen
         if waited > self._patience:
-            state = f"{len(found)} workers, of which none fits or answers" if found else "no worker"
             raise DeviceError(
-                f"the cluster has had {state} for {waited:.0f} s. Start workers (dask worker ADDRESS, "
-                "cluster.scale(n)), or wait longer for a queue: worker_timeout=seconds"
+                f"{self._state(found)}, for {waited:.0f} s. Start workers (dask worker ADDRESS, cluster.scale(n)), or "
+                "wait longer for a queue: worker_timeout=seconds"
             )
-        if not found and self._nudge is None:
-            log.warning("the cluster has no worker yet: waiting up to %.0f s for one", self._patience)
+        state = self._state(found)
+        # Workers that were started together may answer a few seconds after they joined.
+        if state != self._warned and (not found or waited > 2 * LOOK):
+            self._warned = state
+            with self._aside():
+                log.warning("%s: waiting for one, at most worker_timeout=%g seconds", state, self._patience)
+
+    def _state(self, found: Mapping[str, Any]) -> str:
+        """What keeps the blocks from running, while no worker runs them."""
+        if self._client.status != "running":
+            return "the scheduler does not answer"
+        if not self._joined:
+            return "no worker has joined the cluster yet"
+        if not found:
+            return f"all workers of the cluster are gone ({self._joined} had joined)"
+        return f"none of the cluster's {len(found)} workers fits or answers"
 
     def _ask(self, new: list[str]) -> None:
         refs = pickle_refs(self._refs)

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import dask
 import numpy as np
 import xarray as xr
 import zarr
 
-from deo_cube.engine import flight, graph, location, metadata, read, record, runtime, store, template
+from deo_cube.engine import announce, flight, graph, location, metadata, read, record, store, template
 from deo_cube.engine.reopen import open_embeddings
+from deo_cube.engine.scheduler import choose_scheduler
 from deo_cube.errors import StoreMismatchError
 
 __all__ = ["to_zarr"]
@@ -119,12 +119,14 @@ def to_zarr(
     place = location.locate(path, storage_options)
     emb = _on_dask(emb)
     layout = store.Layout.of(tuple(str(d) for d in emb.dims), emb.chunks or ())
-    kind = _scheduler(scheduler)
+    kind = choose_scheduler(scheduler)
     target = template.create(emb, place, layout, resume=resume, overwrite=overwrite)
     root = target.open()
     if not template.is_complete(root):
         run = uuid.uuid4().hex
-        with flight.Bar(emb, layout, shown=progress) as bar:
+        done = record.count(root) if record.begun(root) else 0
+        announce.opening(emb, layout, place, done, kind, num_workers)
+        with flight.Bar(emb, layout, shown=progress, done=done) as bar:
             jobs = _jobs(emb, target, _todo(root, layout, bar), Reading(retries, read_timeout), run)
             if kind == "distributed":
                 from deo_cube.engine.cluster import fly
@@ -137,6 +139,7 @@ def to_zarr(
                 finally:
                     read.forget(run)
         template.finish(target, root)
+        announce.closing(place, bar)
     return open_embeddings(place)
 
 
@@ -168,22 +171,6 @@ def _on_dask(emb: xr.DataArray) -> xr.DataArray:
     sizes = dict(zip(emb.dims, emb.chunks or (), strict=True))
     valid = emb["valid"].variable
     return emb.assign_coords(valid=valid.chunk({d: sizes[d] for d in valid.dims}))
-
-
-def _scheduler(wanted: str | None) -> str:
-    if wanted is None:
-        if runtime.distributed_client() is not None:
-            return "distributed"
-        wanted = dask.config.get("scheduler", "threads")
-    names = {"threading": "threads", "sync": "synchronous", "single-threaded": "synchronous"}
-    wanted = names.get(str(wanted), str(wanted))
-    if wanted == "multiprocessing":
-        wanted = "processes"
-    if wanted not in ("threads", "processes", "synchronous", "distributed"):
-        raise ValueError(f"scheduler must be threads, processes, synchronous or distributed, got {wanted!r}")
-    if wanted == "distributed" and runtime.distributed_client() is None:
-        raise ValueError("scheduler='distributed' needs a client: dask.distributed.Client(...) before the call")
-    return wanted
 
 
 def _todo(root: zarr.Group, layout: store.Layout, bar: flight.Bar) -> Iterator[tuple[int, int, int]]:

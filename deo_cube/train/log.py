@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from deo_cube.engine.progress import Progress
 from deo_cube.errors import MissingExtraError
 from deo_cube.train.config import TrainConfig
 from deo_cube.train.losses import coding_rate_bound
@@ -29,8 +30,6 @@ class Log:
         self.board: Any = None
         if not self.first:
             return self
-        from tqdm.auto import tqdm
-
         path = self.out / "metrics.jsonl"
         if path.exists():
             # Lines written after the checkpoint that is resumed will be written again.
@@ -43,20 +42,13 @@ class Log:
             except ImportError as error:
                 raise MissingExtraError("--health.tensorboard needs tensorboard: pip install tensorboard") from error
             self.board = SummaryWriter(str(self.out / "tensorboard"))
-        self.bar = tqdm(
-            total=self.config.steps,
-            initial=self.start,
-            unit="step",
-            desc=self.out.name,
-            mininterval=1.0,
-            smoothing=0.05,
-        )
+        self.bar = Progress(self.config.steps, title=self.out.name, unit="step", done=self.start)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self.file is not None:
             self.file.close()
-            self.bar.close()
+            self.bar.__exit__(*error)
         if self.board is not None:
             self.board.close()
 
@@ -64,7 +56,7 @@ class Log:
         """Write down what one step measured."""
         if self.file is None:
             return
-        self.bar.update()
+        note = ""
         if step % self.config.health.log_every == 0 or step + 1 == self.config.steps or "knn" in measured:
             line = {"step": step, **measured, **measured["parts"]}
             line.pop("parts")
@@ -74,10 +66,11 @@ class Log:
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
             short = {k: f"{line[k]:.3f}" for k in ("loss", "compression", "expansion", "cls", "knn") if k in line}
-            self.bar.set_postfix({**short, "samples/s": f"{line['samples_per_s']:.1f}"}, refresh=False)
+            note = ", ".join(f"{k} {v}" for k, v in short.items()) + f", {line['samples_per_s']:.1f} samples/s"
             if self.board is not None:
                 for k, v in line.items():
                     self.board.add_scalar(k, v, step)
+        self.bar.update(note=note)
 
 
 def _step_of(line: str) -> int:

@@ -7,6 +7,8 @@ import functools
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +29,7 @@ from deo_cube.engine.embed import embed
 from deo_cube.engine.reopen import status
 from deo_cube.engine.workers import Watch
 from deo_cube.engine.write import to_zarr
-from deo_cube.errors import DeviceError
+from deo_cube.errors import DeviceError, SchedulerError
 from tests.engine.conftest import cube_at, means, means_card
 from tests.engine.test_write import SMALL, tree
 
@@ -162,11 +164,71 @@ def test_workers_that_die_cost_no_block(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    cube = cube_at(chunks={"time": 1, "y": 40, "x": 40})
-    slow = cube.map(lambda v: v.copy(data=v.data.map_blocks(late, dtype=v.dtype, meta=v.data._meta)))
-    to_zarr(embed(slow.assign_attrs(cube.attrs), **SMALL), path, progress=False)
+    to_zarr(embed(slow_cube(), **SMALL), path, progress=False)
     killer.join()
     assert tree(path) == undisturbed
+
+
+def test_the_loss_of_workers_is_logged_when_it_happens(
+    tmp_path: Path, undisturbed: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """ "Yet" is said before the first worker only; one that was retired is not called lost."""
+    path, workers = tmp_path / "e.zarr", []
+    with (
+        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+        caplog.at_level("INFO", logger="deo_cube"),
+    ):
+
+        def start(name: str) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address, "--no-nanny"]
+            command += ["--nthreads", "1", "--name", name, "--no-dashboard", "--local-directory", str(tmp_path / name)]
+            root = str(Path(__file__).parents[2])
+            workers.append(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": root}, cwd=root))
+            return workers[-1]
+
+        def logs(text: str) -> bool:
+            return any(text in m for m in caplog.messages)
+
+        def disturb() -> None:
+            until(lambda: logs("no worker has joined the cluster yet"))
+            start("retired")
+            killed = start("killed")
+            until(lambda: path.exists() and status(path).done >= 3 and len(runtime.workers_of(client)) == 2)
+            address = {w["name"]: a for a, w in runtime.workers_of(client).items()}
+            client.retire_workers([address["retired"]])
+            until(lambda: logs(f"worker {address['retired']} left; 1 left in the cluster"))
+            killed.kill()
+            until(lambda: logs(f"worker {address['killed']} was lost"))
+            until(lambda: logs("all workers of the cluster are gone (2 had joined)"))
+            start("late")
+
+        disturber = threading.Thread(target=disturb)
+        disturber.start()
+        try:
+            to_zarr(embed(slow_cube(), **SMALL), path, progress=False, worker_timeout=90)
+        finally:
+            disturber.join()
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+    assert tree(path) == undisturbed
+    assert sum("no worker has joined the cluster yet" in m for m in caplog.messages) == 1
+    lost = [r.levelname for r in caplog.records if "was lost" in r.message]
+    assert lost == ["WARNING"]
+
+
+def until(condition: Any) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "never came true"
+        time.sleep(0.02)
+
+
+def slow_cube() -> Any:
+    cube = cube_at(chunks={"time": 1, "y": 40, "x": 40})
+    slow = cube.map(lambda v: v.copy(data=v.data.map_blocks(late, dtype=v.dtype, meta=v.data._meta)))
+    return slow.assign_attrs(cube.attrs)
 
 
 def late(block: np.ndarray) -> np.ndarray:
@@ -183,7 +245,7 @@ def test_a_cluster_that_starts_with_nobody_grows_under_the_job_or_is_given_up(
         Client(cluster),
     ):
         emb = embed(cube_at(), **SMALL)
-        with pytest.raises(DeviceError, match=r"no worker for.*worker_timeout=") as caught:
+        with pytest.raises(DeviceError, match=r"no worker has joined.*worker_timeout=") as caught:
             to_zarr(emb, tmp_path / "e.zarr", progress=False, worker_timeout=0.3)
         assert "0 of 60 blocks are done" in "".join(caught.value.__notes__)
         cluster.adapt(minimum=0, maximum=2, interval="200ms", wait_count=2)
@@ -207,7 +269,7 @@ def test_a_scheduler_that_is_lost_is_said_so(tmp_path: Path) -> None:
 
         stopper = threading.Thread(target=stop)
         stopper.start()
-        with pytest.raises(ConnectionError, match="scheduler is lost.*same call"):
+        with pytest.raises(SchedulerError, match="scheduler is lost.*same call"):
             to_zarr(emb, path, progress=False)
         stopper.join()
     assert 0 < status(path).done < status(path).blocks

@@ -1,0 +1,81 @@
+"""What a run says before its first block and after its last one, in one line each, through the logger `deo_cube`.
+
+The lines have level INFO: the command line shows them; Python code sees them with
+``logging.basicConfig(level="INFO")``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from deo_cube.engine import flight, graph, metadata, runtime
+from deo_cube.engine.location import is_local
+from deo_cube.engine.progress import duration, size
+from deo_cube.engine.store import Layout
+from deo_cube.errors import DeoCubeError
+
+__all__ = ["closing", "opening"]
+
+log = logging.getLogger("deo_cube")
+
+
+def opening(emb: xr.DataArray, layout: Layout, store: Any, done: int, kind: str, num_workers: int | None) -> None:
+    """Log how many blocks are to be done, by how many workers on which device, and the time expected for them."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    total = int(np.prod(layout.blocks))
+    alias = emb.attrs.get(metadata.PREFIX + "model_alias", "embeddings")
+    text = f"{store}: {total - done} of {total} blocks to do, {alias}, {_workers(kind, num_workers)}"
+    run = next((r for r in graph.runs(emb.data) if getattr(r, "ref", None) is not None), None)
+    if run is not None and kind != "distributed":
+        try:
+            device = runtime.choose_device(run.device)
+        except DeoCubeError:
+            return  # the first block says what is wrong with it
+        text += f" on {device}, {_expected(run, layout, (total - done) / total, device)}"
+    elif run is not None:
+        text += f" on {run.device}" if run.device else ""
+    log.info("%s", text)
+
+
+def _workers(kind: str, num_workers: int | None) -> str:
+    if kind == "distributed":
+        workers = runtime.workers_of(runtime.distributed_client())
+        threads = sum(int(w["nthreads"]) for w in workers.values())
+        return f"{_count(len(workers), 'worker')} with {_count(threads, 'thread')}" if workers else "no worker yet"
+    n = flight.workers(kind, num_workers)
+    return _count(n, "process" if kind == "processes" else "thread")
+
+
+def _count(n: int, unit: str) -> str:
+    return f"{n} {unit}" + ("" if n == 1 else "es" if unit.endswith("s") else "s")
+
+
+def _expected(run: Any, layout: Layout, share: float, device: str) -> str:
+    from deo_cube.engine.plan import known_rate
+
+    rate = known_rate(run.ref, run.plan.tile, "cuda:0" if device == "cuda" else device, run.precision)
+    if rate is None:
+        return "time not known: plan(measure=True) measures the rate"
+    tiles = layout.blocks[0] * run.plan.encoded_pixels(run.ref.card.trim) / run.plan.tile**2
+    return f"about {duration(share * tiles / rate)}"
+
+
+def closing(store: Any, bar: flight.Bar) -> None:
+    """Log how many blocks this run did, in which time, at which rate, and how large the store is on disk."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    text = f"{store}: {_count(bar.ran, 'block')} in {duration(bar.seconds)}"
+    text += f", {bar.rate:.3g} km²/s" if bar.rate else ""
+    # Objects elsewhere would take a request each.
+    text += f", {size(_bytes(store))} on disk" if is_local(store) else ""
+    log.info("%s", text)
+
+
+def _bytes(folder: str | os.PathLike[str]) -> int:
+    return sum(os.stat(os.path.join(at, name)).st_size for at, _, names in os.walk(folder) for name in names)

@@ -1,0 +1,146 @@
+"""Which scheduler runs the blocks, and those that are not there: refused within seconds, by the argument's name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dask
+import psutil
+import pytest
+from distributed import LocalCluster
+
+from deo_cube.cli import main
+from deo_cube.engine import scheduler
+from deo_cube.engine.scheduler import choose_scheduler, connect
+from deo_cube.errors import ArgumentError, SchedulerError
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(scheduler, "FILE", 0.3)
+    with dask.config.set({"distributed.comm.timeouts.connect": "400ms"}):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, "does not exist"),
+        ("", "is empty"),
+        ("{", "not JSON"),
+        ("[]", "not JSON with an address"),
+        ('{"type": "Scheduler"}', "not JSON with an address"),
+        ('{"address": 8786}', "names no address"),
+        ('{"address": "tcp://127.0.0.1:9"}', "no Dask scheduler answers at tcp://127.0.0.1:9, the address in"),
+    ],
+)
+def test_a_scheduler_file_that_leads_nowhere_is_refused(
+    tmp_path: Path, content: str | None, found: str, quick: None
+) -> None:
+    file = tmp_path / "scheduler.json"
+    if content is not None:
+        file.write_text(content)
+    start = time.monotonic()
+    with pytest.raises(SchedulerError, match="scheduler=") as caught:
+        connect(str(file))
+    assert found in str(caught.value)
+    assert time.monotonic() - start < 10
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scheduler.json").mkdir()
+    with pytest.raises(SchedulerError, match="cannot be read.*scheduler="):
+        connect(str(tmp_path / "scheduler.json"))
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "foo://127.0.0.1:9", "tcp://", "tls://127.0.0.1:9"])
+def test_an_address_where_no_scheduler_answers_is_refused(address: str, quick: None) -> None:
+    with pytest.raises(SchedulerError, match=f"no Dask scheduler answers at {address}.*scheduler="):
+        connect(address)
+    assert choose_scheduler(None) == "threads"
+
+
+@pytest.mark.parametrize("text", [b"", b"\0" * 200, b"HTTP/1.1 400 Bad Request\r\n\r\n" * 3])
+def test_a_server_of_another_protocol_is_refused(text: bytes, quick: None) -> None:
+    others: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            while True:
+                other, _ = server.accept()
+                others.append(other)
+                with contextlib.suppress(OSError):
+                    other.sendall(text)
+
+        threading.Thread(target=answer, daemon=True).start()
+        start = time.monotonic()
+        with pytest.raises(SchedulerError, match="no Dask scheduler answers"):
+            connect(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        assert time.monotonic() - start < 20
+
+
+def test_a_file_that_is_written_a_moment_later_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
+        text = f'{{"address": "{cluster.scheduler_address}"}}'
+        threading.Timer(0.5, lambda: file.write_text(text)).start()
+        with connect(str(file)) as client:
+            assert client.scheduler.address == cluster.scheduler_address
+
+
+def test_the_command_names_the_flag(tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]) -> None:
+    for given in (str(tmp_path / "none.json"), "tcp://127.0.0.1:9", "slurm"):
+        with pytest.raises(SystemExit) as ended:
+            main(["embed", str(tmp_path), str(tmp_path / "e.zarr"), "--scheduler", given])
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert given == "slurm" or "--scheduler" in error
+
+
+def test_names_of_schedulers_are_those_of_dask() -> None:
+    assert choose_scheduler("multiprocessing") == "processes"
+    assert choose_scheduler("single-threaded") == "synchronous"
+    assert choose_scheduler(None) == "threads"
+    for bad in ("slurm", "distributed", "tcp://127.0.0.1:8786"):
+        with pytest.raises(ArgumentError, match=f"scheduler='{bad}'"):
+            choose_scheduler(bad)
+
+
+def test_processes_end_with_their_parent(tmp_path: Path) -> None:
+    """A command that is killed takes its workers with it, and the same call resumes."""
+    import deo_cube
+
+    out, cube = tmp_path / "e.zarr", tmp_path / "cube.zarr"
+    deo_cube.synthetic_cube(size=320, times=1, seed=1).to_zarr(cube, zarr_format=3, consolidated=False)
+    command = [sys.executable, "-m", "deo_cube", "embed", str(cube), str(out), "--block", "80"]
+    command += ["--tile", "80", "--halo", "0", "--scheduler", "processes", "--workers", "2", "--no-progress"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = psutil.Popen(command, env=env)
+    try:
+        end = time.monotonic() + 120
+        while not (out / "progress" / "crc32" / "c").is_dir():
+            assert parent.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        children = parent.children(recursive=True)
+        assert len(children) >= 2
+        parent.send_signal(signal.SIGKILL)
+        parent.wait(30)
+        _, alive = psutil.wait_procs(children, timeout=15)
+        assert not alive
+    finally:
+        for process in (parent, *parent.children(recursive=True)) if parent.is_running() else ():
+            process.kill()
+    with pytest.raises(SystemExit) as ended:
+        main(["threads" if word == "processes" else word for word in command[3:]])
+    assert ended.value.code == 0
+    assert deo_cube.verify_store(out).complete
