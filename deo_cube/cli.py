@@ -2,7 +2,8 @@
 
 Flags are the arguments of the verbs.
 
-Exit status: 0 done, 1 something found wrong (`verify`, `doctor`), 2 a mistake in the call, 130 interrupted.
+Exit status: 0 done, 1 something found wrong (`verify`, `doctor`) or a fault of deo_cube, 2 a mistake in the call or an
+input, disk or network that cannot be used, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from deo_cube.errors import DeoCubeError
+from deo_cube import shell
+from deo_cube.errors import ArgumentError
 
 __all__ = ["COMMANDS", "main"]
 
@@ -53,7 +54,7 @@ def embed(
     missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
     units: Annotated[Literal["auto", "dn", "reflectance", "uint8_rgb"], arg(help="of stored values")] = "auto",
     offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
-    nodata: Annotated[str, arg(help="stored value that means no measurement")] = "auto",
+    nodata: Annotated[str, arg(help="stored value that means no measurement: auto, none or a number")] = "auto",
     mask: Annotated[str | None, arg(help="variable that is True where a pixel must not count, or scl")] = None,
     normalize: Annotated[str | None, arg(help="normalization of the model, by name")] = None,
     tile: Annotated[int | None, arg(help="tile, pixels; decides the numbers")] = None,
@@ -127,7 +128,7 @@ def plan(
     missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
     units: Annotated[Literal["auto", "dn", "reflectance", "uint8_rgb"], arg(help="of stored values")] = "auto",
     offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
-    nodata: Annotated[str, arg(help="stored value that means no measurement")] = "auto",
+    nodata: Annotated[str, arg(help="stored value that means no measurement: auto, none or a number")] = "auto",
     tile: Annotated[int | None, arg(help="tile, pixels")] = None,
     halo: Annotated[int | None, arg(help="context on each side, pixels")] = None,
     block: Annotated[int | None, arg(help="task and shard, pixels")] = None,
@@ -144,7 +145,7 @@ def plan(
     given: dict[str, Any] = {"weights": weights, "bands": _bands(bands), "missing": missing, "units": units}
     given |= {"offset": _number(offset), "nodata": _number(nodata), "tile": tile, "halo": halo, "block": block}
     given |= {"layer": layer, "edge": edge, "dtype": dtype, "device": device}
-    print(plan_cube(open_cube(cube), model, measure=measure, **given))
+    print(shell.in_flags(repr(plan_cube(open_cube(cube), model, measure=measure, **given)), ["measure"]))
 
 
 def models() -> None:
@@ -183,7 +184,7 @@ def verify(
             said.to_json(json)
         return 0
     if what is None:
-        raise ValueError("verify wants a model's name, a store of embeddings, or --published FILE")
+        raise ArgumentError("verify needs the name of a model, a store of embeddings, or --published FILE")
     if "://" in what or (Path(what).exists() and not (Path(what) / "card.json").exists()):
         from deo_cube.engine.reopen import verify_store
 
@@ -206,24 +207,33 @@ def segment(
     out: Annotated[Positional[Path], arg(help="class map: .tif, or .zarr", metavar="OUT")],
     units: Annotated[Literal["auto", "dn", "reflectance", "uint8_rgb"], arg(help="of stored values")] = "auto",
     offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
+    nodata: Annotated[str, arg(help="stored value that means no measurement: auto, none or a number")] = "auto",
+    bands: Annotated[tuple[str, ...], arg(help="B04=red B08=4 ...: band of the model, variable of the cube")] = (),
     missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
+    mask: Annotated[str | None, arg(help="variable that is True where a pixel must not count, or scl")] = None,
+    model: Annotated[str | None, arg(help="folder of the training run, if the head's model is not known")] = None,
+    overwrite: Annotated[bool, arg(help="replace what is at OUT, whatever it is")] = False,
 ) -> None:
     """Map classes with a head that `fit_head(...).save(...)` wrote."""
     from deo_cube.cube.files import open_cube
     from deo_cube.engine.reopen import is_embeddings, open_embeddings
     from deo_cube.heads.maps import segment as segment_cube
 
+    tif = out.suffix.lower() in (".tif", ".tiff")
+    if not overwrite:
+        _check_out(out, tif=tif, inputs=(cube, head))
     if is_embeddings(cube):
         classes = segment_cube(open_embeddings(cube), head)
     else:
-        given: dict[str, Any] = {"units": units, "offset": _number(offset), "missing": missing}
+        given: dict[str, Any] = {"units": units, "offset": _number(offset), "nodata": _number(nodata), "mask": mask}
+        given |= {"bands": _bands(bands), "missing": missing} | ({} if model is None else {"model": model})
         classes = segment_cube(open_cube(cube), head, **given)
-    if out.suffix.lower() in (".tif", ".tiff"):
+    if tif:
         import rioxarray  # noqa: F401 - registers .rio
 
         flat = classes.squeeze(drop=True)
         if flat.ndim != 2:
-            raise ValueError(f"a GeoTIFF holds one date, the cube has {classes.sizes['time']}: name OUT .zarr")
+            raise ArgumentError(f"a GeoTIFF holds one date, the cube has {classes.sizes['time']}: name OUT .zarr")
         flat.rio.to_raster(out)
     else:
         classes.to_dataset(name="class").to_zarr(out, mode="w", zarr_format=3, consolidated=True)
@@ -296,7 +306,20 @@ def view(
     serve(store, cube=cube, heads=head, host=host, port=port, browser=browser)
 
 
+def _check_out(out: Path, *, tif: bool, inputs: tuple[str | Path, ...]) -> None:
+    """Refuse to replace what is not a class map: writing deletes what was there."""
+    if out.exists() and any(Path(i).exists() and out.samefile(i) for i in inputs):
+        raise ArgumentError(f"OUT {out} is an input of this command, and would be deleted: name another path")
+    if not tif and out.suffix.lower() != ".zarr":
+        raise ArgumentError(f"OUT is a class map, .tif or .zarr; got {out}")
+    if out.is_dir() and (tif or (any(out.iterdir()) and not (out / "class" / "zarr.json").exists())):
+        raise ArgumentError(f"{out} is there and is not a class map: name another path, or pass --overwrite")
+
+
 def _number(text: str) -> Any:
+    """A number where `text` is one, None for "none", else the text."""
+    if text.strip().lower() == "none":
+        return None
     try:
         return float(text)
     except ValueError:
@@ -307,15 +330,17 @@ def _bands(texts: tuple[str, ...]) -> Any:
     """``B04=red B08=4`` as a mapping, ``B04 B03 B02`` as a list."""
     named = [t.partition("=") for t in texts]
     if len({bool(sign) for _, sign, _ in named}) > 1:
-        raise ValueError(f"--bands are names (B04 B03 B02), or names and variables (B04=red B03=green); got {texts}")
+        raise ArgumentError(f"--bands are names (B04 B03 B02), or names and variables (B04=red B03=green); got {texts}")
     return {k: v for k, _, v in named} if named and named[0][1] else list(texts) or None
 
 
 class _Flags(logging.Formatter):
     """Log lines as messages of the command line, which name flags."""
 
+    flags = tuple(inspect.signature(embed).parameters)
+
     def format(self, record: logging.LogRecord) -> str:
-        return f"deo-cube: {_as_flags(record.getMessage(), None)}"
+        return f"deo-cube: {shell.in_flags(record.getMessage(), self.flags)}"
 
 
 @contextmanager
@@ -346,15 +371,10 @@ def _cluster(scheduler: str | None) -> Iterator[str | None]:
         yield "distributed"
 
 
-def _as_flags(message: str, args: list[str] | None) -> str:
-    """`message` with the arguments of the command that was called written as its flags: ``--offset -1000``."""
-    command = next(iter(sys.argv[1:] if args is None else args), "")
-    known = inspect.signature(COMMANDS[command]).parameters if command in COMMANDS else ()
-    value = r"""=(?:"([^"]*)"|'([^']*)'|(-?\w[\w./-]*))"""
-    for name in known:
-        flag = f"--{name.replace('_', '-')}"
-        message = re.sub(rf"\b{name}{value}", rf"{flag} \1\2\3", message)
-    return message
+def _flags(args: list[str]) -> list[str]:
+    """Arguments of the command that is called which are flags, not positions."""
+    parameters = inspect.signature(COMMANDS[args[0]]).parameters if args and args[0] in COMMANDS else {}
+    return [name for name, p in parameters.items() if "Positional" not in str(p.annotation)]
 
 
 #: Every command by its name; logic lives in the modules that they call.
@@ -370,18 +390,19 @@ def main(args: list[str] | None = None) -> None:
 
         print(f"deo-cube {__version__}")
         raise SystemExit(0)
+    args = sys.argv[1:] if args is None else args
+    flags = _flags(args)
     try:
-        status = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="deo-cube", description=__doc__, args=args)
+        with shell.warnings_as_lines(flags):
+            status = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="deo-cube", description=__doc__, args=args)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone; what Python flushes at its end has nowhere to go either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (DeoCubeError, OSError, ValueError) as error:
-        print(f"deo-cube: {_as_flags(str(error), args)}", file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):
-            print(f"deo-cube: {note}", file=sys.stderr)
-        raise SystemExit(2) from error
     except KeyboardInterrupt:
-        print("deo-cube: interrupted; blocks that are done are safe, the same call goes on", file=sys.stderr)
+        resumed = "; blocks that are done are safe, the same call resumes" if args[:1] == ["embed"] else ""
+        print(f"deo-cube: interrupted{resumed}", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        raise SystemExit(shell.fail(error, flags)) from error
     raise SystemExit(status or 0)

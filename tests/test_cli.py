@@ -146,11 +146,3 @@ def test_verify_looks_at_published_weights(shared: Path, capsys: pytest.CaptureF
     assert "window 12" in said
     assert "(--data)" in said
     assert run("verify") == 2
-
-
-def test_messages_name_the_flags_of_the_command() -> None:
-    from deo_cube.cli import _as_flags
-
-    said = _as_flags("pass offset=0, offset=-1000 or units=\"dn\"; tile=320, bands={'B08': 'nir'}", ["embed", "x.zarr"])
-    assert said == "pass --offset 0, --offset -1000 or --units dn; --tile 320, bands={'B08': 'nir'}"
-    assert _as_flags("pass offset=0", ["doctor"]) == "pass offset=0"
