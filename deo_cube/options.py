@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
+from deo_cube.errors import ArgumentError
+
 __all__ = ["Default", "Options", "get_option", "resolve", "set_options"]
 
 
@@ -55,19 +57,21 @@ _PRECISIONS = ("float32", "bfloat16")
 
 def _validated(name: str, value: Any) -> Any:
     if name not in _OPTIONS:
-        raise ValueError(f"unknown option {name!r}: the options are {', '.join(_OPTIONS)}")
+        raise ArgumentError(f"unknown option {name!r}: the options are {', '.join(_OPTIONS)}")
     if name == "model" and not (isinstance(value, str) and value):
-        raise ValueError(f"option model must be the name of a model, got {value!r}")
+        raise ArgumentError(f"option model must be the name of a model, got {value!r}")
     if name == "dtype" and str(value) not in _DTYPES:
-        raise ValueError(f"option dtype must be one of {', '.join(_DTYPES)}, got {value!r}")
+        raise ArgumentError(f"option dtype must be one of {', '.join(_DTYPES)}, got {value!r}")
     if name == "precision" and str(value) not in _PRECISIONS:
-        raise ValueError(f"option precision must be one of {', '.join(_PRECISIONS)}, got {value!r}")
+        raise ArgumentError(f"option precision must be one of {', '.join(_PRECISIONS)}, got {value!r}")
     if name == "compile" and not isinstance(value, (bool, str)):
-        raise ValueError(f"option compile must be True, False or the name of a backend of torch.compile, got {value!r}")
+        raise ArgumentError(
+            f"option compile must be True, False or the name of a backend of torch.compile, got {value!r}"
+        )
     if name == "cache_dir":
         return Path(value)
     if name == "offline" and not isinstance(value, bool):
-        raise ValueError(f"option offline must be True or False, got {value!r}")
+        raise ArgumentError(f"option offline must be True or False, got {value!r}")
     return value
 
 

@@ -79,7 +79,7 @@ def foreign(kind: str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["tif", "nc", "zarr", "empty.zarr"])
+@pytest.mark.parametrize("kind", ["tif", "nc", "json", "zarr", "empty.zarr"])
 def test_what_libraries_cannot_read_is_one_message(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ import xarray as xr
 from deo_cube.cube.grid import dims
 from deo_cube.cube.layers import CONTRADICTION_NM, WAVELENGTH_NM, Layer, layers_of
 from deo_cube.cube.sentinel2 import SENTINEL2, Band, band_of_name, bands_of_common_name, is_designation, squeezed
-from deo_cube.errors import MissingBandsError
+from deo_cube.errors import ArgumentError, MissingBandsError
 
 __all__ = ["NEAREST_NM", "SENTINEL2", "Band", "BandMatch", "How", "band_of_name", "match_bands"]
 
@@ -51,10 +51,12 @@ class BandMatch:
     def __post_init__(self) -> None:
         n = len(self.bands)
         if n == 0 or len(self.variables) != n or len(self.how) != n or len(self.indices) not in (0, n):
-            raise ValueError(f"{n} bands, {len(self.variables)} variables, {len(self.how)} reasons do not fit together")
+            raise ArgumentError(
+                f"{n} bands, {len(self.variables)} variables, {len(self.how)} reasons do not fit together"
+            )
         for band, variable, how in zip(self.bands, self.variables, self.how, strict=True):
             if (variable is None) != (how == "mean"):
-                raise ValueError(f"band {band}: variable {variable!r} cannot be matched by {how!r}")
+                raise ArgumentError(f"band {band}: variable {variable!r} cannot be matched by {how!r}")
 
     def to_attrs(self) -> dict[str, Any]:
         """The match as plain JSON values, for the attributes of a result."""
@@ -132,7 +134,7 @@ def match_bands(
         Where a band is missing, claimed by two variables on equal evidence, or only distinguishable by position.
     """
     if missing not in ("raise", "nearest", "mean"):
-        raise ValueError(f"missing must be 'raise', 'nearest' or 'mean', got {missing!r}")
+        raise ArgumentError(f"missing must be 'raise', 'nearest' or 'mean', got {missing!r}")
     unknown = [b for b in bands if b not in SENTINEL2]
     if unknown:
         raise MissingBandsError(

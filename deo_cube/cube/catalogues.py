@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from deo_cube.errors import CatalogueError
+from deo_cube.errors import ArgumentError, CatalogueError
 from deo_cube.options import get_option
 
 __all__ = ["CATALOGUES", "Catalogue", "catalogue", "search"]
@@ -47,9 +47,9 @@ class Catalogue:
 
     def __post_init__(self) -> None:
         if urlsplit(self.url).scheme not in ("http", "https"):
-            raise ValueError(f"url of catalogue {self.name!r} must begin with http:// or https://, got {self.url!r}")
+            raise ArgumentError(f"url of catalogue {self.name!r} must begin with http:// or https://, got {self.url!r}")
         if set(self.raw) & set(self.harmonised):
-            raise ValueError(f"catalogue {self.name!r}: a bucket is raw or harmonised, not both")
+            raise ArgumentError(f"catalogue {self.name!r}: a bucket is raw or harmonised, not both")
 
     def __repr__(self) -> str:
         return f"<Catalogue {self.name}: {self.collection} at {self.url}; offset {self.offset}. {self.note}>"
@@ -192,11 +192,13 @@ def search(
 
     found = _catalogue(catalogue, collection=collection)
     if bbox is None and intersects is None and not options.keys() & {"ids"}:
-        raise ValueError("search wants a place: bbox=(west, south, east, north) in degrees, or intersects=a geometry")
+        raise ArgumentError(
+            "search wants a place: bbox=(west, south, east, north) in degrees, or intersects=a geometry"
+        )
     if bbox is not None and not (bbox[0] < bbox[2] and bbox[1] < bbox[3]):
-        raise ValueError(f"bbox must be (west, south, east, north) in degrees, got {bbox}")
+        raise ArgumentError(f"bbox must be (west, south, east, north) in degrees, got {bbox}")
     if max_cloud is not None and not 0 <= max_cloud <= 100:
-        raise ValueError(f"max_cloud is per cent, 0 to 100, got {max_cloud}")
+        raise ArgumentError(f"max_cloud is per cent, 0 to 100, got {max_cloud}")
     host = urlsplit(found.url).hostname or ""
     if get_option("offline") and host not in ("localhost", "127.0.0.1", "::1"):
         raise CatalogueError(
@@ -220,7 +222,7 @@ def search(
         raise _silent(found, error) from error
     if not kept:
         over = f" ({cloudier} have more than max_cloud={max_cloud:g} % of cloud)" if cloudier else ""
-        raise ValueError(
+        raise ArgumentError(
             f"{found.name} has no item of {found.collection} for bbox={bbox}, datetime={datetime!r}{over}: widen "
             "bbox, datetime or max_cloud"
         )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from deo_cube.errors import MissingExtraError
+from deo_cube.errors import ArgumentError, InputNotFoundError, MissingExtraError
 
 __all__ = ["open_cube"]
 
@@ -42,7 +42,7 @@ def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
     text = str(path).rstrip("/")
     local = "://" not in text
     if local and not Path(text).exists():
-        raise FileNotFoundError(f"no cube at {text}")
+        raise InputNotFoundError(f"no cube at {text}")
     ending = Path(text).suffix.lower()
     if ending == ".zarr" or (local and Path(text).is_dir()):
         with warnings.catch_warnings():
@@ -68,7 +68,9 @@ def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
         from deo_cube.cube.stac import load_cube
 
         return load_cube(text, **options)
-    raise ValueError(f"cannot tell what {text} is: wanted a name that ends in .zarr, .nc, .tif, or .json (STAC items)")
+    raise ArgumentError(
+        f"cannot tell what {text} is: wanted a name that ends in .zarr, .nc, .tif, or .json (STAC items)"
+    )
 
 
 def _unsigned(variable: xr.DataArray) -> xr.DataArray:

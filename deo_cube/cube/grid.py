@@ -15,7 +15,7 @@ from odc.geo.geobox import GeoBox
 
 from deo_cube.cube.footprint import centre
 from deo_cube.cube.georeference import TOLERANCE, Dims, crs_name, dims, geobox
-from deo_cube.errors import MissingCRSError, ResolutionMismatchError
+from deo_cube.errors import ArgumentError, MissingCRSError, ResolutionMismatchError
 
 __all__ = [
     "Anchor",
@@ -168,7 +168,7 @@ def assign_grid(array: Cube, geobox: GeoBox, dims: tuple[str, str] = ("y", "x"))
     """
     sizes = tuple(array.sizes[d] for d in dims)
     if sizes != tuple(geobox.shape):
-        raise ValueError(f"the array is {sizes} along {dims}, the geobox {tuple(geobox.shape)}")
+        raise ArgumentError(f"the array is {sizes} along {dims}, the geobox {tuple(geobox.shape)}")
     a, crs = geobox.transform, geobox.crs
     centres = {
         dims[0]: a.f + (np.arange(sizes[0]) + 0.5) * a.e,

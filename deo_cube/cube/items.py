@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from deo_cube.cube.baseline import Product
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, bands_of_common_name, squeezed
-from deo_cube.errors import MissingBandsError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError, MissingBandsError
 
 if TYPE_CHECKING:
     import pystac
@@ -37,7 +37,7 @@ def read_items(items: Any) -> list[pystac.Item]:
     """
     found = list(_items(items, None))
     if not found:
-        raise ValueError("no items to load: the search found nothing. Widen bbox, datetime or cloud cover")
+        raise ArgumentError("no items to load: the search found nothing. Widen bbox, datetime or cloud cover")
     return found
 
 
@@ -49,8 +49,14 @@ def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
     elif isinstance(items, (str, Path)):
         path = Path(items)
         if not path.is_file():
-            raise FileNotFoundError(f"no items at {path}: wanted a JSON file with a STAC item or a collection of items")
-        yield from _items(json.loads(path.read_text(encoding="utf-8")), str(path.resolve()))
+            raise InputNotFoundError(
+                f"no items at {path}: wanted a JSON file with a STAC item or a collection of items"
+            )
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ArgumentError(f"{path} is not a JSON file of STAC items: {error}") from error
+        yield from _items(read, str(path.resolve()))
     elif isinstance(items, pystac.ItemCollection):
         yield from items
     elif isinstance(items, Mapping):
@@ -63,7 +69,7 @@ def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
                 item.set_self_href(base)
             yield item
         else:
-            raise ValueError(
+            raise ArgumentError(
                 f"a mapping of type {items.get('type')!r} is no STAC item: wanted Feature or FeatureCollection"
             )
     elif callable(getattr(items, "items", None)):  # pystac_client.ItemSearch
@@ -72,7 +78,7 @@ def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
         for item in items:
             yield from _items(item, base)
     else:
-        raise TypeError(
+        raise ArgumentTypeError(
             f"items are a {type(items).__name__}: wanted STAC items, a collection of them, a search, or a JSON file"
         )
 
@@ -196,10 +202,10 @@ def resolve_href(item: pystac.Item, asset: pystac.Asset, *, check: bool = True) 
         return href
     path = Path(href)
     if not path.is_absolute() and not path.exists():
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             f"item {item.id} has the relative href {asset.href!r} and does not say what it is relative to. Give the "
             "path of the JSON file, load_cube('items.json'), or items read with pystac.Item.from_file"
         )
     if check and not path.exists():
-        raise FileNotFoundError(f"asset of item {item.id} is not there: {path}. Mend its href, or pass patch_url=")
+        raise InputNotFoundError(f"asset of item {item.id} is not there: {path}. Mend its href, or pass patch_url=")
     return str(path.resolve())

@@ -17,6 +17,7 @@ from odc.geo.geobox import GeoBox
 from deo_cube.cube.grid import assign_grid
 from deo_cube.cube.landscape import LAND_COVER, Landscape, draw_landscape, noise, smoothstep
 from deo_cube.cube.surfaces import BANDS, SPECTRA, Season, Surfaces
+from deo_cube.errors import ArgumentError
 
 __all__ = ["BANDS", "synthetic_cube"]
 
@@ -100,18 +101,18 @@ def synthetic_cube(
     shape = (int(size), int(size)) if isinstance(size, int | np.integer) else (int(size[0]), int(size[1]))
     names = BANDS if bands is None else tuple(bands)
     if min(shape) < 2:
-        raise ValueError(f"size must be at least 2 pixels, got {size}")
+        raise ArgumentError(f"size must be at least 2 pixels, got {size}")
     if unknown := [b for b in names if b not in BANDS]:
-        raise ValueError(f"bands must be among {', '.join(BANDS)}; got {', '.join(map(str, unknown))}")
+        raise ArgumentError(f"bands must be among {', '.join(BANDS)}; got {', '.join(map(str, unknown))}")
     if units not in ("dn", "reflectance"):
-        raise ValueError(f'units must be "dn" or "reflectance", got {units!r}')
+        raise ArgumentError(f'units must be "dn" or "reflectance", got {units!r}')
     if offset not in (0, ADD_OFFSET):
-        raise ValueError(f"offset must be 0 or {ADD_OFFSET} (the DN to add), got {offset!r}")
+        raise ArgumentError(f"offset must be 0 or {ADD_OFFSET} (the DN to add), got {offset!r}")
     if not 0 <= float(clouds) <= 1:
-        raise ValueError(f"clouds must be True, False or a fraction from 0 to 1, got {clouds!r}")
+        raise ArgumentError(f"clouds must be True, False or a fraction from 0 to 1, got {clouds!r}")
     kind = np.dtype(dtype or ("uint16" if units == "dn" else "float32"))
     if units == "reflectance" and kind.kind != "f":
-        raise ValueError(f"reflectance needs a floating-point dtype, got {kind}")
+        raise ArgumentError(f"reflectance needs a floating-point dtype, got {kind}")
 
     dates = _dates(times)
     land, *weather = np.random.SeedSequence(seed).spawn(len(dates) + 1)
@@ -139,7 +140,7 @@ def _dates(times: int | Sequence[Any]) -> pd.DatetimeIndex:
     if not isinstance(times, int | np.integer):
         return pd.DatetimeIndex(list(times))
     if times < 1:
-        raise ValueError(f"times must be at least 1, got {times}")
+        raise ArgumentError(f"times must be at least 1, got {times}")
     # Sentinel-2 passes every five days; the season is from mid-April to the end of September.
     passes = np.round((np.arange(times) + 0.5) / times * 33).astype(int)
     return pd.Timestamp("2021-04-16T10:00:31") + pd.to_timedelta(5 * passes, unit="D")
@@ -245,7 +246,9 @@ def _geobox(shape: tuple[int, int], crs: str, resolution: float | None, south_up
     system = CRS(crs)
     step = resolution or (9e-5 if system.geographic else 10.0)
     if system.geographic and step > 0.01:
-        raise ValueError(f"{crs} is in degrees: resolution={step:g} would be {step * 111:.0f} km; 10 m are about 9e-5")
+        raise ArgumentError(
+            f"{crs} is in degrees: resolution={step:g} would be {step * 111:.0f} km; 10 m are about 9e-5"
+        )
     if system.geographic:
         west, north = 16.0, 45.0
     elif system.epsg and 32600 < system.epsg <= 32760:

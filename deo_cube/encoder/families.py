@@ -22,7 +22,7 @@ from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.limits import check_parameters
 from deo_cube.encoder.locate import find_pretrained
 from deo_cube.encoder.timm_import import import_timm
-from deo_cube.errors import UnknownModelError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, UnknownModelError
 
 __all__ = ["FAMILIES", "FunctionNetwork", "Network", "TimmNetwork", "build_network", "seeded_network"]
 
@@ -105,7 +105,7 @@ def as_network(made: Any, card: ModelCard) -> nn.Module:
         return made
     if callable(made):
         return FunctionNetwork(made, card)
-    raise TypeError(
+    raise ArgumentTypeError(
         f"the factory of {card.alias} returned a {type(made).__name__}; wanted a timm model, a module with "
         "forward_features(x, stem, layers), or a function from a batch [B, C, H, W] to a map [B, D, h, w]"
     )
@@ -160,7 +160,7 @@ class TimmNetwork(nn.Module):
             final = name in ("norm", "last")
             digits = name.lstrip("abcdefghijklmnopqrstuvwxyz")
             if not final and not digits.isdigit():
-                raise ValueError(f"no layer {name!r}: name 'norm', 'last', 'block<i>' or 'stage<i>'")
+                raise ArgumentError(f"no layer {name!r}: name 'norm', 'last', 'block<i>' or 'stage<i>'")
             index = -1 if final else int(digits) - name.startswith("stage")
             out[name] = model.forward_intermediates(
                 x,
@@ -201,5 +201,5 @@ class FunctionNetwork(nn.Module):
             out["pooled"] = out[self.default].mean(dim=(2, 3))
         missing = set(layers or ()) - set(out)
         if missing:
-            raise ValueError(f"the function returned the layers {[*out]}; wanted {sorted(missing)} too")
+            raise ArgumentError(f"the function returned the layers {[*out]}; wanted {sorted(missing)} too")
         return out if layers is None else {name: out[name] for name in layers}

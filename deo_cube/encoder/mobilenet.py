@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deo_cube.errors import ArgumentError
+
 __all__ = ["CHANNELS", "HALVING", "DeoConv", "MobileNet", "fold_batch_norm"]
 
 CHANNELS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
@@ -92,11 +94,11 @@ class MobileNet(nn.Module):
     ) -> None:
         super().__init__()
         if not 1 <= depth <= 13:
-            raise ValueError(f"depth must be 1 to 13, got {depth}")
+            raise ArgumentError(f"depth must be 1 to 13, got {depth}")
         if stem_stride not in (1, 2):
-            raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}")
+            raise ArgumentError(f"stem_stride must be 1 or 2, got {stem_stride}")
         if halving not in ("strided", "mean"):
-            raise ValueError(f"halving must be 'strided' or 'mean', got {halving!r}")
+            raise ArgumentError(f"halving must be 'strided' or 'mean', got {halving!r}")
         self.stem_stride = stem_stride
         pad = 0 if stem_stride == 2 else 1
         self.stems = nn.ModuleDict(
@@ -197,9 +199,9 @@ class DeoConv(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 6:
-            raise ValueError(f"depth must be 6 at least (stride 8), got {depth}")
+            raise ArgumentError(f"depth must be 6 at least (stride 8), got {depth}")
         if isinstance(contrast, str) or set(contrast) - set(stems):
-            raise ValueError(f"contrast must name stems of {[*stems]}, got {contrast!r}")
+            raise ArgumentError(f"contrast must name stems of {[*stems]}, got {contrast!r}")
         self.stems = dict(stems)
         self.trunk = MobileNet(stems, depth=depth, stem_stride=1, halving="mean")
         self.local = nn.ModuleDict({name: nn.Conv2d(bands, local, 3, padding=1) for name, bands in stems.items()})
@@ -238,14 +240,14 @@ class DeoConv(nn.Module):
         """
         wanted = {*self.layers, "pooled"} if layers is None else set(layers)
         if unknown := wanted - set(self.layers) - {"pooled", "parts"}:
-            raise ValueError(f"no layers {sorted(unknown)}: there are {[*self.layers]} and 'pooled'")
+            raise ArgumentError(f"no layers {sorted(unknown)}: there are {[*self.layers]} and 'pooled'")
         if stem not in self.stems:
-            raise ValueError(f"no stem {stem!r}: there are {[*self.stems]}")
+            raise ArgumentError(f"no stem {stem!r}: there are {[*self.stems]}")
         if x.ndim != 4 or x.shape[1] != self.stems[stem]:
-            raise ValueError(f"stem {stem!r} wants [B, {self.stems[stem]}, H, W], got {tuple(x.shape)}")
+            raise ArgumentError(f"stem {stem!r} wants [B, {self.stems[stem]}, H, W], got {tuple(x.shape)}")
         rows, cols = x.shape[2:]
         if rows % 4 or cols % 4:
-            raise ValueError(f"height and width must be multiples of 4, got {(rows, cols)}")
+            raise ArgumentError(f"height and width must be multiples of 4, got {(rows, cols)}")
         coarsest = max(stride for _, stride in self.layers.values())
         x = channels_last(x)
         if rows % coarsest or cols % coarsest:

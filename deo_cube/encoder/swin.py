@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deo_cube.encoder.timm_import import import_timm
+from deo_cube.errors import ArgumentError
 
 __all__ = ["DeoSwin"]
 
@@ -66,10 +67,10 @@ class DeoSwin(nn.Module):
     ) -> None:
         super().__init__()
         if len(depths) != len(heads):
-            raise ValueError(f"depths {tuple(depths)} and heads {tuple(heads)} must be of one length")
+            raise ArgumentError(f"depths {tuple(depths)} and heads {tuple(heads)} must be of one length")
         for i, h in enumerate(heads):
             if (dim << i) % h:
-                raise ValueError(f"stage {i + 1}: {dim << i} channels do not divide into {h} heads")
+                raise ArgumentError(f"stage {i + 1}: {dim << i} channels do not divide into {h} heads")
         self.window = window
         self.patch = patch
         self.stems = dict(stems)
@@ -119,11 +120,11 @@ class DeoSwin(nn.Module):
         """
         wanted = {*self.layers, "pooled"} if layers is None else set(layers)
         if unknown := wanted - set(self.layers) - {"pooled"}:
-            raise ValueError(f"no layers {sorted(unknown)}: there are {[*self.layers]} and 'pooled'")
+            raise ArgumentError(f"no layers {sorted(unknown)}: there are {[*self.layers]} and 'pooled'")
         if stem not in self.stems:
-            raise ValueError(f"no stem {stem!r}: there are {[*self.stems]}")
+            raise ArgumentError(f"no stem {stem!r}: there are {[*self.stems]}")
         if x.ndim != 4 or x.shape[1] != self.stems[stem]:
-            raise ValueError(f"stem {stem!r} wants [B, {self.stems[stem]}, H, W], got {tuple(x.shape)}")
+            raise ArgumentError(f"stem {stem!r} wants [B, {self.stems[stem]}, H, W], got {tuple(x.shape)}")
         out: dict[str, Tensor] = {}
         x = self.get_submodule(f"conv_{stem}")(x)
         left = set(wanted)

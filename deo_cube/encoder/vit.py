@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deo_cube.encoder.timm_import import import_timm
+from deo_cube.errors import ArgumentError
 
 __all__ = ["DeoViT"]
 
@@ -65,7 +66,7 @@ class DeoViT(nn.Module):
     ) -> None:
         super().__init__()
         if dim % heads:
-            raise ValueError(f"{dim} channels do not divide into {heads} heads")
+            raise ArgumentError(f"{dim} channels do not divide into {heads} heads")
         self.patch = patch
         self.grid = grid
         self.stems = dict(stems)
@@ -102,13 +103,15 @@ class DeoViT(nn.Module):
         """
         wanted = set(self.layers if layers is None else layers)
         if unknown := wanted - set(self.layers):
-            raise ValueError(f"no layers {sorted(unknown)}: there are {[*self.layers]} and 'pooled'")
+            raise ArgumentError(f"no layers {sorted(unknown)}: there are {[*self.layers]} and 'pooled'")
         if stem not in self.stems:
-            raise ValueError(f"no stem {stem!r}: there are {[*self.stems]}")
+            raise ArgumentError(f"no stem {stem!r}: there are {[*self.stems]}")
         if x.ndim != 4 or x.shape[1] != self.stems[stem]:
-            raise ValueError(f"stem {stem!r} wants [B, {self.stems[stem]}, H, W], got {tuple(x.shape)}")
+            raise ArgumentError(f"stem {stem!r} wants [B, {self.stems[stem]}, H, W], got {tuple(x.shape)}")
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
-            raise ValueError(f"height and width must be multiples of the patch, {self.patch}, got {tuple(x.shape[2:])}")
+            raise ArgumentError(
+                f"height and width must be multiples of the patch, {self.patch}, got {tuple(x.shape[2:])}"
+            )
         x = self.get_submodule(f"patch_embed_{stem}")(x)
         rows, cols = x.shape[2:]
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], dim=1)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deo_cube.errors import DeviceError
+from deo_cube.errors import ArgumentError, DeviceError
 
 __all__ = [
     "PRECISIONS",
@@ -156,7 +156,7 @@ def check_precision(precision: str, device: str | None = None) -> None:
         If the device has no bfloat16, or only one that is slower than float32.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
+        raise ArgumentError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
     if precision == "bfloat16" and device is not None:
         why = _no_bfloat16(device)
         if why:

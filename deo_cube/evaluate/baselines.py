@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError
+
 __all__ = ["BASELINES", "BurnRatio", "ImageStatistics", "RandomConvolutions", "RawBands", "UntrainedNetwork"]
 
 Array = NDArray[Any]
@@ -134,7 +136,7 @@ class RandomConvolutions:
         import torch.nn.functional as F
 
         if self.kernel is None or self.mean is None or self.std is None:
-            raise ValueError("random convolutions have no filters yet: call fitted(images, bands) first")
+            raise ArgumentError("random convolutions have no filters yet: call fitted(images, bands) first")
         x = (np.asarray(array, dtype="float32") - self.mean[:, None, None]) / self.std[:, None, None]
         with torch.inference_mode():
             t = F.pad(torch.from_numpy(x), (self.size // 2,) * 4, mode="reflect")
@@ -167,7 +169,7 @@ class UntrainedNetwork:
         from torch import nn
 
         if self.mean is None or self.std is None:
-            raise ValueError("the untrained network has no statistics yet: call fitted(images, bands) first")
+            raise ArgumentError("the untrained network has no statistics yet: call fitted(images, bands) first")
         x = (np.asarray(array, dtype="float32") - self.mean[:, None, None]) / self.std[:, None, None]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

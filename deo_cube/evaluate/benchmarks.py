@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.errors import InputNotFoundError
 from deo_cube.evaluate.readers import S2_12, Scene
 
 __all__ = ["PASTIS_BANDS", "PASTIS_CLASSES", "read_oscd", "read_pastis"]
@@ -28,7 +29,7 @@ PASTIS_CLASSES = (
 def _one(folder: Path, pattern: str) -> Path:
     found = sorted(folder.rglob(pattern))
     if not found:
-        raise FileNotFoundError(f"OSCD: no {pattern} in {folder}")
+        raise InputNotFoundError(f"OSCD: no {pattern} in {folder}")
     return found[0]
 
 
@@ -74,7 +75,7 @@ def read_oscd(path: str | Path, *, cities: Sequence[str] | None = None) -> list[
         valid = np.asarray((before > 0).all(axis=0) & (after > 0).all(axis=0))
         scenes.append(Scene(city, after, label[:rows, :cols], valid, S2_12, before))
     if not scenes:
-        raise FileNotFoundError(f"OSCD at {path}: no city with imgs_1_rect, imgs_2_rect and cm/*-cm.tif")
+        raise InputNotFoundError(f"OSCD at {path}: no city with imgs_1_rect, imgs_2_rect and cm/*-cm.tif")
     return scenes
 
 
@@ -105,7 +106,7 @@ def read_pastis(path: str | Path, *, folds: Sequence[int] = (1, 2, 3, 4, 5), lim
     path = Path(path)
     index = path / "metadata.geojson"
     if not index.exists():
-        raise FileNotFoundError(f"PASTIS at {path}: no metadata.geojson")
+        raise InputNotFoundError(f"PASTIS at {path}: no metadata.geojson")
     seen = dict.fromkeys(folds, 0)
     scenes = []
     for feature in json.loads(index.read_text(encoding="utf-8"))["features"]:
@@ -121,5 +122,5 @@ def read_pastis(path: str | Path, *, folds: Sequence[int] = (1, 2, 3, 4, 5), lim
         label = np.where(target < len(PASTIS_CLASSES), target, -1).astype("int16")
         scenes.append(Scene(f"{fold}/{number}", image, label, np.ones(label.shape, bool), PASTIS_BANDS))
     if not scenes:
-        raise FileNotFoundError(f"PASTIS at {path}: metadata.geojson lists no patch of folds {tuple(folds)}")
+        raise InputNotFoundError(f"PASTIS at {path}: metadata.geojson lists no patch of folds {tuple(folds)}")
     return scenes

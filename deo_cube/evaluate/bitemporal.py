@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError
 from deo_cube.evaluate.dense import Tokens, encode_scene, fitted_on, name_of, places
 from deo_cube.evaluate.probes import linear_probe
 from deo_cube.evaluate.readers import Scene
@@ -66,7 +67,9 @@ def change(
     """
     start, who = stopwatch(), name_of(encode, name)
     if any(s.before is None for s in scenes):
-        raise ValueError(f"{next(s.name for s in scenes if s.before is None)} has one date only: change wants `before`")
+        raise ArgumentError(
+            f"{next(s.name for s in scenes if s.before is None)} has one date only: change wants `before`"
+        )
     encode = fitted_on(encode, [im for s in scenes for im in (s.before, s.image) if im is not None], scenes[0].bands)
     distance = getattr(encode, "distance", _cosine_distance)
     cases: dict[str, list[Any]] = {"patch": [], "pixel": [], "second": []}

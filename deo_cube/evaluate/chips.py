@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deo_cube.cube.positions import counted
 from deo_cube.cube.sentinel2 import band_of_name
-from deo_cube.errors import MissingBandsError
+from deo_cube.errors import ArgumentError, InputNotFoundError, MissingBandsError
 from deo_cube.evaluate.readers import ChipSet, read_eurosat
 
 __all__ = ["read_chips"]
@@ -69,10 +69,10 @@ def _canonical(names: Sequence[str], where: object, *, given: bool = False) -> t
 
 def _arrays(path: Path, offset: float, limit: int | None) -> ChipSet:
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+        raise InputNotFoundError(f"no file {path}")
     with np.load(path, allow_pickle=False) as held:
         if missing := {"images", "labels", "bands"} - set(held.files):
-            raise FileNotFoundError(f"{path} holds {sorted(held.files)}; wanted also {sorted(missing)}")
+            raise InputNotFoundError(f"{path} holds {sorted(held.files)}; wanted also {sorted(missing)}")
         images, raw, names = held["images"].astype("float32") + np.float32(offset), held["labels"], held["bands"]
         groups = held["groups"] if "groups" in held.files else np.arange(len(raw))
     classes, labels = np.unique(raw, return_inverse=True)
@@ -99,7 +99,9 @@ def _tiffs(path: Path, files: Sequence[Path], bands: Sequence[str] | None, offse
                 raise MissingBandsError(f"{f} has {r.count} channels, named are {len(names)}: {list(names)}")
             images.append(r.read().astype("float32") + np.float32(offset))
     if len({i.shape for i in images}) > 1:
-        raise ValueError(f"{path}: chips of several sizes, {sorted({i.shape[1:] for i in images})[:3]}: cut them alike")
+        raise ArgumentError(
+            f"{path}: chips of several sizes, {sorted({i.shape[1:] for i in images})[:3]}: cut them alike"
+        )
     groups = [labels[i] * 10_000 + n // 50 if (n := numbered[i][1]) is not None else -1 - j for j, i in enumerate(kept)]
     assert names is not None
     return ChipSet(path.name, np.stack(images), labels[kept], classes, np.array(groups), names)

@@ -9,6 +9,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError
+
 __all__ = ["Encode", "Tokens", "encode_scene", "fitted_on", "name_of", "places", "pool_chips"]
 
 Array = NDArray[Any]
@@ -94,7 +96,7 @@ def encode_scene(
         middle = np.median(image[:, valid], axis=1) if valid.any() else np.zeros(len(image))
         image = np.where(valid, image, middle[:, None, None]).astype("float32")
     if tile <= 2 * halo:
-        raise ValueError(f"tile {tile} has no core within halo {halo}")
+        raise ArgumentError(f"tile {tile} has no core within halo {halo}")
     # A scene smaller than a core needs no whole tile: what it is padded with would be thrown away.
     core = min(tile - 2 * halo, -(-max(rows, cols) // 32) * 32)
     tile = core + 2 * halo
@@ -111,7 +113,7 @@ def encode_scene(
         if out is None:
             stride = tile // z.shape[2]
             if tile % z.shape[2] or halo % stride or core % stride:
-                raise ValueError(
+                raise ArgumentError(
                     f"stride {tile / z.shape[2]:g} of the encoder does not divide tile {tile} and halo {halo}"
                 )
             k, n = halo // stride, core // stride

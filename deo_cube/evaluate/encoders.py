@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.encoder.card import ModelCard
+from deo_cube.errors import ArgumentTypeError
 
 __all__ = ["ModelEncode", "as_encode", "untrained"]
 
@@ -75,7 +76,7 @@ def as_encode(model: Any, *, device: str | None = None) -> Any:
     if hasattr(model, "encode") and hasattr(model, "card"):
         return ModelEncode(model, model.card.alias)
     if not callable(model):
-        raise TypeError(
+        raise ArgumentTypeError(
             "a model to score is a name, a card, a loaded encoder, or a function (array, bands) -> features; got "
             f"{type(model).__name__}"
         )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deo_cube.errors import MissingExtraError
+from deo_cube.errors import ArgumentError, InputNotFoundError, MissingExtraError
 from deo_cube.evaluate.readers import ChipSet, Scene
 
 __all__ = ["read_geobench_chips", "read_geobench_scenes"]
@@ -49,10 +49,10 @@ def _partition(path: Path, name: str) -> dict[str, list[str]]:
     file = path / f"{name}_partition.json"
     if not file.is_file():
         there = sorted(p.name.removesuffix("_partition.json") for p in path.glob("*_partition.json"))
-        raise FileNotFoundError(f"GEO-Bench at {path}: no partition {name!r}, found {there}")
+        raise InputNotFoundError(f"GEO-Bench at {path}: no partition {name!r}, found {there}")
     found: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
     if not {"train", "valid", "test"} <= set(found):
-        raise ValueError(f"{file}: wanted train, valid and test, found {sorted(found)}")
+        raise ArgumentError(f"{file}: wanted train, valid and test, found {sorted(found)}")
     return found
 
 
@@ -61,7 +61,7 @@ class _Samples:
 
     def __init__(self, path: Path, bands: Mapping[str, str] | None, scale: float | None) -> None:
         if path.name in UNKNOWN_ORDER and bands is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"the bands of {path.name} do not bear their right names ({UNKNOWN_ORDER[path.name]}): pass "
                 'bands={"stored name": "B04", ...} with those that you trust'
             )
@@ -78,7 +78,7 @@ class _Samples:
             raise MissingExtraError.wanted("h5py", "benchmarks", "reading GEO-Bench") from error
         file = self.path / f"{sample}.hdf5"
         if not file.is_file():
-            raise FileNotFoundError(f"GEO-Bench at {self.path}: no sample {file.name}")
+            raise InputNotFoundError(f"GEO-Bench at {self.path}: no sample {file.name}")
         with h5py.File(file, "r") as f:
             arrays = {str(k): np.asarray(f[k]) for k in f}
         label = next((a for k, a in arrays.items() if k.startswith("label")), None)
@@ -90,11 +90,13 @@ class _Samples:
                 continue
             name = wrong.get(stored, stored)
             if name in found:
-                raise ValueError(f"{file.name}: two dates of {name}; sets with one image a sample are read")
+                raise ArgumentError(f"{file.name}: two dates of {name}; sets with one image a sample are read")
             found[name] = a.reshape(a.shape[:2])
         names = tuple(sorted(found, key=lambda b: (b[:3] + ("5" if b == "B8A" else "0")).replace("B8A", "B08")))
         if not names or (self.bands and names != self.bands):
-            raise ValueError(f"{file.name}: bands {names or sorted(arrays)}, wanted {self.bands or 'Sentinel-2 bands'}")
+            raise ArgumentError(
+                f"{file.name}: bands {names or sorted(arrays)}, wanted {self.bands or 'Sentinel-2 bands'}"
+            )
         self.bands = names
         shape = max(a.shape for a in found.values())
         image = np.stack([_enlarged(found[b], shape) for b in names]).astype("float32") * np.float32(self.scale)
@@ -104,7 +106,7 @@ class _Samples:
 
     def _plausible(self, image: Array, file: str) -> None:
         if np.percentile(image, 99) < 300:
-            raise ValueError(
+            raise ArgumentError(
                 f"{file}: 99 % of the values lie below {np.percentile(image, 99):.3g}, which no DN (reflectance x "
                 "10000) does: pass scale=, the DN of one stored unit (10000 for reflectance, 2750 / 255 for 8 bit)"
             )
@@ -115,7 +117,7 @@ def _enlarged(a: Array, shape: tuple[int, ...]) -> Array:
     """A coarser band repeated to the grid of the finest."""
     k = shape[0] // a.shape[0]
     if (a.shape[0] * k, a.shape[1] * k) != tuple(shape):
-        raise ValueError(f"a band of {a.shape} pixels does not fit one of {shape}")
+        raise ArgumentError(f"a band of {a.shape} pixels does not fit one of {shape}")
     return a.repeat(k, 0).repeat(k, 1) if k > 1 else a
 
 
@@ -126,22 +128,22 @@ def _labels(path: Path, samples: Sequence[str]) -> tuple[Array, tuple[str, ...]]
         order = sorted(by_class, key=lambda c: (not c.isdigit(), int(c) if c.isdigit() else 0, c))
         of = {s: i for i, c in enumerate(order) for s in by_class[c]}
         if sum(len(v) for v in by_class.values()) > len(of):
-            raise ValueError(f"{path.name} gives samples several labels: only sets with one label a sample are read")
+            raise ArgumentError(f"{path.name} gives samples several labels: only sets with one label a sample are read")
         names = tuple(order)
     elif (path / "label_stats.json").is_file():
         stats: dict[str, Any] = json.loads((path / "label_stats.json").read_text(encoding="utf-8"))
         shares = {s: np.ravel(stats[s]) for s in samples if s in stats}
         if any(np.count_nonzero(v) != 1 for v in shares.values()):
-            raise ValueError(f"{path.name} gives samples several labels: only sets with one label a sample are read")
+            raise ArgumentError(f"{path.name} gives samples several labels: only sets with one label a sample are read")
         of = {s: int(np.argmax(v)) for s, v in shares.items()}
         names = tuple(str(i) for i in range(max((len(v) for v in shares.values()), default=0)))
     else:
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             f"GEO-Bench at {path}: neither label_map.json nor label_stats.json (pickles are not read)"
         )
     missing = [s for s in samples if s not in of]
     if missing:
-        raise ValueError(f"GEO-Bench at {path}: {len(missing)} samples without a label, for example {missing[0]}")
+        raise ArgumentError(f"GEO-Bench at {path}: {len(missing)} samples without a label, for example {missing[0]}")
     return np.array([of[s] for s in samples]), names
 
 
@@ -204,7 +206,9 @@ def read_geobench_scenes(
     def scene(name: str) -> Scene:
         image, label = samples.read(name)
         if label is None:
-            raise ValueError(f"{path.name}/{name} has no map of labels: read_geobench_chips reads classification sets")
+            raise ArgumentError(
+                f"{path.name}/{name} has no map of labels: read_geobench_chips reads classification sets"
+            )
         return Scene(name, image, label, np.ones(label.shape, bool), samples.bands)
 
     train, valid, test = ([scene(s) for s in parts[k][:limit]] for k in ("train", "valid", "test"))

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError, InputNotFoundError
+
 __all__ = [
     "ChipSet",
     "Scene",
@@ -86,9 +88,11 @@ class ChipSet:
     def __post_init__(self) -> None:
         n = len(self.images)
         if self.images.ndim != 4 or self.images.shape[1] != len(self.bands):
-            raise ValueError(f"{self.name}: images {self.images.shape} do not have the {len(self.bands)} bands named")
+            raise ArgumentError(
+                f"{self.name}: images {self.images.shape} do not have the {len(self.bands)} bands named"
+            )
         if len(self.labels) != n or len(self.groups) != n:
-            raise ValueError(f"{self.name}: {n} images, {len(self.labels)} labels, {len(self.groups)} groups")
+            raise ArgumentError(f"{self.name}: {n} images, {len(self.labels)} labels, {len(self.groups)} groups")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -127,14 +131,16 @@ class Scene:
     def __post_init__(self) -> None:
         shape = self.image.shape[1:]
         if self.image.ndim != 3 or len(self.image) != len(self.bands):
-            raise ValueError(f"{self.name}: image {self.image.shape} does not have the {len(self.bands)} bands named")
+            raise ArgumentError(
+                f"{self.name}: image {self.image.shape} does not have the {len(self.bands)} bands named"
+            )
         if self.label.shape != shape or self.valid.shape != shape:
-            raise ValueError(f"{self.name}: image {shape}, label {self.label.shape}, valid {self.valid.shape}")
+            raise ArgumentError(f"{self.name}: image {shape}, label {self.label.shape}, valid {self.valid.shape}")
 
 
 def _need(path: Path, what: str) -> Path:
     if not path.exists():
-        raise FileNotFoundError(f"{what} not found at {path}")
+        raise InputNotFoundError(f"{what} not found at {path}")
     return path
 
 
@@ -181,7 +187,7 @@ def read_eurosat(path: str | Path, *, classes: Sequence[str] | None = None, limi
     found = tuple(sorted({c for c, _, _ in parts}))
     kept = found if classes is None else tuple(classes)
     if not kept or set(kept) - set(found):
-        raise FileNotFoundError(f"EuroSAT at {path}: wanted classes {list(kept) or 'any'}, found {list(found)}")
+        raise InputNotFoundError(f"EuroSAT at {path}: wanted classes {list(kept) or 'any'}, found {list(found)}")
     seen = dict.fromkeys(kept, 0)
     images, labels, groups = [], [], []
     for c, number, name in parts:
@@ -237,7 +243,7 @@ def read_terramesh(
         Labels are LULC codes; no data and clouds are -1.
     """
     if level not in ("L2A", "L1C"):
-        raise ValueError(f"level must be 'L2A' or 'L1C', got {level!r}")
+        raise ArgumentError(f"level must be 'L2A' or 'L1C', got {level!r}")
     path, carries = _need(Path(path), "TerraMesh"), set(offset)
     scenes = []
     for folder in sorted(p for p in path.iterdir() if (p / "LULC.tif").exists()):
@@ -253,7 +259,7 @@ def read_terramesh(
         label = np.where(np.isin(lulc, list(TERRAMESH_CLASSES)), lulc, -1).astype("int16")
         scenes.append(Scene(folder.name, image, label, valid, S2_12))
     if not scenes:
-        raise FileNotFoundError(f"TerraMesh at {path}: no folder with LULC.tif" + (f" of {tiles}" if tiles else ""))
+        raise InputNotFoundError(f"TerraMesh at {path}: no folder with LULC.tif" + (f" of {tiles}" if tiles else ""))
     return scenes
 
 
@@ -305,7 +311,7 @@ def read_sen1floods11(path: str | Path, *, part: str | None = None) -> list[Scen
     if part is not None:
         lists = sorted(path.rglob(f"flood_{part}_data.csv"))
         if not lists:
-            raise FileNotFoundError(f"Sen1Floods11 at {path}: no flood_{part}_data.csv")
+            raise InputNotFoundError(f"Sen1Floods11 at {path}: no flood_{part}_data.csv")
         lines = lists[0].read_text(encoding="utf-8").split()
         wanted = {line.rsplit(",", 1)[-1].removesuffix("_LabelHand.tif") for line in lines}
         labels = {name: p for name, p in labels.items() if name in wanted}
@@ -321,7 +327,7 @@ def read_sen1floods11(path: str | Path, *, part: str | None = None) -> list[Scen
         scenes.append(Scene(name, image, label, valid, S2_12, corner=_corner(label_path)))
     if not scenes:
         of = "" if part is None else f" that flood_{part}_data.csv lists"
-        raise FileNotFoundError(f"Sen1Floods11 at {path}: no *_LabelHand.tif with *_S2L1C.tif or *_S2Hand.tif{of}")
+        raise InputNotFoundError(f"Sen1Floods11 at {path}: no *_LabelHand.tif with *_S2L1C.tif or *_S2Hand.tif{of}")
     return scenes
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deo_cube.engine.metadata import package_version
+from deo_cube.errors import ArgumentError, InputNotFoundError
 from deo_cube.evaluate import benchmarks, chips, geobench, readers
 from deo_cube.evaluate.baselines import BASELINES, BurnRatio
 from deo_cube.evaluate.bitemporal import change
@@ -282,7 +283,7 @@ def evaluate(
     wanted = list(TASKS) if tasks is None else list(tasks)
     unknown = [t for t in wanted if t not in TASKS]
     if unknown:
-        raise ValueError(f"unknown tasks {unknown}: the tasks are {list(TASKS)}")
+        raise ArgumentError(f"unknown tasks {unknown}: the tasks are {list(TASKS)}")
     encode = as_encode(model, device=device)
     if baselines is None:
         raw = [b for b in BASELINES if b.name != "untrained network" or not isinstance(encode, ModelEncode)]
@@ -311,7 +312,7 @@ def evaluate(
         if out is not None:
             Report(own[0].model, tuple(scores), tuple(differences), skipped, quick).to_json(out)
     if not scores:
-        raise FileNotFoundError("no data to score on: " + "; ".join(skipped.values()))
+        raise InputNotFoundError("no data to score on: " + "; ".join(skipped.values()))
     report = Report(own[0].model, tuple(scores), tuple(differences), skipped, quick)
     if out is not None:
         report.to_json(out)

@@ -15,6 +15,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError
+
 __all__ = [
     "Difference",
     "Score",
@@ -266,7 +268,7 @@ def compare(a: Score, b: Score, *, draws: int = 2000) -> Difference:
         If the two were not measured on the same cases.
     """
     if (a.task, a.metric, a.counts.shape[:2], a.groups) != (b.task, b.metric, b.counts.shape[:2], b.groups):
-        raise ValueError(
+        raise ArgumentError(
             f"only scores of the same task, metric, seeds and groups can be compared: {a.model} on {a.task} "
             f"({a.metric}, {a.groups} groups) and {b.model} on {b.task} ({b.metric}, {b.groups} groups)"
         )

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError
+
 __all__ = ["LeakWarning", "blocks", "halves", "neighbourhoods", "split_groups", "warn_of_leak"]
 
 Array = NDArray[Any]
@@ -75,7 +77,7 @@ def blocks(
     block = block.ravel()
     n = int(block.max()) + 1
     if n < 2:
-        raise ValueError(f"all {len(x)} cases lie in one block of {size:g}: choose smaller blocks, or label more")
+        raise ArgumentError(f"all {len(x)} cases lie in one block of {size:g}: choose smaller blocks, or label more")
     dealt = np.random.default_rng(seed).permutation(n) % min(folds, n)
     points = np.stack([x, y], axis=1)
     out = []

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from deo_cube.errors import DeoCubeError
+from deo_cube.errors import ArgumentError, DeoCubeError
 from deo_cube.train.config import PRESETS, TrainConfig
 
 __all__ = ["main", "parse"]
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(plan(config))
             return 0
         if not config.data:
-            raise ValueError("nothing to learn from: give --data SOURCE [SOURCE ...]")
+            raise ArgumentError("nothing to learn from: give --data SOURCE [SOURCE ...]")
         from deo_cube.train.loop import train
 
         out = train(config)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from deo_cube.errors import ArgumentError
+
 __all__ = [
     "PRESETS",
     "Augment",
@@ -411,7 +413,7 @@ def _build(kind: Any, value: Any) -> Any:
 
 def _check(true: bool, message: str) -> None:
     if not true:
-        raise ValueError(message)
+        raise ArgumentError(message)
 
 
 _SMALL_CROPS = Augment(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.encoder.mobilenet import DeoConv
+from deo_cube.errors import ArgumentError
 from deo_cube.train.config import Neck, TrainConfig
 from deo_cube.train.samples import Mixture
 
@@ -133,12 +134,12 @@ def neck_of(features: Tensor, parts: Mapping[str, int], dim: int, neck: Neck) ->
         (slice(deep[0].start, deep[-1].stop), neck.deep, neck.deep_power, neck.deep_gain, True),
     )
     if not 0 < neck.local + neck.contrast + neck.deep <= dim:
-        raise ValueError(
+        raise ArgumentError(
             f"a neck of {neck.local} local, {neck.contrast} contrast and {neck.deep} deep components does not fit "
             f"{dim} channels"
         )
     if neck.contrast and "contrast" not in columns:
-        raise ValueError("the neck wants components of contrast, which this network does not compute for the stem")
+        raise ArgumentError("the neck wants components of contrast, which this network does not compute for the stem")
     mean, rows = features.mean(0), []
     for where, rank, power, gain, standardised in blocks:
         if rank == 0:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deo_cube.encoder.matmul import prefer_onednn
 from deo_cube.encoder.mobilenet import DeoConv
-from deo_cube.errors import DeviceError, StoreMismatchError
+from deo_cube.errors import ArgumentError, DeviceError, StoreMismatchError
 from deo_cube.train import checkpoints
 from deo_cube.train.augment import Augmentation, View, generator, hidden_squares
 from deo_cube.train.config import TrainConfig
@@ -112,12 +112,12 @@ def open_sources(config: TrainConfig) -> tuple[Source, ...]:
     kinds = {s.kind for s in sources}
     o = config.optimizer
     if o.batch and "ms" not in kinds:
-        raise ValueError(
+        raise ArgumentError(
             "--optimizer.batch wants multispectral samples, and --data names no cube: give one, or --optimizer.batch 0 "
             "with --objective.no-multispectral"
         )
     if o.rgb_batch and "rgb" not in kinds:
-        raise ValueError(
+        raise ArgumentError(
             "--optimizer.rgb-batch wants RGB-only samples, and --data names no folder or zip of images: give one, or "
             "--optimizer.rgb-batch 0"
         )

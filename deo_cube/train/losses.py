@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deo_cube.errors import ArgumentError
+
 __all__ = [
     "CodingRate",
     "coding_rate",
@@ -59,7 +61,7 @@ def view_similarity(student: Tensor, teacher: Tensor, views: int, *, same_view: 
     if not same_view:
         pairs = ~torch.eye(t.shape[0], views, dtype=torch.bool, device=cosine.device)
     if not bool(pairs.any()):
-        raise ValueError("no pair of views is left to compare: give two views at least, or same_view=True")
+        raise ArgumentError("no pair of views is left to compare: give two views at least, or same_view=True")
     return (cosine * pairs[..., None]).sum() / (pairs.sum() * n)
 
 
@@ -76,7 +78,7 @@ def coding_rate(z: Tensor, *, eps: float, world_size: int = 1) -> Tensor:
         N: processes whose balance is wanted, whether or not they exist.
     """
     if z.shape[0] == 0:
-        raise ValueError("coding rate of no vectors")
+        raise ArgumentError("coding rate of no vectors")
     with torch.autocast(z.device.type, enabled=False):
         z = z if z.dtype == torch.float64 else z.float()
         m, p = z.shape
@@ -149,7 +151,7 @@ def coding_rate_loss(
         For shapes that are not a whole number of views, or an unknown `of`.
     """
     if of not in ("centre", "student"):
-        raise ValueError(f"of must be 'centre' or 'student', got {of!r}")
+        raise ArgumentError(f"of must be 'centre' or 'student', got {of!r}")
     teacher = teacher.detach()
     n, s, t = _views(student, teacher, views)
     compression = view_similarity(student, teacher, views)
@@ -175,7 +177,7 @@ def patch_similarity(student: Tensor, teacher: Tensor) -> Tensor:
         Mean over tokens and views, in -1..1.
     """
     if student.shape[:2] != teacher.shape[:2]:
-        raise ValueError(f"maps of {tuple(student.shape[:2])} and {tuple(teacher.shape[:2])} views and channels")
+        raise ArgumentError(f"maps of {tuple(student.shape[:2])} and {tuple(teacher.shape[:2])} views and channels")
     student, teacher = student.float(), teacher.detach().float()
     if student.shape[2:] != teacher.shape[2:]:
         student = F.interpolate(student, size=teacher.shape[2:], mode="bilinear", align_corners=False)
@@ -204,10 +206,12 @@ def masked_error(predicted: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
 def _views(student: Tensor, teacher: Tensor, views: int) -> tuple[int, Tensor, Tensor]:
     """Samples N, and both tensors as (views, N, D)."""
     if views < 1 or student.shape[0] % views:
-        raise ValueError(f"{student.shape[0]} student vectors are no whole number of samples in {views} views")
+        raise ArgumentError(f"{student.shape[0]} student vectors are no whole number of samples in {views} views")
     n = student.shape[0] // views
     if n == 0 or teacher.shape[0] % n or teacher.shape[1] != student.shape[1]:
-        raise ValueError(f"teacher {tuple(teacher.shape)} does not fit student {tuple(student.shape)} in {views} views")
+        raise ArgumentError(
+            f"teacher {tuple(teacher.shape)} does not fit student {tuple(student.shape)} in {views} views"
+        )
     if teacher.shape[0] // n > views:
-        raise ValueError(f"{teacher.shape[0] // n} teacher views for {views} student views")
+        raise ArgumentError(f"{teacher.shape[0] // n} teacher views for {views} student views")
     return n, student.reshape(views, n, -1), teacher.reshape(-1, n, teacher.shape[1])

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError, InputNotFoundError
+
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
@@ -70,15 +72,15 @@ class FineImage:
         try:
             source = rasterio.open(self.path)
         except rasterio.errors.RasterioIOError as error:
-            raise FileNotFoundError(f"no raster at rgb={self.path}: {error}") from error
+            raise InputNotFoundError(f"no raster at rgb={self.path}: {error}") from error
         with source:
             if source.crs is None:
-                raise ValueError(f"rgb={self.path} has no CRS: where it lies beside the cube is not known")
+                raise ArgumentError(f"rgb={self.path} has no CRS: where it lies beside the cube is not known")
             self._indexes = self._rgb(source)
             box = GeoBox((source.height, source.width), source.transform, source.crs)
             own, cube = min(ground_resolution(box)), min(ground_resolution(self.grid))
             if own > 0.95 * cube:
-                raise ValueError(
+                raise ArgumentError(
                     f"rgb={self.path} has pixels of {own:.3g} m and the cube of {cube:.3g} m: an image no finer than "
                     "the cube adds nothing; leave it out"
                 )
@@ -87,7 +89,7 @@ class FineImage:
             if not self.scale:
                 kind = source.dtypes[self._indexes[0] - 1]
                 if kind != "uint8":
-                    raise ValueError(
+                    raise ArgumentError(
                         f"rgb={self.path} is {kind}, not 8 bits: say how many DN (reflectance x 10000) a unit is, "
                         "rgb_scale=1 for DN, rgb_scale=10000 for reflectance"
                     )
@@ -103,12 +105,14 @@ class FineImage:
             found = [int(b) for b in self.bands.split("-")]
             if len(found) == 3 and all(1 <= b <= source.count for b in found):
                 return found
-            raise ValueError(f"rgb_bands={self.bands}: wanted three of bands 1 to {source.count}, as rgb_bands=1-2-3")
+            raise ArgumentError(
+                f"rgb_bands={self.bands}: wanted three of bands 1 to {source.count}, as rgb_bands=1-2-3"
+            )
         colours = list(source.colorinterp)
         wanted = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
         if all(c in colours for c in wanted):
             return [colours.index(c) + 1 for c in wanted]
-        raise ValueError(
+        raise ArgumentError(
             f"rgb={self.path} has {source.count} bands and does not say which are red, green and blue "
             f"({', '.join(c.name for c in colours)}): give rgb_bands=1-2-3"
         )
@@ -122,7 +126,7 @@ class FineImage:
         first = [max(0, int(np.ceil(min(v) - tiny))) for v in (rows, cols)]
         last = [min(n, int(np.floor(max(v) + tiny))) for v, n in zip((rows, cols), self.grid.shape, strict=True)]
         if first[0] >= last[0] or first[1] >= last[1]:
-            raise ValueError(f"rgb={self.path} shares no whole pixel with its cube ({self.grid.extent.boundingbox})")
+            raise ArgumentError(f"rgb={self.path} shares no whole pixel with its cube ({self.grid.extent.boundingbox})")
         return first[0], last[0], first[1], last[1]
 
     def _raster(self) -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError, InputNotFoundError
 from deo_cube.train.config import MS_BANDS, Loader
 from deo_cube.train.opened import EUROSAT_DN, Looked, OpenCube
 
@@ -74,14 +75,14 @@ class SourceSpec:
             key, equals, value = option.partition("=")
             if not equals or key not in cls.__dataclass_fields__ or key == "path":
                 known = [k for k in cls.__dataclass_fields__ if k != "path"]
-                raise ValueError(f"source {text!r}: {option!r} is none of {', '.join(f'{k}=...' for k in known)}")
+                raise ArgumentError(f"source {text!r}: {option!r} is none of {', '.join(f'{k}=...' for k in known)}")
             kind = str(cls.__dataclass_fields__[key].type)
             try:
                 values[key] = (
                     int(value) if kind == "int" else float(value) if kind == "float" else _number_or_text(value, kind)
                 )
             except ValueError as error:
-                raise ValueError(f"source {text!r}: {key} cannot be {value!r}") from error
+                raise ArgumentError(f"source {text!r}: {key} cannot be {value!r}") from error
         return cls(path, **values)
 
 
@@ -176,7 +177,7 @@ class CubeSource:
         assert best is not None
         if best[0] >= valid:
             return best[1]
-        raise ValueError(
+        raise ArgumentError(
             f"source {self.name}: the best of 12 windows of {size} px is {best[0]:.0%} valid, wanted {valid:.0%}: "
             "give --loader.valid a lower share or --loader.window a smaller side"
         )
@@ -255,11 +256,11 @@ def open_source(text: str, fill: tuple[float, ...] = (0.0,) * len(MS_BANDS), *, 
     images = spec.kind == "images" or (not spec.kind and _holds_images(path))
     if images:
         if not path.exists():
-            raise FileNotFoundError(f"no images at {path}")
+            raise InputNotFoundError(f"no images at {path}")
         return _image_source(path, spec)
     files = _cube_files(spec.path)[spec.phase :: spec.every]
     if not files:
-        raise FileNotFoundError(f"no cube at {spec.path}")
+        raise InputNotFoundError(f"no cube at {spec.path}")
     from deo_cube.cube.files import open_cube
 
     # GeoTIFFs are read as plain arrays: without Dask there is no graph to walk for every window.
@@ -304,7 +305,7 @@ def _image_source(path: Path, spec: SourceSpec) -> ImageSource:
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if Path(n).suffix.lower() in IMAGES]
     if not names:
-        raise FileNotFoundError(f"no images ({', '.join(IMAGES)}) in {path}")
+        raise InputNotFoundError(f"no images ({', '.join(IMAGES)}) in {path}")
     names.sort(key=_class_and_number)
     held: list[str] = []
     if spec.hold_out:

@@ -16,7 +16,7 @@ from torch import Tensor
 from deo_cube.encoder.card import Layer, ModelCard, Stem
 from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.normalize import normalize, to_units
-from deo_cube.errors import MissingBandsError
+from deo_cube.errors import ArgumentError, MissingBandsError
 from deo_cube.train.config import MS_BANDS, Specialist, TrainConfig
 from deo_cube.train.samples import Mixture
 from deo_cube.train.teachers import FrozenTeacher, Standardised, Targets, _Frozen
@@ -63,7 +63,7 @@ class EncoderTeacher(_Frozen):
         try:
             self(torch.zeros(1, len(self.bands), size, size, device=encoder.device))
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"--specialist.model {self.name} does not take crops of {size} px: {error}") from error
+            raise ArgumentError(f"--specialist.model {self.name} does not take crops of {size} px: {error}") from error
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Targets:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, NormalizationKind, Stem, Weights
 from deo_cube.encoder.families import build_network
-from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
+from deo_cube.errors import ArgumentError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.train import config as cfg
 from deo_cube.train.augment import View
 from deo_cube.train.losses import coding_rate_loss, masked_error, patch_similarity, view_similarity
@@ -436,7 +436,7 @@ def objective(
         parts |= {f"sp_{k}": v for k, v in found.items()}
         losses.append(-config.specialist * _weighted(found, config))
     if not losses:
-        raise ValueError("no arm of the objective is on: nothing to learn from")
+        raise ArgumentError("no arm of the objective is on: nothing to learn from")
     return Terms(torch.stack(losses).sum(), {k: v.detach() for k, v in parts.items()})
 
 
