@@ -392,13 +392,7 @@ class TrainConfig:
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """A configuration from what `to_dict` gave.
-
-    Raises
-    ------
-    ValueError
-        For unknown fields.
-    """
+    """Make a configuration of what `to_dict` gave; unknown fields raise `ArgumentError`."""
     return typing.cast(TrainConfig, _build(TrainConfig, values))
 
 
