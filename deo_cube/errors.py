@@ -19,6 +19,7 @@ __all__ = [
     "DeoCubeError",
     "DeviceError",
     "InputNotFoundError",
+    "LabelsError",
     "MissingBandsError",
     "MissingCRSError",
     "MissingExtraError",
@@ -58,6 +59,10 @@ class SelectionError(DeoCubeError, KeyError):
 
 class InputNotFoundError(DeoCubeError, FileNotFoundError):
     """A file or folder that an argument names does not exist."""
+
+
+class LabelsError(DeoCubeError, ValueError):
+    """Labels that cannot be read, or that do not say which place is of which class."""
 
 
 class StorageError(DeoCubeError, OSError):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from deo_cube.cube import grid
 from deo_cube.engine.embed import embed, prepare
 from deo_cube.engine.tiles import TilePlan
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.vectors import spatial_dims
 
 __all__ = ["blended"]
@@ -43,9 +44,9 @@ def blended(cube: xr.Dataset | xr.DataArray, head: Any, options: dict[str, Any])
         reach.
     """
     if "+" in str(options.get("layer")):
-        raise ValueError("blend=True works for heads on one layer; this head reads several")
+        raise ArgumentError("blend=True works for heads on one layer; this head reads several")
     if options.get("anchor", "grid") != "grid":
-        raise ValueError("blend=True shifts the tile grid itself: leave out anchor")
+        raise ArgumentError("blend=True shifts the tile grid itself: leave out anchor")
     prepared = prepare(cube, **{k: v for k, v in options.items() if k not in ("dtype", "batch_size", "device")})
     plan, world = prepared.plan, grid.anchor(prepared.geobox)
     first = head.predict(embed(cube, **options), probabilities=True)

@@ -9,9 +9,11 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-__all__ = ["Rule", "cells_of_point", "cells_of_polygon", "lattice_counts", "pixels_per_cell"]
+__all__ = ["Rule", "cells_of", "cells_of_point", "cells_of_polygon", "lattice_majority", "north_up", "pixels_per_cell"]
 
 Array = NDArray[Any]
+SLIVER = 1e-9
+"""Share of a cell that is float noise: two polygons that share an edge do not touch each other's cells."""
 Rule = Literal["majority", "centre", "touch"]
 
 
@@ -19,6 +21,25 @@ def apply(transform: Affine, x: Any, y: Any) -> tuple[Any, Any]:
     """A transform applied to numbers or arrays; `*` and `@` do so in some releases of affine only."""
     t = transform
     return t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f
+
+
+def north_up(box: GeoBox) -> GeoBox:
+    """The same extent with its first row in the north."""
+    t = box.transform
+    if t.e < 0:
+        return box
+    return GeoBox(box.shape, Affine(t.a, 0, t.c, 0, -t.e, t.f + box.shape[0] * t.e), box.crs)
+
+
+def cells_of(shape: Any, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
+    """Rows and columns of the cells that a valid geometry of points and polygons labels."""
+    if "Point" in shape.geom_type:
+        return cells_of_point(shape, box)
+    if shape.geom_type != "GeometryCollection":
+        return cells_of_polygon(shape, box, rule)
+    parts = [cells_of(part, box, rule) for part in shape.geoms]
+    flat = np.unique(np.concatenate([r * box.shape[1] + c for r, c in parts] or [np.empty(0, int)]))
+    return flat // box.shape[1], flat % box.shape[1]
 
 
 def cells_of_point(shape: Any, box: GeoBox) -> tuple[Array, Array]:
@@ -36,12 +57,10 @@ def cells_of_point(shape: Any, box: GeoBox) -> tuple[Array, Array]:
 
 
 def cells_of_polygon(shape: Any, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
-    """Rows and columns of the cells that a polygon labels; of the one it covers most where it labels none so."""
+    """Rows and columns of the cells that a valid polygon labels; of the one it covers most where it labels none so."""
     import shapely
     from rasterio.features import rasterize
 
-    if not shape.is_valid:
-        shape = shapely.make_valid(shape)
     rows, cols = box.shape
     x0, y0, x1, y1 = shape.bounds
     if not np.isfinite([x0, y0, x1, y1]).all():
@@ -63,7 +82,7 @@ def cells_of_polygon(shape: Any, box: GeoBox, rule: Rule) -> tuple[Array, Array]
     if rule == "centre":
         claimed = centre
     elif rule == "touch":
-        claimed = share > 0
+        claimed = share > SLIVER
     else:
         claimed = share >= 0.5
     if not claimed.any() and share.max() > 0:
@@ -93,21 +112,26 @@ def _into(box: GeoBox, source: Any, col: Array, row: Array) -> tuple[Array, Arra
     return cast(tuple[Array, Array], Transformer.from_crs(box.crs.proj, source.proj, always_xy=True).transform(x, y))
 
 
-def lattice_counts(ranked: Array, transform: Affine, source: Any, box: GeoBox, n: int, classes: int) -> Array:
-    """(classes, rows, cols): how many of the n x n lattice points of each cell fall on each class.
+def lattice_majority(ranked: Array, transform: Affine, source: Any, box: GeoBox, n: int, classes: int) -> Array:
+    """(rows, cols): the class on which most of the n x n lattice points of each cell fall, -1 under half of them.
 
-    `ranked` holds the index of the class of each pixel of the other raster, -1 for none.
+    `ranked` holds the index of the class of each pixel of the other raster, -1 for none. Of equals the lower index
+    wins. -2 where no lattice point falls on a class at all.
     """
     rows, cols = box.shape
-    counts = np.zeros((classes, rows, cols), "int32")
+    out = np.full((rows, cols), -2, "int32")
     inner = (np.arange(n) + 0.5) / n
-    step = max(1, 2_000_000 // max(cols * n * n, 1))
+    step = max(1, 2_000_000 // max(cols * max(n * n, classes), 1))
     for top in range(0, rows, step):
         some = np.arange(top, min(top + step, rows))
         row, col = np.meshgrid(
             (some[:, None] + inner).ravel(), (np.arange(cols)[:, None] + inner).ravel(), indexing="ij"
         )
         x, y = _into(box, source, col.ravel(), row.ravel())
+        if source.geographic and not transform.b:
+            # The same meridian has several names: the one nearest to the raster's middle counts.
+            middle = transform.c + transform.a * ranked.shape[1] / 2
+            x = x + 360 * np.round((middle - x) / 360)
         c, r = apply(~transform, np.asarray(x), np.asarray(y))
         good = np.isfinite(c) & np.isfinite(r)
         c, r = (np.floor(np.where(good, v, -1)).astype(int) for v in (c, r))
@@ -116,6 +140,8 @@ def lattice_counts(ranked: Array, transform: Affine, source: Any, box: GeoBox, n
         cell = np.repeat(np.arange(len(some)), n)[:, None] * cols + np.repeat(np.arange(cols), n)[None]
         keep = found >= 0
         flat = found[keep] * (len(some) * cols) + cell.ravel()[keep]
-        part = np.bincount(flat, minlength=classes * len(some) * cols).reshape(classes, len(some), cols)
-        counts[:, top : top + len(some)] = part
-    return counts
+        counts = np.bincount(flat, minlength=classes * len(some) * cols).reshape(classes, len(some), cols)
+        total = counts.sum(axis=0)
+        winner = np.where(total >= n * n / 2, counts.argmax(axis=0), -1)
+        out[top : top + len(some)] = np.where(total > 0, winner, -2)
+    return out

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample, select_time, spatial_dims
 
 __all__ = ["Calibration", "change", "fit_calibration"]
@@ -71,9 +72,9 @@ def change(
     """
     emb = as_embeddings(emb)
     if method not in ("cosine", "calibrated", "euclidean"):
-        raise ValueError(f"method must be 'cosine', 'calibrated' or 'euclidean', got {method!r}")
+        raise ArgumentError(f"method must be 'cosine', 'calibrated' or 'euclidean', got {method!r}")
     if method != "calibrated" and (calibration is not None or unchanged is not None):
-        raise ValueError(f"calibration and unchanged belong to method='calibrated', got method={method!r}")
+        raise ArgumentError(f"calibration and unchanged belong to method='calibrated', got method={method!r}")
     a, b = _two(emb, before, after)
     attrs = {"long_name": f"{method} change", "units": "1"} | _between(before, after)
     if method == "cosine":
@@ -81,10 +82,10 @@ def change(
     if method == "euclidean":
         return map_vectors(lambda u, v: np.linalg.norm(u - v, axis=1), [a, b], name="change", attrs=attrs)
     if calibration is not None and calibration.model and _model(a) not in ("", calibration.model):
-        raise ValueError(f"the calibration is for embeddings of model {calibration.model}, these are of {_model(a)}")
+        raise ArgumentError(f"the calibration is for embeddings of model {calibration.model}, these are of {_model(a)}")
     parameters = _fitted(emb, a, b, unchanged) if calibration is None else calibration.to_array()
     if calibration is not None and len(calibration.weights) != emb.sizes["embedding"] + 1:
-        raise ValueError(
+        raise ArgumentError(
             f"the calibration is for vectors of length {len(calibration.weights) - 1}, the embeddings have "
             f"{emb.sizes['embedding']}"
         )
@@ -115,7 +116,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if np.ndim(self.weights) != 1 or np.shape(self.ratios) != (LEVELS,) or not self.least > 0:
-            raise ValueError(
+            raise ArgumentError(
                 f"a calibration has weights (D + 1,), {LEVELS} ratios and a positive least; got "
                 f"{np.shape(self.weights)}, {np.shape(self.ratios)}, {self.least}"
             )
@@ -155,18 +156,20 @@ def _two(emb: xr.DataArray, before: Any, after: Any) -> tuple[xr.DataArray, xr.D
         if isinstance(time, xr.DataArray) and "embedding" in time.dims:
             one = as_embeddings(time)
             if "time" in one.dims:
-                raise ValueError(f"{argument} has a dimension 'time': select one, {argument}.sel(time=...)")
+                raise ArgumentError(f"{argument} has a dimension 'time': select one, {argument}.sel(time=...)")
         else:
             one = select_time(emb, time, argument=argument)
         found.append(one.drop_vars([c for c in one.coords if c in ("time", "valid")]))
     a, b = found
     if a.sizes != b.sizes or not _same_grid(a, b):
-        raise ValueError(
+        raise ArgumentError(
             f"before ({_extent(a)}) and after ({_extent(b)}) lie on different grids: embed both on one, or bring one "
             "to the other's with after.odc.reproject(before.odc.geobox)"
         )
     if _model(a) and _model(b) and _model(a) != _model(b):
-        raise ValueError(f"before is of model {_model(a)}, after of {_model(b)}: vectors of two models do not compare")
+        raise ArgumentError(
+            f"before is of model {_model(a)}, after of {_model(b)}: vectors of two models do not compare"
+        )
     return a, b
 
 
@@ -207,7 +210,7 @@ def _fitted(
 ) -> xr.DataArray:
     pairs = [_two(emb, *p) for p in unchanged] if unchanged is not None else [(a, b)]
     if not pairs:
-        raise ValueError("unchanged is empty: give at least one pair of times, or leave it out")
+        raise ArgumentError("unchanged is empty: give at least one pair of times, or leave it out")
     d = emb.sizes["embedding"]
     share = max(16384 // len(pairs), 1024)
     cases = [xr.concat([sample(u, share), sample(v, share)], dim="embedding") for u, v in pairs]
@@ -224,7 +227,7 @@ def _fitted(
 def _fit(u: Array, v: Array, *, mirrored: bool) -> Array:
     """Weights and ratios in one array. `mirrored`: some of the cases did change."""
     if len(u) < 30:
-        raise ValueError(
+        raise ArgumentError(
             f"only {len(u)} patches are valid at both times: too few to calibrate on. Use method='cosine', or a "
             "calibration fitted on a larger window"
         )

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from deo_cube.errors import ArgumentError, LabelsError
+
 __all__ = ["NO_CLASS", "Classes"]
 
 NO_CLASS = 255
@@ -60,12 +62,16 @@ class Classes:
         if not self.colors:
             object.__setattr__(self, "colors", _told_apart(self.names, [None] * len(self.names)))
         if not len(self.codes) == len(self.names) == len(self.colors):
-            raise ValueError(f"{len(self.codes)} codes, {len(self.names)} names, {len(self.colors)} colours of classes")
+            raise ArgumentError(
+                f"{len(self.codes)} codes, {len(self.names)} names, {len(self.colors)} colours of classes"
+            )
         if list(self.codes) != sorted(set(self.codes)) or not all(0 <= c < NO_CLASS for c in self.codes):
-            raise ValueError(f"class codes must be different integers from 0 to {NO_CLASS - 1}, rising: {self.codes}")
-        bad = [c for c in self.colors if not re.fullmatch(r"#[0-9a-fA-F]{6}", c)]
+            raise ArgumentError(
+                f"class codes must be different integers from 0 to {NO_CLASS - 1}, rising: {self.codes}"
+            )
+        bad = [c for c in self.colors if not isinstance(c, str) or not re.fullmatch(r"#[0-9a-fA-F]{6}", c)]
         if bad:
-            raise ValueError(f"colours of classes are written #rrggbb, got {bad}")
+            raise ArgumentError(f"colours of classes are written #rrggbb, got {bad}")
 
     @classmethod
     def of(
@@ -78,24 +84,40 @@ class Classes:
         """Classes for label `values`, coded as `codes_of` says.
 
         `names` gives integers names: by code, or in order where there is one for each; `colors` colours by name, by
-        code, or in order.
+        label, by code, or in order.
+
+        Raises
+        ------
+        LabelsError, ArgumentError
+            For labels that are no classes, and names or colours that do not fit them.
         """
         coded = codes_of(values)
         if names is not None and not isinstance(names, Mapping):
-            if len(names) != len(coded):
-                raise ValueError(
+            if isinstance(names, str) or len(names) != len(coded):
+                raise ArgumentError(
                     f"{len(names)} names for the {len(coded)} classes {list(coded)[:12]}: say which is whose, "
                     "names={code: name}"
                 )
             names = dict(zip(coded, names, strict=True))
         codes = tuple(coded.values())
         titles = tuple(str((names or {}).get(v, v)) for v in coded)
-        if isinstance(colors, Mapping):
-            given = [colors.get(n, colors.get(c)) for c, n in zip(codes, titles, strict=True)]
-            shades = _told_apart(titles, given)
-        else:
-            shades = tuple(colors) if colors else ()
-        return cls(codes, titles, shades)
+        plain = cls(codes, titles)
+        return plain.coloured(colors, {c: v for v, c in coded.items()}) if colors else plain
+
+    def coloured(self, colors: Mapping[Any, str] | Sequence[str], labels: Mapping[int, Any] | None = None) -> Classes:
+        """The same with `colors`: in order, or by name, by label (`labels` says that of each code) or by code.
+
+        Those that are not among them get one that is told apart from them.
+        """
+        if not isinstance(colors, Mapping):
+            if len(colors) != len(self.codes):
+                raise ArgumentError(f"colors: {len(colors)} for the {len(self.codes)} classes {list(self.names)[:12]}")
+            return Classes(self.codes, self.names, tuple(colors))
+        given = [
+            next((colors[k] for k in (n, (labels or {}).get(c, c), c) if k in colors), None)
+            for c, n in zip(self.codes, self.names, strict=True)
+        ]
+        return Classes(self.codes, self.names, _told_apart(self.names, given))
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -113,7 +135,7 @@ class Classes:
             return self.codes[self.names.index(text)]
         if not isinstance(value, str) and float(value).is_integer() and int(value) in self.codes:
             return int(value)
-        raise ValueError(f"no class {value!r}: the classes are {dict(zip(self.codes, self.names, strict=True))}")
+        raise ArgumentError(f"no class {value!r}: the classes are {dict(zip(self.codes, self.names, strict=True))}")
 
     def attrs(self) -> dict[str, Any]:
         """CF attributes of a map of these classes: `flag_values`, `flag_meanings`, and colours beside them."""
@@ -143,16 +165,16 @@ def codes_of(values: Iterable[Any]) -> dict[Any, int]:
 
     Raises
     ------
-    ValueError
+    LabelsError
         For fractions, which are a measurement, and for more labels than there are codes.
     """
     found = {v.item() if isinstance(v, np.generic) else v for v in values}
     broken = sorted(v for v in found if isinstance(v, float) and not v.is_integer())
     if broken:
-        raise ValueError(f"labels are classes, found fractions {broken[:5]}: cut a measurement into classes first")
+        raise LabelsError(f"labels are classes, found fractions {broken[:5]}: cut a measurement into classes first")
     ordered = sorted({int(v) if isinstance(v, float | bool) else v for v in found}, key=lambda v: (str(type(v)), v))
     if len(ordered) > NO_CLASS:
-        raise ValueError(
+        raise LabelsError(
             f"{len(ordered)} different labels, {ordered[0]!r} to {ordered[-1]!r}: a map holds {NO_CLASS} classes. "
             "Is this the column of the classes?"
         )
@@ -193,6 +215,6 @@ def _taken(color: str, others: Sequence[str | None]) -> bool:
 def _rgb(color: str) -> tuple[int, int, int]:
     try:
         r, g, b = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    except ValueError:
+    except (ValueError, TypeError):
         return (-999, -999, -999)  # said by the constructor, which checks how colours are written
     return r, g, b

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample
 
@@ -37,7 +38,7 @@ class Clusters:
     def __post_init__(self) -> None:
         object.__setattr__(self, "centres", np.asarray(self.centres, dtype="float64"))
         if np.ndim(self.centres) != 2 or not 2 <= len(self.centres) < NO_CLASS:
-            raise ValueError(
+            raise ArgumentError(
                 f"centres of clusters are (k, D) with k from 2 to {NO_CLASS - 1}: {np.shape(self.centres)}"
             )
 
@@ -90,12 +91,12 @@ def cluster(
     else:
         parameters, k = clusters.centres, len(clusters.centres)
         if parameters.shape[1] != emb.sizes["embedding"]:
-            raise ValueError(
+            raise ArgumentError(
                 f"the clusters are of vectors of length {parameters.shape[1]}, not {emb.sizes['embedding']}"
             )
         model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
         if model and clusters.model and model != clusters.model:
-            raise ValueError(f"the clusters are of embeddings of model {clusters.model}, these are of {model}")
+            raise ArgumentError(f"the clusters are of embeddings of model {clusters.model}, these are of {model}")
     classes = Classes(tuple(range(k)), tuple(f"cluster {i}" for i in range(k)))
 
     def nearest(v: Array, centres: Array) -> Array:
@@ -107,7 +108,7 @@ def cluster(
 
 def _checked(k: int) -> int:
     if not 2 <= k < NO_CLASS:
-        raise ValueError(f"k must be from 2 to {NO_CLASS - 1}, got {k}")
+        raise ArgumentError(f"k must be from 2 to {NO_CLASS - 1}, got {k}")
     return k
 
 
@@ -116,7 +117,7 @@ def _fitted(emb: xr.DataArray, k: int, seed: int, most: int) -> xr.DataArray:
         from sklearn.cluster import MiniBatchKMeans
 
         if len(v) < k:
-            raise ValueError(f"only {len(v)} valid vectors in the subsample, fewer than the {k} clusters wanted")
+            raise ArgumentError(f"only {len(v)} valid vectors in the subsample, fewer than the {k} clusters wanted")
         found = MiniBatchKMeans(k, random_state=seed, batch_size=2048, n_init=3).fit(v)
         often = np.bincount(found.labels_, minlength=k)
         return np.asarray(found.cluster_centers_[np.argsort(-often, kind="stable")])

@@ -10,10 +10,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError
 from deo_cube.evaluate.decoders import apply_conv, conv_maker, drawn, neutral, standard
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.head import Fitted, Model, category_attrs, check_model
-from deo_cube.heads.labels import burn
+from deo_cube.heads.labels import burn_all
 from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.heads.windows import finer, map_windows
 
@@ -68,17 +69,17 @@ class ConvHead(Fitted):
 
     def __post_init__(self) -> None:
         if self.scales and (min(self.scales) < 1 or sum(self.scales) != self.model.dim):
-            raise ValueError(f"the scales {self.scales[:9]} do not make up vectors of {self.model.dim}")
+            raise ArgumentError(f"the scales {self.scales[:9]} do not make up vectors of {self.model.dim}")
         blank = self.blank(self.model.dim, self.width, len(self.classes), self.scales, None)
         wanted = {k: (v.shape, v.dtype.name) for k, v in blank.items()}
         found = {k: (tuple(v.shape), v.dtype.name) for k, v in self.tensors.items()}
         if wanted != found:
             differ = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-            raise ValueError(
+            raise ArgumentError(
                 f"a {self.kind} head's parts do not fit: {[(k, wanted.get(k), found.get(k)) for k in differ]}"
             )
         if not 1 <= self.upsample <= 16:
-            raise ValueError(f"upsample must be from 1 to 16, got {self.upsample}")
+            raise ArgumentError(f"upsample must be from 1 to 16, got {self.upsample}")
 
     @classmethod
     def fit(
@@ -113,8 +114,8 @@ class ConvHead(Fitted):
         scales = _scales(arrays[0], model.dim)
         windows, targets = [], []
         names: dict[int, tuple[str, str]] = {}
-        for array, labels in zip(arrays, many, strict=True):
-            fine = burn(labels, finer(geobox(array), upsample), **burn_options)
+        drawn = burn_all(many, [finer(geobox(a), upsample) for a in arrays], **burn_options)
+        for array, fine in zip(arrays, drawn, strict=True):
             a = fine.attrs
             for c, n, h in zip(a["flag_values"], a["flag_meanings"].split(), a["flag_colors"].split(), strict=True):
                 names[int(c)] = (n, h)
@@ -125,7 +126,7 @@ class ConvHead(Fitted):
         present = np.unique(y[y != NO_CLASS]).astype(int).tolist() if len(y) else []
         if len(present) < 2:
             found = [names[c][0] for c in present]
-            raise ValueError(
+            raise ArgumentError(
                 f"labelled cells with a valid embedding are of {len(found)} classes {found}: a head wants examples of "
                 "at least two. Label other places, or choose another time"
             )
@@ -214,7 +215,7 @@ def _scales(array: xr.DataArray, dim: int) -> tuple[int, ...]:
     """Dims of the scales that `multiscale` wrote down."""
     stated = tuple(int(v) for v in np.atleast_1d(array.attrs.get("deo_cube:scales", ())))
     if stated and sum(stated) != dim:
-        raise ValueError(
+        raise ArgumentError(
             f"the embeddings state scales of {stated} numbers, but vectors of {dim}: keep all, or drop attrs"
         )
     return stated

@@ -22,6 +22,7 @@ from deo_cube.cube.radiometry import canonical
 from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.engine.embed import Prepared, embed, prepare
 from deo_cube.engine.tiles import plan_tiles
+from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.evaluate.splits import blocks as space_blocks
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.head import fit_head
@@ -82,9 +83,9 @@ def fit_tuned(
     import torch
 
     if isinstance(cube, xr.DataArray) and "embedding" in cube.dims:
-        raise TypeError("finetune trains on pixels: pass the cube in place of its embeddings")
+        raise ArgumentTypeError("finetune trains on pixels: pass the cube in place of its embeddings")
     if finetune < 1:
-        raise ValueError(f"finetune is how many blocks to train, at least 1; got {finetune}")
+        raise ArgumentError(f"finetune is how many blocks to train, at least 1; got {finetune}")
     embed_options = {k: v for k, v in (embed_options or {}).items() if k not in ("dtype", "model")}
     if time is not None:
         cube = cube.sel(time=time)
@@ -204,7 +205,7 @@ def _release(network: Any, p: Prepared, tile: Array, wanted: int) -> list[str]:
     used = {n for n, q in network.named_parameters() if q.grad is not None}
     units = [u for u in _units(network) if any(n.startswith(f"{u}.") for n in used)]
     if wanted > len(units):
-        raise ValueError(
+        raise ArgumentError(
             f"finetune={wanted}, but layer {p.ref.layer.name!r} of {p.ref.card.alias} rests on {len(units)} blocks"
         )
     kept = units[-wanted:]
@@ -227,7 +228,7 @@ def _units(network: Any) -> list[str]:
                 inner = range(len(part)) if isinstance(part, nn.Sequential) else None
                 found += [f"{name}.{i}"] if inner is None else [f"{name}.{i}.{k}" for k in inner]
             return found
-    raise ValueError(
+    raise ArgumentError(
         f"where the blocks of a {type(network).__name__} are is not known: finetune works for the families vit, swin, "
         "conv and timm"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time as clock
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
@@ -12,15 +13,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.arguments import integer
+from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError
 from deo_cube.heads import saved
 from deo_cube.heads.classes import Classes
-from deo_cube.heads.labels import Cases, burn, cases
+from deo_cube.heads.labels import Cases, burn_all, cases
 from deo_cube.heads.vectors import as_embeddings, select_time
 
 __all__ = ["Head", "Model", "check_model", "fit_head", "load_head"]
 
 Array = NDArray[Any]
-BURN_OPTIONS = ("column", "crs", "rule", "overlap", "names", "colors", "nodata")
+BURN_OPTIONS = ("column", "layer", "crs", "rule", "overlap", "names", "colors", "nodata")
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ def fit_head(
         The folder is a model as any other (``embed(model=folder)``) and ``load_head(folder)`` reads the head. Further
         options: tune_steps (100), tune_rate (1e-4), tune_batch (2 tiles), and embed_options, a mapping of `embed`'s.
     **options
-        Of the labels (column, crs, rule, overlap, names, colors, nodata) and of the head: knn takes k; linear takes
-        estimator, strengths, block, buffer, balanced; conv and upernet take width, steps, upsample, seed, rate.
+        Of the labels (column, layer, crs, rule, overlap, names, colors, nodata) and of the head: knn takes k; linear
+        takes estimator, strengths, block, buffer, balanced; conv and upernet take width, steps, upsample, seed, rate.
 
     Returns
     -------
@@ -125,27 +128,42 @@ def fit_head(
 
     Raises
     ------
-    ValueError
-        If labels lie outside, are all of one class, or none has a valid embedding; for unknown options.
+    LabelsError
+        If labels cannot be read, lie outside, are all of one class, or none has a valid embedding.
+    ArgumentError, ArgumentTypeError
+        For other kinds and unknown options.
     """
     kinds = _kinds()
-    if kind not in kinds:
-        raise ValueError(f"kind must be one of {', '.join(kinds)}, got {kind!r}")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ArgumentError(f"kind must be one of {', '.join(kinds)}, got {kind!r}")
     start = clock.perf_counter()
-    if finetune:
+    if integer("finetune", finetune, minimum=0):
         from deo_cube.heads.finetune import fit_tuned
 
         if "folder" not in options:
-            raise TypeError("finetune writes a model of its own: pass folder=..., where card, weights and head go")
+            raise ArgumentTypeError(
+                "finetune writes a model of its own: pass folder=..., where card, weights and head go"
+            )
         cube: Any = embeddings
         labels_as = {k: options.pop(k) for k in BURN_OPTIONS if k in options}
         tuned: Head = fit_tuned(kind, cube, labels, finetune=finetune, time=time, burn_options=labels_as, **options)
         return tuned
+    known = [k for k in inspect.signature(kinds[kind].fit).parameters][4:]
+    unknown = sorted(set(options) - {*known, *BURN_OPTIONS})
+    if unknown:
+        raise ArgumentTypeError(
+            f"a {kind} head has no option {unknown[0]!r}: those of the head are {known}, those of the labels "
+            f"{list(BURN_OPTIONS)}"
+        )
     several = isinstance(embeddings, Sequence)
+    if several and not (isinstance(labels, Sequence) and not isinstance(labels, str)):
+        raise ArgumentTypeError(
+            f"embeddings are a list of {len(embeddings)}: labels are a list of as many, got {type(labels).__name__}"
+        )
     arrays = [as_embeddings(e) for e in (embeddings if isinstance(embeddings, Sequence) else [embeddings])]
     many = list(labels) if several else [labels]
     if len(many) != len(arrays) or not arrays:
-        raise ValueError(f"{len(arrays)} embeddings, {len(many)} sets of labels: wanted one set each")
+        raise ArgumentError(f"{len(arrays)} embeddings, {len(many)} sets of labels: wanted one set each")
     if time is not None:
         arrays = [select_time(a, time) for a in arrays]
     models = [Model.of(a) for a in arrays]
@@ -229,13 +247,13 @@ def load_head(path: str | Path) -> Head:
     facts, tensors = saved.read(path)
     kinds = _kinds()
     if not isinstance(facts.get("kind"), str) or facts["kind"] not in kinds:
-        raise ValueError(f"{path} holds a head of kind {facts.get('kind')!r}: this version knows {list(kinds)}")
+        raise ArgumentError(f"{path} holds a head of kind {facts.get('kind')!r}: this version knows {list(kinds)}")
     try:
         head: Any = kinds[facts["kind"]].restore(facts, tensors)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no complete head: {error!r}") from error
+        raise ArgumentError(f"{path} is no complete head: {error!r}") from error
     except ValueError as error:
-        raise ValueError(f"{path} is no head that can be: {error}") from error
+        raise ArgumentError(f"{path} is no head that can be: {error}") from error
     if "finetune" in head.report and (path.parent / "card.json").is_file():
         # The folder may have been moved since; the fingerprint tells whether it is still the same model.
         head = replace(head, model=replace(head.model, alias=str(path.parent.resolve())))
@@ -248,7 +266,7 @@ def _same_model(wanted: Model, found: Model, what: str) -> None:
     other = named and (wanted.fingerprint, wanted.layer) != (found.fingerprint, found.layer)
     differs = wanted.dim != found.dim or other
     if differs:
-        raise ValueError(
+        raise ArgumentError(
             f"{what} are of {_said(found)}, the head is for {_said(wanted)}: embed with the model that the head was "
             "fitted on, or fit another head"
         )
@@ -269,7 +287,7 @@ def check_model(head: Head, emb: xr.DataArray) -> xr.DataArray:
 
 def labelled(arrays: Sequence[xr.DataArray], many: Sequence[Any], burn_options: Mapping[str, Any]) -> Cases:
     """Labelled vectors of all arrays together, under one set of classes."""
-    burnt = _burnt(arrays, many, burn_options)
+    burnt = burn_all(many, arrays, **burn_options)
     if len(arrays) == 1:
         return cases(arrays[0], burnt[0])
     parts = [cases(a, b, lone=True) for a, b in zip(arrays, burnt, strict=True)]
@@ -278,7 +296,7 @@ def labelled(arrays: Sequence[xr.DataArray], many: Sequence[Any], burn_options: 
     codes = np.concatenate([p.codes for p in parts])
     present = [c for c in sorted(known) if c in codes]
     if len(present) < 2:
-        raise ValueError(
+        raise LabelsError(
             f"all labels are of one class, {known[present[0]][0]!r}: a head wants examples of at least two"
         )
     classes = Classes(tuple(present), tuple(known[c][0] for c in present), tuple(known[c][1] for c in present))
@@ -290,19 +308,6 @@ def labelled(arrays: Sequence[xr.DataArray], many: Sequence[Any], burn_options: 
     y = np.concatenate([p.y - p.y.min(initial=np.inf) if len(p.y) else p.y for p in parts])
     vectors = np.concatenate([p.vectors for p in parts])
     return Cases(vectors, codes, classes, x, y, cell, parts[0].size)
-
-
-def _burnt(arrays: Sequence[xr.DataArray], many: Sequence[Any], burn_options: Mapping[str, Any]) -> list[xr.DataArray]:
-    burnt = [burn(one, a, **burn_options) for a, one in zip(arrays, many, strict=True)]
-    names: dict[int, str] = {}
-    for b in burnt:
-        for code, name in zip(np.atleast_1d(b.attrs["flag_values"]), b.attrs["flag_meanings"].split(), strict=True):
-            if names.setdefault(int(code), name) != name:
-                raise ValueError(
-                    f"class {int(code)} is {names[int(code)]!r} in one set of labels and {name!r} in another: labels "
-                    "that are names are numbered a set at a time. Give integers, with names={code: name}"
-                )
-    return burnt
 
 
 def counted(c: Cases) -> dict[str, Any]:

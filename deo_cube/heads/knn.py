@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled, thinned
 from deo_cube.heads.vectors import map_vectors
@@ -42,12 +43,12 @@ class KNNHead(Fitted):
     def __post_init__(self) -> None:
         n, d = len(self.codes), self.model.dim
         if self.vectors.shape != (n, d) or self.codes.shape != (n,) or self.mean.shape != (d,) or not 1 <= self.k:
-            raise ValueError(
+            raise ArgumentError(
                 f"a knn head's parts do not fit: vectors {self.vectors.shape}, codes {self.codes.shape}, mean "
                 f"{self.mean.shape}, vectors of {d}, k={self.k}"
             )
         if set(np.unique(self.codes)) != set(self.classes.codes):
-            raise ValueError("a knn head has examples of each of its classes and of no other")
+            raise ArgumentError("a knn head has examples of each of its classes and of no other")
 
     @classmethod
     def fit(
@@ -63,7 +64,7 @@ class KNNHead(Fitted):
     ) -> KNNHead:
         """Keep the labelled vectors, a random `most` of them where there are more."""
         if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+            raise ArgumentError(f"k must be at least 1, got {k}")
         c = labelled(arrays, many, burn_options)
         keep = thinned(c.codes, most)
         mean = c.vectors.mean(axis=0, dtype="float64")

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError
 from deo_cube.evaluate.splits import blocks
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled, thinned
@@ -42,7 +43,7 @@ class LinearHead(Fitted):
 
     def __post_init__(self) -> None:
         if self.weights.shape != (self.model.dim, len(self.classes)) or self.bias.shape != (len(self.classes),):
-            raise ValueError(
+            raise ArgumentError(
                 f"a linear head's parts do not fit: weights {self.weights.shape}, bias {self.bias.shape}, "
                 f"vectors of {self.model.dim}, {len(self.classes)} classes"
             )
@@ -80,7 +81,7 @@ class LinearHead(Fitted):
             Fit on a random so many vectors where there are more.
         """
         if estimator not in ("logistic", "ridge"):
-            raise ValueError(f"estimator must be 'logistic' or 'ridge', got {estimator!r}")
+            raise ArgumentError(f"estimator must be 'logistic' or 'ridge', got {estimator!r}")
         c = labelled(arrays, many, burn_options)
         if len(c.codes) > most:
             keep = thinned(c.codes, most)
@@ -150,7 +151,7 @@ def _choose(
 ) -> dict[str, Any]:
     """C with the least loss on held-out blocks, and how it scored there."""
     if not strengths or min(strengths) <= 0:
-        raise ValueError(f"strengths must be positive numbers, got {tuple(strengths)}")
+        raise ArgumentError(f"strengths must be positive numbers, got {tuple(strengths)}")
     middle = {"C": float(sorted(strengths)[len(strengths) // 2]), "validation": "none"}
     side = block or max(np.ptp(c.x), np.ptp(c.y), c.size) / 6
     try:

@@ -14,6 +14,7 @@ from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
 from deo_cube.engine.embed import embed
+from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.blend import blended
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.head import Head, category_attrs, check_model, load_head
@@ -74,17 +75,17 @@ def segment(
     head = _head(head)
     is_cube = not (isinstance(cube, xr.DataArray) and "embedding" in cube.dims)
     if blend and not is_cube:
-        raise TypeError("blend=True embeds on four tile grids: pass the cube in place of its embeddings")
+        raise ArgumentTypeError("blend=True embeds on four tile grids: pass the cube in place of its embeddings")
     emb = _embedded(cube, head, dict(embed_options))
     patch = json.loads(emb.attrs.get("deo_cube:plan", "{}")).get("patch")
     if patch is None:
-        raise ValueError(
+        raise ArgumentError(
             "the embeddings do not say how many pixels a patch is wide: use classify(emb, head), or give the cube"
         )
     drawn = int(getattr(head, "upsample", 1))
     factor, rest = divmod(int(patch), drawn)
     if rest or factor < 1:
-        raise ValueError(f"the head draws {drawn} cells a patch, which does not divide the patch of {patch} pixels")
+        raise ArgumentError(f"the head draws {drawn} cells a patch, which does not divide the patch of {patch} pixels")
     if blend:
         p = blended(cube, head, _options(head, embed_options))
     else:
@@ -126,7 +127,7 @@ def _head(head: Head | str | Path) -> Head:
 def _embedded(cube: xr.Dataset | xr.DataArray, head: Head, options: dict[str, Any]) -> xr.DataArray:
     if isinstance(cube, xr.DataArray) and "embedding" in cube.dims:
         if options:
-            raise TypeError(f"{sorted(options)} are options of embedding a cube, but embeddings were given")
+            raise ArgumentTypeError(f"{sorted(options)} are options of embedding a cube, but embeddings were given")
         return cube
     options = _options(head, options)
     if "+" in str(options.get("layer")):
@@ -141,7 +142,7 @@ def _options(head: Head, options: dict[str, Any]) -> dict[str, Any]:
     if "model" in options:
         return options
     if not head.model.alias:
-        raise ValueError("the head does not say which model it is for: pass model=..., or embed first")
+        raise ArgumentError("the head does not say which model it is for: pass model=..., or embed first")
     return {"model": head.model.alias, "layer": head.model.layer or None} | options
 
 

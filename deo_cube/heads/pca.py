@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample
 
 __all__ = ["PCA", "fit_pca", "pca_rgb"]
@@ -47,7 +48,7 @@ class PCA:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype="float64"))
         d = len(self.mean)
         if self.components.shape != (3, d) or self.low.shape != (3,) or self.high.shape != (3,):
-            raise ValueError(
+            raise ArgumentError(
                 f"a PCA basis has mean (D,), components (3, D), low (3,), high (3,); got {self.mean.shape}, "
                 f"{self.components.shape}, {self.low.shape}, {self.high.shape}"
             )
@@ -85,7 +86,7 @@ def fit_pca(emb: xr.DataArray | Sequence[xr.DataArray], *, most: int = 16384) ->
     arrays = [as_embeddings(e) for e in (emb if isinstance(emb, Sequence) else [emb])]
     models = {str(a.attrs.get("deo_cube:model_fingerprint", "")) for a in arrays}
     if len(models) != 1 or len({a.sizes["embedding"] for a in arrays}) != 1:
-        raise ValueError(f"a basis is of one model, the arrays are of {sorted(models)}")
+        raise ArgumentError(f"a basis is of one model, the arrays are of {sorted(models)}")
     _enough(arrays[0])
     vectors = np.concatenate([np.asarray(sample(a, most).values, dtype="float64") for a in arrays])
     return _unpacked(_fit(vectors[np.isfinite(vectors).all(axis=1)]), models.pop())
@@ -116,10 +117,10 @@ def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.D
     if basis is None:
         basis, source = _bundled(emb), "bundled with the model"
     if basis is not None and len(basis.mean) != emb.sizes["embedding"]:
-        raise ValueError(f"the basis is for vectors of length {len(basis.mean)}, got {emb.sizes['embedding']}")
+        raise ArgumentError(f"the basis is for vectors of length {len(basis.mean)}, got {emb.sizes['embedding']}")
     model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
     if basis is not None and basis.model and model and basis.model != model:
-        raise ValueError(f"the basis was fitted on embeddings of model {basis.model}, these are of {model}")
+        raise ArgumentError(f"the basis was fitted on embeddings of model {basis.model}, these are of {model}")
     parameters: Any = _fitted(emb, 16384) if basis is None else basis.array
     d = emb.sizes["embedding"]
 
@@ -136,7 +137,9 @@ def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.D
 
 def _enough(emb: xr.DataArray) -> None:
     if emb.sizes["embedding"] < 3:
-        raise ValueError(f"three principal components want vectors of length 3 or more, got {emb.sizes['embedding']}")
+        raise ArgumentError(
+            f"three principal components want vectors of length 3 or more, got {emb.sizes['embedding']}"
+        )
 
 
 def _fitted(emb: xr.DataArray, most: int) -> xr.DataArray:
@@ -147,7 +150,7 @@ def _fitted(emb: xr.DataArray, most: int) -> xr.DataArray:
 
 def _fit(v: Array) -> Array:
     if len(v) < 3:
-        raise ValueError(f"only {len(v)} valid vectors in the subsample: too few for principal components")
+        raise ArgumentError(f"only {len(v)} valid vectors in the subsample: too few for principal components")
     mean = v.mean(axis=0)
     _, vectors = np.linalg.eigh((v - mean).T @ (v - mean))
     components = vectors[:, ::-1][:, :3].T

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.errors import InputNotFoundError, WeightsMismatchError
+
 __all__ = ["read", "write"]
 
 Array = NDArray[Any]
@@ -53,26 +55,28 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
     if not path.exists() and path.with_name(path.name + ".safetensors").exists():
         path = path.with_name(path.name + ".safetensors")
     if not path.is_file():
-        raise FileNotFoundError(f"no head at {path}: wanted the .safetensors file that head.save(path) writes")
+        raise InputNotFoundError(f"no head at {path}: wanted the .safetensors file that head.save(path) writes")
     try:
         with safe_open(path, framework="numpy") as f:
             text = (f.metadata() or {}).get(KEY)
             tensors = {k: f.get_tensor(k) for k in f.keys()}
     except TypeError as error:
         # A dtype that NumPy does not have.
-        raise ValueError(f"{path} holds numbers that no head has: {error}") from error
+        raise WeightsMismatchError(f"{path} holds numbers that no head has: {error}") from error
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error}): heads are never read from pickles") from error
+        raise WeightsMismatchError(
+            f"{path} is no safetensors file ({error}): heads are never read from pickles"
+        ) from error
     if text is None:
-        raise ValueError(f"{path} holds tensors but no head: its header has no {KEY!r}")
+        raise WeightsMismatchError(f"{path} holds tensors but no head: its header has no {KEY!r}")
     try:
         facts = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: the header of the head is no JSON ({error})") from error
+        raise WeightsMismatchError(f"{path}: the header of the head is no JSON ({error})") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else None
-        raise ValueError(f"{path} has format {found}, this version reads {FORMAT}: update deo_cube")
+        raise WeightsMismatchError(f"{path} has format {found}, this version reads {FORMAT}: update deo_cube")
     wild = sorted(k for k, v in tensors.items() if not np.isfinite(v).all())
     if wild:
-        raise ValueError(f"{path} is damaged: there are numbers that are not finite in {wild}")
+        raise WeightsMismatchError(f"{path} is damaged: there are numbers that are not finite in {wild}")
     return facts, tensors

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.heads.vectors import as_embeddings, crs_or_none, geobox, map_vectors, select_time, spatial_dims
+from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.heads.cells import cells_of, north_up
+from deo_cube.heads.geometries import clean, into_grid
+from deo_cube.heads.tables import parsed_crs, stated_crs
+from deo_cube.heads.vectors import (
+    as_embeddings,
+    crs_or_none,
+    geobox,
+    map_vectors,
+    one_array,
+    select_time,
+    spatial_dims,
+)
 
 __all__ = ["similar"]
 
@@ -17,7 +29,12 @@ Array = NDArray[Any]
 
 
 def similar(
-    emb: xr.DataArray, to: Any, *, metric: Literal["cosine", "euclidean"] = "cosine", time: Any = None
+    emb: xr.DataArray,
+    to: Any,
+    *,
+    metric: Literal["cosine", "euclidean"] = "cosine",
+    time: Any = None,
+    crs: Any = None,
 ) -> xr.DataArray:
     """Similarity of every patch to an example, or to the nearest of several.
 
@@ -25,14 +42,18 @@ def similar(
     ----------
     emb : DataArray
         Embeddings (time, embedding, y, x) or (embedding, y, x).
-    to : (x, y), list of (x, y), vector, or DataArray
-        Points in the CRS of the embeddings; a point means the patch that contains it. Or a vector (D,), vectors (n, D),
-        or a DataArray with a dimension `embedding` of that length (and at most one more).
+    to : (x, y), list of (x, y), geometry, table, vector, or DataArray
+        Points in the CRS of the embeddings; a point means the patch that contains it, a polygon those of which it
+        covers at least half. Geometries are those of shapely, in the CRS of the embeddings; GeoSeries and GeoDataFrames
+        have a CRS of their own, GeoJSON is in degrees. Or a vector (D,), vectors (n, D), or a DataArray with a
+        dimension `embedding` of that length (and at most one more).
     metric : {"cosine", "euclidean"}
         "cosine": cosine similarity, -1 to 1, 1 for the same direction. "euclidean": distance, 0 for the same vector.
     time : label, optional
         The time at which the points are read ("2024-06": the mean of that month's valid vectors). Without it each
         time is compared with the points at that same time.
+    crs : CRS, optional
+        CRS of the points or geometries, where it is another: ``similar(emb, (lon, lat), crs="EPSG:4326")``.
 
     Returns
     -------
@@ -42,9 +63,11 @@ def similar(
 
     Raises
     ------
-    ValueError
+    ArgumentError, LabelsError
         At the call for a point outside the embeddings or a vector of the wrong length; when computed for points that
         have no valid embedding.
+    MissingCRSError
+        For geometries in another CRS, where the embeddings have none.
 
     Examples
     --------
@@ -56,14 +79,14 @@ def similar(
     """
     emb = as_embeddings(emb)
     if metric not in ("cosine", "euclidean"):
-        raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
-    queries, what = _queries(emb, to, time)
+        raise ArgumentError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
+    queries, what = _queries(emb, to, time, crs)
 
     def compare(v: Array, q: Array) -> Array:
         q = np.asarray(q, dtype="float64").reshape(-1, q.shape[-1])
         q = q[np.isfinite(q).all(axis=1)]
         if not len(q):
-            raise ValueError(f"{what}: no valid embedding there. Choose other points, or another time")
+            raise ArgumentError(f"{what}: no valid embedding there. Choose other points, or another time")
         if metric == "cosine":
             norms = np.linalg.norm(v, axis=1)[:, None] * np.linalg.norm(q, axis=1)
             return np.asarray((v @ q.T / np.maximum(norms, 1e-12)).max(axis=1).clip(-1, 1))
@@ -84,21 +107,32 @@ def similar(
     return map_vectors(compare, [emb], parameters=queries, name=name, attrs=attrs)
 
 
-def _queries(emb: xr.DataArray, to: Any, time: Any) -> tuple[xr.DataArray, str]:
+def _queries(emb: xr.DataArray, to: Any, time: Any, crs: Any) -> tuple[xr.DataArray, str]:
     """Examples (case, embedding) or (time, case, embedding), and what to call them."""
     d = emb.sizes["embedding"]
+    if isinstance(to, xr.Dataset):
+        to = one_array(to)
     if isinstance(to, xr.DataArray):
         if to.sizes.get("embedding") != d or to.ndim > 2:
-            raise ValueError(
+            raise ArgumentError(
                 f"`to` has dimensions {dict(to.sizes)}: wanted (embedding: {d}) and at most one more; select from it"
             )
         mine, theirs = (str(a.attrs.get("deo_cube:model_fingerprint", "")) for a in (emb, to))
         if mine and theirs and mine != theirs:
-            raise ValueError(
+            raise ArgumentError(
                 f"`to` is of model {theirs}, the embeddings of {mine}: vectors of two models do not compare"
             )
         return _cases(to), "the examples given"
-    values = np.asarray(to, dtype="float64")
+    if _has_geometries(to):
+        return _at_cells(emb, *_cells(emb, to, crs), time, "the geometries given")
+    try:
+        values = np.asarray(to, dtype="float64")
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(
+            f"`to` is a point (x, y), a list of points, geometries, or vectors of length {d}; got {to!r:.80}"
+        ) from error
+    if crs is not None and (values.shape == (2,) or (values.ndim == 2 and values.shape[1] == 2)):
+        values = _projected(emb, values.reshape(-1, 2), crs)
     if values.shape == (2,) and d != 2:
         values = values[None]
     if values.ndim == 2 and values.shape[1] == 2 and d != 2:
@@ -107,7 +141,7 @@ def _queries(emb: xr.DataArray, to: Any, time: Any) -> tuple[xr.DataArray, str]:
         return xr.DataArray(values.reshape(-1, d), dims=("case", "embedding")), "the vectors given"
     if d == 2 and values.shape == (2,):
         return _at_points(emb, [(float(values[0]), float(values[1]))], time)
-    raise ValueError(
+    raise ArgumentError(
         f"`to` has shape {values.shape}: wanted a point (x, y), a list of points, or vectors of length {d}"
     )
 
@@ -118,12 +152,65 @@ def _cases(vectors: xr.DataArray) -> xr.DataArray:
     return plain.rename({other[0]: "case"}) if other else plain.expand_dims("case")
 
 
+def _has_geometries(to: Any) -> bool:
+    import shapely
+
+    several = isinstance(to, Sequence) and len(to) > 0 and isinstance(to[0], shapely.Geometry)
+    return several or isinstance(to, Mapping) or hasattr(to, "__geo_interface__")
+
+
+def _cells(emb: xr.DataArray, to: Any, crs: Any) -> tuple[Array, Array]:
+    """Rows and columns of the patches that geometries mark."""
+    import shapely
+
+    if isinstance(to, shapely.Geometry) or isinstance(to, Sequence):
+        shapes, own = [to] if isinstance(to, shapely.Geometry) else list(to), None
+    elif hasattr(to, "geometry") and hasattr(to, "crs"):
+        shapes, own = list(to.geometry), to.crs
+    else:
+        given = to if isinstance(to, Mapping) else to.__geo_interface__
+        shapes, own = _of_geojson(given), stated_crs(given) or 4326
+    array = np.empty(len(shapes), dtype=object)
+    array[:] = shapes
+    cleaned = clean(array)
+    cleaned.warn(len(shapes), "geometries of `to`")
+    box = geobox(emb)
+    placed = into_grid(cleaned.shapes, parsed_crs(own if crs is None else crs), box)
+    found = [cells_of(s, north_up(box), "majority") for s in placed]
+    rows, cols = (np.concatenate([f[i] for f in found] or [np.empty(0, int)]) for i in (0, 1))
+    if not len(rows):
+        raise ArgumentError("`to`: none of the geometries lies within the embeddings. Pass their CRS, crs=")
+    return (box.shape[0] - 1 - rows if box.transform.e > 0 else rows), cols
+
+
+def _of_geojson(given: Mapping[str, Any]) -> list[Any]:
+    import shapely
+
+    features = given.get("features") if given.get("type") == "FeatureCollection" else [given]
+    try:
+        return [shapely.geometry.shape(f["geometry"] if f.get("type") == "Feature" else f) for f in features or []]
+    except Exception as error:
+        raise ArgumentError(f"`to` is no GeoJSON that can be read ({error})") from error
+
+
+def _projected(emb: xr.DataArray, points: Array, crs: Any) -> Array:
+    """Points in the CRS of the embeddings."""
+    from pyproj import Transformer
+
+    t = Transformer.from_crs(parsed_crs(crs), geobox(emb).crs.proj, always_xy=True)
+    return np.stack(t.transform(points[:, 0], points[:, 1]), axis=1)
+
+
 def _at_points(emb: xr.DataArray, points: Sequence[tuple[float, float]], time: Any) -> tuple[xr.DataArray, str]:
-    y, x = spatial_dims(emb)
-    at = [locate(emb, px, py) for px, py in points]
-    rows, cols = (xr.DataArray(np.array([a[i] for a in at]), dims="case") for i in (0, 1))
-    found = (emb if time is None else select_time(emb, time)).isel({y: rows, x: cols})
+    at = np.array([locate(emb, px, py) for px, py in points], dtype=int).reshape(-1, 2)
     what = f"({points[0][0]:.8g}, {points[0][1]:.8g})" if len(points) == 1 else f"{len(points)} points"
+    return _at_cells(emb, at[:, 0], at[:, 1], time, what)
+
+
+def _at_cells(emb: xr.DataArray, rows: Array, cols: Array, time: Any, what: str) -> tuple[xr.DataArray, str]:
+    y, x = spatial_dims(emb)
+    at = {y: xr.DataArray(rows, dims="case"), x: xr.DataArray(cols, dims="case")}
+    found = (emb if time is None else select_time(emb, time)).isel(at)
     plain = xr.DataArray(found.variable).transpose(..., "case", "embedding")
     return plain, what + ("" if time is None else f" at {time}")
 
@@ -143,12 +230,33 @@ def locate(emb: xr.DataArray, px: float, py: float) -> tuple[int, int]:
     (north, rows, falling), (west, columns) = _edges(emb, y, rising=False), _edges(emb, x, rising=True)[:2]
     row, col = _cell((north - py) / rows), _cell((px - west) / columns)
     if not (0 <= row < emb.sizes[y] and 0 <= col < emb.sizes[x]):
-        raise ValueError(
+        raise ArgumentError(
             f"the point ({px:.8g}, {py:.8g}) lies outside the embeddings, whose {x} runs from {west:.8g} to "
             f"{west + columns * emb.sizes[x]:.8g} and {y} from {north - rows * emb.sizes[y]:.8g} to {north:.8g} "
-            f"(CRS {crs_or_none(emb) or 'unknown'}). Points are (x, y) in the CRS of the embeddings"
+            f"(CRS {crs_or_none(emb) or 'unknown'}). Points are (x, y) in the CRS of the embeddings{_hint(emb, px, py)}"
         )
     return (row if falling else emb.sizes[y] - 1 - row), col
+
+
+def _hint(emb: xr.DataArray, px: float, py: float) -> str:
+    """How a point outside would lie inside: with x and y exchanged, or taken for degrees."""
+    crs = crs_or_none(emb)
+    if not np.isfinite([px, py]).all():
+        return ": these are not finite"
+    y, x = spatial_dims(emb)
+    (north, rows, _), (west, columns, _) = _edges(emb, y, rising=False), _edges(emb, x, rising=True)
+
+    def inside(a: float, b: float) -> bool:
+        return 0 <= (a - west) / columns < emb.sizes[x] and 0 <= (north - b) / rows < emb.sizes[y]
+
+    if inside(py, px):
+        return f". x and y are swapped: pass ({py:.8g}, {px:.8g})"
+    if crs is None or crs.geographic or abs(px) > 180 or abs(py) > 180:
+        return ""
+    for a, b in ((px, py), (py, px)):
+        if abs(b) <= 90 and inside(*_projected(emb, np.array([[a, b]]), 4326)[0]):
+            return f'. In degrees it lies inside: pass ({a:.8g}, {b:.8g}) with crs="EPSG:4326"'
+    return ""
 
 
 def _cell(place: float) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
-from deo_cube.errors import MissingCRSError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingCRSError, SelectionError
 
 __all__ = ["as_embeddings", "geobox", "map_vectors", "sample", "select_time", "spatial_dims"]
 
@@ -29,30 +29,33 @@ SLAB = 16384
 def as_embeddings(array: Any) -> xr.DataArray:
     """`array` ready for a head: one chunk along `embedding`, stored numbers decoded lazily.
 
+    Of a Dataset (a store opened with `xarray.open_zarr`) its only array of embeddings.
+
     What `_FillValue` in the attributes marks becomes NaN (of int8 without one: -128), integers become float32 by
     `scale_factor` and `add_offset`.
 
     Raises
     ------
-    TypeError
-        For something that is no DataArray.
-    ValueError
+    ArgumentTypeError
+        For anything else.
+    ArgumentError
         Without a dimension `embedding`, without a pair of spatial dimensions, or with others than time.
     """
     if isinstance(array, xr.Dataset):
-        named = "embeddings" if "embeddings" in array else next(iter(array.data_vars), "embeddings")
-        raise TypeError(f"a head wants the DataArray of embeddings, got a Dataset: pass ds[{str(named)!r}]")
+        array = one_array(array)
     if not isinstance(array, xr.DataArray):
-        raise TypeError(f"a head wants a DataArray of embeddings, got {type(array).__name__}")
+        raise ArgumentTypeError(f"a head wants a DataArray of embeddings, got {type(array).__name__}")
     if "embedding" not in array.dims:
-        raise ValueError(
+        raise ArgumentError(
             f"embeddings have a dimension 'embedding', found {tuple(array.dims)}: embed the cube first "
             "(cube.deo.embed()), or rename the dimension of the vector (array.rename(band='embedding'))"
         )
     y, x = spatial_dims(array)
     others = [d for d in array.dims if d not in ("embedding", y, x, "time")]
     if others:
-        raise ValueError(f"embeddings have dimensions (time, embedding, y, x), found also {others}: select from them")
+        raise ArgumentError(
+            f"embeddings have dimensions (time, embedding, y, x), found also {others}: select from them"
+        )
     axis = array.get_axis_num("embedding")
     if array.chunks is not None and len(array.chunks[axis]) > 1:
         # The data alone: `array.chunk` would turn coordinates into tasks, and look into some of them to do so.
@@ -67,6 +70,27 @@ def as_embeddings(array: Any) -> xr.DataArray:
         array.attrs = kept
     checked: xr.DataArray = array
     return checked
+
+
+def one_array(ds: xr.Dataset) -> xr.DataArray:
+    """The array of embeddings in a Dataset that has one, with the Dataset's attributes where it has none of its own.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If it has none, or several.
+    """
+    names = [str(k) for k, v in ds.data_vars.items() if "embedding" in v.dims]
+    if len(names) > 1:
+        raise ArgumentTypeError(f"the Dataset has {len(names)} arrays of embeddings: pass one, ds[{names[0]!r}]")
+    if not names:
+        raise ArgumentTypeError(
+            f"no variable of the Dataset has a dimension 'embedding' (variables {[str(k) for k in ds.data_vars]}): "
+            "embed the cube first (cube.deo.embed()), or rename the dimension of the vector "
+            "(ds[name].rename(band='embedding'))"
+        )
+    array = ds[names[0]]
+    return array.assign_attrs({**ds.attrs, **array.attrs})
 
 
 def spatial_dims(array: xr.DataArray) -> tuple[str, str]:
@@ -113,7 +137,7 @@ def select_time(array: xr.DataArray, time: Any, *, argument: str = "time") -> xr
         If no time matches; the message lists those there are.
     """
     if "time" not in array.dims:
-        raise ValueError(f"{argument}={time!r} given, but the embeddings have no dimension 'time': {array.dims}")
+        raise ArgumentError(f"{argument}={time!r} given, but the embeddings have no dimension 'time': {array.dims}")
     try:
         found = array.sel(time=time)
     except KeyError:
@@ -123,7 +147,7 @@ def select_time(array: xr.DataArray, time: Any, *, argument: str = "time") -> xr
     if found.sizes["time"] == 0:
         have = [str(t)[:16] for t in array["time"].values]
         shown = ", ".join(have[:6]) + (f", ... {have[-1]}" if len(have) > 6 else "")
-        raise KeyError(f"{argument}={time!r} matches none of the {len(have)} times: {shown}")
+        raise SelectionError(f"{argument}={time!r} matches none of the {len(have)} times: {shown}")
     if found.sizes["time"] == 1:
         return found.isel(time=0)
     attrs = found.attrs
@@ -168,7 +192,7 @@ def map_vectors(
     given = [as_embeddings(a) for a in arrays]
     d = {a.sizes["embedding"] for a in given}
     if len(d) > 1:
-        raise ValueError(f"the arrays have vectors of different lengths: {sorted(d)}")
+        raise ArgumentError(f"the arrays have vectors of different lengths: {sorted(d)}")
     core: list[list[str]] = [["embedding"]] * len(given)
     if parameters is not None:
         plain = parameters.variable if isinstance(parameters, xr.DataArray) else np.asarray(parameters)

@@ -6,6 +6,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deo_cube.errors import DeoCubeError
 from deo_cube.heads.similar import locate, similar
 from tests.heads.fields import embeddings, no_compute, on_dask, truth
 
@@ -94,8 +95,10 @@ def test_errors_say_what_mends_them():
         similar(emb.rename(embedding="band"), (0, 0))
     with pytest.raises(ValueError, match="'cosine' or 'euclidean'"):
         similar(emb, (0, 0), metric="l1")
-    with pytest.raises(TypeError, match="pass ds"):
-        similar(emb.to_dataset(name="embeddings"), (0, 0))
+    with pytest.raises(TypeError, match="pass one, ds"):
+        similar(xr.Dataset({"a": emb, "b": emb}), (0, 0))
+    with pytest.raises(TypeError, match="embed the cube first"):
+        similar(xr.Dataset({"a": emb.isel(embedding=0)}), (0, 0))
 
 
 @given(
@@ -117,3 +120,49 @@ def test_a_single_cell_takes_its_size_from_the_transform():
     assert locate(emb, float(emb.x[0]) + 39, float(emb.y[0]) - 39) == (0, 0)
     with pytest.raises(ValueError, match="outside"):
         locate(emb, float(emb.x[0]) + 41, float(emb.y[0]))
+
+
+def test_places_of_any_form_are_those_of_their_cells():
+    import geopandas as gpd
+    from shapely.geometry import MultiPoint, Point, box
+
+    for north_up in (True, False):
+        emb = embeddings(north_up=north_up)
+        at = (float(emb.x[7]), float(emb.y[4]))
+        want = similar(emb, at)
+        lon, lat = gpd.GeoSeries([Point(at)], crs=emb.rio.crs).to_crs(4326).iloc[0].coords[0]
+        table = gpd.GeoDataFrame({"name": ["a"]}, geometry=[Point(at)], crs=emb.rio.crs)
+        cell = box(at[0] - 30, at[1] - 30, at[0] + 30, at[1] + 30)
+        forms = [
+            (Point(at), None), ([Point(at)], None), (Point(lon, lat), 4326), ((lon, lat), "EPSG:4326"), (table, None),
+            (table.to_crs(4326), None), (table.geometry, None), (cell, None),
+            (table.to_crs(4326).__geo_interface__, None),
+            ({"type": "Point", "coordinates": [lon, lat]}, None),
+        ]  # fmt: skip
+        for form, crs in forms:
+            np.testing.assert_array_equal(similar(emb, form, crs=crs), want)
+        two = [at, (float(emb.x[20]), float(emb.y[9]))]
+        np.testing.assert_array_equal(similar(emb, MultiPoint(two)), similar(emb, two))
+
+
+def test_a_dataset_of_one_array_is_that_array():
+    emb = embeddings()
+    at = (float(emb.x[7]), float(emb.y[4]))
+    ds = emb.to_dataset(name="embeddings")
+    np.testing.assert_array_equal(similar(ds, at), similar(emb, at))
+    np.testing.assert_array_equal(similar(emb, ds.isel(x=7, y=4)), similar(emb, at))
+
+
+def test_points_outside_say_how_they_would_fit():
+    emb = embeddings()
+    at = (float(emb.x[7]), float(emb.y[4]))
+    with pytest.raises(ValueError, match=r"swapped: pass \(500600, 5199640\)"):
+        similar(emb, at[::-1])
+    lon, lat = emb.odc.geobox.geographic_extent.centroid.coords[0]
+    for place in ((lon, lat), (lat, lon)):
+        with pytest.raises(ValueError, match=rf'pass \({lon:.8g}, {lat:.8g}\) with crs="EPSG:4326"'):
+            similar(emb, place)
+    assert similar(emb, (lon, lat), crs="EPSG:4326").max() == pytest.approx(1)
+    for wrong in ("here", None, [("a", "b")], [object()], {"type": "Point"}):
+        with pytest.raises(DeoCubeError, match="to"):
+            similar(emb, wrong)
