@@ -1,4 +1,7 @@
-"""`ds.deo` and `da.deo`: the package's verbs on xarray objects. One line a verb; each is also a plain function."""
+"""`ds.deo` and `da.deo`: the package's verbs on xarray objects. One line per verb; each is also a plain function.
+
+`ds.rio` (rioxarray) and `ds.odc` (odc-geo) are there as well, for messages and pages name them.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +57,9 @@ class _Cube:
         return str(self._summary()._repr_html_())
 
     def _summary(self) -> Any:
-        from deo_cube.engine.summary import summarise
+        from deo_cube.engine.summary import describe
 
-        return summarise(self._obj)
+        return describe(self._obj)
 
 
 @xr.register_dataset_accessor("deo")
@@ -77,7 +80,29 @@ class DeoDataArrayAccessor(_Cube):
     cluster = _Verb("deo_cube.heads.cluster")
     explore = _Verb("deo_cube.view.explore")
 
-    def _summary(self) -> Any:
-        from deo_cube.engine.summary import summarise_embeddings
 
-        return summarise_embeddings(self._obj) if "embedding" in self._obj.dims else super()._summary()
+@xr.register_datatree_accessor("deo")
+class DeoDataTreeAccessor(_Cube):
+    """`tree.deo`: every verb names the call that takes a Dataset out of the tree."""
+
+
+class _Elsewhere:
+    """An accessor of another package, which is imported when the accessor is first used (it takes 0.3 s).
+
+    Seen from the class it is not there, so that the package's own registration finds the name free.
+    """
+
+    def __init__(self, name: str, module: str) -> None:
+        self.name, self.module = name, module
+
+    def __get__(self, obj: Any, owner: type) -> Any:
+        if obj is None:
+            raise AttributeError(self.name)
+        import_module(self.module)  # puts the real one in this one's place
+        return getattr(obj, self.name)
+
+
+for _name, _module in (("rio", "rioxarray"), ("odc", "odc.geo.xr")):
+    for _class in (xr.Dataset, xr.DataArray):
+        if not hasattr(_class, _name):
+            setattr(_class, _name, _Elsewhere(_name, _module))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 
 import pytest
 import xarray as xr
@@ -59,3 +61,34 @@ def test_plan_counts_without_weights_and_reads_nothing(ds: xr.Dataset) -> None:
     assert plan.shape == (1, 768, 12, 12)
     assert "not measured" in repr(plan)
     assert "<table" in plan._repr_html_()
+
+
+def test_rio_and_odc_are_there_and_imported_when_used() -> None:
+    code = (
+        "import sys, warnings; warnings.simplefilter('error', xr_warning := __import__('xarray').core.extensions"
+        ".AccessorRegistrationWarning)\n"
+        "import deo_cube\n"
+        "assert not {'rioxarray', 'odc.geo.xr'} & set(sys.modules)\n"
+        "ds = deo_cube.synthetic_cube(size=32, times=1)\n"
+        "bare = ds.drop_vars('spatial_ref').drop_attrs(deep=False)\n"
+        "for placed in (bare.rio.write_crs('EPSG:32633'), bare.odc.assign_crs('EPSG:32633')):\n"
+        "    assert placed.deo.embed(units='dn', offset=0).rio.crs.to_epsg() == 32633\n"
+        "import rioxarray, odc.geo.xr\n"
+        "assert type(ds.B02.rio).__module__.startswith('rioxarray')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_packages_that_register_after_this_one_are_not_warned() -> None:
+    code = "import deo_cube, rioxarray, odc.geo.xr, xarray as xr; xr.DataArray([[1]], dims=('y', 'x')).rio"
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "overriding" not in done.stderr
+
+
+def test_a_tree_names_the_call_for_its_groups() -> None:
+    ds = deo_cube.synthetic_cube(size=32, times=1)
+    tree = xr.DataTree.from_dict({"/r10m": ds})
+    with pytest.raises(deo_cube.errors.ArgumentTypeError, match=r"tree\['/r10m'\].to_dataset\(\)"):
+        tree.deo.embed()
+    assert tree["/r10m"].to_dataset().deo.embed().shape == ds.deo.embed().shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import xarray as xr
 
@@ -15,7 +16,7 @@ from deo_cube.engine import metadata
 from deo_cube.engine.embed import Cube, Prepared, prepare
 from deo_cube.errors import DeoCubeError
 
-__all__ = ["CELL", "Summary", "html_table", "summarise", "summarise_embeddings"]
+__all__ = ["CELL", "Summary", "describe", "html_table", "summarise", "summarise_embeddings"]
 
 
 #: Notebooks have tables of their own style, right-aligned and striped: this one reads from the left in all of them.
@@ -66,8 +67,27 @@ def html_table(title: str, rows: str) -> str:
     )
 
 
+def describe(obj: Any) -> Summary:
+    """Describe a cube or embeddings from names and metadata; read no pixel on Dask, and never raise.
+
+    A repr that raises hides the object that it is of, in a notebook the rest of the cell too.
+    """
+    try:
+        held = obj["embeddings"] if isinstance(obj, xr.Dataset) and "embeddings" in obj else obj
+        return summarise_embeddings(held) if "embedding" in held.dims else summarise(obj)
+    except Exception as error:
+        return Summary((("not read", _reason(error)),))
+
+
+def _reason(error: Exception) -> str:
+    try:
+        return str(error) if isinstance(error, DeoCubeError) else f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
 def summarise(cube: Cube) -> Summary:
-    """Look at names and metadata; read no pixel of a cube on Dask, and never raise."""
+    """Look at names and metadata of a cube; read no pixel of a cube on Dask."""
     facts = []
     try:
         dims = grid.dims(cube)
@@ -78,8 +98,8 @@ def summarise(cube: Cube) -> Summary:
         dx, dy = grid.ground_resolution(box)
         facts.append(("CRS", f"EPSG:{box.crs.epsg}" if box.crs.epsg else str(box.crs.proj.name)))
         facts.append(("pixel", f"{dx:.3g} m x {dy:.3g} m on the ground"))
-    except DeoCubeError as error:
-        facts.append(("grid", str(error)))
+    except Exception as error:
+        facts.append(("grid", _reason(error)))
     models = []
     names = list_models()
     for alias, here in zip(names["alias"], names["offline"], strict=True):
@@ -89,8 +109,8 @@ def summarise(cube: Cube) -> Summary:
             if not any(k == "units" for k, _ in facts):
                 facts.append(("units", "; ".join(p.radiometry.why)))
             models.append((alias, True, _fits(p, found, here)))
-        except DeoCubeError as error:
-            models.append((alias, False, str(error)))
+        except Exception as error:
+            models.append((alias, False, _reason(error)))
     return Summary(tuple(facts), _told_once(models))
 
 
@@ -107,7 +127,8 @@ def _told_once(models: list[tuple[str, bool, str]]) -> tuple[tuple[str, bool, st
     """Models of which the same is true, but for their names, in one line: three models lack the same band alike."""
     told: dict[tuple[bool, str], list[str]] = {}
     for alias, ok, why in models:
-        told.setdefault((ok, why if ok else why.replace(f"{alias} wants", "wanted", 1)), []).append(alias)
+        why = why if ok else why.replace(f"{alias} wants", "wanted", 1).replace(f"{alias} also", "it also")
+        told.setdefault((ok, why), []).append(alias)
     return tuple((", ".join(aliases), ok, why) for (ok, why), aliases in told.items())
 
 
