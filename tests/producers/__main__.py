@@ -1,0 +1,9 @@
+"""Run all producers and write docs/producers.md."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.producers.table import main
+
+sys.exit(main())
