@@ -299,11 +299,12 @@ def view(
     host: Annotated[str, arg(help="address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
     port: Annotated[int, arg(help="port; 0 takes a free one")] = 0,
     browser: Annotated[bool, arg(help="open the page in the browser")] = True,
+    hostnames: Annotated[tuple[str, ...], arg(help="further names of this machine that browsers may use")] = (),
 ) -> None:
     """Look at a store on a map: similar places, labels, classes. Serves this machine only until it is stopped."""
     from deo_cube.view.explore import serve
 
-    serve(store, cube=cube, heads=head, host=host, port=port, browser=browser)
+    serve(store, cube=cube, heads=head, host=host, port=port, browser=browser, hostnames=hostnames)
 
 
 def _check_out(out: Path, *, tif: bool, inputs: tuple[str | Path, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The page's server: routes and refusals in a sentence. The page names no file, only ids and numbers."""
+"""Routes of the page's server, and its refusals in a sentence. The page names no file, only ids and numbers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import logging
 import os
 from importlib import resources
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deo_cube.errors import DeoCubeError
+from deo_cube.view.guard import Guard, Rules
 from deo_cube.view.places import TOP_ZOOM
 from deo_cube.view.requests import MOST_BYTES, BadRequest, LabelSet, chosen, place, places, read_json, whole
 from deo_cube.view.view import View
@@ -29,55 +28,15 @@ __all__ = ["STATIC", "create_app"]
 
 log = logging.getLogger(__name__)
 STATIC = resources.files("deo_cube.view") / "static"
-POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; object-src 'none'; "
-    "base-uri 'none'; form-action 'none'"
-)
-
-
-class Guard:
-    """Answers only for names of this host, and lets no other web page write.
-
-    A page elsewhere could otherwise reach a server on loopback through a name that it makes resolve to 127.0.0.1, or
-    post to it blindly.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
-        self.app, self.hosts = app, hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request = Request(scope)
-        host = request.headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
-        origin = request.headers.get("origin")
-        why = ""
-        if "*" not in self.hosts and name not in self.hosts:
-            why = f"this server answers for {', '.join(self.hosts)}, not for {name[:100]!r}"
-        elif request.method not in ("GET", "HEAD") and origin and urlsplit(origin).netloc != host:
-            why = "a page from elsewhere may not write here"
-        if why:
-            await JSONResponse({"error": why}, 403)(scope, receive, send)
-            return
-
-        async def hardened(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] += [
-                    (b"content-security-policy", POLICY.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"no-referrer"),
-                ]
-            await send(message)
-
-        await self.app(scope, receive, hardened)
+LOCAL = Rules(("127.0.0.1", "localhost", "::1"))
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    if request.headers.get("content-type", "").split(";")[0] != "application/json":
+    # Forms and beacons of other pages cannot send this type without asking first.
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise BadRequest("send application/json", 415)
+    if int(request.headers.get("content-length", "0")) > MOST_BYTES:
+        raise BadRequest(f"a request holds at most {MOST_BYTES // 2**20} MB", 413)
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -86,14 +45,14 @@ async def _body(request: Request) -> dict[str, Any]:
     return read_json(body)
 
 
-def create_app(view: View, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> Starlette:
-    """The application behind one page.
+def create_app(view: View, rules: Rules = LOCAL) -> Starlette:
+    """Return the application behind one page.
 
     Parameters
     ----------
     view : View
-    hosts : tuple of str
-        Names under which the server may be addressed; ``"*"`` for any.
+    rules : Rules
+        Which requests are answered.
     """
     turns = anyio.CapacityLimiter(max(2, min(os.cpu_count() or 2, 8)))
 
@@ -134,11 +93,14 @@ def create_app(view: View, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"
         except ValueError:
             raise BadRequest("a place is lon=... and lat=... in degrees") from None
         lon, lat = place([lon, lat])
-        return JSONResponse(await run_in_threadpool(view.place, date(q.get("t", "0")), lon, lat))
+        async with turns:
+            return JSONResponse(await run_in_threadpool(view.place, date(q.get("t", "0")), lon, lat))
 
     async def find(request: Request) -> Response:
         b = await _body(request)
-        return JSONResponse(await run_in_threadpool(view.find_similar, date(b.get("t")), places(b.get("places"))))
+        t, examples = date(b.get("t")), places(b.get("places"))
+        async with turns:
+            return JSONResponse(await run_in_threadpool(view.find_similar, t, examples))
 
     async def forget(request: Request) -> Response:
         id = chosen(request.path_params["layer"], "a layer to remove", ("similar", "classes"))
@@ -193,7 +155,7 @@ def create_app(view: View, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"
         one = found(request)
         path = view.file(one)
         if path is None:
-            raise BadRequest("this job has no file, or not yet", 404)
+            raise BadRequest("this job has no file: it is not done, or too many were exported since", 404)
         return FileResponse(path, filename=one.result["name"])
 
     def refused(_: Request, error: Exception) -> Response:
@@ -201,6 +163,9 @@ def create_app(view: View, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"
             return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
         status = error.status if isinstance(error, BadRequest) else 400
         return JSONResponse({"error": str(error.args[0]) if error.args else "refused"}, status)
+
+    def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=400)  # the client left before its request was complete: nobody reads this
 
     def failed(_: Request, error: Exception) -> Response:
         log.error("the viewer failed", exc_info=error)
@@ -223,4 +188,5 @@ def create_app(view: View, *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"
         Mount("/static", StaticFiles(packages=[("deo_cube.view", "static")])),
     ]
     handlers: dict[Any, Any] = {ValueError: refused, DeoCubeError: refused, HTTPException: refused, Exception: failed}
-    return Starlette(routes=routes, middleware=[Middleware(Guard, hosts=hosts)], exception_handlers=handlers)
+    handlers[ClientDisconnect] = gone
+    return Starlette(routes=routes, middleware=[Middleware(Guard, rules=rules)], exception_handlers=handlers)

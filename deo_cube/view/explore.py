@@ -15,12 +15,15 @@ from typing import Any
 
 import xarray as xr
 
-from deo_cube.errors import MissingExtraError
+from deo_cube.arguments import integer
+from deo_cube.errors import ArgumentError, MissingExtraError
 from deo_cube.heads.head import Head
 
 __all__ = ["Explorer", "explore", "serve"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+#: Addresses that stand for all of this machine.
+ANY = ("0.0.0.0", "::", "")
 
 
 class Explorer:
@@ -32,11 +35,16 @@ class Explorer:
         Of the page.
     """
 
-    def __init__(self, view: Any, *, host: str = "127.0.0.1", port: int = 0, height: int = 640) -> None:
+    def __init__(
+        self, view: Any, *, host: str = "127.0.0.1", port: int = 0, height: int = 640, hostnames: Sequence[str] = ()
+    ) -> None:
+        port = integer("port", port, minimum=0, maximum=65535)
         try:
             import uvicorn
 
             from deo_cube.view.app import create_app
+            from deo_cube.view.guard import Rules
+            from deo_cube.view.server import config
         except ImportError as error:
             raise MissingExtraError.wanted("starlette and uvicorn", "view", "the viewer") from error
         self.view, self.height = view, height
@@ -47,22 +55,15 @@ class Explorer:
             self._socket.bind((host, port))
         except OSError as error:
             self._socket.close()
-            raise ValueError(
-                f"cannot listen on {host}, port {port}: {error.strerror}. Choose another port, or 0"
+            raise ArgumentError(
+                f"cannot listen on host={host!r}, port={port}: {error.strerror or error}. Choose another port, or "
+                "port=0 for any free one"
             ) from None
         bound = self._socket.getsockname()[1]
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        shown = "127.0.0.1" if host in ANY else host
         self.url = f"http://[{shown}]:{bound}/" if ":" in shown else f"http://{shown}:{bound}/"
-        # Who asked for another host wants to be reached under any of its names.
-        hosts = LOOPBACK if host in LOOPBACK else ("*",)
-        config = uvicorn.Config(
-            create_app(view, hosts=hosts),
-            log_level="warning",
-            lifespan="off",
-            access_log=False,
-            timeout_graceful_shutdown=2,
-        )
-        self._server = uvicorn.Server(config)
+        self._rules = Rules(_names(host, hostnames), addresses=host not in LOOPBACK)
+        self._server = uvicorn.Server(config(create_app(view, self._rules)))
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="deo_cube view", daemon=True
         )
@@ -121,11 +122,22 @@ class Explorer:
     def _repr_html_(self) -> str:
         if not self.running:
             return f"<p>{html.escape(repr(self))}</p>"
+        # Only these two may show the page within another one: they know the secret.
+        address = html.escape(f"{self.url}?frame={self._rules.frame}")
         return (
-            f'<iframe src="{html.escape(self.url)}" title="deo_cube viewer" style="width:100%;height:{self.height}px;'
-            f'border:1px solid #8886;border-radius:6px"></iframe><p><a href="{html.escape(self.url)}" target="_blank" '
+            f'<iframe src="{address}" title="deo_cube viewer" style="width:100%;height:{self.height}px;'
+            f'border:1px solid #8886;border-radius:6px"></iframe><p><a href="{address}" target="_blank" '
             'rel="noopener">open in a tab of its own</a></p>'
         )
+
+
+def _names(host: str, hostnames: Sequence[str]) -> tuple[str, ...]:
+    """Names under which the page answers: those of loopback, and, where others are let in, of this machine."""
+    if host in LOOPBACK:
+        own: tuple[str, ...] = ()
+    else:
+        own = (socket.gethostname(), socket.getfqdn(), *(() if host in ANY else (host,)))
+    return tuple(dict.fromkeys(n.lower().strip("[]") for n in (*LOOPBACK, *own, *hostnames)))
 
 
 def explore(
@@ -137,6 +149,7 @@ def explore(
     host: str = "127.0.0.1",
     port: int = 0,
     height: int = 640,
+    hostnames: Sequence[str] = (),
 ) -> Explorer:
     """Show embeddings on a map in the notebook, or in a browser at `.url`.
 
@@ -155,6 +168,9 @@ def explore(
         Where to listen: this machine only, and any free port, unless said otherwise.
     height : int
         Of the frame in a notebook, pixels.
+    hostnames : sequence of str
+        Further names under which browsers reach the page, of a proxy, say. Others than this machine's own are refused,
+        so that no page elsewhere reads it through a name of its own.
 
     Returns
     -------
@@ -173,7 +189,8 @@ def explore(
     from deo_cube.view.view import View
 
     opened = open_for_viewing(cube) if isinstance(cube, str | Path) else cube
-    return Explorer(View(emb, cube=opened, heads=heads, title=title), host=host, port=port, height=height)
+    view = View(emb, cube=opened, heads=heads, title=title)
+    return Explorer(view, host=host, port=port, height=height, hostnames=hostnames)
 
 
 def serve(
@@ -184,6 +201,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     browser: bool = True,
+    hostnames: Sequence[str] = (),
 ) -> None:
     """Serve the page of a store until interrupted or terminated. See `deo-cube view --help`."""
     from deo_cube.view.truecolour import open_for_viewing
@@ -194,7 +212,7 @@ def serve(
     if len(named) < len(heads):
         named = {str(h): h for h in heads}
     view = View.of_store(store, cube=opened, heads=named, title=Path(str(store).rstrip("/")).stem)
-    running = Explorer(view, host=host, port=port)
+    running = Explorer(view, host=host, port=port, hostnames=hostnames)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as services and containers are stopped
     try:
         print(f"{store}: {running.url}   (Ctrl-C stops it)", flush=True)

@@ -22,6 +22,8 @@ Layer = PCALayer | ScoreLayer | ClassLayer
 MOST_CELLS = 16_000_000
 """Cells of a layer that are turned into polygons, at most."""
 MOST_POLYGONS = 200_000
+MOST_BYTES = 512 * 2**20
+"""Of a file of polygons."""
 
 
 def write_cog(layer: Layer, t: int, path: Path, *, tags: dict[str, str]) -> Iterator[float]:
@@ -136,10 +138,12 @@ def write_geojson(
             feature = {"type": "Feature", "properties": properties, "geometry": degrees}
             out.write((",\n" if count else "\n") + json.dumps(feature))
             count += 1
-            if count > MOST_POLYGONS:
+            if count > MOST_POLYGONS or out.tell() > MOST_BYTES:
                 raise ValueError(
-                    f"the layer falls into more than {MOST_POLYGONS} polygons: export a COG instead, or raise the "
-                    "threshold"
+                    f"the layer falls into more than {MOST_POLYGONS} polygons, or {MOST_BYTES // 2**20} MiB of them: "
+                    "export a COG instead, or raise the threshold"
                 )
+            if count % 1000 == 0:
+                yield 0.9
         out.write("\n]}\n")
     yield 1.0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import xarray as xr
@@ -32,6 +34,8 @@ from deo_cube.view.truecolour import TrueColour
 __all__ = ["Shown", "View"]
 
 Array = NDArray[Any]
+EXPORT_BYTES = 4 * 2**30
+"""That exported files may take on disk, all together and each while it is written."""
 AUTOMATIC_BYTES = 2**30
 """Up to so many bytes of a date the page reads of itself to complete a low zoom; beyond that it asks."""
 
@@ -82,10 +86,10 @@ class View:
         self.source = Source.of(self.emb) if source is None else source
         self.vectors = Vectors(self.emb, self.places, self.source)
         self.times = _times(self.emb)
-        self.jobs, self.lock, self.labels = Jobs(), threading.Lock(), LabelSet()
+        self.jobs, self.lock, self.labels = Jobs(self._delete_file), threading.Lock(), LabelSet()
         self.examples: list[dict[str, Any]] = []
         self.layers: dict[str, Shown] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="deo_cube_view_")
+        self._folder = tempfile.TemporaryDirectory(prefix="deo_cube_view_", ignore_cleanup_errors=True)
         if cube is not None:
             true = TrueColour.of(cube)
             self.layers["true"] = Shown("True colour", true, note=true.note)
@@ -325,14 +329,64 @@ class View:
         date = self.times[t]
         stem = "_".join(re.sub(r"[^A-Za-z0-9-]+", "-", p).strip("-") for p in (self.title, shown.title, date[:10]) if p)
         ending = "tif" if form == "cog" else "geojson"
-        path = Path(self._folder.name) / f"{stem.lower()}.{shown.version}.{ending}"
+        name = f"{stem.lower()[:100]}.{ending}"
+        # A folder per export: two of one name do not meet, and a file is not replaced while it is sent.
+        path = Path(self._folder.name) / uuid4().hex / name
+        if form == "cog":
+            self._check_space(shown.layer)
         tags = {"date": date, "model": str(self.emb.attrs.get("deo_cube:model", "")), "what": shown.note or shown.title}
         if form == "cog":
             steps: Iterator[float] = write_cog(shown.layer, t, path, tags={k: v for k, v in tags.items() if v})
         else:
             steps = write_geojson(shown.layer, t, path, threshold=threshold, date=date)
-        result = {"name": f"{stem.lower()}.{ending}", "file": path.name}
-        return self.jobs.start(f"Exporting {shown.title}", lambda: steps, lambda _: result)
+        result = {"name": name, "file": f"{path.parent.name}/{name}"}
+
+        def work() -> Iterator[float]:
+            path.parent.mkdir()
+            try:
+                yield from steps
+            except BaseException:
+                shutil.rmtree(path.parent, ignore_errors=True)  # stopped or failed: half a file is of no use
+                raise
+            self._delete_oldest(path.parent)
+
+        return self.jobs.start(f"Exporting {shown.title}", work, lambda _: result)
+
+    def _check_space(self, layer: Any) -> None:
+        """Refuse an export that is too large for the page, or for the disk that holds it until it is downloaded."""
+        cells = self.source.shape[2] * self.source.shape[3] * int(getattr(layer, "fine", 1)) ** 2
+        each = 4 if isinstance(layer, ScoreLayer) else 1
+        # The windows as they are written, then the COG with its overviews.
+        needed = int(cells * each * len(layer.bands) * 2.4)
+        if needed > EXPORT_BYTES:
+            raise BadRequest(
+                f"the layer takes up to {needed / 2**30:.1f} GiB while it is exported, more than the page's "
+                f"{EXPORT_BYTES / 2**30:.0f} GiB. Write it from Python: deo_cube.to_cog, or emb.isel(...) first",
+                413,
+            )
+        free = shutil.disk_usage(self._folder.name).free
+        if needed > free // 2:
+            raise BadRequest(
+                f"the export takes up to {needed / 2**20:.0f} MiB, and {self._folder.name} has {free / 2**20:.0f} MiB "
+                "free: make room, or set TMPDIR to another disk",
+                507,
+            )
+
+    def _delete_file(self, job: Job) -> None:
+        name = job.result.get("file") if isinstance(job.result, dict) else None
+        if name is not None:
+            shutil.rmtree((Path(self._folder.name) / str(name)).parent, ignore_errors=True)
+
+    def _delete_oldest(self, newest: Path) -> None:
+        """Delete exported files, the oldest first, until they take no more than `EXPORT_BYTES`."""
+        folders = sorted(Path(self._folder.name).iterdir(), key=lambda p: p.stat().st_mtime)
+        sizes = {p: sum(f.stat().st_size for f in p.iterdir()) for p in folders}
+        for folder in folders:
+            if sum(sizes.values()) <= EXPORT_BYTES:
+                break
+            if folder != newest:
+                shutil.rmtree(folder, ignore_errors=True)
+                del sizes[folder]
 
     def file(self, job: Job) -> Path | None:
         """The file that an export wrote."""
@@ -343,6 +397,7 @@ class View:
     def close(self) -> None:
         """Stop jobs, delete exported files."""
         self.jobs.stop()
+        shutil.rmtree(self._folder.name, ignore_errors=True)  # a job that does not stop may still write there
         self._folder.cleanup()
 
 

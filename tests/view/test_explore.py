@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from deo_cube.errors import MissingCRSError, MissingExtraError
+from deo_cube.errors import ArgumentError, MissingCRSError, MissingExtraError
 from tests.heads.fields import embeddings
 
 
@@ -28,7 +28,7 @@ def test_explore_serves_until_it_is_stopped() -> None:
     ex = emb.deo.explore(title="mine")
     assert ex.url.startswith("http://127.0.0.1:")
     assert get(ex.url + "api/store")["title"] == "mine"
-    assert f'<iframe src="{ex.url}"' in ex._repr_html_()
+    assert f'<iframe src="{ex.url}?frame=' in ex._repr_html_()
     assert ex.labels.empty
     assert ex.similarity is ex.head is ex.classes is None
     assert ex.url in repr(ex)
@@ -43,8 +43,11 @@ def test_two_run_side_by_side_and_a_taken_port_is_said() -> None:
     emb = embeddings()
     with emb.deo.explore() as a, emb.deo.explore() as b:
         assert a.url != b.url
-        with pytest.raises(ValueError, match="cannot listen"):
-            emb.deo.explore(port=int(a.url.rsplit(":", 1)[1].strip("/")))
+        for bad in (int(a.url.rsplit(":", 1)[1].strip("/")), 70000, -1):
+            with pytest.raises(ArgumentError, match="port"):
+                emb.deo.explore(port=bad)
+        with pytest.raises(ArgumentError, match="host="):
+            emb.deo.explore(host="no.such.host.invalid")
 
 
 def test_only_this_machine_is_listened_to() -> None:

@@ -441,7 +441,7 @@ async function start() {
   $("share").onclick = async () => {
     history.replaceState(null, "", `#${address()}`);
     try {
-      await navigator.clipboard.writeText(location.href);
+      await navigator.clipboard.writeText(`${location.origin}${location.pathname}${location.hash}`);
       toast("The link to this view is copied");
     } catch {
       toast("The address bar holds the link to this view");
