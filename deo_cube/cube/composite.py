@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from deo_cube.cube import grid
+from deo_cube.cube import grid, times
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.footprint import centre
 from deo_cube.cube.radiometry import OFFSET_COORD, SCL_INVALID, Radiometry, decide_radiometry
@@ -105,8 +105,7 @@ def _as_dataset(cube: xr.Dataset | xr.DataArray) -> tuple[xr.Dataset, grid.Dims]
         if d.band is None:
             raise MissingBandsError("the DataArray has no band dimension: wanted (time, band, y, x)")
         cube = cube.assign_coords({d.band: [str(v) for v in cube[d.band].values]}).to_dataset(d.band)
-    if d.time != "time":
-        cube = cube.rename({d.time: "time"})
+    cube = times.as_dated(cube, d.time, "a composite")
     # What lies along time decides at the call; `Dataset.chunk` puts it on Dask with the pixels.
     cube = cube.assign_coords({n: c.variable.load() for n, c in cube.coords.items() if c.dims == ("time",)})
     return cube, grid.dims(cube)
@@ -175,18 +174,18 @@ def _rank(cube: xr.Dataset, how: str) -> list[float] | None:
 
 def _periods(cube: xr.Dataset, freq: str | None) -> dict[pd.Timestamp, list[int]]:
     """Positions along time, by the start of their period."""
-    times = pd.DatetimeIndex(cube["time"].values)
+    dates = pd.DatetimeIndex(cube["time"].values)
     if freq is None:
-        return {times.min(): list(np.argsort(times, kind="stable"))}
-    keys = times
+        return {dates.min(): list(np.argsort(dates, kind="stable"))}
+    keys = dates
     if freq == "D":
         # The satellite passes at one solar time everywhere; at the date line its pass and UTC's midnight meet.
         lon, _ = centre(grid.geobox(cube))
-        keys = (times + pd.Timedelta(hours=lon / 15)).floor("D")
-        first = {k: times[keys == k].min() for k in keys.unique().sort_values()}
+        keys = (dates + pd.Timedelta(hours=lon / 15)).floor("D")
+        first = {k: dates[keys == k].min() for k in keys.unique().sort_values()}
         return {first[k]: [int(i) for i in np.flatnonzero(keys == k)] for k in first}
     try:
-        groups = pd.Series(range(len(times)), index=keys).groupby(pd.Grouper(freq=freq, label="left", closed="left"))
+        groups = pd.Series(range(len(dates)), index=keys).groupby(pd.Grouper(freq=freq, label="left", closed="left"))
     except ValueError as error:
         raise ValueError(f"freq must be a frequency of pandas ('D', 'W', 'MS', 'QS', 'YS'), got {freq!r}") from error
     return {pd.Timestamp(str(k)): [int(i) for i in positions] for k, positions in groups if len(positions)}

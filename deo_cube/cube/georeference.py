@@ -18,12 +18,13 @@ from affine import Affine
 from odc.geo.crs import CRS, CRSError
 from odc.geo.geobox import GeoBox
 
+from deo_cube.cube.times import holds_dates
 from deo_cube.errors import ArgumentError, MissingBandsError, MissingCRSError
 
 __all__ = ["TOLERANCE", "Dims", "crs_name", "dims", "geobox", "read_crs", "same_crs"]
 
 SPATIAL_DIMS = (("y", "x"), ("latitude", "longitude"), ("lat", "lon"), ("northing", "easting"), ("Y", "X"))
-TIME_DIMS = ("time", "t")
+TIME_DIMS = ("time", "t", "date", "datetime", "valid_time")
 BAND_DIMS = ("band", "bands", "channel", "variable")
 
 # Part of a pixel by which coordinates may stray from a regular grid, and which an anchor forgives.
@@ -52,7 +53,7 @@ def dims(cube: xr.Dataset | xr.DataArray) -> Dims:
     -------
     Dims
         y and x are found by name (y/x, latitude/longitude, lat/lon, northing/easting, Y/X), band by name (band, bands,
-        channel), time by name (time, t) or as the dimension whose coordinate holds dates.
+        channel), time by name (time, t, date, datetime, valid_time) or as the dimension whose coordinate holds dates.
 
     Raises
     ------
@@ -75,7 +76,7 @@ def dims(cube: xr.Dataset | xr.DataArray) -> Dims:
         )
     y, x = pairs[0]
     others = list(dict.fromkeys(str(d) for v in _spatial(cube, y, x) for d in v.dims if d not in (y, x)))
-    dated = (d for d in others if d in cube.coords and cube.coords[d].dtype.kind == "M")
+    dated = (d for d in others if d in cube.coords and holds_dates(cube.coords[d].variable))
     time = next((d for d in TIME_DIMS if d in others), None) or next(dated, None)
     band = next((d for d in BAND_DIMS if d in others), None)
     strange = [d for d in others if d not in (time, band)]

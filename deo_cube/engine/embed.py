@@ -19,10 +19,11 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
-from deo_cube.cube import grid
+from deo_cube.cube import coordinates, grid
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.evidence import product_levels
 from deo_cube.cube.radiometry import Radiometry, decide_radiometry
+from deo_cube.cube.times import check_times
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef, resolve
 from deo_cube.engine import graph, metadata, transfer
@@ -119,7 +120,7 @@ def prepare(
         )
     problems: list[DeoCubeError] = []
     with _collected(problems):
-        _check_times(cube, dims.time)
+        check_times(cube, dims.time)
     match = None
     with _collected(problems):
         stems = [stem.bands for stem in card.stems]
@@ -238,7 +239,8 @@ def embed(
     edge : {"pad", "drop"}
         Keep or drop patches that lie partly outside the cube.
     dtype : {"float16", "float32", "int8"}
-        Of the result. int8 uses the card's global scale, written as CF ``scale_factor``.
+        Of the result. int8 uses the card's global scale, written as CF ``scale_factor``. netCDF, GeoTIFF and
+        resampling need float32: ``emb.astype("float32")``.
     batch_size : int, optional
         Tiles at once; halved by itself where memory does not suffice. Changes no number.
     device : str, optional
@@ -317,23 +319,15 @@ def _wrap(cube: Cube, p: Prepared, values: Any, valid: Any, dtype: str) -> xr.Da
     time = ("time",) if p.dims.time else ()
     if not time:
         values, valid = values[0], valid[0]
-    attrs = {"long_name": f"{p.ref.card.alias} embeddings", "units": "1"} | metadata.provenance(p, dtype, cube)
+    # Without units: rasterio expects one per band, and odc-geo passes the attribute as it is.
+    attrs = {"long_name": f"{p.ref.card.alias} embeddings"} | metadata.provenance(p, dtype, cube)
     out = xr.DataArray(values, dims=(*time, "embedding", y, x), name="embeddings", attrs=attrs)
     if dtype == "int8":
         out.attrs["scale_factor"] = p.ref.layer.int8_scale
         out.attrs["_FillValue"] = np.int8(-128)
     valid_attrs = {"long_name": "valid fraction of the patch's pixels", "units": "1"}
     out = out.assign_coords(valid=xr.Variable((*time, y, x), valid, valid_attrs))
-    if p.dims.time:
-        taken = (y, x, "time", "embedding", "valid", "spatial_ref")
-        along = {
-            ("time" if n == p.dims.time else n): xr.Variable(("time",), c.variable.data, c.attrs)
-            for n, c in cube.coords.items()
-            if c.dims == (p.dims.time,) and (n == p.dims.time or n not in taken)
-        }
-        out = out.assign_coords(along)
-    elif "time" in cube.coords and cube.coords["time"].ndim == 0:
-        out = out.assign_coords(time=cube.coords["time"].variable)
+    out = out.assign_coords(coordinates.along_time(cube, p.dims.time, (y, x, "embedding", "valid", "spatial_ref")))
     placed: xr.DataArray = grid.assign_grid(out, p.out_geobox, dims=(y, x))
     return placed
 
@@ -400,17 +394,6 @@ def _scl_band(cube: xr.DataArray, match: BandMatch, bands: tuple[graph.Field, ..
     labels = [str(v) for v in cube[match.band_dim].values]
     first = bands[0]
     return (graph.Field(first.name, first.chunks, first.axes, labels.index(str(match.scl)), first.dtype),)
-
-
-def _check_times(cube: Cube, time: str | None) -> None:
-    if time is not None and time in cube.indexes and not cube.indexes[time].is_unique:
-        twice = cube.indexes[time][cube.indexes[time].duplicated()].unique()
-        raise ArgumentError(
-            f"{len(twice)} of the cube's times occur more than once (first: {twice[0]}), as where stackstac stacks the "
-            "tiles of one pass: the embeddings of one time would lie in several rows. Merge them, cube = "
-            "deo_cube.composite(cube, 'first', freq='D', mask=False), or load with groupby='solar_day'; to keep them "
-            f"apart give each a time of its own, cube.assign_coords({time}=...)"
-        )
 
 
 def dtype_name(dtype: Any) -> str:

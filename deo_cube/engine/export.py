@@ -19,6 +19,8 @@ from odc.geo.geobox import GeoBox
 from deo_cube.cube import grid
 from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.georeference import SPATIAL_DIMS
+from deo_cube.cube.plain import plain, text
+from deo_cube.cube.times import read_times
 from deo_cube.engine.metadata import PREFIX
 from deo_cube.errors import MissingExtraError
 
@@ -224,7 +226,9 @@ def to_geoparquet(
     vector = pa.list_(pa.float32(), emb.sizes["embedding"])
     fields = [("geometry", pa.binary()), ("valid", pa.float32()), ("embedding", vector)]
     if timed or "time" in emb.coords:
-        fields.insert(1, ("time", pa.timestamp("us", tz="UTC")))
+        # Labels that are no dates stay what they are: a number of a day is not a moment after 1970.
+        dated = read_times(emb["time"].variable).dated
+        fields.insert(1, ("time", pa.timestamp("us", tz="UTC") if dated else pa.string()))
     schema = pa.schema(fields, metadata=_geo(emb, box, geometry))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -305,8 +309,11 @@ def _arrow(table: dict[str, Any], schema: Any) -> Any:
         if field.name == "embedding":
             flat = pa.array(np.ascontiguousarray(values).ravel(), type=pa.float32())
             columns.append(pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
+        elif field.name == "time" and field.type == pa.string():
+            columns.append(pa.array([text(plain(v)) for v in values], type=field.type))
         elif field.name == "time":
-            columns.append(pa.array(pd.DatetimeIndex(values).tz_localize("UTC"), type=field.type))
+            stamps = read_times(xr.Variable(("row",), values)).values
+            columns.append(pa.array(pd.DatetimeIndex(np.asarray(stamps)).tz_localize("UTC"), type=field.type))
         else:
             columns.append(pa.array(values, type=field.type))
     return pa.Table.from_arrays(columns, schema=schema)

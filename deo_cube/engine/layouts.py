@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 import zarr
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
 from deo_cube.cube.georeference import SPATIAL_DIMS
+from deo_cube.cube.times import read_times
 from deo_cube.engine.metadata import PREFIX, to_json
 from deo_cube.errors import MissingCRSError, StoreMismatchError
 
@@ -242,8 +242,8 @@ def _finished(
     values = values.reset_coords(drop=True).drop_vars([d for d in values.coords if d not in time], errors="ignore")
     values = values.rename(dict(zip(pair, ("y", "x"), strict=True)) | ({time[0]: "time"} if time else {}))
     values = values.transpose(*(["time"] if time else []), "embedding", "y", "x").rename("embeddings")
-    if time and values["time"].dtype.kind in "iu":
-        values = values.assign_coords(time=pd.to_datetime([f"{int(y)}-01-01" for y in values["time"].values]))
+    if time and (labels := read_times(values["time"].variable)).dated:
+        values = values.assign_coords(time=labels.values)
     elif not time and year is not None:
         values = values.assign_coords(time=np.datetime64(f"{year}-01-01", "ns"))
     if values.chunks is None:
@@ -252,7 +252,6 @@ def _finished(
     values = values.assign_coords(valid=valid)
     values.attrs = {
         "long_name": f"{model[0]} embeddings",
-        "units": "1",
         PREFIX + "model": model[0],
         PREFIX + "model_alias": model[0],
         PREFIX + "model_url": model[1],

@@ -18,7 +18,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
-from deo_cube.engine import metadata, record
+from deo_cube.engine import metadata, record, rewritten
 from deo_cube.engine.location import locate
 from deo_cube.engine.progress import Progress
 from deo_cube.engine.store import FINGERPRINT, checksum
@@ -71,6 +71,7 @@ def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> S
         If the store was not made by deo_cube.
     """
     root = _ours(locate(store, storage_options))
+    rewritten.check_record(store, root, needed=True)
     return StoreStatus(blocks=int(root[record.PATH].size), done=record.count(root))
 
 
@@ -79,7 +80,10 @@ def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
     if found is None:
         raise StoreMismatchError(f"{store} does not exist")
     if IDENTITY not in found.attrs:
-        raise StoreMismatchError(f"{store} was not made by deo_cube (no {IDENTITY} in its attributes)")
+        raise StoreMismatchError(
+            f"{store} was not made by deo_cube (no {IDENTITY} in its attributes, which a copy by xarray may lack): "
+            f"{rewritten.instead(store)}"
+        )
     return found
 
 
@@ -109,6 +113,7 @@ def verify_store(
         If the store was not made by deo_cube.
     """
     root = _ours(locate(store, storage_options), "r+" if repair else "r")
+    rewritten.check_record(store, root, needed=True)
     total = int(root[record.PATH].size)
     checked, damaged = 0, []
     # Decompression and checksums leave the interpreter to other threads.
@@ -191,6 +196,7 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
         return other
     store = locate(store, storage_options)
     root = _ours(store)
+    rewritten.check_record(store, root, needed=False)
     state = root.attrs.get(STATE)
     if state != "complete":
         now = status(store)
@@ -205,8 +211,9 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     shards = root["embeddings"].shards or root["embeddings"].chunks
     dims = list(root["embeddings"].metadata.dimension_names)
     ds = xr.open_zarr(store, zarr_format=3, consolidated=False, chunks=None, decode_coords="all")
+    rewritten.check_window(store, root.attrs, ds, (dims[-2], dims[-1]))
     # What lies along time or nowhere is small, and no one wants to wait for it later.
-    ds = ds.assign_coords({n: c.variable.load() for n, c in ds.coords.items() if c.ndim < 2})
+    small = {n: c.variable.load().drop_encoding() for n, c in ds.coords.items() if c.ndim < 2}
     top, left, height, width = (int(v) for v in root.attrs[WINDOW])
     # Cut before it is put on Dask, in chunks that are shards all the same: slicing Dask arrays lists every chunk.
     emb = ds["embeddings"].isel({dims[-2]: slice(top, top + height), dims[-1]: slice(left, left + width)})
@@ -214,11 +221,16 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
         d: _cuts(lead, emb.sizes[d], shard) for d, lead, shard in zip(dims[-2:], (top, left), shards[-2:], strict=True)
     }
     emb = emb.chunk({**dict(zip(dims[:-2], shards[:-2], strict=True)), **spatial})
+    # `chunk` puts coordinates on Dask too.
+    emb = emb.assign_coords({n: c for n, c in small.items() if n not in dims[-2:]})
+    stored = emb.encoding
+    emb = emb.drop_encoding()
     if emb.dtype == np.float64:
         # xarray decodes to the type of the scale, and an attribute in JSON is a float64.
-        stored = emb.encoding
         emb = emb.astype("float32")
-        emb.encoding = stored
+    if "scale_factor" in stored:
+        # What int8 numbers mean; chunks, shards and codecs are this store's, not those of a copy.
+        emb.encoding = {k: stored[k] for k in ("dtype", "scale_factor", "_FillValue") if k in stored}
     emb.attrs |= {k: v for k, v in root.attrs.items() if k.startswith(metadata.PREFIX)}
     for k in (IDENTITY, WINDOW, WINDOW + "_transform", STATE, FINGERPRINT):
         emb.attrs.pop(k, None)

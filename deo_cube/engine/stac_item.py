@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from deo_cube.cube import grid
 from deo_cube.cube.footprint import geobox_footprint
+from deo_cube.cube.times import dates
 from deo_cube.engine import metadata
 from deo_cube.engine.metadata import PREFIX
 from deo_cube.engine.reopen import open_embeddings
@@ -263,8 +263,8 @@ def _dates(emb: xr.DataArray) -> tuple[Any, Any]:
             "the embeddings have no time, and a STAC Item must: embed a cube with a coordinate time, "
             "cube.assign_coords(time=...)"
         )
-    times = pd.DatetimeIndex(np.atleast_1d(emb["time"].values)).tz_localize("UTC")
-    return times.min().to_pydatetime(), times.max().to_pydatetime()
+    stamps = dates(emb["time"], "a STAC Item").tz_localize("UTC")
+    return stamps.min().to_pydatetime(), stamps.max().to_pydatetime()
 
 
 def _synthetic(emb: xr.DataArray) -> bool:
@@ -287,7 +287,7 @@ def _cube(emb: xr.DataArray, box: Any) -> dict[str, Any]:
         "embedding": {"type": "embedding", "extent": [0, emb.sizes["embedding"] - 1]},
     }
     if "time" in emb.dims:
-        stamps = [t.isoformat() + "Z" for t in pd.DatetimeIndex(emb["time"].values)]
+        stamps = [t.isoformat() + "Z" for t in dates(emb["time"], "a STAC Item")]
         dimensions["time"] = {"type": "temporal", "extent": [min(stamps), max(stamps)], "values": stamps}
     plane = [str(d) for d in emb.dims if d != "embedding"]
     return {

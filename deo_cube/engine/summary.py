@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from deo_cube.cube import grid
+from deo_cube.cube.times import read_times
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import card, list_models
 from deo_cube.engine import metadata
@@ -135,7 +136,10 @@ def _told_once(models: list[tuple[str, bool, str]]) -> tuple[tuple[str, bool, st
 def _dates(cube: Cube, time: str | None) -> str:
     if time is None or time not in cube.coords or not cube.sizes[time]:
         return ""
-    values = [str(t)[:10] for t in (cube[time].values[0], cube[time].values[-1])]
+    labels = read_times(cube[time].variable).values
+    if labels is None:
+        return ""
+    values = [str(t)[:10] for t in (labels[0], labels[-1])]
     return values[0] if values[0] == values[1] else f"{values[0]} to {values[1]}"
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from deo_cube.cube.coordinates import storable_coordinates
 from deo_cube.engine import announce, flight, graph, location, metadata, read, record, store, template
 from deo_cube.engine.reopen import open_embeddings
 from deo_cube.engine.scheduler import choose_scheduler
@@ -117,7 +118,7 @@ def to_zarr(
     if retries < 0 or (num_workers is not None and num_workers < 1):
         raise ValueError(f"retries are 0 or more, num_workers 1 or more; got {retries} and {num_workers}")
     place = location.locate(path, storage_options)
-    emb = _on_dask(emb)
+    emb = _on_dask(storable_coordinates(emb))
     layout = store.Layout.of(tuple(str(d) for d in emb.dims), emb.chunks or ())
     kind = choose_scheduler(scheduler)
     target = template.create(emb, place, layout, resume=resume, overwrite=overwrite)

@@ -334,7 +334,7 @@ def thinned(codes: Array, most: int, *, least: int = 100) -> Array:
 
 def category_attrs(head: Head, *, probabilities: bool) -> dict[str, Any]:
     """Attributes of a prediction."""
-    attrs: dict[str, Any] = {"long_name": "probability of each class" if probabilities else "class", "units": "1"}
+    attrs: dict[str, Any] = {"long_name": "probability of each class" if probabilities else "class"}
     attrs["deo_cube:head"] = head.kind
     attrs["deo_cube:model_fingerprint"] = head.model.fingerprint
     return attrs if probabilities else attrs | head.classes.attrs()

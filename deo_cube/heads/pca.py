@@ -128,7 +128,7 @@ def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.D
         z = (v - p[0, d : 2 * d]) @ p[:, :d].T
         return np.asarray(((z - p[:, -2]) / np.maximum(p[:, -1] - p[:, -2], 1e-12)).clip(0, 1))
 
-    attrs = {"long_name": "principal components as colours", "units": "1"}
+    attrs = {"long_name": "principal components as colours"}
     attrs["pca_basis"] = "fitted on a subsample of this array" if basis is None else source
     return map_vectors(
         colour, [emb], parameters=parameters, channels={"band": ["red", "green", "blue"]}, name="rgb", attrs=attrs

@@ -8,6 +8,7 @@ fit is itself a small lazy array, so that a verb computes nothing before its res
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -138,9 +139,12 @@ def select_time(array: xr.DataArray, time: Any, *, argument: str = "time") -> xr
     """
     if "time" not in array.dims:
         raise ArgumentError(f"{argument}={time!r} given, but the embeddings have no dimension 'time': {array.dims}")
+    index = array.indexes.get("time")
+    if isinstance(time, slice) and index is not None and not index.is_monotonic_increasing:
+        array = array.isel(time=np.argsort(index.to_numpy(), kind="stable"))  # a slice of labels needs an order
     try:
-        found = array.sel(time=time)
-    except KeyError:
+        found = array.sel(time=_label(time))
+    except (KeyError, TypeError, ValueError):
         found = array.isel(time=slice(0, 0))
     if "time" not in found.dims:
         return found
@@ -152,6 +156,17 @@ def select_time(array: xr.DataArray, time: Any, *, argument: str = "time") -> xr
         return found.isel(time=0)
     attrs = found.attrs
     return found.astype("float32").mean("time", skipna=True).assign_attrs(attrs)
+
+
+def _label(time: Any) -> Any:
+    """`time` as an index of dates in UTC finds it: times with a zone in UTC, a `date` as the whole day."""
+    if isinstance(time, slice):
+        return slice(_label(time.start), _label(time.stop), time.step)
+    if isinstance(time, datetime) and time.tzinfo is not None:
+        return time.astimezone(UTC).replace(tzinfo=None)
+    if isinstance(time, date) and not isinstance(time, datetime):
+        return time.isoformat()
+    return time
 
 
 def map_vectors(

@@ -1,0 +1,347 @@
+"""Read the labels along a time dimension as dates, or keep them as labels. Nothing is guessed.
+
+Dates become ``datetime64[ns]`` in UTC without a zone, which every store and every reader takes. What is read as dates:
+
+- datetimes of any resolution, with or without a zone; `datetime.date`; cftime of the standard calendar
+- ISO 8601 strings (``2021-06-01T10:30:00Z``, ``2021-06``, ``2021``), ``YYYYMMDD``, ``YYYYMMDDTHHMMSS``
+- integers that are a year, a date or a time since 1970 in one reading only (`instants.INTEGERS`)
+- periods, by their start; numbers with CF units such as "days since 2015-01-01"
+
+Other labels (step numbers, days of a year, "before" and "after") stay what they are. A verb that needs dates refuses
+them.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from deo_cube.cube.instants import is_cftime, of_cftime, of_integers, of_value
+from deo_cube.cube.plain import is_missing, plain, text
+from deo_cube.errors import ArgumentError
+
+__all__ = [
+    "Times",
+    "as_dated",
+    "check_times",
+    "dates",
+    "dating",
+    "holds_dates",
+    "read_times",
+    "to_numpy",
+]
+
+Array = NDArray[Any]
+Cube = TypeVar("Cube", xr.Dataset, xr.DataArray)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Labels along time as they go into a result.
+
+    `values` is ``datetime64[ns]``, or labels of another type; None where there is no label at all. `note` says what a
+    user should know about the reading, empty where nothing changed but the notation.
+    """
+
+    values: Array | None
+    note: str = ""
+
+    @property
+    def dated(self) -> bool:
+        """Whether the labels are dates."""
+        return self.values is not None and self.values.dtype.kind == "M"
+
+
+def read_times(variable: xr.Variable, name: str = "time") -> Times:
+    """Read the labels of a time coordinate (0-d or 1-d).
+
+    Parameters
+    ----------
+    variable : Variable
+        Of any type, on Dask or not.
+    name : str
+        Of the coordinate, for notes.
+
+    Returns
+    -------
+    Times
+        Values of the variable's shape. A missing date is NaT. Never raises for odd labels.
+    """
+    values, zone, periods = _unboxed(variable)
+    if zone:
+        return Times(values, f"the times along {name!r} are in the zone {zone}; the result has them in UTC")
+    if periods:
+        return Times(values, f"the periods along {name!r} are read as their first instant")
+    if values.dtype.kind == "O" and values.size and all(is_missing(v) for v in values.ravel()):
+        return Times(None, f"no label along {name!r} is there, all are missing")
+    flat = values.ravel()
+    times = _of_numbers(flat, variable.attrs, name) if values.dtype.kind in "iuf" else _of_others(flat, name)
+    if times.dated and np.isnat(times.values).any():  # type: ignore[arg-type]
+        missing = int(np.isnat(times.values).sum())  # type: ignore[arg-type]
+        times = Times(times.values, times.note or f"{missing} of {values.size} dates along {name!r} are missing (NaT)")
+    return times if times.values is None else Times(times.values.reshape(values.shape), times.note)
+
+
+def dates(variable: xr.Variable | xr.DataArray | None, purpose: str, name: str = "time") -> pd.DatetimeIndex:
+    """Return the dates of a time coordinate, UTC without a zone.
+
+    Parameters
+    ----------
+    variable : Variable or DataArray, optional
+        The coordinate. None: the cube has none.
+    purpose : str
+        What needs dates, for the message.
+    name : str
+        Of the coordinate.
+
+    Raises
+    ------
+    ArgumentError
+        If there are no dates, or one is missing. The message has the assignment that decides.
+    """
+    if variable is None:
+        raise ArgumentError(
+            f"{purpose} needs dates, and {name!r} has no coordinate. Give one date per step: "
+            f'cube = cube.assign_coords({name}=("{name}", pd.to_datetime(["2021-06-01", ...])))'
+        )
+    variable = variable.variable if isinstance(variable, xr.DataArray) else variable
+    times = read_times(variable, name)
+    if times.values is None or not times.dated:
+        raise ArgumentError(f"{purpose} needs dates, and {_shown(times.values, name)}. {_advice(times.values, name)}")
+    if np.isnat(times.values).any():
+        raise ArgumentError(
+            f"{purpose} needs dates, and {int(np.isnat(times.values).sum())} of {times.values.size} along {name!r} are "
+            f"missing (NaT). Leave those steps out: cube = cube.isel({name}=cube.{name}.notnull().values)"
+        )
+    return pd.DatetimeIndex(np.atleast_1d(times.values))
+
+
+def check_times(cube: xr.Dataset | xr.DataArray, time: str | None) -> None:
+    """Refuse one date at two steps.
+
+    Raises
+    ------
+    ArgumentError
+        With the call that fixes it.
+    """
+    if time is None or time not in cube.coords:
+        return
+    times = read_times(cube.coords[time].variable, time).values
+    if times is None or times.ndim != 1:
+        return
+    index = pd.Index(times, tupleize_cols=False)
+    index = index[index.notna()]  # of dates that are missing nothing is known
+    if not index.is_unique:
+        twice = index[index.duplicated()].unique()
+        raise ArgumentError(
+            f"{len(twice)} of the cube's times occur more than once (first: {twice[0]}), as where stackstac stacks the "
+            "tiles of one pass: the embeddings of one time would lie in several rows. Merge them, cube = "
+            "deo_cube.composite(cube, 'first', freq='D', mask=False), or load with groupby='solar_day'; to keep them "
+            f"apart give each a time of its own, cube.assign_coords({time}=...)"
+        )
+
+
+def as_dated(cube: Cube, time: str, purpose: str) -> Cube:
+    """Return `cube` with its time dimension called "time" and dates along it; other indexes along it are dropped.
+
+    Raises
+    ------
+    ArgumentError
+        As `dates`.
+    """
+    source = dating(cube, time)
+    coord = cube.coords.get(source)
+    found = dates(None if coord is None or coord.dims != (time,) else coord, purpose, time)
+    levels: list[Any] = [n for n, c in cube.coords.items() if n in cube.indexes and c.dims == (time,)]
+    cube = cube.drop_vars([n for n in cube.coords if n in (source, "time", time, *levels)])
+    return cube.rename({time: "time"} if time != "time" else {}).assign_coords(time=("time", found.to_numpy()))
+
+
+def dating(cube: xr.Dataset | xr.DataArray, time: str) -> str:
+    """Name of the coordinate that dates the steps: the dimension's own, unless only one called "time" has dates."""
+    other = cube.coords.get("time")
+    if time == "time" or other is None or other.dims != (time,):
+        return time
+    own = cube.coords.get(time)
+    return time if own is not None and read_times(own.variable).dated else "time"
+
+
+def holds_dates(variable: xr.Variable) -> bool:
+    """Return whether the labels are dates by type or notation: not numbers, which may be anything."""
+    if isinstance(variable.dtype, np.dtype) and variable.dtype.kind in "iufbcmV":
+        return False
+    return variable.ndim < 2 and read_times(variable).dated
+
+
+def to_numpy(variable: xr.Variable) -> Array:
+    """Values as a NumPy array of plain types: of pandas' extension types, and on Dask, too."""
+    return _unboxed(variable)[0]
+
+
+def _unboxed(variable: xr.Variable) -> tuple[Array, str, bool]:
+    """Plain values; the name of a zone other than UTC; whether they were periods."""
+    dtype: Any = variable.dtype
+    if isinstance(dtype, np.dtype):
+        values = np.asarray(variable.values)
+        return (_datetimes(values) if values.dtype.kind == "M" else values), "", False
+    index: Any = variable.to_index() if variable.ndim else pd.Index([variable.values.item()], dtype=dtype)
+    zone, periods = "", False
+    if isinstance(index, pd.MultiIndex):
+        values = index.to_numpy()
+    elif isinstance(dtype, pd.CategoricalDtype):
+        values = np.asarray(index.astype(index.categories.dtype) if not index.hasnans else index.astype(object))
+    elif isinstance(dtype, pd.DatetimeTZDtype):
+        zone = "" if str(dtype.tz).upper() in ("UTC", "UTC+00:00", "ETC/UTC", "GMT") else str(dtype.tz)
+        values = _datetimes(index.tz_convert("UTC").tz_localize(None).to_numpy())
+    elif isinstance(dtype, pd.PeriodDtype):
+        values, periods = _datetimes(index.to_timestamp(how="start").to_numpy()), True
+    else:
+        values = _nullable(index)
+    return values.reshape(variable.shape), zone, periods
+
+
+def _nullable(index: Any) -> Array:
+    kind = getattr(index.dtype, "kind", "O")
+    if kind in "iufb":
+        return np.asarray(index.to_numpy(float, na_value=np.nan) if index.hasnans else index.to_numpy(f"{kind}8"[:2]))
+    if kind == "M":
+        return _datetimes(np.asarray(pd.DatetimeIndex(index)))
+    return np.asarray(index.astype(object))
+
+
+def _datetimes(values: Array) -> Array:
+    """As nanoseconds; ISO text where these cannot hold a date (before 1678, after 2261)."""
+    try:
+        return np.asarray(pd.DatetimeIndex(values.ravel()).as_unit("ns").to_numpy()).reshape(values.shape)
+    except (pd.errors.OutOfBoundsDatetime, OverflowError, ValueError):
+        return np.asarray(np.datetime_as_string(values.astype("M8[s]"))).astype(object)
+
+
+# --- integers ---
+
+
+def _of_numbers(values: Array, attrs: Any, name: str) -> Times:
+    if "since" in str(attrs.get("units", "")):
+        decoded = _decoded(values, attrs)
+        if decoded is not None:
+            return Times(decoded, f"the numbers along {name!r} are read by their units, {attrs['units']!r}")
+    there = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if there.size and (there == np.floor(there)).all() and (np.abs(there) < 2**62).all():
+        found = of_integers(there.astype("int64"))
+        if found is not None:
+            out = np.full(values.shape, "NaT", "M8[ns]")
+            out[np.isfinite(values)] = found[0]
+            return Times(out, f"the numbers along {name!r} are read as {found[1]}: {_first(found[0])}")
+    return Times(values, _kept(values, name) if _like_dates(values) else "")
+
+
+def _decoded(values: Array, attrs: Any) -> Array | None:
+    plain = {k: attrs[k] for k in ("units", "calendar") if k in attrs}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            decoded = xr.decode_cf(xr.Dataset({"t": ("t", values, plain)}), decode_timedelta=False)["t"].values
+    except Exception:  # units as people write them, of which xarray makes errors of many kinds
+        return None
+    if decoded.dtype.kind == "O":
+        return of_cftime(decoded.ravel())
+    return _datetimes(decoded) if decoded.dtype.kind == "M" else None
+
+
+def _like_dates(numbers: Array) -> bool:
+    """Days of a year, numbers of days: what a user may take for dates. Not 0, 1, 2, which count steps."""
+    return bool(np.nanmax(np.abs(numbers.astype(float)), initial=0) > numbers.size)
+
+
+# --- strings and objects ---
+
+
+def _of_others(values: Array, name: str) -> Times:
+    if values.dtype.kind == "M":
+        return Times(values)
+    if values.dtype.kind in "bm":
+        return Times(values)
+    if values.dtype.kind not in "USOT":
+        return Times(None, f"the labels along {name!r} are {values.dtype}, which no store holds: left out")
+    labels = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values.tolist()]
+    if all(is_cftime(v) for v in labels):
+        found = of_cftime(values)
+        return Times(values if found is None else found)
+    there = [v for v in labels if not is_missing(v)]
+    if there and all(isinstance(v, (int, np.integer, float, np.floating)) and not isinstance(v, bool) for v in there):
+        numbers = np.array([np.nan if is_missing(v) else v for v in labels])
+        return _of_numbers(numbers.astype("f8") if numbers.dtype.kind == "O" else numbers, {}, name)
+    parsed = [of_value(v) for v in there]
+    readings = {p[1] for p in parsed if p is not None}
+    if there and all(p is not None for p in parsed) and len(readings - {""}) <= 1:
+        stamps = iter(p[0] for p in parsed if p is not None)
+        try:
+            out = [pd.NaT if is_missing(v) else next(stamps) for v in labels]
+            dated = np.asarray(pd.DatetimeIndex(out).as_unit("ns").to_numpy())
+        except (pd.errors.OutOfBoundsDatetime, OverflowError, ValueError):
+            pass
+        else:
+            reading = next(iter(readings - {""}), "")
+            return Times(dated, f"the labels along {name!r} are read as {reading}: {_first(dated)}" if reading else "")
+    words = [text(plain(v)) for v in labels]
+    strange = next((type(v).__name__ for v, w in zip(labels, words, strict=True) if w is None), None)
+    if strange is not None:
+        return Times(None, f"the labels along {name!r} are objects ({strange}), which no store holds: left out")
+    kept = np.empty(len(labels), object)
+    kept[:] = words
+    odd = [str(text(plain(v))) for v, p in zip(there, parsed, strict=True) if p is None]
+    noted = len(odd) < len(there) or any(re.search(r"\d[-/. ]\d|\d{4}", w) for w in odd)
+    return Times(kept, _kept(kept, name) if noted else "")
+
+
+# --- messages ---
+
+
+def _first(values: Iterable[Any]) -> str:
+    shown = [str(v)[:19].removesuffix("T00:00:00") for v in values]
+    return ", ".join(shown[:2]) + (", ..." if len(shown) > 2 else "")
+
+
+def _kept(values: Array, name: str) -> str:
+    return f"{_shown(values, name)}, and stay labels. {_advice(values, name)}"
+
+
+def _shown(values: Array | None, name: str) -> str:
+    if values is None:
+        return f"no label along {name!r} is there"
+    flat = np.ravel(values)
+    kind = "dates of another calendar" if flat.size and is_cftime(flat[0]) else "no dates"
+    return f"the labels along {name!r} ({_first(flat)}) are {kind}"
+
+
+def _advice(values: Array | None, name: str) -> str:
+    """The assignment that makes dates of labels. It is followed to the letter in the tests."""
+    flat: Sequence[Any] = [] if values is None else np.ravel(values).tolist()
+    if len(flat) and is_cftime(flat[0]):
+        return (
+            f'Convert them: cube = cube.convert_calendar("standard", dim="{name}", align_on="date", use_cftime=False)'
+        )
+    if len(flat) and all(isinstance(v, (int, float)) and 1 <= v <= 366 for v in flat):
+        return (
+            "If they are days of a year, here 2021: "
+            f'cube = cube.assign_coords({name}=pd.to_datetime(2021 * 1000 + cube.{name}.values, format="%Y%j"))'
+        )
+    if len(flat) and all(isinstance(v, int) and 0 < v < 10**6 for v in flat):
+        return (
+            "If they count days: "
+            f'cube = cube.assign_coords({name}=pd.to_datetime(cube.{name}.values, unit="D", origin="1970-01-01"))'
+        )
+    if len(flat) and all(re.fullmatch(r"\s*\d{1,2}[-/. ]\d{1,2}[-/. ]\d{4}\b.*", str(v)) for v in flat):
+        return (
+            "If the day comes first: "
+            f"cube = cube.assign_coords({name}=pd.to_datetime(cube.{name}.values, dayfirst=True))"
+        )
+    return f'Give one date per step: cube = cube.assign_coords({name}=pd.to_datetime(["2021-06-01", ...]))'
