@@ -16,11 +16,15 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["cube_of", "embeddings_of", "refuse_foreign"]
 
+_BAND_DIMS = {"band", "bands", "channel", "variable"}
 _DIMS = 'dims=("time", "band", "y", "x")'
 
 
 def cube_of(given: Any, *, argument: str = "cube") -> xr.Dataset | xr.DataArray:
     """Return `given`, if it is an xarray object that is not embeddings.
+
+    Of a Dataset whose only layer is an array with a band dimension, the array: such Datasets are what a DataArray is
+    stored as, and opened as from a shell.
 
     Raises
     ------
@@ -41,37 +45,53 @@ def cube_of(given: Any, *, argument: str = "cube") -> xr.Dataset | xr.DataArray:
             f"{tuple(map(str, given.dims))}), which were made from one already. Use them: {named}emb.deo.pca_rgb(), "
             "emb.deo.similar(to=...), emb.deo.to_zarr(path); or pass the cube that they were made from"
         )
-    return given
+    return _only_stack(given) if isinstance(given, xr.Dataset) else given
+
+
+def _only_stack(ds: xr.Dataset) -> xr.Dataset | xr.DataArray:
+    """The only array with a band dimension of a Dataset that has no other layer; else the Dataset."""
+    stacks = [n for n, v in ds.data_vars.items() if v.ndim > 2 and _BAND_DIMS & set(v.dims)]
+    if len(stacks) != 1:
+        return ds
+    dims = set(ds[stacks[0]].dims)
+    if any(len(dims & set(v.dims)) > 1 for n, v in ds.data_vars.items() if n != stacks[0]):
+        return ds
+    # A grid mapping that was opened as a variable stays beside the array, and so does what the Dataset says.
+    beside = ds.set_coords([n for n, v in ds.data_vars.items() if v.ndim == 0])
+    array = beside[stacks[0]]
+    return array.assign_attrs({**ds.attrs, **array.attrs})
 
 
 def embeddings_of(given: Any, *, argument: str = "emb") -> xr.DataArray:
-    """Return `given`, if it is a DataArray with a dimension `embedding`.
+    """Return `given`, if it is a DataArray with a dimension `embedding`; of a Dataset with one such array, the array.
 
     Raises
     ------
     ArgumentTypeError
-        For Datasets, paths, NumPy and Dask arrays, DataTrees, lists, tables and anything else.
+        For Datasets with none or several, paths, NumPy and Dask arrays, DataTrees, lists, tables and anything else.
     ArgumentError
         For a DataArray without a dimension `embedding`, a cube among them.
     """
     if isinstance(given, xr.Dataset):
         held = [str(n) for n, v in given.data_vars.items() if "embedding" in v.dims]
-        if held:
-            named = "embeddings" if "embeddings" in held else held[0]
+        if len(held) > 1:
             raise ArgumentTypeError(
-                f"{argument} must be the DataArray of embeddings, got the Dataset that holds it: pass ds[{named!r}]"
+                f"{argument} must be one DataArray of embeddings, got a Dataset that holds {len(held)}: pass one of "
+                + ", ".join(f"ds[{n!r}]" for n in held[:4])
             )
-        raise ArgumentTypeError(
-            f"{argument} must be a DataArray of embeddings (time, embedding, y, x), got a Dataset with the variables "
-            f"{_listed(given.data_vars)}. Embed it first: emb = ds.deo.embed()"
-        )
+        if not held:
+            raise ArgumentTypeError(
+                f"{argument} must be a DataArray of embeddings (time, embedding, y, x), got a Dataset with the "
+                f"variables {_listed(given.data_vars)}. Embed it first: emb = ds.deo.embed()"
+            )
+        given = given[held[0]]
     if not isinstance(given, xr.DataArray):
         raise ArgumentTypeError(
             f"{argument} must be a DataArray of embeddings, got {_kind(given)}. {_embeddings_call(given)}"
         )
     if "embedding" not in given.dims:
         raise ArgumentError(
-            f"{argument} must have a dimension 'embedding', found {tuple(map(str, given.dims))}. Embed a cube first: "
+            f"{argument} must have a dimension 'embedding', found {tuple(map(str, given.dims))}: embed the cube first, "
             "emb = cube.deo.embed(); of vectors from elsewhere rename their dimension: "
             "array.rename(band='embedding')"
         )

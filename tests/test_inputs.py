@@ -78,8 +78,9 @@ def test_embeddings_are_not_a_cube_nor_a_cube_embeddings(cube: xr.Dataset, emb: 
     for given in (emb, emb.to_dataset(name="embeddings")):
         with pytest.raises(errors.ArgumentError, match="got embeddings"):
             given.deo.embed()
-    with pytest.raises(errors.ArgumentTypeError, match=r"ds\['embeddings'\]"):
-        embeddings_of(emb.to_dataset(name="embeddings"))
+    assert embeddings_of(emb.to_dataset(name="embeddings")).identical(emb)
+    with pytest.raises(errors.ArgumentTypeError, match=r"ds\['a'\], ds\['b'\]"):
+        embeddings_of(xr.Dataset({"a": emb, "b": emb}))
     with pytest.raises(errors.ArgumentTypeError, match=r"ds.deo.embed\(\)"):
         embeddings_of(cube)
     with pytest.raises(errors.ArgumentError, match=r"cube.deo.embed\(\)"):
@@ -88,6 +89,23 @@ def test_embeddings_are_not_a_cube_nor_a_cube_embeddings(cube: xr.Dataset, emb: 
         embeddings_of("emb.zarr")
     assert embeddings_of(emb) is emb
     assert cube_of(cube) is cube
+
+
+@pytest.mark.parametrize("grid_mapping", ["coordinate", "variable"])
+def test_a_dataset_of_one_array_with_bands_is_that_array(cube: xr.Dataset, grid_mapping: str) -> None:
+    bands = cube[[n for n in cube.data_vars if str(n).startswith("B")]]
+    stack = bands.to_dataarray("band").transpose("time", "band", "y", "x")
+    held = stack.to_dataset(name="reflectance")
+    held = held.reset_coords("spatial_ref") if grid_mapping == "variable" else held
+    options = {"units": "dn", "offset": 0}
+    want = stack.deo.embed(**options).compute()
+    np.testing.assert_array_equal(held.deo.embed(**options).compute(), want)
+    assert held.deo.plan(units="dn", offset=0).blocks == stack.deo.plan(units="dn", offset=0).blocks
+    with pytest.raises(errors.DeoCubeError, match=r"ds\['reflectance'\]"):
+        held.assign(mask=(cube.B02 > 0).drop_vars("spatial_ref")).deo.embed(**options)
+    two = held.assign(other=stack.drop_vars("spatial_ref"))
+    with pytest.raises(errors.DeoCubeError, match=r"ds\['"):
+        two.deo.embed(**options)
 
 
 class Duck:

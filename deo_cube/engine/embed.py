@@ -272,6 +272,7 @@ def embed(
     """
     dtype, precision = dtype_name(option("dtype", dtype)), str(option("precision", precision))
     batch_size = None if batch_size is None else arguments.integer("batch_size", batch_size, error=ArgumentError)
+    cube = cube_of(cube)
     p = prepare(
         cube,
         model,

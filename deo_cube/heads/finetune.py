@@ -18,15 +18,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.arguments import integer
 from deo_cube.cube.radiometry import canonical
 from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.engine.embed import Prepared, embed, prepare
 from deo_cube.engine.tiles import plan_tiles
-from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.errors import ArgumentError
 from deo_cube.evaluate.splits import blocks as space_blocks
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.head import fit_head
 from deo_cube.heads.labels import burn
+from deo_cube.inputs import cube_of
 
 __all__ = ["HEAD_FILE", "fit_tuned"]
 
@@ -61,7 +63,7 @@ def fit_tuned(
     kind, labels, time, options
         Of `fit_head`.
     cube : Dataset or DataArray
-        Pixels: the blocks cannot be trained on embeddings.
+        Pixels (embeddings are refused): the blocks cannot be trained on embeddings.
     finetune : int
         How many blocks are trained: the last that the model's layer rests on, and the norm or neck behind them.
     folder : path
@@ -82,10 +84,8 @@ def fit_tuned(
     """
     import torch
 
-    if isinstance(cube, xr.DataArray) and "embedding" in cube.dims:
-        raise ArgumentTypeError("finetune trains on pixels: pass the cube in place of its embeddings")
-    if finetune < 1:
-        raise ArgumentError(f"finetune is how many blocks to train, at least 1; got {finetune}")
+    cube = cube_of(cube)
+    integer("finetune", finetune)
     embed_options = {k: v for k, v in (embed_options or {}).items() if k not in ("dtype", "model")}
     if time is not None:
         cube = cube.sel(time=time)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import time as clock
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
@@ -14,7 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.arguments import integer
-from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, WeightsMismatchError
 from deo_cube.heads import saved
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.labels import Cases, burn_all, cases
@@ -23,6 +24,8 @@ from deo_cube.heads.vectors import as_embeddings, select_time
 __all__ = ["Head", "Model", "check_model", "fit_head", "load_head"]
 
 Array = NDArray[Any]
+MOST_NUMBERS = 1_000_000
+"""Of a vector, in a file of a head."""
 BURN_OPTIONS = ("column", "layer", "crs", "rule", "overlap", "names", "colors", "nodata")
 
 
@@ -45,6 +48,21 @@ class Model:
             str(a.get("deo_cube:model_fingerprint", "")),
             str(a.get("deo_cube:layer", "")),
         )
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Model:
+        """What a file says; a model is a name or a folder of this machine there, never an address."""
+        other = set(values) - {"dim", "alias", "fingerprint", "layer"}
+        if other:
+            raise TypeError(f"the model has {sorted(map(str, other))[:3]}")
+        dim, *names = values["dim"], *(values.get(k, "") for k in ("alias", "fingerprint", "layer"))
+        if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= MOST_NUMBERS:
+            raise ValueError(f"vectors of {dim!r:.40} numbers")
+        if not all(isinstance(n, str) and len(n) <= 4096 for n in names):
+            raise ValueError("the names of the model are no texts")
+        if "://" in names[0] or names[0].startswith(("//", "\\\\")):
+            raise ValueError(f"the model is an address, {names[0][:80]!r}")
+        return cls(dim, *names)
 
 
 @runtime_checkable
@@ -213,7 +231,7 @@ class Fitted:
         options = dict(facts["options"])
         given: dict[str, Any] = {
             "classes": Classes.from_dict(facts["classes"]),
-            "model": Model(**facts["model"]),
+            "model": Model.read(facts["model"]),
             "report": dict(facts["report"]),
         }
         for name, default in _written(cls):
@@ -239,21 +257,29 @@ def load_head(path: str | Path) -> Head:
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        If there is no file, it is no head, or its numbers do not fit each other.
+    InputNotFoundError
+        If there is no file.
+    WeightsMismatchError
+        If it is no head, or its numbers do not fit each other.
+    ArgumentTypeError
+        For anything but a path.
     """
-    path = Path(path)
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(f"path must be that of a saved head, got {type(path).__name__}")
+    path = Path(path).expanduser()
     path = path / "head.safetensors" if path.is_dir() else path
     facts, tensors = saved.read(path)
     kinds = _kinds()
     if not isinstance(facts.get("kind"), str) or facts["kind"] not in kinds:
-        raise ArgumentError(f"{path} holds a head of kind {facts.get('kind')!r}: this version knows {list(kinds)}")
+        raise WeightsMismatchError(
+            f"{path} holds a head of kind {str(facts.get('kind'))[:40]!r}: this version knows {list(kinds)}"
+        )
     try:
         head: Any = kinds[facts["kind"]].restore(facts, tensors)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArgumentError(f"{path} is no complete head: {error!r}") from error
-    except ValueError as error:
-        raise ArgumentError(f"{path} is no head that can be: {error}") from error
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise WeightsMismatchError(f"{path} is no complete head: {error!r:.200}") from error
+    except (ValueError, ArithmeticError, MemoryError, RecursionError) as error:
+        raise WeightsMismatchError(f"{path} is no head that can be: {error!s:.300}") from error
     if "finetune" in head.report and (path.parent / "card.json").is_file():
         # The folder may have been moved since; the fingerprint tells whether it is still the same model.
         head = replace(head, model=replace(head.model, alias=str(path.parent.resolve())))

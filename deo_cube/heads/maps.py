@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from deo_cube.heads.head import Head, category_attrs, check_model, load_head
 from deo_cube.heads.upernet import multiscale
 from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.heads.windows import map_windows
+from deo_cube.inputs import cube_of, embeddings_of
 
 __all__ = ["classify", "segment"]
 
@@ -73,7 +75,9 @@ def segment(
     Interpolation weighs valid patches only; pixels in patches without a valid pixel get no class.
     """
     head = _head(head)
-    is_cube = not (isinstance(cube, xr.DataArray) and "embedding" in cube.dims)
+    is_cube = not _is_embeddings(cube)
+    if is_cube:
+        cube = cube_of(cube)
     if blend and not is_cube:
         raise ArgumentTypeError("blend=True embeds on four tile grids: pass the cube in place of its embeddings")
     emb = _embedded(cube, head, dict(embed_options))
@@ -120,15 +124,28 @@ class Draw:
         return np.asarray(np.where(np.isfinite(fine).all(axis=0), best, np.uint8(NO_CLASS)))
 
 
-def _head(head: Head | str | Path) -> Head:
-    return load_head(head) if isinstance(head, str | Path) else head
+def _is_embeddings(cube: Any) -> bool:
+    """Whether it is embeddings, or a Dataset that holds them."""
+    if isinstance(cube, xr.Dataset):
+        return any("embedding" in v.dims for v in cube.data_vars.values())
+    return isinstance(cube, xr.DataArray) and "embedding" in cube.dims
+
+
+def _head(head: Any) -> Head:
+    if isinstance(head, str | os.PathLike):
+        return load_head(Path(head))
+    if not isinstance(head, Head):
+        raise ArgumentTypeError(
+            f"head must be a head of fit_head, or the path of one that was saved; got {type(head).__name__}"
+        )
+    return head
 
 
 def _embedded(cube: xr.Dataset | xr.DataArray, head: Head, options: dict[str, Any]) -> xr.DataArray:
-    if isinstance(cube, xr.DataArray) and "embedding" in cube.dims:
+    if _is_embeddings(cube):
         if options:
             raise ArgumentTypeError(f"{sorted(options)} are options of embedding a cube, but embeddings were given")
-        return cube
+        return embeddings_of(cube)
     options = _options(head, options)
     if "+" in str(options.get("layer")):
         layers = str(options.pop("layer")).split("+")

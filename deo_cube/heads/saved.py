@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deo_cube.errors import InputNotFoundError, WeightsMismatchError
+from deo_cube.errors import ArgumentError, InputNotFoundError, StorageError, WeightsMismatchError
 
 __all__ = ["read", "write"]
 
@@ -22,20 +22,28 @@ Array = NDArray[Any]
 
 KEY = "deo_cube.head"
 FORMAT = 1
+MOST_BYTES = 4 * 2**30
+"""Of a file: more than the largest head that can be fitted."""
 
 
 def write(path: str | Path, facts: Mapping[str, Any], tensors: Mapping[str, Array]) -> Path:
     """Write a head; ``.safetensors`` is added to a name without suffix. Whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path = Path(path)
+    path = Path(path).expanduser()
+    if not path.name:
+        raise ArgumentError(f"path must name the file of a head, got {str(path)!r}")
     if path.suffix != ".safetensors":
         path = path.with_name(path.name + ".safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": FORMAT} | dict(facts), sort_keys=True)
     part = path.with_name(path.name + ".part")
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part, metadata={KEY: text})
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part, metadata={KEY: text})
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"the head cannot be written to {path}: {error}") from error
     return path
 
 
@@ -44,18 +52,25 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
 
     Raises
     ------
-    FileNotFoundError
+    InputNotFoundError
         If there is no such file.
-    ValueError
-        If it is no safetensors file, no head, or of a later format.
+    WeightsMismatchError
+        If it is no safetensors file, no head, larger than any, or of a later format.
+    StorageError
+        If it cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists() and path.with_name(path.name + ".safetensors").exists():
         path = path.with_name(path.name + ".safetensors")
+    if path.is_dir():
+        raise InputNotFoundError(f"{path} is a folder: expected the .safetensors file that head.save(path) writes")
     if not path.is_file():
         raise InputNotFoundError(f"no head at {path}: wanted the .safetensors file that head.save(path) writes")
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise WeightsMismatchError(f"{path} has {size / 2**30:.1f} GiB: a head has at most {MOST_BYTES / 2**30:g}")
     try:
         with safe_open(path, framework="numpy") as f:
             text = (f.metadata() or {}).get(KEY)
@@ -67,15 +82,20 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
         raise WeightsMismatchError(
             f"{path} is no safetensors file ({error}): heads are never read from pickles"
         ) from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
     if text is None:
         raise WeightsMismatchError(f"{path} holds tensors but no head: its header has no {KEY!r}")
     try:
         facts = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of too many digits, lists in lists
         raise WeightsMismatchError(f"{path}: the header of the head is no JSON ({error})") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else None
         raise WeightsMismatchError(f"{path} has format {found}, this version reads {FORMAT}: update deo_cube")
+    other = sorted(k for k, v in tensors.items() if v.dtype.kind not in "biuf")
+    if other:
+        raise WeightsMismatchError(f"{path} holds numbers that no head has, in {other[:3]}")
     wild = sorted(k for k, v in tensors.items() if not np.isfinite(v).all())
     if wild:
         raise WeightsMismatchError(f"{path} is damaged: there are numbers that are not finite in {wild}")

@@ -18,10 +18,10 @@ from deo_cube.heads.vectors import (
     crs_or_none,
     geobox,
     map_vectors,
-    one_array,
     select_time,
     spatial_dims,
 )
+from deo_cube.inputs import embeddings_of
 
 __all__ = ["similar"]
 
@@ -111,7 +111,7 @@ def _queries(emb: xr.DataArray, to: Any, time: Any, crs: Any) -> tuple[xr.DataAr
     """Examples (case, embedding) or (time, case, embedding), and what to call them."""
     d = emb.sizes["embedding"]
     if isinstance(to, xr.Dataset):
-        to = one_array(to)
+        to = embeddings_of(to, argument="to")
     if isinstance(to, xr.DataArray):
         if to.sizes.get("embedding") != d or to.ndim > 2:
             raise ArgumentError(

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
-from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingCRSError, SelectionError
+from deo_cube.errors import ArgumentError, MissingCRSError, SelectionError
+from deo_cube.inputs import embeddings_of
 
 __all__ = ["as_embeddings", "geobox", "map_vectors", "sample", "select_time", "spatial_dims"]
 
@@ -39,18 +40,10 @@ def as_embeddings(array: Any) -> xr.DataArray:
     ------
     ArgumentTypeError
         For anything else.
-    ArgumentError
+    ArgumentError, MissingCRSError
         Without a dimension `embedding`, without a pair of spatial dimensions, or with others than time.
     """
-    if isinstance(array, xr.Dataset):
-        array = one_array(array)
-    if not isinstance(array, xr.DataArray):
-        raise ArgumentTypeError(f"a head wants a DataArray of embeddings, got {type(array).__name__}")
-    if "embedding" not in array.dims:
-        raise ArgumentError(
-            f"embeddings have a dimension 'embedding', found {tuple(array.dims)}: embed the cube first "
-            "(cube.deo.embed()), or rename the dimension of the vector (array.rename(band='embedding'))"
-        )
+    array = embeddings_of(array)
     y, x = spatial_dims(array)
     others = [d for d in array.dims if d not in ("embedding", y, x, "time")]
     if others:
@@ -71,27 +64,6 @@ def as_embeddings(array: Any) -> xr.DataArray:
         array.attrs = kept
     checked: xr.DataArray = array
     return checked
-
-
-def one_array(ds: xr.Dataset) -> xr.DataArray:
-    """The array of embeddings in a Dataset that has one, with the Dataset's attributes where it has none of its own.
-
-    Raises
-    ------
-    ArgumentTypeError
-        If it has none, or several.
-    """
-    names = [str(k) for k, v in ds.data_vars.items() if "embedding" in v.dims]
-    if len(names) > 1:
-        raise ArgumentTypeError(f"the Dataset has {len(names)} arrays of embeddings: pass one, ds[{names[0]!r}]")
-    if not names:
-        raise ArgumentTypeError(
-            f"no variable of the Dataset has a dimension 'embedding' (variables {[str(k) for k in ds.data_vars]}): "
-            "embed the cube first (cube.deo.embed()), or rename the dimension of the vector "
-            "(ds[name].rename(band='embedding'))"
-        )
-    array = ds[names[0]]
-    return array.assign_attrs({**ds.attrs, **array.attrs})
 
 
 def spatial_dims(array: xr.DataArray) -> tuple[str, str]:

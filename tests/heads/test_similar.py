@@ -1,5 +1,6 @@
 import dask
 import numpy as np
+import odc.geo.xr  # noqa: F401
 import pytest
 import rioxarray  # noqa: F401
 import xarray as xr
@@ -95,9 +96,9 @@ def test_errors_say_what_mends_them():
         similar(emb.rename(embedding="band"), (0, 0))
     with pytest.raises(ValueError, match="'cosine' or 'euclidean'"):
         similar(emb, (0, 0), metric="l1")
-    with pytest.raises(TypeError, match="pass one, ds"):
+    with pytest.raises(TypeError, match=r"pass one of ds\['a'\]"):
         similar(xr.Dataset({"a": emb, "b": emb}), (0, 0))
-    with pytest.raises(TypeError, match="embed the cube first"):
+    with pytest.raises(TypeError, match="Embed it first"):
         similar(xr.Dataset({"a": emb.isel(embedding=0)}), (0, 0))
 
 
