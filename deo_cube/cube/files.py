@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from deo_cube.cube.codecs import check_store
 from deo_cube.errors import ArgumentError, InputNotFoundError, MissingExtraError
 
 __all__ = ["open_cube"]
@@ -38,6 +39,8 @@ def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
         For an ending that is none of these.
     MissingExtraError
         If a netCDF file cannot be read for want of netCDF4.
+    StorageError
+        If a Zarr store is decoded to Python objects, or by a codec that is not installed.
     """
     text = str(path).rstrip("/")
     local = "://" not in text
@@ -48,6 +51,12 @@ def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
         with warnings.catch_warnings():
             # xarray says so of each Zarr 3 store that is not consolidated, which few are.
             warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
+            check_store(
+                text,
+                path=options.get("group") or "",
+                storage_options=options.get("storage_options"),
+                zarr_format=options.get("zarr_format"),
+            )
             stored: xr.Dataset = xr.open_zarr(text, **{"decode_coords": "all", "mask_and_scale": False, **options})
             return stored
     if ending in (".nc", ".nc4", ".h5"):

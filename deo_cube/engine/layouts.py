@@ -24,6 +24,7 @@ import zarr
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
+from deo_cube.cube.codecs import check_codecs
 from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.cube.times import read_times
 from deo_cube.engine.metadata import PREFIX, to_json
@@ -62,6 +63,8 @@ def open_layout(path: Any) -> xr.DataArray | None:
         For a file that is no embeddings, a tile without its scales, or a folder of several tiles.
     MissingCRSError
         For a tile whose place cannot be found.
+    StorageError
+        See `codecs.check_codecs`.
     """
     text = str(path).rstrip("/")
     ending = text.rsplit("/", 1)[-1].rpartition(".")[2].lower()
@@ -113,7 +116,10 @@ def _npy(path: Path) -> xr.DataArray:
         raise StoreMismatchError(f"{path} is no TESSERA tile: wanted grid_<lon>_<lat>.npy with its _scales.npy")
     if not path.exists() or not scales_path.exists():
         raise StoreMismatchError(f"a TESSERA tile is two files, and one is not there: {path}, {scales_path.name}")
-    values, scales = (np.load(p, mmap_mode="r") for p in (path, scales_path))
+    try:
+        values, scales = (np.load(p, mmap_mode="r", allow_pickle=False) for p in (path, scales_path))
+    except (OSError, ValueError, EOFError) as error:  # damaged, or Python objects, which are pickled
+        raise StoreMismatchError(f"{path} and {scales_path.name} are not two arrays of numbers: {error}") from error
     if values.ndim != 3 or values.shape[:2] != scales.shape[:2]:
         raise StoreMismatchError(
             f"{path.name} is {values.shape}, its scales {scales.shape}: wanted (y, x, band) and (y, x)"
@@ -156,6 +162,7 @@ def _zarr(path: str) -> xr.DataArray | None:
     except (FileNotFoundError, zarr.errors.GroupNotFoundError, ValueError):
         return None
     said = dict(group.attrs)
+    check_codecs(group)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
         ds = xr.open_zarr(path, decode_coords="all", mask_and_scale=False)
