@@ -20,6 +20,7 @@ __all__ = [
     "DeviceError",
     "InputNotFoundError",
     "LabelsError",
+    "EncoderOutputError",
     "MissingBandsError",
     "MissingCRSError",
     "MissingExtraError",
@@ -87,6 +88,10 @@ class ResolutionMismatchError(DeoCubeError, ValueError):
 
 class TilePlanError(DeoCubeError, ValueError):
     """Sizes of tile, halo, block and patch that do not fit each other, or the cube."""
+
+
+class EncoderOutputError(DeoCubeError, ArithmeticError):
+    """An encoder gives NaN or infinity where pixels are valid, or values that the output's dtype does not hold."""
 
 
 class ModelCardError(DeoCubeError, ValueError):

@@ -22,7 +22,7 @@ from deo_cube.encoder.registry import EncoderRef
 from deo_cube.engine import runtime, transfer
 from deo_cube.engine.graph import BlockIndex
 from deo_cube.engine.tiles import TileCuts, TilePlan
-from deo_cube.errors import AmbiguousUnitsError, ArgumentError
+from deo_cube.errors import AmbiguousUnitsError, ArgumentError, EncoderOutputError
 
 __all__ = ["INT8_INVALID", "EmbedBlock", "ValidBlock", "blank_pixels", "check_mask", "valid_pixels"]
 
@@ -187,13 +187,20 @@ class EmbedBlock:
             masked = None if hidden is None else transfer.stack([hidden[w] for w in windows], device)
             return transfer.stage((batch, masked), device)
 
-        def encode(staged: transfer.Staged) -> transfer.Left:
+        def run(staged: transfer.Staged) -> Any:
             batch, masked = staged.take()
             pixels = self._canonical(batch, masked, index.time, bands.dtype)
             with transfer.precise(self.precision, device):
-                maps = encoder.encode(pixels)
+                return encoder.encode(pixels)
+
+        totals: list[Any] = []
+
+        def encode(staged: transfer.Staged) -> transfer.Left:
             # Rounded where it is: float16 crosses in half the bytes; NumPy rounds to the same, but slowly.
-            return transfer.leave(maps.half() if half else maps.float())
+            maps = run(staged)
+            maps = maps.half() if half else maps.float()
+            totals.append(transfer.total(maps))
+            return transfer.leave(maps)
 
         apart = transfer.apart(device)
         steps: dict[str, Any] = {"stage": stage, "fetch": transfer.fetch, "ahead": AHEAD} if apart else {}
@@ -210,6 +217,14 @@ class EmbedBlock:
                 into, out_of = cuts.patches(place)
                 canvas[:, *into] = tile[:, *out_of]
         kept = canvas[:, rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
+        # Totals may be infinite for other reasons: halos, patches without a valid pixel, large numbers.
+        if not all(map(math.isfinite, transfer.numbers(totals))):
+            bad = ~np.isfinite(kept).all(axis=0) & (valid > 0)
+            if bad.any():
+                patch = (int(np.nonzero(bad)[0][0]), int(np.nonzero(bad)[1][0]))
+                place = ((patch[0] + rows.skip) // per_core, (patch[1] + columns.skip) // per_core)
+                exact = run(stage([place])).abs().max() if half else math.nan
+                raise self._not_finite(index, patch, bad, valid > 0, overflow=math.isfinite(float(exact)))
         return self._finish(kept, valid)
 
     def _tiles_with_valid_core(self, good: NDArray[np.bool_], n_rows: int, n_columns: int) -> list[tuple[int, int]]:
@@ -272,6 +287,20 @@ class EmbedBlock:
         problem = implausible(sample, self.radiometry) if sample.size else None
         if problem:
             raise AmbiguousUnitsError(f"block (time {index.time}, row {index.row}, column {index.column}): {problem}")
+
+    def _not_finite(
+        self, index: BlockIndex, patch: tuple[int, int], bad: Array, valid: Array, *, overflow: bool
+    ) -> EncoderOutputError:
+        """The error of a block whose encoder is not finite in the patches `bad`, of which `patch` is the first."""
+        where = f"block (time {index.time}, row {index.row}, column {index.column})"
+        what = "values beyond 65504, the largest that float16 holds," if overflow else "NaN or infinity"
+        said = (
+            f"{where}: {self.ref.card.alias} gives {what} in {bad.sum()} of {valid.sum()} patches with valid pixels, "
+            f"the first at row {patch[0]}, column {patch[1]} of the block. "
+        )
+        if overflow:
+            return EncoderOutputError(said + "Keep them in float32: dtype='float32'")
+        return EncoderOutputError(said + "Make the encoder give finite numbers there, or hide the pixels with mask=")
 
     def _finish(self, values: NDArray[Any], valid: NDArray[np.float32]) -> Array:
         nothing = valid == 0

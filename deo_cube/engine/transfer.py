@@ -31,9 +31,11 @@ __all__ = [
     "check_precision",
     "fetch",
     "leave",
+    "numbers",
     "precise",
     "stack",
     "stage",
+    "total",
 ]
 
 Array = NDArray[Any]
@@ -117,6 +119,20 @@ def leave(tensor: Any) -> Left:
     import torch
 
     return Left(tensor, torch.cuda.current_stream(tensor.device).record_event())
+
+
+def total(tensor: Any) -> Any:
+    """The sum of all values, in float32 and where they are: NaN or infinite if one of them is. Waits for nothing."""
+    import torch
+
+    return tensor.sum(dtype=torch.float32)
+
+
+def numbers(scalars: Sequence[Any]) -> list[float]:
+    """Scalars of one device, fetched together."""
+    import torch
+
+    return [float(v) for v in torch.stack(list(scalars)).tolist()] if scalars else []
 
 
 def fetch(left: Left) -> Array:
