@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench docs notebooks wheel clean
+.PHONY: demo test test-lowest lint bench docs notebooks wheel clean
 
 demo: $(STAMP)
 	$(BIN)/deo-cube demo
@@ -35,8 +35,16 @@ wheel: $(STAMP)
 	build/wheel/venv/bin/pip install -q "$$(ls $(CURDIR)/build/wheel/*.whl)[viz]" -c constraints.txt
 	cd build/wheel && venv/bin/pip check && venv/bin/deo-cube doctor && venv/bin/deo-cube demo --size 256
 
+# The lowest versions that pyproject.toml allows, in an environment of their own (Python 3.11). Minutes, and the network.
+LOWEST := $(VENV)-lowest
+test-lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install -q -e ".[benchmarks,stac,stackstac,store,train,vector,view,viz]" -c constraints-lowest.txt
+	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt "pytest>=9" pytest-timeout hypothesis jsonschema netCDF4 psutil httpx2
+	$(LOWEST)/bin/python -m pytest -q tests/cube tests/encoder tests/engine tests/heads tests/test_lowest.py
+
 clean:
-	rm -rf $(VENV) demo site
+	rm -rf $(VENV) $(VENV)-lowest demo site
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
