@@ -345,7 +345,9 @@ def _scl(given: Mapping[str, str], layers: Sequence[Layer]) -> Layer | None:
             f"bands= says that SCL is {wanted!r}, which is not in the cube: "
             f"it has {', '.join(la.label for la in layers)}"
         )
-    pattern = re.compile(r"(?:.*[^a-z0-9])?scl(?:[\s_-]?(?:20|60)m)?|scene classification(?: map)?(?: \(scl\))?")
+    pattern = re.compile(
+        r"(?:.*[^a-z0-9])?scl(?:[\s_-]?(?:20|60)m)?|(?:scl, )?scene classification(?: map)?(?: \(scl\))?"
+    )
     named = [la for la in layers if any(pattern.fullmatch(n.strip().lower()) for n in la.names)]
     exact = [la for la in named if la.label.lower() == "scl"]
     if len(exact or named) > 1:

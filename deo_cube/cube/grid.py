@@ -65,7 +65,7 @@ def ground_resolution(geobox: GeoBox) -> tuple[float, float]:
     return float(dx), float(dy)
 
 
-def check_resolution(geobox: GeoBox, gsd: float, *, model: str = "") -> None:
+def check_resolution(geobox: GeoBox, gsd: float, *, model: str = "", nodata: float | None = None) -> None:
     """Refuse pixels far from those that a model was trained on.
 
     Parameters
@@ -76,6 +76,9 @@ def check_resolution(geobox: GeoBox, gsd: float, *, model: str = "") -> None:
         Ground sampling distance of the model's training data, metres.
     model : str
         Name for the message.
+    nodata : float, optional
+        Value of the cube that means "no data". The message passes it on: values interpolated between it and data would
+        be taken for data.
 
     Raises
     ------
@@ -89,7 +92,8 @@ def check_resolution(geobox: GeoBox, gsd: float, *, model: str = "") -> None:
         f"{model or 'the model'} was trained on pixels of {gsd:g} m; the cube's are {dx:.3g} m x {dy:.3g} m on the "
         f"ground ({abs(geobox.resolution.x):g} x {abs(geobox.resolution.y):g} units of {crs_name(geobox.crs)}), "
         f"outside {gsd / 2:g} to {2 * gsd:g} m. Load it so: load_cube(items, resolution={gsd:g}); or resample it: "
-        f'cube.odc.reproject("{_metric_crs(geobox)}", resolution={gsd:g}, resampling="{_resampling(dx, dy, gsd)}"), '
+        f'cube.odc.reproject("{_metric_crs(geobox)}", resolution={gsd:g}, resampling="{_resampling(dx, dy, gsd)}"'
+        f"{'' if nodata is None else f', src_nodata={nodata:g}'}), "
         'a scene classification by itself with resampling="nearest"'
     )
 

@@ -70,6 +70,7 @@ _DECORATION = re.compile(
     r"s2[abc]?|sentinel2?[abc]?|2[abc]?|msi|msil[12][ac]|l1c|l2a|boa|toa|surface|reflectance|(?:10|20|60)m|"
     r"t\d\d[a-z]{3}|\d{8}t\d{6}"
 )
+_WAVELENGTH = re.compile(r"(.*?),? central wavelength (\d+(?:\.\d+)?) ?nm")
 _COLOUR = re.compile(
     r"blue|green|red|edge|rededge|vegetation|nir|near|infrared|narrow|broad|swir|shortwave|coastal|aerosol|water|vapou?r|cirrus"
 )
@@ -120,6 +121,10 @@ def band_of_name(name: str) -> tuple[str, Literal["name", "alias"]] | None:
     (('B8A', 'name'), ('B08', 'name'), ('B11', 'alias'), None)
     """
     text = name.strip().lower()
+    if stated := _WAVELENGTH.fullmatch(text):  # GDAL's driver of Sentinel-2 products
+        named = band_of_name(stated[1])
+        near = named is not None and abs(SENTINEL2[named[0]].wavelength - float(stated[2])) <= 20
+        return named if near else None
     if bare := _BARE.fullmatch(text):
         return _canonical(bare[1]), "name"
     if alias := _ALIASES.get(squeezed(text)):

@@ -135,7 +135,8 @@ def prepare(
             radiometry = decide_radiometry(cube, seen, units=units, offset=offset, nodata=nodata)
     with _collected(problems):
         geobox = grid.geobox(cube)
-        grid.check_resolution(geobox, card.gsd, model=card.alias)
+        void = radiometry.nodata if radiometry is not None else None
+        grid.check_resolution(geobox, card.gsd, model=card.alias, nodata=void)
     with _collected(problems):
         arguments.choice("anchor", anchor, ("grid", "array"), error=TilePlanError)
         # Without a grid, sizes that do not fit each other are found all the same.

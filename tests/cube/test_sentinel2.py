@@ -106,3 +106,12 @@ def test_shared_common_names_are_known_as_shared():
 )
 def test_levels_of_products(text, level):
     assert level_of(text) == level
+
+
+def test_names_of_gdals_driver_of_products():
+    assert band_of_name("B4, central wavelength 665 nm") == ("B04", "name")
+    assert band_of_name("B8A, central wavelength 865 nm") == ("B8A", "name")
+    assert band_of_name("B12, central wavelength 2190 nm") == ("B12", "name")
+    # Another sensor's fourth band.
+    assert band_of_name("B4, central wavelength 842 nm") is None
+    assert band_of_name("AOT, Aerosol Optical Thickness map (at 550nm)") is None

@@ -192,6 +192,10 @@ def safe(plain: xr.Dataset, folder: Path) -> Path:
             raster(path, [values], nodata=None, resolution=float(step), **lossless)
             path.with_name(path.name + ".aux.xml").unlink(missing_ok=True)
             images.append(path.relative_to(product).with_suffix("").as_posix())
+    classes = np.where(plain["B05"].values[::2, ::2] > 0, 4, 0).astype("uint8")
+    path = granule / "IMG_DATA" / "R20m" / "T33TWM_20220305T102921_SCL_20m.jp2"
+    raster(path, [classes], nodata=None, resolution=20.0, driver="JP2OpenJPEG", QUALITY="100", REVERSIBLE="YES")
+    images.append(path.relative_to(product).with_suffix("").as_posix())
     shape = plain.sizes["y"], plain.sizes["x"]
     sizes = "".join(
         f'<Size resolution="{r}"><NROWS>{10 * shape[0] // r}</NROWS><NCOLS>{10 * shape[1] // r}</NCOLS></Size>'
