@@ -294,7 +294,7 @@ PRODUCERS: Sequence[Producer] = (
         "DN from the integer type, 0 is no data in DN; the offset is asked for", "", safe, ("rioxarray",), ("glob",),
     ),
     Producer(
-        "Sen2Cor product, GDAL's driver", PRODUCTS, "a dataset per resolution, descriptions `B4, central wavelength 665 nm`",
+        "Sen2Cor product, GDAL's driver", PRODUCTS, "a dataset per resolution, `B4, central wavelength 665 nm`",
         'path = f"SENTINEL2_L2A:{product}/MTD_MSIL2A.xml:%dm:EPSG_32633"\n'
         "r10m, r20m = (rioxarray.open_rasterio(path % r, band_as_variable=True, chunks={}) for r in (10, 20))\n"
         'r10m, r20m = (d.rename({n: v.attrs["BANDNAME"] for n, v in d.items()}) for d in (r10m, r20m))\n'
