@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube.grid import ground_resolution
-from deo_cube.errors import MissingCRSError
+from deo_cube.errors import ArgumentError, MissingCRSError
 from deo_cube.heads.cells import apply
 
 __all__ = ["SIZE", "TOP_ZOOM", "Places"]
@@ -49,7 +49,7 @@ class Places:
                 "theirs"
             )
         if south >= MOST_NORTH or north <= -MOST_NORTH:
-            raise ValueError(
+            raise ArgumentError(
                 f"the embeddings lie between {south:.2f} and {north:.2f} degrees of latitude: web maps end at "
                 f"{MOST_NORTH:.2f}"
             )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deo_cube.engine.location import locate
 from deo_cube.engine.reopen import is_embeddings, open_embeddings
-from deo_cube.errors import MissingExtraError
+from deo_cube.errors import ArgumentError, MissingExtraError
 from deo_cube.heads.head import Head, check_model, fit_head, load_head
 from deo_cube.heads.pca import fit_pca, pca_rgb
 from deo_cube.heads.similar import similar
@@ -80,7 +80,7 @@ class View:
         emb = emb.transpose(*(d for d in wanted if d in emb.dims))
         self.emb = as_embeddings(emb)
         if 0 in self.emb.shape:
-            raise ValueError(f"there is nothing to show: the embeddings are {dict(self.emb.sizes)}")
+            raise ArgumentError(f"there is nothing to show: the embeddings are {dict(self.emb.sizes)}")
         self.title = title
         self.places = Places(geobox(self.emb))
         self.source = Source.of(self.emb) if source is None else source
@@ -91,7 +91,7 @@ class View:
         self.layers: dict[str, Shown] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="deo_cube_view_", ignore_cleanup_errors=True)
         if cube is not None:
-            true = TrueColour.of(cube)
+            true = TrueColour.of(cube, self.emb)
             self.layers["true"] = Shown("True colour", true, note=true.note)
         basis, note = self._basis()
         self.layers["pca"] = Shown("PCA of embeddings", PCALayer(self.vectors, basis), note=note)
@@ -130,7 +130,7 @@ class View:
         # Asked of the verb itself on one vector: whether a basis comes with the model.
         one = np.zeros((1, self.source.shape[1]), "float32")
         if self.source.shape[1] < 3:
-            raise ValueError(f"colours want vectors of length 3 or more, got {self.source.shape[1]}")
+            raise ArgumentError(f"the embeddings have {self.source.shape[1]} numbers per patch: colours need 3 or more")
         if "deo_cube:model_fingerprint" in self.emb.attrs:
             probe = pca_rgb(self.vectors.frame(one).chunk())
             if probe.attrs["pca_basis"] == "bundled with the model":
@@ -138,7 +138,9 @@ class View:
         n = len(self.times)
         some = self.vectors.some(sorted({0, n // 3, 2 * n // 3, n - 1}))
         if len(some) < 3:
-            raise ValueError("the embeddings hold fewer than 3 valid vectors where they were sampled: nothing to show")
+            raise ArgumentError(
+                "the embeddings hold fewer than 3 valid vectors where they were sampled: nothing to show"
+            )
         keep = np.linspace(0, len(some) - 1, min(len(some), 16384)).astype(int)
         return fit_pca(self.vectors.frame(some[keep])), "fitted on a sample of these embeddings"
 

@@ -293,3 +293,67 @@ def test_text_can_be_read(dark: bool) -> None:
     rgb = {k: [int(v[i : i + 2], 16) for i in (1, 3, 5)] for k, v in found.items()}
     pairs = [("text", "back"), ("text", "raised"), ("quiet", "back"), ("on-accent", "accent"), ("warn", "warn-back")]
     assert {p: round(contrast(rgb[p[0]], rgb[p[1]]), 1) for p in pairs if contrast(rgb[p[0]], rgb[p[1]]) < 4.5} == {}
+
+
+def test_a_cube_that_was_given_is_what_the_page_opens_with(store: Path, cube: Any) -> None:
+    with Explorer(View.of_store(store, cube=cube)) as ex, Browser(width=1000, height=640) as b:
+        b.open(ex.url)
+        assert b.js("document.querySelector('#base [aria-checked=true]').innerText") == "True colour"
+        assert "units as the embeddings record them" in b.text("#base-note")
+        assert not b.errors
+        b.open(f"{ex.url}#base=pca")
+        b.send("Page.reload")
+        b.wait("window.deo && document.querySelector('#base [aria-checked=true]')?.innerText === 'PCA'")
+
+
+def test_another_page_neither_frames_it_nor_reads_nor_writes(store: Path, tmp_path: Path) -> None:
+    """A notebook's frame works from there; a page of another port of this machine is another origin."""
+    import functools
+    import html
+    import http.server
+    import threading
+
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with (
+        Explorer(View.of_store(store)) as ex,
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as other,
+        Browser(width=1000, height=900) as b,
+    ):
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        shown = ex._repr_html_()
+        address = html.unescape(shown.split('src="')[1].split('"')[0])
+        (tmp_path / "notebook.html").write_text(f"<html><body>{shown}</body></html>")
+        (tmp_path / "evil.html").write_text(f'<html><body><iframe src="{ex.url}" width=500 height=400></iframe></body>')
+        here = f"http://127.0.0.1:{other.server_address[1]}"
+        before = ex.view.labels
+
+        def frames() -> list[str]:
+            tree = b.send("Page.getFrameTree")["frameTree"]
+            return [f["frame"]["url"] for f in tree.get("childFrames", [])]
+
+        b.send("Page.navigate", url=f"{here}/notebook.html")
+        b.wait("document.readyState === 'complete'")
+        b.wait("document.querySelectorAll('iframe').length === 1")
+        assert frames() == [address]
+        b.send("Page.navigate", url=f"{here}/evil.html")
+        b.wait("document.readyState === 'complete' && location.pathname === '/evil.html'")
+        assert all(not url.startswith(ex.url) for url in frames())
+        body = '{"classes": [], "features": []}'
+        put = f"{{method: 'PUT', body: '{body}', headers: {{'content-type': 'application/json'}}}}"
+        socket = f"new WebSocket('{ex.url.replace('http', 'ws')}')"
+        attacks = [
+            f"fetch('{ex.url}api/store')",
+            # An opaque answer is one that the page cannot read, if it came at all.
+            f"fetch('{ex.url}api/store', {{mode: 'no-cors'}}).then(() => Promise.reject())",
+            f"fetch('{ex.url}api/labels', {put})",
+            f"fetch('{ex.url}api/export', {{method: 'POST', body: '{body}'}})",
+            f"new Promise((y, n) => {{ const w = {socket}; w.onopen = y; w.onerror = n; }})",
+            f"new Promise((y, n) => {{ const i = new Image(); i.onload = y; i.onerror = n; "
+            f"i.src = '{ex.url}static/icon.svg'; }})",
+        ]
+        for attack in attacks:
+            assert b.js(f"{attack}.then(() => 'answered', () => 'refused')") == "refused", attack
+        b.js(f"document.body.insertAdjacentHTML('beforeend', '<a id=link href=\"{ex.url}\">map</a>')")
+        b.js("document.getElementById('link').click()")
+        b.wait(f"location.href === '{ex.url}' && document.body.innerText.includes('address bar')")
+        assert ex.view.labels is before

@@ -409,7 +409,8 @@ async function start() {
     addLayer(facts, { visible: !off.has(facts.id), opacity: facts.kind === "class" ? 0.75 : 1 });
   }
   const choices = [...(layers.has("true") ? [["true", "True colour"]] : []), ["pca", "PCA"], ["none", "None"]];
-  base = choices.some(([v]) => v === wanted.get("base")) ? wanted.get("base") : "pca";
+  // A cube that was given is what one asked to see; else the first background there is.
+  base = choices.some(([v]) => v === wanted.get("base")) ? wanted.get("base") : choices[0][0];
   baseOpacity = Math.max(0, Math.min(1, number(wanted.get("opacity"), 1)));
   segments($("base"), choices, base, (v) => { base = v; applyLayers(); });
   const opacity = $("base-opacity");
