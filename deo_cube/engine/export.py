@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +17,15 @@ import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from deo_cube import arguments
 from deo_cube.cube import grid
 from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.cube.plain import plain, text
 from deo_cube.cube.times import read_times
 from deo_cube.engine.metadata import PREFIX
-from deo_cube.errors import MissingExtraError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError, StorageError
+from deo_cube.inputs import embeddings_of
 
 __all__ = ["to_cog", "to_geoparquet"]
 
@@ -30,6 +33,8 @@ __all__ = ["to_cog", "to_geoparquet"]
 SIDE = 512
 #: Patches along a side of a COG's tiles.
 TILE = 256
+#: Of GDAL's COG driver, those that keep every value.
+COMPRESSIONS = ("deflate", "zstd", "lzw", "lzma", "lerc", "lerc_deflate", "lerc_zstd", "none")
 
 
 def to_cog(
@@ -58,20 +63,27 @@ def to_cog(
 
     Raises
     ------
-    ValueError
-        For several dates, or more dimensions than a GeoTIFF has.
+    ArgumentError, ArgumentTypeError
+        For several dates, more dimensions than a GeoTIFF has, or values that it cannot hold.
     MissingCRSError
         For an array that is not on the map.
+    StorageError
+        If the file cannot be written.
 
     Notes
     -----
-    float16 becomes float32, which GeoTIFF readers know; the int8 of ``embed(dtype="int8")`` stays, with its scale on
-    the bands. What the array says of itself goes to the file's tags (``deo_cube_model``, ...). A lazy array is computed
-    window by window: store embeddings first (`to_zarr`) where they are wanted more than once.
+    float16 becomes float32, which GeoTIFF readers know, and what `_FillValue` marks in floats becomes NaN; the int8 of
+    ``embed(dtype="int8")`` stays, with its scale on the bands. What the array says of itself goes to the file's tags
+    (``deo_cube_model``, ...). A lazy array is computed window by window: store embeddings first (`to_zarr`) where they
+    are used more than once.
     """
     import rasterio
     import rasterio.shutil
+    from rasterio.errors import RasterioError
 
+    if overviews is not None:
+        arguments.choice("overviews", overviews, ("nearest", "average", "mode"))
+    arguments.choice("compress", str(compress).lower(), COMPRESSIONS)
     flat, bands = _flat(array)
     box = grid.geobox(_plane(flat, bands))
     y, x = (str(d) for d in flat.dims[-2:])
@@ -81,9 +93,9 @@ def to_cog(
         box = grid.geobox(_plane(flat, bands))
     dtype = _tiff_dtype(flat.dtype)
     whole = dtype.kind in "iu"
-    nodata = flat.attrs.get("_FillValue", flat.attrs.get("nodata")) if whole else math.nan
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    fill = flat.attrs.get("_FillValue", flat.attrs.get("nodata"))
+    nodata = _whole_nodata(fill, dtype) if whole else math.nan
+    target = _target(path)
     mark = uuid.uuid4().hex
     plain, made = (target.with_name(f".{target.name}.{mark}.{k}.tif") for k in ("plain", "cog"))
     profile = {
@@ -103,21 +115,79 @@ def to_cog(
             stack.callback(draft.unlink, missing_ok=True)
         with rasterio.open(plain, "w", **profile) as file:
             for rows, columns in _windows(flat):
-                part = flat.isel({y: rows, x: columns}).compute().values.astype(dtype, copy=False)
+                part = _cast(flat.isel({y: rows, x: columns}).compute().values, dtype, fill)
                 window = ((rows.start, rows.stop), (columns.start, columns.stop))
                 file.write(part if bands else part[None], window=window)
             if bands and bands in flat.coords:
                 file.descriptions = [str(v) for v in flat[bands].values]
             if "scale_factor" in flat.attrs:
                 file.scales = [float(flat.attrs["scale_factor"])] * file.count
+            if "add_offset" in flat.attrs:
+                file.offsets = [float(flat.attrs["add_offset"])] * file.count
             # GDAL takes a colon in a name for its end.
             file.update_tags(**{k.replace(":", "_"): _text(v) for k, v in flat.attrs.items() if k not in _NOT_TAGS})
         how = overviews or ("mode" if whole and "scale_factor" not in flat.attrs else "average")
-        rasterio.shutil.copy(
-            plain, made, driver="COG", compress=compress, blocksize=TILE, overview_resampling=how, bigtiff="IF_SAFER"
-        )
-        made.replace(target)
+        options = {"compress": compress, "blocksize": TILE, "overview_resampling": how, "bigtiff": "IF_SAFER"}
+        try:
+            rasterio.shutil.copy(plain, made, driver="COG", **options)
+            made.replace(target)
+        except (RasterioError, OSError) as error:
+            raise StorageError(f"GDAL cannot write {target} with compress={compress!r}: {error}") from error
     return target
+
+
+def _target(path: str | Path) -> Path:
+    """The file to write, its folder made.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError, StorageError
+        For a folder, anything but a path, and where the folder cannot be made.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(f"path must be that of the file to write, got {type(path).__name__}")
+    target = Path(path).expanduser()
+    if not target.name or target.is_dir():
+        raise ArgumentError(f"path must be that of the file to write, got the folder {str(path)!r}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"the folder of {target} cannot be made: {error}") from error
+    return target
+
+
+def _whole_nodata(fill: Any, dtype: np.dtype[Any]) -> int | None:
+    """What marks missing values in integers of `dtype`, or None.
+
+    Raises
+    ------
+    ArgumentError
+        For a value that they cannot be.
+    """
+    if fill is None or (isinstance(fill, float | np.floating) and not np.isfinite(fill)):
+        return None
+    span = np.iinfo(dtype)
+    if not (float(fill).is_integer() and span.min <= int(fill) <= span.max):
+        raise ArgumentError(
+            f"the array states _FillValue={fill}, which its dtype {dtype} cannot hold: state another, "
+            'array.attrs["_FillValue"] = ..., or array.attrs.pop("_FillValue")'
+        )
+    return int(fill)
+
+
+def _cast(values: Any, dtype: np.dtype[Any], fill: Any) -> Any:
+    """Values in the dtype of the file; in floats NaN where they are `fill`."""
+    if dtype.kind in "iu" and values.dtype.itemsize > dtype.itemsize and values.size:
+        low, high = values.min(), values.max()
+        if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
+            raise ArgumentError(
+                f"the array holds integers from {low} to {high}, beyond {dtype}, the largest that readers of GeoTIFF "
+                'know: write floats, array.astype("float64")'
+            )
+    cast = values.astype(dtype, copy=False)
+    if dtype.kind == "f" and fill is not None and np.isfinite(fill):
+        cast = np.where(cast == dtype.type(fill), dtype.type(np.nan), cast)
+    return cast
 
 
 _NOT_TAGS = ("grid_mapping", "coordinates", "scale_factor", "_FillValue", "nodata")
@@ -125,11 +195,21 @@ _NOT_TAGS = ("grid_mapping", "coordinates", "scale_factor", "_FillValue", "nodat
 
 def _flat(array: xr.DataArray) -> tuple[xr.DataArray, str | None]:
     """(y, x) or (bands, y, x), and the name of the bands' dimension."""
+    if isinstance(array, xr.Dataset):
+        layers = [n for n, v in array.data_vars.items() if any(set(p) <= set(v.dims) for p in SPATIAL_DIMS)]
+        if len(layers) != 1:
+            raise ArgumentTypeError(
+                f"array must be one DataArray, got a Dataset with {[str(n) for n in layers]} on the map: pass one, "
+                f"ds[{str(next(iter(layers), 'embeddings'))!r}]"
+            )
+        array = array[layers[0]]
     if not isinstance(array, xr.DataArray):
-        raise TypeError(f"wanted a DataArray, got {type(array).__name__}: name one variable, ds['embeddings']")
+        raise ArgumentTypeError(f"array must be a DataArray, got {type(array).__name__}")
+    if array.dtype.kind not in "biuf":
+        raise ArgumentTypeError(f"array must hold numbers for a GeoTIFF, got dtype {array.dtype}: array.astype(...)")
     if "time" in array.dims:
         if array.sizes["time"] != 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"a GeoTIFF holds one date, the array has {array.sizes['time']}: choose, .isel(time=0), or write one "
                 "file a date"
             )
@@ -137,7 +217,7 @@ def _flat(array: xr.DataArray) -> tuple[xr.DataArray, str | None]:
     pair = next((p for p in SPATIAL_DIMS if set(p) <= set(array.dims)), ("y", "x"))
     others = [str(k) for k in array.dims if k not in pair]
     if len(others) > 1:
-        raise ValueError(f"a GeoTIFF has rows, columns and bands; the array has {others}: select from them")
+        raise ArgumentError(f"a GeoTIFF has rows, columns and bands; the array has {others}: select from them")
     return array.transpose(*others, *pair), others[0] if others else None
 
 
@@ -205,20 +285,21 @@ def to_geoparquet(
     ------
     MissingExtraError
         Without pyarrow.
-    ValueError
-        For an array without vectors, or a pool below 1.
+    ArgumentError, ArgumentTypeError
+        For an array without vectors, a pool below 1, and other arguments of no use.
+    StorageError
+        If the file cannot be written.
     """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtraError.wanted("pyarrow", "vector", "writing GeoParquet") from error
-    if "embedding" not in emb.dims:
-        raise ValueError(f"embeddings have a dimension 'embedding', found {tuple(emb.dims)}: embed the cube first")
-    if pool < 1 or not 0 <= min_valid < 1:
-        raise ValueError(f"pool must be at least 1 and min_valid in 0..1, got {pool} and {min_valid}")
-    if geometry not in ("point", "polygon"):
-        raise ValueError(f"geometry must be 'point' or 'polygon', got {geometry!r}")
+    emb = embeddings_of(emb)
+    pool = arguments.integer("pool", pool)
+    if arguments.number("min_valid", min_valid, minimum=0, maximum=1) == 1:
+        raise ArgumentError("min_valid must be below 1, as rows with no more than it are left out; got 1")
+    arguments.choice("geometry", geometry, ("point", "polygon"))
     d = grid.dims(emb.isel(embedding=0, drop=True))
     timed = "time" in emb.dims
     emb = emb.transpose(*(("time",) if timed else ()), "embedding", d.y, d.x)
@@ -230,8 +311,7 @@ def to_geoparquet(
         dated = read_times(emb["time"].variable).dated
         fields.insert(1, ("time", pa.timestamp("us", tz="UTC") if dated else pa.string()))
     schema = pa.schema(fields, metadata=_geo(emb, box, geometry))
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = _target(path)
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
@@ -242,6 +322,8 @@ def to_geoparquet(
                     if len(table["valid"]):
                         writer.write_table(_arrow(table, schema))
         draft.replace(target)
+    except OSError as error:
+        raise StorageError(f"{target} cannot be written: {error}") from error
     finally:
         draft.unlink(missing_ok=True)
     return target
@@ -257,9 +339,13 @@ def _table(
     both = xr.Dataset({"v": part.drop_vars("valid", errors="ignore")} | ({} if share is None else {"s": share}))
     read = both.compute()
     values = read["v"].values
-    if values.dtype == np.int8:
-        scale, fill = part.attrs.get("scale_factor", 1.0), part.attrs.get("_FillValue", -128)
-        values = np.where(values == fill, np.nan, values * np.float32(scale))
+    fill = part.attrs.get("_FillValue", -128 if values.dtype == np.int8 else None)
+    missing = np.zeros(values.shape, bool) if fill is None else values == fill
+    if values.dtype.kind in "iu":
+        scale, offset = (part.attrs.get(k, v) for k, v in (("scale_factor", 1.0), ("add_offset", 0.0)))
+        values = values * np.float32(scale) + np.float32(offset)
+    if missing.any():
+        values = np.where(missing, np.nan, values)
     values = values.astype("float32")
     there = np.isfinite(values).all(axis=0)
     valid = np.where(there, read["s"].values if share is not None else 1.0, 0.0).astype("float32")

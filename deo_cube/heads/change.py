@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,7 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.errors import ArgumentError
+from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.heads.fitted import read_json, write_json
 from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample, select_time, spatial_dims
 
 __all__ = ["Calibration", "change", "fit_calibration"]
@@ -75,6 +75,12 @@ def change(
         raise ArgumentError(f"method must be 'cosine', 'calibrated' or 'euclidean', got {method!r}")
     if method != "calibrated" and (calibration is not None or unchanged is not None):
         raise ArgumentError(f"calibration and unchanged belong to method='calibrated', got method={method!r}")
+    if not (calibration is None or isinstance(calibration, Calibration)):
+        raise ArgumentTypeError(
+            f"calibration must be that of fit_calibration or Calibration.load, got {type(calibration).__name__}"
+        )
+    if calibration is not None and unchanged is not None:
+        raise ArgumentError("calibration and unchanged decide the same: pass one of them")
     a, b = _two(emb, before, after)
     attrs = {"long_name": f"{method} change", "units": "1"} | _between(before, after)
     if method == "cosine":
@@ -127,17 +133,15 @@ class Calibration:
 
     def save(self, path: Any) -> None:
         """Write as JSON."""
-        with open(path, "w", encoding="utf-8") as f:
-            d = {"weights": self.weights.tolist(), "ratios": self.ratios.tolist(), "least": self.least}
-            json.dump(d | {"model": self.model}, f)
+        d = {"weights": self.weights.tolist(), "ratios": self.ratios.tolist(), "least": self.least}
+        write_json(path, d | {"model": self.model})
 
     @classmethod
     def load(cls, path: Any) -> Calibration:
         """Read what `save` wrote."""
-        with open(path, encoding="utf-8") as f:
-            d = json.load(f)
+        d = read_json(path, ("weights", "ratios", "least", "model"), "a calibration")
         weights, ratios = (np.asarray(d[k], "float64") for k in ("weights", "ratios"))
-        return cls(weights, ratios, float(d["least"]), str(d.get("model", "")))
+        return cls(weights, ratios, d["least"], d.get("model", ""))
 
 
 def fit_calibration(
@@ -208,6 +212,13 @@ def _distance(u: Array, v: Array) -> Array:
 def _fitted(
     emb: xr.DataArray, a: xr.DataArray, b: xr.DataArray, unchanged: Sequence[tuple[Any, Any]] | None
 ) -> xr.DataArray:
+    if unchanged is not None:
+        is_list = isinstance(unchanged, Sequence) and not isinstance(unchanged, str)
+        if not is_list or not all(isinstance(p, list | tuple) and len(p) == 2 for p in unchanged):
+            raise ArgumentTypeError(
+                "unchanged must be a list of pairs of times between which nothing changed, [(before, after), ...]; got "
+                f"{unchanged!r:.80}"
+            )
     pairs = [_two(emb, *p) for p in unchanged] if unchanged is not None else [(a, b)]
     if not pairs:
         raise ArgumentError("unchanged is empty: give at least one pair of times, or leave it out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.errors import ArgumentError
+from deo_cube.arguments import integer
+from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.classes import NO_CLASS, Classes
+from deo_cube.heads.fitted import read_json, write_json
 from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample
 
 __all__ = ["Clusters", "cluster", "fit_clusters"]
@@ -45,18 +47,19 @@ class Clusters:
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
         d = {"centres": self.centres.tolist(), "model": self.model}
-        Path(path).write_text(json.dumps(d), encoding="utf-8")
+        write_json(path, d)
 
     @classmethod
     def load(cls, path: str | Path) -> Clusters:
         """Read what `save` wrote."""
-        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        return cls(**read_json(path, ("centres", "model"), "clusters"))
 
 
 def fit_clusters(emb: xr.DataArray, k: int = 8, *, seed: int = 0, most: int = 32768) -> Clusters:
     """Fit now, on a fixed subsample of at most about `most` vectors."""
     emb = as_embeddings(emb)
     model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
+    seed, most = integer("seed", seed, minimum=0), integer("most", most)
     return Clusters(np.asarray(_fitted(emb, _checked(k), seed, most).values), model)
 
 
@@ -84,8 +87,13 @@ def cluster(
         in the attributes.
     """
     emb = as_embeddings(emb)
-    if isinstance(clusters, str | Path):
-        clusters = Clusters.load(clusters)
+    if isinstance(clusters, str | os.PathLike):
+        clusters = Clusters.load(Path(clusters))
+    if not (clusters is None or isinstance(clusters, Clusters)):
+        raise ArgumentTypeError(
+            f"clusters must be those of fit_clusters, or the path of saved ones; got {type(clusters).__name__}"
+        )
+    seed = integer("seed", seed, minimum=0)
     if clusters is None:
         parameters: Any = _fitted(emb, _checked(k), seed, 32768)
     else:
@@ -107,9 +115,7 @@ def cluster(
 
 
 def _checked(k: int) -> int:
-    if not 2 <= k < NO_CLASS:
-        raise ArgumentError(f"k must be from 2 to {NO_CLASS - 1}, got {k}")
-    return k
+    return integer("k", k, minimum=2, maximum=NO_CLASS - 1)
 
 
 def _fitted(emb: xr.DataArray, k: int, seed: int, most: int) -> xr.DataArray:

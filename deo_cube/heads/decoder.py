@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.arguments import integer, number
 from deo_cube.errors import ArgumentError
 from deo_cube.evaluate.decoders import apply_conv, conv_maker, drawn, neutral, standard
 from deo_cube.heads.classes import NO_CLASS, Classes
@@ -111,6 +112,9 @@ class ConvHead(Fitted):
         import torch
         import torch.nn.functional as F
 
+        width, steps, batch = integer("width", width), integer("steps", steps), integer("batch", batch)
+        seed, upsample = integer("seed", seed, minimum=0), integer("upsample", upsample, maximum=16)
+        rate = number("rate", rate, above=0)
         scales = _scales(arrays[0], model.dim)
         windows, targets = [], []
         names: dict[int, tuple[str, str]] = {}

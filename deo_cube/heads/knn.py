@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.arguments import boolean, integer
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled, thinned
@@ -63,8 +64,7 @@ class KNNHead(Fitted):
         most: int = 20000,
     ) -> KNNHead:
         """Keep the labelled vectors, a random `most` of them where there are more."""
-        if k < 1:
-            raise ArgumentError(f"k must be at least 1, got {k}")
+        k, most, balanced = integer("k", k), integer("most", most), boolean("balanced", balanced)
         c = labelled(arrays, many, burn_options)
         keep = thinned(c.codes, most)
         mean = c.vectors.mean(axis=0, dtype="float64")

@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.errors import ArgumentError
+from deo_cube.arguments import boolean, integer, number
+from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.evaluate.splits import blocks
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled, thinned
@@ -82,6 +83,9 @@ class LinearHead(Fitted):
         """
         if estimator not in ("logistic", "ridge"):
             raise ArgumentError(f"estimator must be 'logistic' or 'ridge', got {estimator!r}")
+        most, balanced = integer("most", most), boolean("balanced", balanced)
+        block = None if block is None else number("block", block, above=0)
+        buffer = None if buffer is None else number("buffer", buffer, minimum=0)
         c = labelled(arrays, many, burn_options)
         if len(c.codes) > most:
             keep = thinned(c.codes, most)
@@ -150,8 +154,9 @@ def _choose(
     c: Cases, estimator: str, strengths: Sequence[float], block: float | None, buffer: float | None, balanced: bool
 ) -> dict[str, Any]:
     """C with the least loss on held-out blocks, and how it scored there."""
-    if not strengths or min(strengths) <= 0:
-        raise ArgumentError(f"strengths must be positive numbers, got {tuple(strengths)}")
+    if not isinstance(strengths, Sequence | np.ndarray) or isinstance(strengths, str) or not len(strengths):
+        raise ArgumentTypeError(f"strengths must be a list of positive numbers, got {strengths!r:.60}")
+    strengths = [number("strengths", s, above=0) for s in strengths]
     middle = {"C": float(sorted(strengths)[len(strengths) // 2]), "validation": "none"}
     side = block or max(np.ptp(c.x), np.ptp(c.y), c.size) / 6
     try:

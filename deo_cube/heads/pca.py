@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,7 +14,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.errors import ArgumentError
+from deo_cube.arguments import integer
+from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.heads.fitted import read_json, write_json
 from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample
 
 __all__ = ["PCA", "fit_pca", "pca_rgb"]
@@ -46,8 +49,8 @@ class PCA:
     def __post_init__(self) -> None:
         for name in ("mean", "components", "low", "high"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype="float64"))
-        d = len(self.mean)
-        if self.components.shape != (3, d) or self.low.shape != (3,) or self.high.shape != (3,):
+        d = self.mean.size
+        if self.mean.ndim != 1 or self.components.shape != (3, d) or self.low.shape != (3,) or self.high.shape != (3,):
             raise ArgumentError(
                 f"a PCA basis has mean (D,), components (3, D), low (3,), high (3,); got {self.mean.shape}, "
                 f"{self.components.shape}, {self.low.shape}, {self.high.shape}"
@@ -62,12 +65,12 @@ class PCA:
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
         d = {k: getattr(self, k).tolist() for k in ("mean", "components", "low", "high")} | {"model": self.model}
-        Path(path).write_text(json.dumps(d), encoding="utf-8")
+        write_json(path, d)
 
     @classmethod
     def load(cls, path: str | Path) -> PCA:
         """Read what `save` wrote."""
-        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        return cls(**read_json(path, ("mean", "components", "low", "high", "model"), "a PCA basis"))
 
 
 def fit_pca(emb: xr.DataArray | Sequence[xr.DataArray], *, most: int = 16384) -> PCA:
@@ -83,7 +86,10 @@ def fit_pca(emb: xr.DataArray | Sequence[xr.DataArray], *, most: int = 16384) ->
     >>> basis = fit_pca(store)                      # doctest: +SKIP
     >>> pca_rgb(store.isel(time=3), basis=basis)    # doctest: +SKIP
     """
-    arrays = [as_embeddings(e) for e in (emb if isinstance(emb, Sequence) else [emb])]
+    arrays = [as_embeddings(e) for e in (emb if isinstance(emb, list | tuple) else [emb])]
+    if not arrays:
+        raise ArgumentError("emb must be embeddings, or a list of them; got an empty list")
+    integer("most", most, minimum=3)
     models = {str(a.attrs.get("deo_cube:model_fingerprint", "")) for a in arrays}
     if len(models) != 1 or len({a.sizes["embedding"] for a in arrays}) != 1:
         raise ArgumentError(f"a basis is of one model, the arrays are of {sorted(models)}")
@@ -111,8 +117,12 @@ def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.D
         ``pca_basis`` says which basis was used.
     """
     emb = as_embeddings(emb)
-    if isinstance(basis, str | Path):
-        basis = PCA.load(basis)
+    if isinstance(basis, str | os.PathLike):
+        basis = PCA.load(Path(basis))
+    if not (basis is None or isinstance(basis, PCA)):
+        raise ArgumentTypeError(
+            f"basis must be a PCA of fit_pca, or the path of a saved one; got {type(basis).__name__}"
+        )
     source = "given"
     if basis is None:
         basis, source = _bundled(emb), "bundled with the model"

@@ -15,6 +15,7 @@ from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
 from deo_cube.engine.export import _pooled, to_cog, to_geoparquet
+from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, StorageError
 
 BOX = GeoBox.from_bbox((500000, 5000000, 500000 + 40 * 300, 5000000 + 40 * 200), "EPSG:32633", resolution=40)
 
@@ -87,8 +88,25 @@ def test_what_no_geotiff_can_hold_is_refused(tmp_path: Path) -> None:
         to_cog(embeddings(), tmp_path / "x.tif")
     with pytest.raises(ValueError, match="rows, columns and bands"):
         to_cog(embeddings(1).expand_dims(member=2).isel(time=0), tmp_path / "x.tif")
-    with pytest.raises(TypeError, match="DataArray"):
-        to_cog(embeddings().to_dataset(name="embeddings"), tmp_path / "x.tif")
+    with pytest.raises(ArgumentTypeError, match=r"DataArray.*ds\['a'\]"):
+        to_cog(xr.Dataset({"a": embeddings(1), "b": embeddings(1)}), tmp_path / "x.tif")
+    for array in (embeddings(1).astype(complex), np.zeros((4, 4)), None, "emb.zarr"):
+        with pytest.raises(ArgumentTypeError, match="array"):
+            to_cog(array, tmp_path / "x.tif")  # type: ignore[arg-type]
+    large = embeddings(1).isel(time=0, embedding=0).fillna(0).astype("int64") + 2**40
+    with pytest.raises(ArgumentError, match=r"astype\(\"float64\"\)"):
+        to_cog(large, tmp_path / "x.tif")
+    for options, named in (({"compress": "zip"}, "compress"), ({"overviews": "median"}, "overviews")):
+        with pytest.raises(ArgumentError, match=named):
+            to_cog(embeddings(1), tmp_path / "x.tif", **options)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="_FillValue"):
+        to_cog((large - 2**40).astype("uint8").assign_attrs(_FillValue=-9999), tmp_path / "x.tif")
+    with pytest.raises(ArgumentError, match="path"):
+        to_cog(embeddings(1), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="x.tif"):
+        to_cog(embeddings(1), tmp_path / "file" / "x.tif")
+    (tmp_path / "file").unlink()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,6 +193,32 @@ def test_pooling_keeps_the_weighted_mean_of_all(h: int, w: int, pool: int) -> No
 def test_geoparquet_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dimension 'embedding'"):
         to_geoparquet(embeddings().isel(embedding=0), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="pool"):
-        to_geoparquet(embeddings(), tmp_path / "x.parquet", pool=0)
+    for options, named in (
+        ({"pool": 0}, "pool"), ({"pool": 1.5}, "pool"), ({"min_valid": 2}, "min_valid"),
+        ({"geometry": "line"}, "geometry"),
+    ):  # fmt: skip
+        with pytest.raises(DeoCubeError, match=named):
+            to_geoparquet(embeddings(), tmp_path / "x.parquet", **options)
+    with pytest.raises(DeoCubeError, match="member"):
+        to_geoparquet(embeddings().expand_dims(member=2), tmp_path / "x.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_values_beyond_readers_and_marks_of_missing_ones_survive(tmp_path: Path) -> None:
+    one = embeddings(1).isel(time=0, embedding=0).fillna(0).load()
+    large = one.astype("int64") + 2**40
+    to_cog(large.astype("float64"), tmp_path / "large.tif")
+    with rasterio.open(tmp_path / "large.tif") as file:
+        np.testing.assert_array_equal(np.sort(file.read(1), axis=None), np.sort(large.values, axis=None))
+    marked = one.astype("float32").assign_attrs(_FillValue=np.float32(-9999))
+    marked[0, 0] = -9999
+    to_cog(marked.to_dataset(name="only"), tmp_path / "marked.tif")
+    with rasterio.open(tmp_path / "marked.tif") as file:
+        assert int(np.isnan(file.read(1)).sum()) == 1
+    stored = embeddings(1).isel(time=0, y=slice(30, 60), x=slice(30, 90)).drop_vars("valid").load()
+    stored = ((stored - 2) * 10).round().astype("int16").assign_attrs(scale_factor=0.1, add_offset=2.0, _FillValue=-5)
+    to_geoparquet(stored, tmp_path / "v.parquet")
+    found = np.stack(pd.read_parquet(tmp_path / "v.parquet")["embedding"])
+    whole = stored.values.reshape(stored.sizes["embedding"], -1).T
+    kept = whole[(whole != -5).all(axis=1)]
+    np.testing.assert_allclose(found, kept * np.float32(0.1) + 2, rtol=1e-5)
