@@ -107,7 +107,7 @@ def bench(
                 alone.append(measured.tiles_per_second)
                 # Tiles that are cut shorter at the cube's edge count for what they are.
                 whole.append(measured.tiles_per_second * measured.seconds / seconds)
-            bar.update()
+            bar.advance()
     rate = statistics.median(whole)
     tiles = (measured.seconds or 0.0) * (measured.tiles_per_second or 0.0)
     return Bench(

@@ -123,7 +123,7 @@ def _fly(
             if one is None:
                 continue  # recalled meanwhile
             if _succeeded(future, one, watch):
-                bar.finish(one.block)
+                bar.update(one.block)
             else:
                 again.append(one)
             future.release()

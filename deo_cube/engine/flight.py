@@ -92,7 +92,7 @@ def fly(
             for future in finished:
                 block = flying.pop(future)
                 future.result()
-                bar.finish(block)
+                bar.update(block)
     except BaseException as error:
         bar.note(error)
         give_up()
@@ -129,10 +129,10 @@ class Bar(Progress):
         total = int(np.prod(layout.blocks))
         super().__init__(total, title=f"embed {alias}", done=done, rate_unit="km²/s", shown=shown)
 
-    def finish(self, block: Block) -> None:
+    def update(self, block: Block) -> None:
         """Count a block that this run did."""
         rows, columns = self._layout.region(block)
-        self.update(amount=(rows.stop - rows.start) * (columns.stop - columns.start) * self._pixel_area)
+        self.advance(amount=(rows.stop - rows.start) * (columns.stop - columns.start) * self._pixel_area)
 
     def note(self, error: BaseException) -> None:
         """Add to `error` how many blocks are safe."""

@@ -32,7 +32,7 @@ class Progress:
     done : int
         Units that an earlier run did.
     rate_unit : str, optional
-        Unit of the amounts that `update` is given, whose rate is shown beside the units' own.
+        Unit of the amounts that `advance` is given, whose rate is shown beside the units' own.
     shown : bool
         False: print nothing.
     """
@@ -100,7 +100,7 @@ class Progress:
             self._bar.n += new
             self._bar.refresh()
 
-    def update(self, units: int = 1, *, amount: float = 0.0, note: str = "") -> None:
+    def advance(self, units: int = 1, *, amount: float = 0.0, note: str = "") -> None:
         """Count units that this run did; `note` is shown beside the rate until the next one."""
         self.done += units
         self._amount += amount

@@ -126,7 +126,7 @@ def verify_store(
             blocks = [(int(t), row, int(c)) for t, c in zip(*np.nonzero(done), strict=True)]
             for block, whole in zip(blocks, pool.map(partial(_is_whole, root), blocks), strict=True):
                 checked += 1
-                bar.update()
+                bar.advance()
                 if not whole:
                     damaged.append(block)
     if repair and damaged:

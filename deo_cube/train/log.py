@@ -70,7 +70,7 @@ class Log:
             if self.board is not None:
                 for k, v in line.items():
                     self.board.add_scalar(k, v, step)
-        self.bar.update(note=note)
+        self.bar.advance(note=note)
 
 
 def _step_of(line: str) -> int:

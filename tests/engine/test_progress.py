@@ -79,7 +79,7 @@ def test_a_resumed_write_starts_at_what_is_done(tmp_path: Path, capsys: pytest.C
 def test_rate_and_time_left_count_this_run_alone(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(100, title="job", done=50, rate_unit="km²/s") as bar:
         clock.now = 10.0
-        bar.update(10, amount=20.0)
+        bar.advance(10, amount=20.0)
         assert (bar.rate, bar.seconds_left) == (2.0, 40.0)
         # Found done by another process meanwhile: less to do, no more speed. The first 50 were counted before.
         bar.found(50)
@@ -93,7 +93,7 @@ def test_a_slow_job_prints_a_line_every_half_minute(clock: Clock, capsys: pytest
     with Progress(100_000, title="job") as bar:
         for second in range(1, 601):
             clock.now = float(second)
-            bar.update()
+            bar.advance()
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "job: 0 of 100000 blocks done"
     assert lines[1] == "job: 1 of 100000 blocks done, 1 blocks/s, 27.8 h left" or "30 of 100000" in lines[1]
@@ -104,7 +104,7 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress(10, title="job", done=4) as bar:
-        bar.update(3)
+        bar.advance(3)
         with bar.aside():
             print("aside", file=sys.stderr)
     drawn = terminal.getvalue()
@@ -119,7 +119,7 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_printed_where_it_is_off(stream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
     with Progress(3, title="job", shown=stream is None) as bar:
-        bar.update(3)
+        bar.advance(3)
     assert stream is None or stream.getvalue() == ""
 
 
@@ -128,7 +128,7 @@ def test_any_sequence_of_steps_is_counted_exactly(done: int, steps: list[int]) -
     total = done + sum(steps)
     bar = Progress(total, title="job", done=done, shown=False)
     for n in steps:
-        bar.update(n)
+        bar.advance(n)
     assert (bar.done, bar.ran, bar.earlier) == (total, sum(steps), done)
     assert bar.seconds_left is None if not steps else bar.seconds_left == 0
 
