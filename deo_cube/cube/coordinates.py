@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from deo_cube.cube.instants import is_cftime, of_cftime
 from deo_cube.cube.plain import is_missing, jsonable, plain, text, writable
-from deo_cube.cube.times import dating, read_times, to_numpy
+from deo_cube.cube.times import dating, of_units, read_times, to_numpy
 
 __all__ = ["along_time", "storable_attrs", "storable_coordinates", "storable_variable"]
 
@@ -155,24 +155,20 @@ def storable_variable(variable: xr.Variable, name: str, left: list[str]) -> xr.V
     kind = values.dtype.kind
     if kind in "iuf":
         values = _decoded(values, attrs)
-        if re.search(r"\bsince\b", str(attrs.get("units", ""))):
-            times = read_times(xr.Variable(variable.dims, values, attrs))
-            values = values if times.values is None else times.values
-            attrs = {k: v for k, v in attrs.items() if k not in ("units", "calendar")}
+        if "since" in str(attrs.get("units", "")):
+            decoded = of_units(values.ravel(), attrs)
+            values = values if decoded is None else decoded.reshape(values.shape)
         values = values.astype("f8") if values.dtype.itemsize > 8 else values
-    elif kind in "Mm":
-        attrs = {k: v for k, v in attrs.items() if k not in ("units", "calendar")}
     elif kind in "USTO":
-        if kind == "O" and {"units", "calendar"} & set(attrs):
-            attrs.pop("calendar", None)
-            attrs.pop("units") if "since" in str(attrs.get("units", "")) else None
         values = _of_objects(values)
-    elif kind != "b":
+    elif kind not in "bMm":
         return None
     if values is None:
         return None
-    attrs = {k: v for k, v in attrs.items() if k not in _DECODING}
-    return xr.Variable(variable.dims, values, storable_attrs(attrs, name, left))
+    # Units of dates tell a reader to decode numbers: those here are decoded, and other values cannot be.
+    dated = values.dtype.kind in "Mm" or "since" in str(attrs.get("units", ""))
+    kept = {k: v for k, v in attrs.items() if k not in _DECODING and not (dated and k in ("units", "calendar"))}
+    return xr.Variable(variable.dims, values, storable_attrs(kept, name, left))
 
 
 def _decoded(values: Array, attrs: Mapping[str, Any]) -> Array:

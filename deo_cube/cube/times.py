@@ -35,6 +35,7 @@ __all__ = [
     "dates",
     "dating",
     "holds_dates",
+    "of_units",
     "read_times",
     "to_numpy",
 ]
@@ -230,7 +231,7 @@ def _datetimes(values: Array) -> Array:
 
 def _of_numbers(values: Array, attrs: Any, name: str) -> Times:
     if "since" in str(attrs.get("units", "")):
-        decoded = _decoded(values, attrs)
+        decoded = of_units(values, attrs)
         if decoded is not None:
             return Times(decoded, f"the numbers along {name!r} are read by their units, {attrs['units']!r}")
     there = values[np.isfinite(values)] if values.dtype.kind == "f" else values
@@ -243,7 +244,8 @@ def _of_numbers(values: Array, attrs: Any, name: str) -> Times:
     return Times(values, _kept(values, name) if _like_dates(values) else "")
 
 
-def _decoded(values: Array, attrs: Any) -> Array | None:
+def of_units(values: Array, attrs: Any) -> Array | None:
+    """Dates of numbers with CF units (1-d); None where these are none that can be read."""
     plain = {k: attrs[k] for k in ("units", "calendar") if k in attrs}
     try:
         with warnings.catch_warnings():
@@ -332,7 +334,8 @@ def _advice(values: Array | None, name: str) -> str:
     if len(flat) and all(isinstance(v, (int, float)) and 1 <= v <= 366 for v in flat):
         return (
             "If they are days of a year, here 2021: "
-            f'cube = cube.assign_coords({name}=pd.to_datetime(2021 * 1000 + cube.{name}.values, format="%Y%j"))'
+            f"cube = cube.assign_coords({name}="
+            f'pd.to_datetime((2021000 + cube.{name}.values).astype(str), format="%Y%j"))'
         )
     if len(flat) and all(isinstance(v, int) and 0 < v < 10**6 for v in flat):
         return (

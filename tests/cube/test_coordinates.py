@@ -109,6 +109,8 @@ def test_what_has_no_form_in_a_store_has_none(values: np.ndarray) -> None:
         ([20, -1], {"_FillValue": -1}, [20.0, np.nan], {}),
         ([20, 40], {"missing_value": [-1], "dtype": "int8"}, [20, 40], {}),
         ([2343, 2353], {"units": "days since 2015-01-01", "calendar": "standard"}, DAYS.tolist(), {}),
+        ([3, 4], {"units": "days since the last rain"}, [3, 4], {}),
+        (["a", "b"], {"units": "days since 1970-01-01", "calendar": "noleap"}, ["a", "b"], {}),
         (DAYS, {"units": "seconds since 1970-01-01", "calendar": "standard", "a": "b"}, DAYS.tolist(), {"a": "b"}),
         (
             [1, 2],
@@ -117,7 +119,16 @@ def test_what_has_no_form_in_a_store_has_none(values: np.ndarray) -> None:
             {"units": "days"},
         ),
     ],
-    ids=["scale", "fill value", "fill value that is not there", "CF dates", "units of decoded dates", "references"],
+    ids=[
+        "scale",
+        "fill value",
+        "fill value that is not there",
+        "CF dates",
+        "units that are none",
+        "units of text",
+        "units of decoded dates",
+        "references",
+    ],
 )
 def test_attributes_by_which_a_reader_decodes_are_applied_once(
     values: Any, attrs: dict, expected: list, left_attrs: dict
