@@ -112,6 +112,7 @@ class Layer:
     """Global scale of int8 output: value = int8 * scale. None: not measured, so int8 is refused."""
 
     def __post_init__(self) -> None:
+        check(_whole(self.dim, self.stride), f"layer {self.name!r}: dim and stride must be integers")
         check(
             0 < self.dim <= 2**17 and 0 < self.stride <= MAX_TILE,
             f"layer {self.name!r}: expected dim 1 to {2**17} and stride 1 to {MAX_TILE}, got {self.dim}, {self.stride}",
@@ -228,6 +229,10 @@ class ModelCard:
         check_architecture(self.name, self.architecture, [len(s.bands) for s in self.stems])
         for kind, names in (("stem", [s.name for s in self.stems]), ("layer", [la.name for la in self.layers])):
             check(len(set(names)) == len(names), f"card {self.name}: a {kind} name occurs twice in {names}")
+        check(
+            _whole(self.tile, self.halo, self.trim, self.batch),
+            f"card {self.name}: tile, halo, trim and batch must be integers",
+        )
         check(self.tile > 0 and self.halo >= 0, f"card {self.name}: tile must be positive, halo not negative")
         check(self.tile <= MAX_TILE, f"card {self.name}: expected a tile of at most {MAX_TILE} pixels, got {self.tile}")
         check(0 < self.batch <= 4096, f"card {self.name}: expected a batch of 1 to 4096 tiles, got {self.batch}")
@@ -374,6 +379,10 @@ class ModelCard:
             f"<ModelCard {self.alias}: {self.name}, {len(self.bands)} bands at {self.gsd:g} m, tile {self.tile}, "
             f"halo {self.halo}, one {la.dim}-vector per {la.stride} px ({la.name}), {state[self.weights.status]}>"
         )
+
+
+def _whole(*values: Any) -> bool:
+    return all(isinstance(v, int) and not isinstance(v, bool) for v in values)
 
 
 def _finite(values: Iterable[Any]) -> bool:

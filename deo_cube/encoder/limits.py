@@ -21,7 +21,7 @@ CARD_BYTES = 2**20
 #: Parameters of a network that a card describes: 8 GB in float32.
 MAX_PARAMETERS = 2 * 10**9
 #: Pixels of a side of a tile.
-MAX_TILE = 8192
+MAX_TILE = 16384
 
 
 @dataclass(frozen=True)

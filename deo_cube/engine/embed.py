@@ -25,6 +25,7 @@ from deo_cube.cube.evidence import product_levels
 from deo_cube.cube.radiometry import Radiometry, decide_radiometry
 from deo_cube.cube.times import check_times
 from deo_cube.encoder.card import ModelCard
+from deo_cube.encoder.limits import MAX_TILE
 from deo_cube.encoder.registry import EncoderRef, resolve
 from deo_cube.engine import graph, metadata, transfer
 from deo_cube.engine.block import EmbedBlock, ValidBlock
@@ -44,6 +45,9 @@ from deo_cube.options import Default, get_option
 from deo_cube.options import resolve as option
 
 __all__ = ["Prepared", "check_device", "check_dtype", "dtype_name", "embed", "prepare"]
+
+#: Pixels of a side of a block: a terabyte of ten bands.
+MAX_BLOCK = 2**18
 
 Cube = xr.Dataset | xr.DataArray
 
@@ -102,8 +106,11 @@ def prepare(
     if isinstance(bands, str) or not isinstance(bands, Sequence | Mapping | None):
         raise MissingBandsError(f"bands must be a list of bands, or a mapping of bands to variables; got {bands!r}")
     sizes = {
-        name: None if size is None else arguments.integer(name, size, minimum=least, error=TilePlanError)
-        for name, size, least in (("tile", tile, 1), ("halo", halo, 0), ("block", block, 1))
+        name: None if size is None else arguments.integer(name, size, minimum=least, maximum=most, error=TilePlanError)
+        for name, size, least, most in (
+            *(("tile", tile, 1, MAX_TILE), ("halo", halo, 0, MAX_TILE // 2)),
+            ("block", block, 1, MAX_BLOCK),
+        )
     }
     arguments.number_or("offset", offset, ("auto",), several=True)
     arguments.number_or("nodata", nodata, ("auto", None), finite=False)

@@ -172,6 +172,21 @@ def test_comments_docstrings_annotations_and_paths_do_not_count(tmp_path: Path) 
     assert of(again) != d
 
 
+def test_a_function_of_a_notebook_is_known_by_its_cell(tmp_path: Path) -> None:
+    text = "def f(x, n=2):\n    return x * n\n"
+    cells = [text, "\n\n# again\n" + text, text.replace("*", "+")]
+    made = []
+    for i, cell in enumerate(cells):
+        name = f"<cell {i}>"
+        linecache.cache[name] = (len(cell), None, cell.splitlines(keepends=True), name)
+        scope: dict[str, Any] = {"__name__": "__main__"}
+        exec(compile(cell, name, "exec"), scope)
+        made.append(scope["f"])
+    first, second, other = (of(f) for f in made)
+    assert first == second == of(imported(tmp_path / "m" / "made.py", text)) != other
+    assert source_code.function_source(made[0]).digest.startswith("source ")
+
+
 def imported(path: Path, text: str) -> Any:
     path.parent.mkdir()
     path.write_text(text)

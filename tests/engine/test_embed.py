@@ -415,8 +415,8 @@ def test_dtypes_by_any_name_and_sizes_that_are_no_numbers_of_pixels() -> None:
     cube = cube_at((32, 32), times=1)
     for dtype in (np.float32, "f4", np.dtype("float32")):
         assert embed(cube, "means", dtype=dtype).dtype == "float32"  # type: ignore[arg-type]
-    wrong: dict = {"tile": 64.0, "halo": "4", "block": 1e3}
-    for name, size in wrong.items():
+    wrong: dict = {"tile": [64.0, 2**14 + 1, 2**31], "halo": ["4", 2**31], "block": [1e3, 2**31]}
+    for name, size in ((name, size) for name, sizes in wrong.items() for size in sizes):
         with pytest.raises(errors.TilePlanError, match=f"{name} must be an integer"):
             embed(cube, "means", **{name: size})
     for size in (0, 1.5, "2"):
