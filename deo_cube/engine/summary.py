@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -128,7 +129,8 @@ def _told_once(models: list[tuple[str, bool, str]]) -> tuple[tuple[str, bool, st
     """Models of which the same is true, but for their names, in one line: three models lack the same band alike."""
     told: dict[tuple[bool, str], list[str]] = {}
     for alias, ok, why in models:
-        why = why if ok else why.replace(f"{alias} wants", "wanted", 1).replace(f"{alias} also", "it also")
+        # Lines that begin with the name, in a numbered list of problems too.
+        why = why if ok else re.sub(rf"(?m)^((?:\d+\. |   )?){re.escape(alias)} ", r"\1the model ", why)
         told.setdefault((ok, why), []).append(alias)
     return tuple((", ".join(aliases), ok, why) for (ok, why), aliases in told.items())
 
