@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError
 
-__all__ = ["boolean", "choice", "integer", "number", "number_or"]
+__all__ = ["boolean", "choice", "integer", "number", "number_or", "path", "sequence"]
 
 #: A size or count above this is a slip: no array, cluster or model has so many, and arithmetic with it overflows.
 LARGEST = 2**31 - 1
@@ -45,9 +47,17 @@ def integer(
 
 
 def number(
-    name: str, value: Any, *, minimum: float | None = None, maximum: float | None = None, above: float | None = None
+    name: str,
+    value: Any,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    infinite: bool = False,
 ) -> float:
     """Return `value` as a float, if it is finite, from `minimum` to `maximum`, and greater than `above`.
+
+    With `infinite` positive infinity is accepted, too: for ever, or no limit.
 
     Numbers of Python and NumPy are accepted; booleans and text are not.
     """
@@ -58,6 +68,8 @@ def number(
         real = float(scalar)
     except OverflowError:
         real = math.inf
+    if infinite and real == math.inf:
+        return real
     low, high = minimum is not None and real < minimum, maximum is not None and real > maximum
     if not math.isfinite(real) or low or high or (above is not None and real <= above):
         what = f"a finite number greater than {above:g}" if above is not None else "a finite number"
@@ -92,12 +104,26 @@ def choice(name: str, value: Any, choices: Collection[str], *, error: type[DeoCu
 
 
 def boolean(name: str, value: Any) -> bool:
-    """Return `value` as a bool, if it is True or False (of Python or NumPy)."""
-    if isinstance(value, bool):
-        return value
-    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool_", "bool"):
+    """Return `value` as a bool, if it is True or False (of Python or NumPy), or 1 or 0."""
+    if isinstance(value, bool | np.bool_ | int | np.integer) and value in (0, 1):
         return bool(value)
     raise ArgumentTypeError(f"{name} must be True or False, got {_short(value)}")
+
+
+def path(name: str, value: Any) -> Path:
+    """Return `value` as a Path, if it is the text of one or a path, and not empty."""
+    if not isinstance(value, str | os.PathLike):
+        raise ArgumentTypeError(f"{name} must be a path, got {_short(value)}")
+    if not str(value):
+        raise ArgumentError(f"{name} must be a path, got an empty text")
+    return Path(value)
+
+
+def sequence(name: str, value: Any, what: str) -> tuple[Any, ...]:
+    """Return `value` as a tuple, if it is a list of `what` or another sequence; texts are not."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise ArgumentTypeError(f"{name} must be a list of {what}, got {_short(value)}")
+    return tuple(value)
 
 
 def _range(what: str, minimum: float | None, maximum: float | None) -> str:

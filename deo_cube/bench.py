@@ -19,6 +19,7 @@ from deo_cube.engine.embed import embed
 from deo_cube.engine.plan import Plan, plan
 from deo_cube.engine.progress import Progress
 from deo_cube.engine.write import to_zarr
+from deo_cube.errors import ArgumentError
 
 __all__ = ["Bench", "bench"]
 
@@ -90,7 +91,7 @@ def bench(
     True
     """
     if rounds < 1:
-        raise ValueError(f"rounds must be 1 or more, got {rounds}")
+        raise ArgumentError(f"rounds must be 1 or more, got {rounds}")
     alone, whole = [], []
     bar = Progress(rounds + 1, title=f"bench {model}", unit="round", shown=progress)
     with TemporaryDirectory(prefix="deo_cube-bench-") as folder, bar:

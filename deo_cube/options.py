@@ -69,6 +69,8 @@ def _validated(name: str, value: Any) -> Any:
             f"option compile must be True, False or the name of a backend of torch.compile, got {value!r}"
         )
     if name == "cache_dir":
+        if not isinstance(value, str | os.PathLike):
+            raise ArgumentError(f"option cache_dir must be a path, got {value!r}")
         return Path(value)
     if name == "offline" and not isinstance(value, bool):
         raise ArgumentError(f"option offline must be True or False, got {value!r}")

@@ -62,6 +62,7 @@ def test_choices_and_flags_are_refused_by_name() -> None:
     for value in ("Pad", None, 1, ["pad"]):
         with pytest.raises(ArgumentError, match="edge.*'pad'.*'drop'"):
             arguments.choice("edge", value, ("pad", "drop"))
-    for value in ("yes", 1, None, np.array([True])):
+    assert arguments.boolean("overwrite", 1) is True
+    for value in ("yes", 2, None, np.array([True])):
         with pytest.raises(ArgumentTypeError, match="overwrite"):
             arguments.boolean("overwrite", value)

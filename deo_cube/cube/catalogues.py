@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from deo_cube.errors import ArgumentError, CatalogueError
+from deo_cube import arguments
+from deo_cube.errors import ArgumentError, ArgumentTypeError, CatalogueError
 from deo_cube.options import get_option
 
 __all__ = ["CATALOGUES", "Catalogue", "catalogue", "search"]
@@ -121,6 +122,8 @@ def catalogue(which: str | Catalogue, *, collection: str | None = None) -> Catal
     """
     if isinstance(which, Catalogue):
         found = which
+    elif not isinstance(which, str):
+        raise ArgumentTypeError(f"catalogue must be a name, the URL of a STAC API or a Catalogue, got {which!r}")
     elif which in CATALOGUES:
         found = CATALOGUES[which]
     elif urlsplit(which).scheme in ("http", "https"):
@@ -190,15 +193,22 @@ def search(
     """
     import pystac
 
+    if bbox is not None:
+        parts = arguments.sequence("bbox", bbox, "four numbers (west, south, east, north) in degrees")
+        if len(parts) != 4:
+            raise ArgumentError(f"bbox must be (west, south, east, north) in degrees, got {bbox!r}")
+        bbox = (*(arguments.number("bbox", p) for p in parts),)  # type: ignore[assignment]
+        if bbox is not None and not (bbox[0] < bbox[2] and bbox[1] < bbox[3]):
+            raise ArgumentError(f"bbox must be (west, south, east, north) in degrees, got {bbox}")
+    if max_cloud is not None:
+        max_cloud = arguments.number("max_cloud", max_cloud, minimum=0, maximum=100)
+    max_items = None if max_items is None else arguments.integer("max_items", max_items)
+    timeout = arguments.number("timeout", timeout, above=0)
     found = _catalogue(catalogue, collection=collection)
     if bbox is None and intersects is None and not options.keys() & {"ids"}:
         raise ArgumentError(
             "search wants a place: bbox=(west, south, east, north) in degrees, or intersects=a geometry"
         )
-    if bbox is not None and not (bbox[0] < bbox[2] and bbox[1] < bbox[3]):
-        raise ArgumentError(f"bbox must be (west, south, east, north) in degrees, got {bbox}")
-    if max_cloud is not None and not 0 <= max_cloud <= 100:
-        raise ArgumentError(f"max_cloud is per cent, 0 to 100, got {max_cloud}")
     host = urlsplit(found.url).hostname or ""
     if get_option("offline") and host not in ("localhost", "127.0.0.1", "::1"):
         raise CatalogueError(

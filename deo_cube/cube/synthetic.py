@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from affine import Affine
-from odc.geo.crs import CRS
+from odc.geo.crs import CRS, CRSError
 from odc.geo.geobox import GeoBox
 
+from deo_cube import arguments
 from deo_cube.cube.grid import assign_grid
 from deo_cube.cube.landscape import LAND_COVER, Landscape, draw_landscape, noise, smoothstep
 from deo_cube.cube.surfaces import BANDS, SPECTRA, Season, Surfaces
-from deo_cube.errors import ArgumentError
+from deo_cube.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["BANDS", "synthetic_cube"]
 
@@ -98,19 +99,31 @@ def synthetic_cube(
     ValueError
         For arguments that cannot be drawn.
     """
-    shape = (int(size), int(size)) if isinstance(size, int | np.integer) else (int(size[0]), int(size[1]))
-    names = BANDS if bands is None else tuple(bands)
+    sides = (size, size) if np.ndim(size) == 0 else arguments.sequence("size", size, "two integers")  # type: ignore[arg-type]
+    if len(sides) != 2:
+        raise ArgumentError(f"size must be an integer or two, got {size!r}")
+    shape = (arguments.integer("size", sides[0], maximum=2**16), arguments.integer("size", sides[1], maximum=2**16))
+    names = BANDS if bands is None else arguments.sequence("bands", bands, "bands")
+    seed = arguments.integer("seed", seed, minimum=0, maximum=2**63 - 1)
+    gaps, south_up = arguments.boolean("gaps", gaps), arguments.boolean("south_up", south_up)
+    if resolution is not None:
+        resolution = arguments.number("resolution", resolution, above=0)
+    if chunks is not None and not isinstance(chunks, Mapping):
+        raise ArgumentTypeError(f"chunks must be a mapping of dimensions to sizes, or None; got {chunks!r}")
     if min(shape) < 2:
         raise ArgumentError(f"size must be at least 2 pixels, got {size}")
     if unknown := [b for b in names if b not in BANDS]:
         raise ArgumentError(f"bands must be among {', '.join(BANDS)}; got {', '.join(map(str, unknown))}")
     if units not in ("dn", "reflectance"):
         raise ArgumentError(f'units must be "dn" or "reflectance", got {units!r}')
-    if offset not in (0, ADD_OFFSET):
+    if isinstance(offset, bool) or offset not in (0, ADD_OFFSET):
         raise ArgumentError(f"offset must be 0 or {ADD_OFFSET} (the DN to add), got {offset!r}")
-    if not 0 <= float(clouds) <= 1:
-        raise ArgumentError(f"clouds must be True, False or a fraction from 0 to 1, got {clouds!r}")
-    kind = np.dtype(dtype or ("uint16" if units == "dn" else "float32"))
+    if not isinstance(clouds, bool):
+        clouds = arguments.number("clouds", clouds, minimum=0, maximum=1)
+    try:
+        kind = np.dtype(dtype or ("uint16" if units == "dn" else "float32"))
+    except TypeError as error:
+        raise ArgumentError(f"dtype must be a NumPy dtype, got {dtype!r}") from error
     if units == "reflectance" and kind.kind != "f":
         raise ArgumentError(f"reflectance needs a floating-point dtype, got {kind}")
 
@@ -137,10 +150,12 @@ def synthetic_cube(
 
 
 def _dates(times: int | Sequence[Any]) -> pd.DatetimeIndex:
-    if not isinstance(times, int | np.integer):
-        return pd.DatetimeIndex(list(times))
-    if times < 1:
-        raise ArgumentError(f"times must be at least 1, got {times}")
+    if np.ndim(times) == 1 and len(times) > 0:  # type: ignore[arg-type]
+        try:
+            return pd.DatetimeIndex(list(times))  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"times must be a count, or a list of dates: {error}") from error
+    times = arguments.integer("times", times, maximum=10_000)
     # Sentinel-2 passes every five days; the season is from mid-April to the end of September.
     passes = np.round((np.arange(times) + 0.5) / times * 33).astype(int)
     return pd.Timestamp("2021-04-16T10:00:31") + pd.to_timedelta(5 * passes, unit="D")
@@ -243,7 +258,10 @@ def _encode(value: Array, missing: Array | None, units: str, offset: int, kind: 
 
 
 def _geobox(shape: tuple[int, int], crs: str, resolution: float | None, south_up: bool) -> GeoBox:
-    system = CRS(crs)
+    try:
+        system = CRS(crs)
+    except CRSError as error:
+        raise ArgumentError(f"crs must be a CRS, such as EPSG:32633, got {crs!r} ({error})") from error
     step = resolution or (9e-5 if system.geographic else 10.0)
     if system.geographic and step > 0.01:
         raise ArgumentError(

@@ -89,7 +89,8 @@ class Stem:
             if n.name == name:
                 return n
         raise UnknownModelError(
-            f"stem {self.name!r} has no normalization {name!r}: choose from {[n.name for n in self.normalizations]}"
+            f"normalize={name!r}: stem {self.name!r} has no such normalization, choose from "
+            f"{[n.name for n in self.normalizations]}"
         )
 
     @property

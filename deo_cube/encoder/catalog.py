@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.locate import local_weights
-from deo_cube.errors import UnknownModelError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, UnknownModelError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,15 +99,17 @@ def register_encoder(card: ModelCard, factory: Factory | None = None) -> ModelCa
     TypeError
         If `factory` is no function, or the network itself.
     """
+    if not isinstance(card, ModelCard):
+        raise ArgumentTypeError(f"card must be a ModelCard, made by describe(...) or describe_timm(...); got {card!r}")
     network = hasattr(factory, "forward") and not isinstance(factory, type)
     if factory is not None and (network or not callable(factory)):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"factory is a function without arguments that returns the network, got {type(factory).__name__}: "
             "register_encoder(card, lambda: network)"
         )
     for bundled in bundled_cards().values():
         if {card.alias, card.name} & {bundled.alias, bundled.name}:
-            raise ValueError(f"{card.alias!r} ({card.name}) is the name of a bundled model: choose another")
+            raise ArgumentError(f"{card.alias!r} ({card.name}) is the name of a bundled model: choose another")
     _registered[card.alias] = Entry(card, factory)
     return card
 
@@ -124,11 +126,13 @@ def find(model: str | Path | ModelCard) -> Entry:
         known = known_cards().get(model.alias)
         return known if known is not None and known.card == model else Entry(model)
     if not isinstance(model, (str, Path)):
-        raise TypeError(
-            f"a model is named by alias, path or ModelCard, got {type(model).__name__}"
+        raise ArgumentTypeError(
+            f"model must be an alias, a path or a ModelCard, got {type(model).__name__}"
             + (": register it first, register_encoder(describe(...), lambda: model)" if callable(model) else "")
         )
     text = str(model)
+    if not text:
+        raise UnknownModelError("model must be an alias, a path or a ModelCard, got an empty text")
     known_by_alias = known_cards()
     for entry in known_by_alias.values():
         if text in (entry.card.alias, entry.card.name):

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from deo_cube import arguments
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights, WeightsStatus
-from deo_cube.errors import MissingBandsError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingBandsError
 
 __all__ = ["SENTINEL2_STATISTICS", "describe", "describe_timm"]
 
@@ -76,11 +77,22 @@ def describe(
     ValueError
         For values that do not fit together, see `ModelCard`.
     """
+    arguments.number("gsd", gsd, above=0)
+    for name, size, least in (("dim", dim, 1), ("patch", patch, 1), ("tile", tile, 1), ("halo", halo, 0)):
+        arguments.integer(name, size, minimum=least)
+    bands = arguments.sequence("bands", bands, "bands, in the order of the model")
+    if not isinstance(alias, str) or not alias:
+        raise ArgumentError(f"alias must be a name, got {alias!r}")
+    if statistics is not None and not (
+        isinstance(statistics, Mapping)
+        and all(isinstance(pair, Sequence) and len(pair) == 2 for pair in statistics.values())
+    ):
+        raise ArgumentTypeError(f"statistics must be a mapping {{band: (mean, std)}}, got {statistics!r}")
     scale = 1.0 if statistics is not None or units == "dn" else 1e-4
     table = SENTINEL2_STATISTICS if statistics is None else statistics
     unknown = [b for b in bands if b not in table]
     if unknown:
-        raise MissingBandsError(f"no mean and standard deviation of {unknown}: pass statistics={{band: (mean, std)}}")
+        raise MissingBandsError(f"bands: no mean and deviation of {unknown}, pass statistics={{band: (mean, std)}}")
     mean, std = (tuple(table[b][i] * scale for b in bands) for i in (0, 1))
     return ModelCard(
         name=f"{alias}.own",

@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from deo_cube import arguments
 from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.encoder.weights import sniff
 from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
@@ -82,7 +83,7 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
     """
     offline = get_option("offline") if offline is None else offline
     if weights is not None:
-        path = Path(weights).expanduser()
+        path = arguments.path("weights", weights).expanduser()
         if path.is_dir():
             inside = _in_folder(card, path)
             if inside is None:

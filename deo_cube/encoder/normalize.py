@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from deo_cube.encoder.card import Normalization, Stem
-from deo_cube.errors import MissingBandsError
+from deo_cube.errors import ArgumentTypeError, MissingBandsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +47,8 @@ def choose_normalization(
         return stem.normalization(normalize)
     if isinstance(normalize, Normalization):
         return normalize
+    if not isinstance(normalize, Mapping):
+        raise ArgumentTypeError(f"normalize must be a name or a mapping {{band: (mean, std)}}, got {normalize!r}")
     missing = [b for b in stem.bands if b not in normalize]
     unknown = [b for b in normalize if b not in stem.bands]
     if missing or unknown:

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import zarr
 from zarr.abc.store import Store
 
-from deo_cube.errors import MissingExtraError, StoreMismatchError
+from deo_cube.errors import ArgumentError, MissingExtraError, StoreMismatchError
 
 __all__ = ["draft_beside", "is_local", "locate", "remove", "sweep", "tidy"]
 
@@ -61,6 +61,8 @@ def locate(path: Any, storage_options: Mapping[str, Any] | None = None) -> Any:
     MissingExtraError
         If the package that speaks the URL's scheme is not installed.
     """
+    if isinstance(path, str) and not path:
+        raise ArgumentError("store and path must be a path, a URL or a Zarr store, got an empty text")
     if is_local(path):
         if storage_options:
             raise StoreMismatchError(f"storage_options are for URLs (s3://bucket/...), {str(path)!r} is a folder")

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from deo_cube import arguments
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import card
 from deo_cube.engine.embed import Cube
+from deo_cube.inputs import cube_of
 from deo_cube.options import Default
 from deo_cube.options import resolve as option
 
@@ -33,6 +35,10 @@ def match(
     MissingBandsError
         If a band is missing, or matched twice.
     """
+    cube = cube_of(cube)
+    wavelength = arguments.boolean("wavelength", wavelength)
+    if bands is not None and not isinstance(bands, Mapping):
+        bands = arguments.sequence("bands", bands, "bands, or a mapping of bands to variables")
     chosen = option("model", model)
     described = chosen if isinstance(chosen, ModelCard) else card(chosen)
     given = dict(bands) if isinstance(bands, Mapping) else None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from deo_cube import arguments
 from deo_cube.cube import grid
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef
@@ -17,6 +18,7 @@ from deo_cube.engine import graph, runtime, transfer
 from deo_cube.engine.embed import Cube, Prepared, check_device, check_dtype, dtype_name, prepare
 from deo_cube.engine.progress import duration, size
 from deo_cube.engine.tiles import TilePlan
+from deo_cube.errors import ArgumentError
 from deo_cube.options import Default, get_option
 from deo_cube.options import resolve as option
 
@@ -176,6 +178,9 @@ def plan(
     >>> deo_cube.synthetic_cube(size=512, times=1).deo.plan().blocks
     1
     """
+    measure = arguments.boolean("measure", measure)
+    if batch_size is not None:
+        arguments.integer("batch_size", batch_size, error=ArgumentError)
     # Counting needs no weights; measuring does.
     p = prepare(cube, model, **options, locate=measure)
     dtype, precision = dtype_name(option("dtype", dtype)), str(option("precision", precision))

@@ -42,7 +42,8 @@ def choose_scheduler(scheduler: str | None) -> str:
 
     client = runtime.distributed_client()
     default = "distributed" if client is not None else dask.config.get("scheduler", "threads")
-    kind = NAMES.get(str(scheduler or default), str(scheduler or default))
+    kind = str(default if scheduler is None else scheduler)
+    kind = NAMES.get(kind, kind)
     if is_address(kind):
         raise ArgumentError(
             f"scheduler={kind!r} is an address: connect to it before the call, "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from deo_cube import arguments
 from deo_cube.cube import grid
 from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.times import dates
@@ -219,9 +220,9 @@ def publish(
 
     from deo_cube.engine.model_item import model_item
 
-    if "://" in str(store):
+    if isinstance(store, str) and "://" in store:
         raise StoreMismatchError(f"publish writes files beside a folder, which {store} is not: use stac_item(store)")
-    path = Path(store)
+    path = arguments.path("store", store)
     item, collection = stac_item(path), collection_of(path, license=license)
     emb = open_embeddings(path)
     card = model_item(

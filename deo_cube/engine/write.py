@@ -21,11 +21,13 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from deo_cube import arguments
 from deo_cube.cube.coordinates import storable_coordinates
 from deo_cube.engine import announce, flight, graph, location, metadata, read, record, store, template
 from deo_cube.engine.reopen import open_embeddings
 from deo_cube.engine.scheduler import choose_scheduler
-from deo_cube.errors import StoreMismatchError
+from deo_cube.errors import ArgumentError, StoreMismatchError
+from deo_cube.inputs import embeddings_of, refuse_foreign
 
 __all__ = ["to_zarr"]
 
@@ -114,9 +116,18 @@ def to_zarr(
         If reading fails `retries` times, the disk is full, or the cluster's scheduler is lost: what is done is safe,
         and the same call goes on.
     """
+    if not isinstance(emb, xr.DataArray):
+        emb = embeddings_of(emb)
     _check(emb)
-    if retries < 0 or (num_workers is not None and num_workers < 1):
-        raise ValueError(f"retries are 0 or more, num_workers 1 or more; got {retries} and {num_workers}")
+    refuse_foreign(emb.variable, "emb", argument="emb")
+    resume = resume if isinstance(resume, str) else arguments.boolean("resume", resume)
+    overwrite, progress = arguments.boolean("overwrite", overwrite), arguments.boolean("progress", progress)
+    retries = arguments.integer("retries", retries, minimum=0, error=ArgumentError)
+    if read_timeout is not None:
+        read_timeout = arguments.number("read_timeout", read_timeout, above=0, infinite=True)
+    worker_timeout = arguments.number("worker_timeout", worker_timeout, minimum=0, infinite=True)
+    if num_workers is not None:
+        num_workers = arguments.integer("num_workers", num_workers, error=ArgumentError)
     place = location.locate(path, storage_options)
     emb = _on_dask(storable_coordinates(emb))
     layout = store.Layout.of(tuple(str(d) for d in emb.dims), emb.chunks or ())

@@ -16,11 +16,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube import arguments
 from deo_cube.cube import grid
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import resolve
 from deo_cube.engine.embed import embed
-from deo_cube.errors import TilePlanError
+from deo_cube.errors import ArgumentError, TilePlanError
+from deo_cube.inputs import cube_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,6 +140,12 @@ def seam_report(
     TilePlanError
         If the cube is too small to hold borders away from its own edges.
     """
+    cube = cube_of(cube)
+    tile = None if tile is None else arguments.integer("tile", tile, error=TilePlanError)
+    if halos is not None:
+        halos = [arguments.integer("halos", h, minimum=0) for h in arguments.sequence("halos", halos, "integers")]
+        if not halos:
+            raise ArgumentError("halos must be a list of at least one integer, got none")
     ref = resolve(model, layer=embed_options.get("layer"), weights=embed_options.get("weights"))
     stride, size = ref.layer.stride, tile or ref.card.tile
     if halos is None:

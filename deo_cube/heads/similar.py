@@ -228,6 +228,8 @@ def locate(emb: xr.DataArray, px: float, py: float) -> tuple[int, int]:
     """
     y, x = spatial_dims(emb)
     (north, rows, falling), (west, columns) = _edges(emb, y, rising=False), _edges(emb, x, rising=True)[:2]
+    if not np.isfinite([px, py]).all():
+        raise ArgumentError(f"to must be a place of two finite numbers (x, y), got ({px}, {py})")
     row, col = _cell((north - py) / rows), _cell((px - west) / columns)
     if not (0 <= row < emb.sizes[y] and 0 <= col < emb.sizes[x]):
         raise ArgumentError(

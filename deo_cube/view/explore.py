@@ -16,8 +16,9 @@ from typing import Any
 import xarray as xr
 
 from deo_cube.arguments import integer
-from deo_cube.errors import ArgumentError, MissingExtraError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError
 from deo_cube.heads.head import Head
+from deo_cube.inputs import cube_of, embeddings_of
 
 __all__ = ["Explorer", "explore", "serve"]
 
@@ -39,6 +40,8 @@ class Explorer:
         self, view: Any, *, host: str = "127.0.0.1", port: int = 0, height: int = 640, hostnames: Sequence[str] = ()
     ) -> None:
         port = integer("port", port, minimum=0, maximum=65535)
+        if not isinstance(host, str):
+            raise ArgumentTypeError(f"host must be a name or an address, got {host!r}")
         try:
             import uvicorn
 
@@ -188,6 +191,12 @@ def explore(
     from deo_cube.view.truecolour import open_for_viewing
     from deo_cube.view.view import View
 
+    emb = embeddings_of(emb)
+    height = integer("height", height)
+    if heads is not None and not isinstance(heads, Mapping):
+        raise ArgumentTypeError(f"heads must be a mapping of names to heads, got {type(heads).__name__}")
+    if cube is not None and not isinstance(cube, str | Path):
+        cube = cube_of(cube)
     opened = open_for_viewing(cube) if isinstance(cube, str | Path) else cube
     view = View(emb, cube=opened, heads=heads, title=title)
     return Explorer(view, host=host, port=port, height=height, hostnames=hostnames)

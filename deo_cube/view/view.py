@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deo_cube.engine.location import locate
 from deo_cube.engine.reopen import is_embeddings, open_embeddings
-from deo_cube.errors import ArgumentError, MissingExtraError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError
 from deo_cube.heads.head import Head, check_model, fit_head, load_head
 from deo_cube.heads.pca import fit_pca, pca_rgb
 from deo_cube.heads.similar import similar
@@ -97,6 +97,8 @@ class View:
         self.layers["pca"] = Shown("PCA of embeddings", PCALayer(self.vectors, basis), note=note)
         for n, (name, given) in enumerate((heads or {}).items()):
             head = load_head(given) if isinstance(given, str | Path) else given
+            if not isinstance(head, Head):
+                raise ArgumentTypeError(f"heads[{name!r}] must be a head or the path of one, got {type(head).__name__}")
             check_model(head, self.emb)
             layer = ClassLayer(self.vectors, head)
             self.layers[f"head{n}"] = Shown(name, layer, facts={"classes": layer.legend()})

@@ -198,9 +198,9 @@ def test_dates_may_be_given():
         ({"bands": ["B01"]}, "got B01"),
         ({"units": "dB"}, "'dB'"),
         ({"offset": 1000}, "0 or -1000"),
-        ({"clouds": 2}, "fraction from 0 to 1"),
+        ({"clouds": 2}, "clouds must be"),
         ({"units": "reflectance", "dtype": "uint16"}, "floating-point"),
-        ({"times": 0}, "at least 1"),
+        ({"times": 0}, "times must be"),
         ({"crs": "EPSG:4326", "resolution": 10}, "in degrees"),
     ],
 )

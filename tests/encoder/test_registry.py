@@ -35,7 +35,7 @@ def test_unknown_names_list_the_nearest(tmp_path: Path) -> None:
         resolve(tmp_path)
     with pytest.raises(UnknownModelError, match=f"no layer 'block12': choose from .*{card('tiny').layers[-1].name}"):
         resolve("tiny", layer="block12")
-    with pytest.raises(UnknownModelError, match="has no normalization 'imagenet'"):
+    with pytest.raises(UnknownModelError, match="normalize='imagenet'"):
         resolve("tiny", normalize="imagenet")
 
 
@@ -82,7 +82,7 @@ def test_mistakes_of_a_registration() -> None:
     means = describe("tiny", bands=["B04"], dim=1, patch=8)
     with pytest.raises(ValueError, match="name of a bundled model"):
         register_encoder(means, lambda: lambda x: x)
-    with pytest.raises(MissingBandsError, match=r"no mean and standard deviation of \['B01'\]"):
+    with pytest.raises(MissingBandsError, match=r"no mean and deviation of \['B01'\]"):
         describe("x", bands=["B01"], dim=1, patch=8)
     with pytest.raises(UnknownModelError, match="timm has no model"):
         describe_timm("x", "vit_of_nowhere", bands=MS)
