@@ -216,6 +216,8 @@ def _flat(array: xr.DataArray) -> tuple[xr.DataArray, str | None]:
         array = array.isel(time=0)
     pair = next((p for p in SPATIAL_DIMS if set(p) <= set(array.dims)), ("y", "x"))
     others = [str(k) for k in array.dims if k not in pair]
+    if not set(pair) <= set(array.dims):
+        raise ArgumentError(f"array must have the dimensions y and x, found {tuple(map(str, array.dims))}")
     if len(others) > 1:
         raise ArgumentError(f"a GeoTIFF has rows, columns and bands; the array has {others}: select from them")
     return array.transpose(*others, *pair), others[0] if others else None

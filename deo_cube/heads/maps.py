@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
+from deo_cube import arguments
 from deo_cube.cube import grid
 from deo_cube.engine.embed import embed
 from deo_cube.errors import ArgumentError, ArgumentTypeError
@@ -55,6 +56,7 @@ def classify(
     ValueError
         If the embeddings are of another model than the head's.
     """
+    probabilities = arguments.boolean("probabilities", probabilities)
     head = _head(head)
     return head.predict(_embedded(cube, head, embed_options), probabilities=probabilities)
 
@@ -74,6 +76,7 @@ def segment(
 
     Interpolation weighs valid patches only; pixels in patches without a valid pixel get no class.
     """
+    probabilities, blend = arguments.boolean("probabilities", probabilities), arguments.boolean("blend", blend)
     head = _head(head)
     is_cube = not _is_embeddings(cube)
     if is_cube:
