@@ -21,7 +21,8 @@ from tests.producers.producers import Made, Producer
 GROUP = "STAC items and services"
 BASELINE = {"s2:processing_baseline": "04.00"}
 STATED = {"scale": 1e-4, "offset": -0.1}
-BOUNDS = (m.WEST, m.NORTH - 640, m.WEST + 640, m.NORTH)
+EAST, SOUTH = m.WEST + 640, m.NORTH - 640
+BOUNDS = (m.WEST, SOUTH, EAST, m.NORTH)
 
 
 @contextlib.contextmanager
@@ -130,6 +131,23 @@ def cubo(folder: Path) -> Iterator[Made]:
     with served(folder, m.carrying(plain), properties=BASELINE) as (_, found), stac_api(found, folder) as api:
         where = {"lat": lat, "lon": lon, "edge_size": 64, "resolution": 10, "stac": api}
         yield {"where": where | {"collection": "sentinel-2-l2a"}}, plain
+
+
+@contextlib.contextmanager
+def sen2nbar(folder: Path) -> Iterator[Made]:
+    """A stackstac cube and its catalogue; the factors, which need angles of the tile, are left at 1."""
+    import stackstac
+    import xarray as xr
+    from sen2nbar import nbar
+
+    plain = m.scene(times=2)
+    with served(folder, m.carrying(plain), properties=BASELINE) as (_, found), stac_api(found, folder) as api:
+        read = [pystac.Item.from_dict(i) for i in found]
+        stack = stackstac.stack(read, assets=m.BANDS, epsg=m.EPSG, resolution=10, bounds=BOUNDS)
+        ends = {"band": m.BANDS, "y": [SOUTH, m.NORTH], "x": [m.WEST, EAST]}
+        ones = xr.DataArray(1.0, ends, ("band", "y", "x")).astype(float)
+        with mock.patch.object(nbar, "c_factor_from_item", return_value=ones):
+            yield {"stack": stack, "url": api}, plain
 
 
 @contextlib.contextmanager
@@ -251,6 +269,14 @@ PRODUCERS: Sequence[Producer] = (
         "Digital Earth Africa (`s2_l2a`)", GROUP, "`B02` ... `B12`, uint16, 0 for no data, harmonised",
         "ds = odc.stac.load(items, bands=BANDS, chunks={})\nemb = ds.deo.embed(offset=0)",
         "DN from the integer type; the offset is asked for", "", africa, ("odc-stac",), ("odc.stac",),
+    ),
+    Producer(
+        "sen2nbar", GROUP, "stackstac's or cubo's cube, float32 DN, harmonised, NaN for no data",
+        'da = sen2nbar.nbar.nbar_stackstac(stack, url, "sentinel-2-l2a", quiet=True)\n'
+        "emb = da.deo.embed(offset=0)",
+        "DN from stackstac's `spec`; the offset is asked for, since coordinates still speak of baseline 04.00",
+        "Reflectance at nadir: not the values that the models were trained on. Factors were left at 1 here.",
+        sen2nbar, ("sen2nbar",), ("sen2nbar.nbar", "rustac"),
     ),
     Producer(
         "xee (Earth Engine)", GROUP, "`time, y, x`, float32 DN under `B2` ... `B12`, NaN where masked, attribute `crs`",
