@@ -1,4 +1,4 @@
-"""Run all producers and write docs/producers.md."""
+"""Run producers and write docs/producers.md."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ import sys
 
 from tests.producers.table import main
 
-sys.exit(main())
+sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The tables of docs/producers.md: python -m tests.producers.
+"""The tables of docs/producers.md: python -m tests.producers [NAME ...].
 
 It runs the lines of every producer whose packages are installed, records versions in docs/data/producers.json, and
 writes the page. What is not installed keeps the versions of the last run.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conftest import find_shared
@@ -53,11 +54,17 @@ def with_tables(text: str) -> str:
     return text
 
 
-def main() -> int:
-    """Run all producers, record versions, write the page; the number of producers whose lines fail."""
+def main(chosen: Sequence[str] = ()) -> int:
+    """Run all producers, or those whose names hold one of `chosen`; record versions, write the page.
+
+    Returns
+    -------
+    int
+        How many of them fail.
+    """
     tried = record() if RECORD.exists() else {}
     failed = 0
-    for producer in PRODUCERS:
+    for producer in (p for p in PRODUCERS if not chosen or any(c in p.name for c in chosen)):
         if producer.missing or (producer.real and find_shared() is None):
             print(f"{producer.name}: not here: {', '.join(producer.missing) or 'the real data'}")
             continue
