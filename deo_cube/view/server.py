@@ -57,6 +57,13 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self._watch()
 
+    def shutdown(self) -> None:
+        """End with the server: what still waits for its request is dropped, what is being answered is finished."""
+        if self._waits_for is not None:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection, and drop it if the client does not take the rest."""
         super().timeout_keep_alive_handler()

@@ -92,8 +92,19 @@ def test_the_command_serves_a_store_until_it_is_stopped(store: Path, cube_path: 
         url = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
         found = get(url + "api/store")
         assert [layer["id"] for layer in found["layers"]] == ["true", "pca"]
+        # Requests that never end do not keep it.
+        head = ("PUT /api/labels HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 9")
+        begun = "\r\n".join((*head, "", "")).encode()
+        port = int(url.rsplit(":", 1)[1].strip("/"))
+        held = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3)]
+        held[0].sendall(begun[:20])
+        held[1].sendall(begun)
+        get(url + "api/store")
         run.send_signal(stop)
         assert run.wait(60) == 0
+        assert run.stderr.read() == ""
+        for one in held:
+            one.close()
     finally:
         run.kill()
         run.wait()
