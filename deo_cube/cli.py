@@ -216,6 +216,7 @@ def segment(
 ) -> None:
     """Map classes with a head that `fit_head(...).save(...)` wrote."""
     from deo_cube.cube.files import open_cube
+    from deo_cube.engine.announce import computing
     from deo_cube.engine.reopen import is_embeddings, open_embeddings
     from deo_cube.heads.maps import segment as segment_cube
 
@@ -234,9 +235,11 @@ def segment(
         flat = classes.squeeze(drop=True)
         if flat.ndim != 2:
             raise ArgumentError(f"a GeoTIFF holds one date, the cube has {classes.sizes['time']}: name OUT .zarr")
-        flat.rio.to_raster(out)
+        with _log_lines(True), computing(classes, out):
+            flat.rio.to_raster(out)
     else:
-        classes.to_dataset(name="class").to_zarr(out, mode="w", zarr_format=3, consolidated=True)
+        with _log_lines(True), computing(classes, out):
+            classes.to_dataset(name="class").to_zarr(out, mode="w", zarr_format=3, consolidated=True)
     print(f"{out}: {', '.join(f'{d} {n}' for d, n in classes.sizes.items())}")
 
 

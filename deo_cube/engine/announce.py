@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from deo_cube.engine.progress import duration, size
 from deo_cube.engine.store import Layout
 from deo_cube.errors import DeoCubeError
 
-__all__ = ["closing", "opening"]
+__all__ = ["closing", "computing", "opening"]
 
 log = logging.getLogger("deo_cube")
 
@@ -37,7 +40,7 @@ def opening(emb: xr.DataArray, layout: Layout, store: Any, done: int, kind: str,
             device = runtime.choose_device(run.device)
         except DeoCubeError:
             return  # the first block says what is wrong with it
-        text += f" on {device}, {_expected(run, layout, (total - done) / total, device)}"
+        text += f" on {device}, {_expected(run, layout.blocks[0] * (total - done) / total, device)}"
     elif run is not None:
         text += f" on {run.device}" if run.device else ""
     log.info("%s", text)
@@ -56,14 +59,15 @@ def _count(n: int, unit: str) -> str:
     return f"{n} {unit}" + ("" if n == 1 else "es" if unit.endswith("s") else "s")
 
 
-def _expected(run: Any, layout: Layout, share: float, device: str) -> str:
+def _expected(run: Any, dates: float, device: str) -> str:
+    """Time that a number of dates takes, at the rate that was measured."""
     from deo_cube.engine.plan import known_rate
 
     rate = known_rate(run.ref, run.plan.tile, "cuda:0" if device == "cuda" else device, run.precision)
     if rate is None:
         return "time not known: plan(measure=True) measures the rate"
-    tiles = layout.blocks[0] * run.plan.encoded_pixels(run.ref.card.trim) / run.plan.tile**2
-    return f"about {duration(share * tiles / rate)}"
+    tiles = dates * run.plan.encoded_pixels(run.ref.card.trim) / run.plan.tile**2
+    return f"about {duration(tiles / rate)}"
 
 
 def closing(store: Any, bar: flight.Bar) -> None:
@@ -75,6 +79,22 @@ def closing(store: Any, bar: flight.Bar) -> None:
     # Objects elsewhere would take a request each.
     text += f", {size(_bytes(store))} on disk" if is_local(store) else ""
     log.info("%s", text)
+
+
+@contextmanager
+def computing(array: xr.DataArray, out: str | os.PathLike[str]) -> Iterator[None]:
+    """Log the same lines around the computation of what was made from embeddings: a map of classes, say."""
+    count, start = getattr(array.data, "npartitions", 1), time.perf_counter()
+    text = f"{out}: {_count(count, 'block')} to do"
+    run = next((r for r in graph.runs(array.data) if getattr(r, "ref", None)), None) if array.chunks else None
+    if run is not None:
+        device = runtime.choose_device(run.device)
+        text += f", {run.ref.card.alias} on {device}, {_expected(run, array.sizes.get('time', 1), device)}"
+    log.info("%s", text)
+    yield
+    there = _bytes(out) if os.path.isdir(out) else os.path.getsize(out)
+    seconds = time.perf_counter() - start
+    log.info("%s: %s in %s, %s on disk", out, _count(count, "block"), duration(seconds), size(there))
 
 
 def _bytes(folder: str | os.PathLike[str]) -> int:

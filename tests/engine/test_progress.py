@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deo_cube.cli import main
 from deo_cube.engine import progress, record
 from deo_cube.engine.embed import embed
 from deo_cube.engine.progress import Progress, duration
@@ -135,3 +136,35 @@ def test_any_sequence_of_steps_is_counted_exactly(done: int, steps: list[int]) -
 
 def test_durations_are_read_at_a_glance() -> None:
     assert [duration(s) for s in (0.04, 3.21, 45, 600, 20000)] == ["0.04 s", "3.2 s", "45 s", "10 min", "5.6 h"]
+
+
+def test_the_command_begins_and_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cube_at().to_zarr(tmp_path / "cube.zarr", zarr_format=3, consolidated=False)
+    call = ["embed", str(tmp_path / "cube.zarr"), str(tmp_path / "e.zarr"), "--model", "means", "--block", "24"]
+    with pytest.raises(SystemExit) as ended:
+        main([*call, "--workers", "3"])
+    assert ended.value.code == 0
+    first, *_, last = capsys.readouterr().err.splitlines()
+    begins = (
+        r"deo-cube: \S+e\.zarr: 60 of 60 blocks to do, means, 3 threads on \w+(:\d)?, (about [\d.]+ |time not known)"
+    )
+    assert re.match(begins, first), first
+    assert re.fullmatch(r"deo-cube: \S+e\.zarr: 60 blocks in [\d.]+ s, [\d.e+-]+ km²/s, [\d.]+ [kM]B on disk", last), (
+        last
+    )
+    with pytest.raises(SystemExit):
+        main([*call, "--overwrite", "--no-progress"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_map_of_classes_is_announced_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from deo_cube.engine.announce import computing
+
+    emb = embed(cube_at(chunks={"time": 1}), **SMALL)
+    out = tmp_path / "mean.zarr"
+    with caplog.at_level("INFO", logger="deo_cube"), computing(emb, out):
+        mean = emb.mean("embedding").drop_vars("valid").chunk(-1).to_dataset(name="mean")
+        mean.to_zarr(out, zarr_format=3, consolidated=False)
+    begins, ends = caplog.messages
+    assert re.match(rf"{re.escape(str(out))}: 60 blocks to do, means on \w+", begins)
+    assert re.fullmatch(rf"{re.escape(str(out))}: 60 blocks in [\d.]+ s, [\d.]+ [kM]?B on disk", ends)
