@@ -166,7 +166,8 @@ def storable_variable(variable: xr.Variable, name: str, left: list[str]) -> xr.V
     if values is None:
         return None
     # Units of dates tell a reader to decode numbers: those here are decoded, and other values cannot be.
-    dated = values.dtype.kind in "Mm" or "since" in str(attrs.get("units", ""))
+    dated = values.dtype.kind in "Mm" or "calendar" in attrs or "since" in str(attrs.get("units", ""))
+    dated = dated or (values.dtype.kind == "O" and values.size > 0 and is_cftime(values.ravel()[0]))
     kept = {k: v for k, v in attrs.items() if k not in _DECODING and not (dated and k in ("units", "calendar"))}
     return xr.Variable(variable.dims, values, storable_attrs(kept, name, left))
 

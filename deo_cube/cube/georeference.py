@@ -76,7 +76,8 @@ def dims(cube: xr.Dataset | xr.DataArray) -> Dims:
         )
     y, x = pairs[0]
     others = list(dict.fromkeys(str(d) for v in _spatial(cube, y, x) for d in v.dims if d not in (y, x)))
-    dated = (d for d in others if d in cube.coords and holds_dates(cube.coords[d].variable))
+    unnamed = [d for d in others if d not in BAND_DIMS and d in cube.coords]
+    dated = (d for d in unnamed if holds_dates(cube.coords[d].variable))
     time = next((d for d in TIME_DIMS if d in others), None) or next(dated, None)
     band = next((d for d in BAND_DIMS if d in others), None)
     strange = [d for d in others if d not in (time, band)]

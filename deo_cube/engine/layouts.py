@@ -269,4 +269,4 @@ def _finished(
         PREFIX + "dtype": "float32",
     }
     placed: xr.DataArray = grid.assign_grid(values, box)
-    return placed
+    return placed.drop_encoding()  # of a file in other chunks than a copy will have

@@ -17,6 +17,7 @@ from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.files import open_cube
 from deo_cube.cube.grid import dims, geobox
 from deo_cube.cube.radiometry import Radiometry, decide_radiometry, implausible
+from deo_cube.cube.times import read_times
 from deo_cube.engine import metadata
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, DeoCubeError
 from deo_cube.heads import vectors
@@ -90,7 +91,8 @@ class TrueColour:
         else:
             stack = cube.isel({match.band_dim: list(match.indices)})
             stack = stack.rename({match.band_dim: "band"}) if match.band_dim != "band" else stack
-        times = tuple(cube[d.time].values) if d.time and cube[d.time].dtype.kind == "M" else ()
+        labels = read_times(cube[d.time].variable) if d.time else None
+        times = tuple(labels.values) if labels is not None and labels.values is not None and labels.dated else ()
         stack = stack.rename({d.time: "time"}) if d.time and d.time != "time" else stack
         stack = stack.transpose(*(("time",) if d.time else ()), "band", d.y, d.x)
         source = Source.of(stack, step=512)
@@ -109,11 +111,15 @@ class TrueColour:
         scale, add = np.full((n, 3), r.scale / WHITE), np.repeat(offsets, 3, axis=1) / WHITE
         return cls(places, source, scale, add, r.nodata, times, note, credit)
 
-    def nearest(self, time: np.datetime64 | None) -> int:
-        """Which date of the cube is nearest to one of the embeddings."""
-        if not self.times or time is None:
-            return 0
-        return int(np.argmin([abs((t - time) / np.timedelta64(1, "s")) for t in self.times]))
+    def nearest(self, time: str, step: int) -> int:
+        """Return the cube's step for a date of the embeddings: the nearest, or the same where there are no dates."""
+        try:
+            date = np.datetime64(time)
+        except ValueError:  # a label that is no date
+            date = np.datetime64("NaT")
+        if not self.times or np.isnat(date):
+            return step if step < len(self.scale) else 0
+        return int(np.argmin([abs((t - date) / np.timedelta64(1, "s")) for t in self.times]))
 
     def tile(self, t: int, z: int, x: int, y: int) -> Drawn:
         """Colours of a tile; `t` counts the cube's own dates."""

@@ -179,7 +179,7 @@ class View:
             facts["attribution"] = s.layer.credit
             cube = s.layer.times
             if self.times and len(cube):
-                near = [str(cube[s.layer.nearest(np.datetime64(t))])[:10] for t in self.times]
+                near = [str(cube[s.layer.nearest(t, i)])[:10] for i, t in enumerate(self.times)]
                 facts["dates"] = near
         return facts
 
@@ -190,7 +190,7 @@ class View:
             raise BadRequest(f"there is no layer {id!r:.40}", 404)
         layer = shown.layer
         if isinstance(layer, TrueColour):
-            t = layer.nearest(np.datetime64(self.times[t]) if self.times[t] else None)
+            t = layer.nearest(self.times[t], t)
         return layer.tile(t, z, x, y)
 
     def place(self, t: int, lon: float, lat: float) -> dict[str, Any]:
@@ -312,7 +312,7 @@ class View:
         layer = self.layers[id].layer
         source, places = (layer.source, layer.places) if isinstance(layer, TrueColour) else (self.source, self.places)
         if isinstance(layer, TrueColour):
-            t = layer.nearest(np.datetime64(self.times[t]) if self.times[t] else None)
+            t = layer.nearest(self.times[t], t)
         lon, lat = np.meshgrid(*(np.linspace(bounds[0][k], bounds[1][k], 33) for k in (0, 1)))
         px, py = places._to_degrees.transform(lon.ravel(), lat.ravel(), direction="INVERSE")
         r, c = places._cells(np.asarray(px), np.asarray(py))

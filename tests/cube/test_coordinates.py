@@ -46,6 +46,7 @@ def stored(variable: xr.Variable) -> xr.Variable | None:
 
 
 DAYS = np.array(["2021-06-01", "2021-06-11"], "M8[ns]")
+NOLEAP = xr.date_range("2021-02-28", periods=2, use_cftime=True, calendar="noleap").values
 KINDS: dict[str, tuple[Any, list]] = {
     "integers": ([1, 2], [1, 2]),
     "uint64": (np.array([1, 2**64 - 1], "u8"), [1, 2**64 - 1]),
@@ -110,6 +111,8 @@ def test_what_has_no_form_in_a_store_has_none(values: np.ndarray) -> None:
         ([20, 40], {"missing_value": [-1], "dtype": "int8"}, [20, 40], {}),
         ([2343, 2353], {"units": "days since 2015-01-01", "calendar": "standard"}, DAYS.tolist(), {}),
         ([3, 4], {"units": "days since the last rain"}, [3, 4], {}),
+        (NOLEAP, {"units": "days", "calendar": "noleap"}, NOLEAP.tolist(), {}),
+        (NOLEAP, {"calendar": "standard", "a": "b"}, NOLEAP.tolist(), {"a": "b"}),
         (["a", "b"], {"units": "days since 1970-01-01", "calendar": "noleap"}, ["a", "b"], {}),
         (DAYS, {"units": "seconds since 1970-01-01", "calendar": "standard", "a": "b"}, DAYS.tolist(), {"a": "b"}),
         (
@@ -125,6 +128,8 @@ def test_what_has_no_form_in_a_store_has_none(values: np.ndarray) -> None:
         "fill value that is not there",
         "CF dates",
         "units that are none",
+        "units of cftime",
+        "calendar of cftime",
         "units of text",
         "units of decoded dates",
         "references",

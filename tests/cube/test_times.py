@@ -197,6 +197,11 @@ def test_a_dimension_of_any_name_is_time_where_it_holds_dates() -> None:
         assert dims(cube).time == name
 
 
+def test_bands_named_by_years_are_no_dates() -> None:
+    cube = xr.DataArray(np.ones((2, 4, 4)), dims=("band", "y", "x"), coords={"band": ["2020", "2021"]})
+    assert (dims(cube).time, dims(cube).band) == (None, "band")
+
+
 def test_a_dimension_that_counts_steps_is_dated_by_a_coordinate_called_time() -> None:
     cube = xr.Dataset({"B02": (("t", "y", "x"), np.ones((2, 4, 4)))}, coords={"t": [0, 1], "time": ("t", EXPECTED)})
     assert (as_dated(cube, "t", "a composite")["time"] == EXPECTED).all()

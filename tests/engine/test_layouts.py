@@ -178,6 +178,9 @@ def test_an_alphaearth_mosaic_as_zarr_with_years(tmp_path: Path) -> None:
     assert emb.dims == ("time", "embedding", "y", "x")
     assert emb.time.dt.year.values.tolist() == [2023, 2024]
     np.testing.assert_allclose(emb.values[1], decoded, rtol=1e-6)
+    emb.chunk(y=5, x=5).to_zarr(tmp_path / "copy.zarr", consolidated=False)
+    copy = xr.open_zarr(tmp_path / "copy.zarr", consolidated=False)["embeddings"]
+    np.testing.assert_array_equal(copy.values, emb.values)
 
 
 def test_heads_work_on_them(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,18 @@ def test_true_colour_is_that_of_the_cube(client: TestClient, view: View, cube: A
         for b in ("B04", "B03", "B02")
     ]
     assert found[128, 128, :3] == pytest.approx([255 * min(v / 3000, 1) ** 0.8 for v in dn], abs=1)
+
+
+@pytest.mark.parametrize("labels", [("before", "after"), (152, 182), ("2021-06-01", "20210611"), (20210601, 20210611)])
+def test_true_colour_is_of_the_date_shown_whatever_the_labels(cube: Any, labels: tuple) -> None:
+    from deo_cube.view.truecolour import TrueColour
+
+    labelled = cube.assign_coords(time=list(labels))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        emb = labelled.deo.embed("tiny")
+    layer = TrueColour.of(labelled, emb)
+    assert [layer.nearest(str(t)[:19], i) for i, t in enumerate(emb.time.values)] == [0, 1]
 
 
 def test_a_click_finds_what_is_similar(client: TestClient, view: View, store: Path) -> None:
