@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 import subprocess
 import sys
@@ -104,3 +105,48 @@ def test_everything_public_is_there_and_documented() -> None:
     assert set(deo_cube.__all__) <= set(dir(deo_cube))
     with pytest.raises(AttributeError, match="no attribute 'embedd'"):
         _ = deo_cube.embedd
+
+
+#: Builtin exceptions that are raised for a reason, by module: how many at most, and why they are not `DeoCubeError`s.
+BUILTIN_RAISES = {
+    "accessor": (1, "hasattr asks by AttributeError"),
+    "__init__": (1, "hasattr and import ask by AttributeError"),
+    "arguments": (1, "caught beside, with what operator.index raises"),
+    "cube.composite": (8, "to be converted"),
+    "cube.evidence": (2, "to be converted"),
+    "cube.radiometry": (6, "to be converted"),
+    "cube.georeference": (1, "caught beside, with what pyproj raises"),
+    "cube.plain": (1, "the protocol of json.dumps(default=)"),
+    "engine.gather": (1, "a fault of this package"),
+    "engine.graph": (3, "the protocols of mappings and of Dask's layers; OSError is retried"),
+    "engine.progress": (1, "a fault of this package"),
+    "engine.read": (2, "TimeoutError is retried like those of sockets; and a fault of this package"),
+    "engine.scheduler": (1, "caught beside, with what a connection raises"),
+    "engine.tiles": (1, "a fault of this package"),
+    "engine.write": (1, "keeps the errno of the disk"),
+    "heads.head": (4, "caught in load_head, with what a damaged file raises"),
+    "heads.rasters": (1, "caught beside, with what a legend raises"),
+    "train.samples": (1, "the protocol of sequences"),
+}
+BUILTINS = {n for n, e in vars(builtins).items() if isinstance(e, type) and issubclass(e, Exception)}
+
+
+def builtin_raises(path: Path) -> list[int]:
+    """Lines on which a module raises a builtin exception."""
+    lines = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            if isinstance(raised, ast.Name) and raised.id in BUILTINS:
+                lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_mistakes_of_users_are_errors_of_this_package(path: Path) -> None:
+    name = name_of(path).removeprefix("deo_cube").removeprefix(".") or "__init__"
+    allowed, reason = BUILTIN_RAISES.get(name, (0, "no exceptions are listed"))
+    lines = builtin_raises(path)
+    assert len(lines) <= allowed, (
+        f"{name}, lines {lines}: raise a class of deo_cube.errors ({reason or 'no exception'})"
+    )

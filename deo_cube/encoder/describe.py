@@ -155,7 +155,7 @@ def describe_timm(
         with torch.inference_mode():
             out = network.eval().forward_features(torch.zeros(1, len(bands), tile, tile), "all", (layer,))[layer]
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(
+        raise ArgumentError(
             f"timm's {model} does not take tiles of {tile} px ({error}): pass the size that it takes as tile=, or, of "
             f"a ViT, options={{'img_size': {tile}}} or options={{'dynamic_img_size': True}}"
         ) from error

@@ -13,7 +13,7 @@ from torch import Tensor
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem
 from deo_cube.encoder.normalize import RGB, Units, choose_normalization, normalize, to_units
 from deo_cube.encoder.stems import choose_stem
-from deo_cube.errors import AmbiguousUnitsError, MissingBandsError, TilePlanError
+from deo_cube.errors import AmbiguousUnitsError, ArgumentError, MissingBandsError, TilePlanError
 
 if TYPE_CHECKING:
     from deo_cube.encoder.families import Network
@@ -92,7 +92,7 @@ class Encoder:
             out = self.network.forward_features(x, stem.name, (self.layer.name,))[self.layer.name]
         wanted = (x.shape[0], self.layer.dim, x.shape[2] // stride, x.shape[3] // stride)
         if tuple(out.shape) != wanted:
-            raise ValueError(
+            raise ArgumentError(
                 f"{self.card.alias} gave a map {tuple(out.shape)} for {tuple(x.shape)}; its card says layer "
                 f"{self.layer.name!r} has {self.layer.dim} channels and stride {stride}, hence {wanted}"
             )
@@ -128,7 +128,7 @@ class Encoder:
         """The network's input and the stem that reads it."""
         given = _tensor(batch)
         if given.ndim != 4:
-            raise ValueError(
+            raise ArgumentError(
                 f"wanted a batch [B, C, H, W], got {tuple(given.shape)}"
                 + (": add the batch axis with batch[None]" if given.ndim == 3 else "")
             )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from deo_cube.encoder.card import Normalization, Stem
-from deo_cube.errors import ArgumentTypeError, MissingBandsError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingBandsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ def to_units(x: Tensor, found: Units, wanted: Literal["dn", "reflectance"]) -> T
     """
     per_unit = {"dn": 1.0, "reflectance": DN_PER_REFLECTANCE, "uint8_rgb": DN_PER_UINT8}
     if found not in per_unit:
-        raise ValueError(f"units must be one of {', '.join(per_unit)}, got {found!r}")
+        raise ArgumentError(f"units must be one of {', '.join(per_unit)}, got {found!r}")
     factor = per_unit[found] / per_unit[wanted]
     return x if factor == 1.0 else x * factor
 

@@ -13,6 +13,7 @@ from deo_cube.encoder.locate import file_sha256, find_weights
 from deo_cube.encoder.normalize import choose_normalization
 from deo_cube.encoder.ref import EncoderRef
 from deo_cube.encoder.stems import choose_stem
+from deo_cube.errors import ArgumentError
 
 if TYPE_CHECKING:
     from deo_cube.encoder.encoder import Encoder
@@ -76,7 +77,9 @@ def _weights(entry: Entry, weights: str | Path | None) -> tuple[str | None, str,
     c = entry.card
     if entry.factory is not None or (not c.weights.file and weights is None):
         if weights is not None:
-            raise ValueError(f"{c.alias} is made by its own factory, which takes no weights file: leave out weights=")
+            raise ArgumentError(
+                f"{c.alias} is made by its own factory, which takes no weights file: leave out weights="
+            )
         from deo_cube.encoder.loading import source_hash
 
         hashed = source_hash(c, entry.factory)

@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from deo_cube.errors import ArgumentError, DeoCubeError
+from deo_cube import shell
+from deo_cube.errors import ArgumentError
 from deo_cube.train.config import PRESETS, TrainConfig
 
 __all__ = ["main", "parse"]
@@ -51,9 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from deo_cube.train.loop import train
 
         out = train(config)
-    except (DeoCubeError, ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same call resumes from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return shell.fail(error, program="deo_cube.train")
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"\n{out} is a model now: ds.deo.embed(model={str(out)!r})")
     return 0

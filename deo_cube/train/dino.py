@@ -89,7 +89,7 @@ def fill(net: nn.Module, path: Path) -> None:
         state = translate(dict(published), net) if translate else published
         lost = _lost(published, net)
         if lost:
-            raise RuntimeError(f"the network has no place for {', '.join(lost[:3])}")
+            raise WeightsMismatchError(f"the network has no place for {', '.join(lost[:3])}")
         net.load_state_dict(state, strict=True)
     except (RuntimeError, KeyError, AttributeError, ValueError) as error:
         raise WeightsMismatchError(f"{path} does not hold {type(net).__name__} as asked for: {error}") from error

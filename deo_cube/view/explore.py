@@ -16,7 +16,7 @@ from typing import Any
 import xarray as xr
 
 from deo_cube.arguments import integer
-from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError, StorageError
 from deo_cube.heads.head import Head
 from deo_cube.inputs import cube_of, embeddings_of
 
@@ -75,7 +75,7 @@ class Explorer:
             time.sleep(0.01)
         if not self._server.started:
             self._socket.close()
-            raise RuntimeError("the viewer's server did not start: its log says why")
+            raise StorageError("the viewer's server did not start: its log says why")
 
     @property
     def running(self) -> bool:

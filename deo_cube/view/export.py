@@ -11,6 +11,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.view.layers import ClassLayer, PCALayer, ScoreLayer
 
@@ -104,7 +105,7 @@ def write_geojson(
     source, fine = layer.vectors.source, getattr(layer, "fine", 1)
     rows, cols = (n * fine for n in source.shape[2:])
     if rows * cols > MOST_CELLS:
-        raise ValueError(
+        raise ArgumentError(
             f"the layer has {rows * cols / 1e6:.0f} million cells: GeoJSON is written for at most "
             f"{MOST_CELLS / 1e6:.0f} million. Export a COG instead"
         )
@@ -139,7 +140,7 @@ def write_geojson(
             out.write((",\n" if count else "\n") + json.dumps(feature))
             count += 1
             if count > MOST_POLYGONS or out.tell() > MOST_BYTES:
-                raise ValueError(
+                raise ArgumentError(
                     f"the layer falls into more than {MOST_POLYGONS} polygons, or {MOST_BYTES // 2**20} MiB of them: "
                     "export a COG instead, or raise the threshold"
                 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from deo_cube.errors import ArgumentError
 from deo_cube.view.requests import BadRequest
 
 __all__ = ["Job", "Jobs"]
@@ -137,7 +138,7 @@ class Jobs:
         try:
             while not job.stop.is_set():
                 if job.late:
-                    raise ValueError(f"{job.title} took longer than {LONGEST / 60:.0f} minutes and was stopped")
+                    raise ArgumentError(f"{job.title} took longer than {LONGEST / 60:.0f} minutes and was stopped")
                 try:
                     job.share = next(steps)
                 except StopIteration as end:

@@ -100,7 +100,7 @@ class Places:
         row, col = np.floor(r[0]), np.floor(c[0])
         rows, cols = self.box.shape
         if not (0 <= row < rows and 0 <= col < cols):
-            raise ValueError(f"the place {lat:.5f}, {lon:.5f} lies outside the embeddings")
+            raise ArgumentError(f"the place {lat:.5f}, {lon:.5f} lies outside the embeddings")
         return int(row), int(col), px, py
 
     def _cells(self, px: Array, py: Array) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.classes import NO_CLASS
 
 __all__ = ["BadRequest", "LabelSet", "chosen", "place", "places", "read_json", "whole"]
@@ -43,7 +44,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 
 def _refuse(message: str) -> Any:
-    raise ValueError(message)
+    raise ArgumentError(message)
 
 
 def whole(value: Any, what: str, low: int, high: int) -> int:
