@@ -18,6 +18,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
+from deo_cube.cube.codecs import check_codecs
 from deo_cube.engine import metadata, record, rewritten
 from deo_cube.engine.location import locate
 from deo_cube.engine.progress import Progress
@@ -84,6 +85,7 @@ def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
             f"{store} was not made by deo_cube (no {IDENTITY} in its attributes, which a copy by xarray may lack): "
             f"{rewritten.instead(store)}"
         )
+    check_codecs(found)
     return found
 
 

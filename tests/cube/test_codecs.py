@@ -15,7 +15,9 @@ import zarr
 from deo_cube.cube.codecs import check_store
 from deo_cube.cube.files import open_cube
 from deo_cube.cube.synthetic import synthetic_cube
+from deo_cube.engine.embed import embed
 from deo_cube.engine.layouts import open_layout
+from deo_cube.engine.reopen import open_embeddings, status, verify_store
 from deo_cube.errors import DeoCubeError, StorageError
 
 
@@ -137,3 +139,15 @@ def test_it_is_enough_that_the_group_which_is_opened_is_safe(tmp_path: Path) -> 
     open_cube(path)
     with pytest.raises(StorageError, match="pickle"):
         open_cube(path, group="inner")
+
+
+def test_a_store_of_embeddings_with_an_unknown_codec_is_a_storage_error(tmp_path: Path) -> None:
+    path = tmp_path / "emb.zarr"
+    embed(synthetic_cube(size=64, times=1), model="tiny").deo.to_zarr(path, progress=False)
+    assert open_embeddings(path).sizes["embedding"] == 192
+    file = path / "embeddings" / "zarr.json"
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps(known | {"codecs": [{"name": "unheard_of", "configuration": {}}]}))
+    for verb in (open_embeddings, verify_store, status):
+        with pytest.raises(StorageError, match="unheard_of"):
+            verb(path)
