@@ -97,6 +97,9 @@ def decide_offset(product: Product) -> Offset:
             return Offset(None, f"baseline {names} carries no offset, yet {stated} DN are stated for its files", True)
         return Offset(0.0, f"baseline {names} is before 04.00, so there is no offset, whatever other flags say")
 
+    if odd := sorted(s for s in product.stated if abs(s) > 1 and abs(s - ADD_OFFSET) > 1):
+        listed = ", ".join(f"{s:g}" for s in odd)
+        return Offset(None, f"an offset of {listed} DN is stated, which is neither 0 nor -1000", contradiction=True)
     known = early == {False}
     said: list[tuple[float, str]] = []
     for place in sorted(product.places):
@@ -157,11 +160,15 @@ def _flag(value: Any) -> bool | None:
 
 
 def stated_offset(scale: Any, offset: Any) -> float | None:
-    """DN of an offset stated together with the scale of reflectance; None for no statement."""
+    """DN of an offset stated together with the scale of reflectance, or of DN (1); None for no statement."""
     try:
         per_dn, constant = float(scale), float(offset)
     except (TypeError, ValueError):
         return None
+    if 0.9e-2 <= per_dn <= 1.1e-2:  # per cent
+        per_dn, constant = per_dn / 100, constant / 100
+    if per_dn == 1 and constant:  # GDAL's default (1, 0) says nothing
+        return constant if math.isfinite(constant) else None
     if not (0.9e-4 <= per_dn <= 1.1e-4 and math.isfinite(constant)):
         return None
     return round(constant / per_dn, 6) + 0.0

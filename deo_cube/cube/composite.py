@@ -12,9 +12,10 @@ import xarray as xr
 from deo_cube.cube import grid, times
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.footprint import centre
-from deo_cube.cube.radiometry import OFFSET_COORD, SCL_INVALID, Radiometry, decide_radiometry
+from deo_cube.cube.masks import align_mask, check_classes, hidden_classes
+from deo_cube.cube.radiometry import OFFSET_COORD, Radiometry, decide_radiometry
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name
-from deo_cube.errors import MissingBandsError
+from deo_cube.errors import ArgumentError, MissingBandsError
 
 __all__ = ["composite"]
 
@@ -76,12 +77,12 @@ def composite(
     1
     """
     if how not in ("median", "least_cloudy", "first"):
-        raise ValueError(f"how must be 'median', 'least_cloudy' or 'first', got {how!r}")
+        raise ArgumentError(f"how must be 'median', 'least_cloudy' or 'first', got {how!r}")
     cube, dims = _as_dataset(cube)
     match = _all_bands(cube)
     radiometry = decide_radiometry(cube, match, units=units, offset=offset, nodata=nodata)
     bands = _canonical(cube, match, radiometry)
-    hidden = _hidden(cube, match, mask, dims)
+    hidden = _hidden(cube, match, mask, dims, radiometry)
     clear = xr.concat([b.notnull() for b in bands.values()], "band").all("band") & ~hidden
     ranked = _rank(cube, how)
     groups = _periods(cube, freq)
@@ -100,7 +101,7 @@ def composite(
 def _as_dataset(cube: xr.Dataset | xr.DataArray) -> tuple[xr.Dataset, grid.Dims]:
     d = grid.dims(cube)
     if d.time is None or cube.sizes[d.time] == 0:
-        raise ValueError("a composite is of dates, and the cube has no dimension of time, or one of length 0")
+        raise ArgumentError("a composite is of dates, and the cube has no dimension of time, or one of length 0")
     if isinstance(cube, xr.DataArray):
         if d.band is None:
             raise MissingBandsError("the DataArray has no band dimension: wanted (time, band, y, x)")
@@ -138,25 +139,27 @@ def _canonical(cube: xr.Dataset, match: BandMatch, r: Radiometry) -> dict[str, x
     return bands
 
 
-def _hidden(cube: xr.Dataset, match: BandMatch, mask: Any, d: grid.Dims) -> xr.DataArray:
+def _hidden(cube: xr.Dataset, match: BandMatch, mask: Any, d: grid.Dims, r: Radiometry) -> xr.DataArray:
     if isinstance(mask, xr.DataArray):
-        if not {d.y, d.x} <= set(mask.dims) <= {"time", d.y, d.x}:
-            raise ValueError(f"mask must have the dimensions ('time', {d.y!r}, {d.x!r}) or without time: {mask.dims}")
-        for dim in mask.dims:
-            same = mask.sizes[dim] == cube.sizes[dim] and (
-                dim not in mask.coords or dim not in cube.coords or bool((mask[dim].values == cube[dim].values).all())
-            )
-            if not same:
-                raise ValueError(f"mask and cube differ along {dim!r}: align it first, mask.odc.reproject(...)")
         if mask.dtype != bool:
-            raise ValueError(f"mask must be boolean, True where a pixel must not count; got {mask.dtype}: compare it")
-        return mask.reset_coords(drop=True)
+            raise ArgumentError(
+                f"mask must be boolean, True where a pixel must not count; got {mask.dtype}: compare it, mask=m > 0"
+            )
+        aligned = align_mask(mask, cube, d).reset_coords(drop=True)
+        # xarray would join coordinates that differ by rounding to none at all.
+        return aligned.assign_coords(
+            {k: cube[k].variable for k in aligned.dims if k in aligned.coords and k in cube.coords}
+        )
     if mask is None and match.scl is not None:
         scl = cube[match.scl].reset_coords(drop=True)
-        hidden = scl.isin(SCL_INVALID)
-        return hidden | scl.isnull() if scl.dtype.kind == "f" else hidden
+        in_memory = isinstance(scl.variable._data, np.ndarray)
+        check_classes(scl.values if in_memory else np.empty(0, scl.dtype), r.scl_invalid, name=match.scl)
+        hidden: xr.DataArray = xr.apply_ufunc(
+            hidden_classes, scl, kwargs={"classes": r.scl_invalid}, dask="parallelized", output_dtypes=[bool]
+        )
+        return hidden
     if mask is not None and mask is not False:
-        raise ValueError(f"mask must be a boolean DataArray, None (SCL) or False (no data alone), got {mask!r}")
+        raise ArgumentError(f"mask must be a boolean DataArray, None (SCL) or False (no data alone), got {mask!r}")
     return xr.DataArray(False)
 
 
@@ -166,7 +169,7 @@ def _rank(cube: xr.Dataset, how: str) -> list[float] | None:
     if CLOUD_COVER in cube.coords and cube[CLOUD_COVER].dims == ("time",):
         # A date of which nothing is known comes last.
         return [float(v) if np.isfinite(v) else 101.0 for v in cube[CLOUD_COVER].values]
-    raise ValueError(
+    raise ArgumentError(
         f"least_cloudy wants the coordinate {CLOUD_COVER!r} along time, which load_cube writes. From SCL, reading it: "
         f"cube.coords['{CLOUD_COVER}'] = 100 * cube.SCL.isin([3, 8, 9, 10]).mean(('y', 'x')).compute()"
     )
@@ -187,7 +190,7 @@ def _periods(cube: xr.Dataset, freq: str | None) -> dict[pd.Timestamp, list[int]
     try:
         groups = pd.Series(range(len(dates)), index=keys).groupby(pd.Grouper(freq=freq, label="left", closed="left"))
     except ValueError as error:
-        raise ValueError(f"freq must be a frequency of pandas ('D', 'W', 'MS', 'QS', 'YS'), got {freq!r}") from error
+        raise ArgumentError(f"freq must be a frequency of pandas ('D', 'W', 'MS', 'QS', 'YS'), got {freq!r}") from error
     return {pd.Timestamp(str(k)): [int(i) for i in positions] for k, positions in groups if len(positions)}
 
 
@@ -225,7 +228,12 @@ def _described(
             names[name] = variable.fillna(0).astype("uint8").assign_attrs(long_name="scene classification")
             continue
         band = SENTINEL2[name]
-        variable.attrs = {"units": "DN", "common_name": band.common_name, "center_wavelength": band.wavelength / 1000}
+        variable.attrs = {
+            "units": "DN",
+            "nodata": np.nan,
+            "common_name": band.common_name,
+            "center_wavelength": band.wavelength / 1000,
+        }
     out = whole.assign(names).transpose("time", ...)
     out = out.assign_coords({"dates": ("time", np.asarray(counts)), OFFSET_COORD: ("time", np.zeros(len(counts)))})
     clouds = "no data alone left out" if mask is False else "a mask given" if mask is not None else "clouds after SCL"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DN_PER_REFLECTANCE", "DN_PER_UINT8", "Units", "choose_normalization", "normalize", "to_units"]
 
-Units = Literal["dn", "reflectance", "uint8_rgb"]
+Units = Literal["dn", "reflectance", "percent", "uint8_rgb"]
 
 DN_PER_REFLECTANCE = 10000.0
 #: True-colour pictures of Sentinel-2 (EuroSAT's among them) stretch DN 0..2750 to 0..255.
@@ -66,12 +66,17 @@ def to_units(x: Tensor, found: Units, wanted: Literal["dn", "reflectance"]) -> T
     ----------
     x : Tensor, float32
         Values in the units `found`.
-    found : {"dn", "reflectance", "uint8_rgb"}
-        `uint8_rgb` is a true-colour picture: DN = value * 2750 / 255.
+    found : {"dn", "reflectance", "percent", "uint8_rgb"}
+        `percent` is reflectance from 0 to 100. `uint8_rgb` is a true-colour picture: DN = value * 2750 / 255.
     wanted : {"dn", "reflectance"}
         Units of the card.
     """
-    per_unit = {"dn": 1.0, "reflectance": DN_PER_REFLECTANCE, "uint8_rgb": DN_PER_UINT8}
+    per_unit = {
+        "dn": 1.0,
+        "reflectance": DN_PER_REFLECTANCE,
+        "percent": DN_PER_REFLECTANCE / 100,
+        "uint8_rgb": DN_PER_UINT8,
+    }
     if found not in per_unit:
         raise ArgumentError(f"units must be one of {', '.join(per_unit)}, got {found!r}")
     factor = per_unit[found] / per_unit[wanted]

@@ -17,14 +17,16 @@ import numpy as np
 from dask.base import normalize_token
 from numpy.typing import NDArray
 
-from deo_cube.cube.radiometry import Radiometry, implausible
+from deo_cube.cube.masks import check_mask, hidden_classes
+from deo_cube.cube.plausible import mixed_with_nodata
+from deo_cube.cube.radiometry import MIXED, Radiometry, implausible
 from deo_cube.encoder.registry import EncoderRef
 from deo_cube.engine import runtime, transfer
 from deo_cube.engine.graph import BlockIndex
 from deo_cube.engine.tiles import TileCuts, TilePlan
-from deo_cube.errors import AmbiguousUnitsError, ArgumentError, EncoderOutputError
+from deo_cube.errors import AmbiguousUnitsError, EncoderOutputError
 
-__all__ = ["INT8_INVALID", "EmbedBlock", "ValidBlock", "blank_pixels", "check_mask", "valid_pixels"]
+__all__ = ["INT8_INVALID", "EmbedBlock", "ValidBlock", "blank_pixels", "valid_pixels"]
 
 Array = NDArray[Any]
 
@@ -52,16 +54,10 @@ def valid_pixels(windows: Sequence[Array], radiometry: Radiometry, *, scl: bool)
     """
     good = np.asarray(~blank_pixels(windows[0], radiometry.nodata).any(axis=0))
     if scl:
-        good &= ~_hides(windows[1][0], radiometry)
+        good &= ~hidden_classes(windows[1][0], radiometry.scl_invalid)
     for mask in windows[2:] if scl else windows[1:]:
         good &= ~_excluded(mask[0])
     return good
-
-
-def _hides(scl: Array, radiometry: Radiometry) -> NDArray[np.bool_]:
-    """Where the scene classification hides the ground; NaN in floats is its class 0, no data."""
-    out = np.isin(scl, radiometry.scl_invalid)
-    return out | np.isnan(scl) if scl.dtype.kind == "f" else out
 
 
 def _excluded(mask: Array) -> NDArray[np.bool_]:
@@ -69,20 +65,6 @@ def _excluded(mask: Array) -> NDArray[np.bool_]:
     # A float mask holds NaN where it was aligned to a larger grid: unknown there, so excluded.
     out: NDArray[np.bool_] = mask != 0
     return out | np.isnan(mask) if mask.dtype.kind == "f" else out
-
-
-def check_mask(mask: Array) -> None:
-    """Refuse a mask of numbers that are no truth values: classes, probabilities, GDAL's 255 for valid."""
-    if mask.dtype.kind == "b":
-        return
-    if mask.dtype.kind not in "iuf":
-        raise ArgumentError(f"mask holds {mask.dtype}, expected truth values: True where a pixel must not count")
-    odd = mask[(mask != 0) & (mask != 1) & (mask == mask)]
-    if odd.size:
-        raise ArgumentError(
-            f"mask holds {odd[0]:g}, expected truth values: True where a pixel must not count. Compare it first, "
-            f"mask=m == {odd[0]:g} or mask=m > 0; clouds in a scene classification are hidden by mask='scl'"
-        )
 
 
 def _valid_fraction(good: NDArray[np.bool_], plan: TilePlan, index: BlockIndex) -> NDArray[np.float32]:
@@ -99,6 +81,18 @@ def _valid_fraction(good: NDArray[np.bool_], plan: TilePlan, index: BlockIndex) 
     return fraction
 
 
+def _check_values(bands: Array, good: NDArray[np.bool_], radiometry: Radiometry, index: BlockIndex) -> None:
+    """Refuse values that cannot be what the call took them for; the same for embeddings and valid fractions."""
+    step = max(1, min(good.shape) // 64)
+    sample = bands[:, ::step, ::step][:, good[::step, ::step]]
+    problem = implausible(sample, radiometry, index.time) if sample.size else None
+    if problem is None and radiometry.nodata is not None and "nodata" not in radiometry.given:
+        mixed = any(mixed_with_nodata(band, radiometry.nodata) for band in bands if band.dtype.kind == "f")
+        problem = MIXED.format(layers="a band", nodata=radiometry.nodata) if mixed else None
+    if problem:
+        raise AmbiguousUnitsError(f"block (time {index.time}, row {index.row}, column {index.column}): {problem}")
+
+
 @dataclass(frozen=True)
 class ValidBlock:
     """Valid fraction of the patches of one block: ``(1, rows, columns)`` float32 in 0..1."""
@@ -109,7 +103,9 @@ class ValidBlock:
 
     def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> NDArray[np.float32]:
         """Compute the fractions of block `index` from its windows."""
-        return _valid_fraction(valid_pixels(windows, self.radiometry, scl=self.scl), self.plan, index)[None]
+        good = valid_pixels(windows, self.radiometry, scl=self.scl)
+        _check_values(windows[0], good, self.radiometry, index)
+        return _valid_fraction(good, self.plan, index)[None]
 
 
 @dataclass(frozen=True)
@@ -163,12 +159,12 @@ class EmbedBlock:
         """Embed block `index` from its windows."""
         plan, bands = self.plan, windows[0]
         good = valid_pixels(windows, self.radiometry, scl=self.scl)
+        _check_values(bands, good, self.radiometry, index)
         valid = _valid_fraction(good, plan, index)
         rows, columns = plan.rows.block(index.row), plan.columns.block(index.column)
         dim = self.ref.layer.dim
         if not valid.any():
             return self._finish(np.zeros((dim, *valid.shape), np.float32), valid)
-        self._check_values(bands, good, index)
         device = runtime.choose_device(self.device)
         transfer.check_precision(self.precision, device)
         encoder = runtime.encoder(self.ref, device, self.compiled)
@@ -236,7 +232,7 @@ class EmbedBlock:
     def _hidden(self, windows: tuple[Array, ...]) -> NDArray[np.bool_] | None:
         masks = [_excluded(mask[0]) for mask in (windows[2:] if self.scl else windows[1:])]
         if self.scl and self.hide_scl:
-            masks.append(_hides(windows[1][0], self.radiometry))
+            masks.append(hidden_classes(windows[1][0], self.radiometry.scl_invalid))
         return np.logical_or.reduce(masks) if masks else None
 
     def _canonical(self, batch: Any, hidden: Any, time: int, stored: np.dtype[Any]) -> Any:
@@ -280,13 +276,6 @@ class EmbedBlock:
         out = fill.repeat(x.shape[0], 1, *x.shape[2:])
         out[:, channels] = x
         return out
-
-    def _check_values(self, bands: Array, good: NDArray[np.bool_], index: BlockIndex) -> None:
-        step = max(1, min(good.shape) // 64)
-        sample = bands[:, ::step, ::step][:, good[::step, ::step]]
-        problem = implausible(sample, self.radiometry) if sample.size else None
-        if problem:
-            raise AmbiguousUnitsError(f"block (time {index.time}, row {index.row}, column {index.column}): {problem}")
 
     def _not_finite(
         self, index: BlockIndex, patch: tuple[int, int], bad: Array, valid: Array, *, overflow: bool

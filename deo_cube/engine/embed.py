@@ -29,7 +29,7 @@ from deo_cube.encoder.limits import MAX_TILE
 from deo_cube.encoder.registry import EncoderRef, resolve
 from deo_cube.engine import graph, metadata, transfer
 from deo_cube.engine.block import EmbedBlock, ValidBlock
-from deo_cube.engine.masks import Mask, mask_variable
+from deo_cube.engine.masks import Mask, check_scl, mask_variable
 from deo_cube.engine.read import CACHE_BYTES
 from deo_cube.engine.tiles import Edge, TilePlan, plan_tiles
 from deo_cube.errors import (
@@ -160,6 +160,9 @@ def prepare(
             )
     with _collected(problems):
         hidden = mask_variable(cube, mask, dims, seen)
+    with _collected(problems):
+        if seen is not None and mask is not False:
+            check_scl(cube, seen, radiometry)
     if problems:
         raise joined(problems)
     assert match is not None

@@ -7,11 +7,12 @@ import xarray as xr
 
 from deo_cube.cube import grid
 from deo_cube.cube.bands import BandMatch
-from deo_cube.engine.block import check_mask
+from deo_cube.cube.masks import align_mask, check_classes, check_mask
+from deo_cube.cube.radiometry import Radiometry
 from deo_cube.errors import ArgumentError, MissingBandsError
 from deo_cube.inputs import refuse_foreign
 
-__all__ = ["Mask", "mask_variable"]
+__all__ = ["Mask", "check_scl", "mask_variable"]
 
 Mask = xr.DataArray | str | bool | None
 
@@ -53,16 +54,15 @@ def _aligned_mask(cube: xr.Dataset | xr.DataArray, mask: xr.DataArray | str, dim
     refuse_foreign(mask.variable, "mask", argument="mask")
     if isinstance(mask.variable._data, np.ndarray):  # in memory; of others, tasks look
         check_mask(mask.values)
-    allowed = {d for d in (dims.time, dims.y, dims.x) if d}
-    if not {dims.y, dims.x} <= set(mask.dims) <= allowed:
-        raise ArgumentError(f"mask must have the dimensions {sorted(allowed)} or ({dims.y}, {dims.x}), got {mask.dims}")
-    for d in mask.dims:
-        same = mask.sizes[d] == cube.sizes[d] and (
-            d not in mask.coords or d not in cube.coords or bool((mask[d].values == cube[d].values).all())
-        )
-        if not same:
-            raise ArgumentError(
-                f"mask and cube differ along {d!r}: align it first, for example mask.odc.reproject(cube.odc.geobox) "
-                "or mask.reindex_like(cube, fill_value=True)"
-            )
-    return mask.variable
+    return align_mask(mask, cube, dims).variable
+
+
+def check_scl(cube: xr.Dataset | xr.DataArray, match: BandMatch, radiometry: Radiometry | None) -> None:
+    """Refuse a scene classification that does not hold its classes: by its type, and by its values where in memory."""
+    if match.scl is None:
+        return
+    layer = cube[match.scl] if match.band_dim is None else cube.isel({match.band_dim: match.scl_index})
+    in_memory = isinstance(layer.variable._data, np.ndarray)
+    values = np.asarray(layer.variable._data if in_memory else np.empty(0, layer.dtype))
+    marks = radiometry.scl_invalid if radiometry is not None else ()
+    check_classes(values, marks, name=match.scl, along=match.band_dim)

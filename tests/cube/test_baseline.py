@@ -142,5 +142,7 @@ def test_the_place_is_the_bucket_not_a_word_in_the_path():
 def test_stated_offsets_are_in_dn():
     assert stated_offset(1e-4, -0.1) == -1000
     assert stated_offset("0.0001", "0") == 0
-    for pair in ((None, 0), (1e-4, None), (1, -1000), (2.75e-5, -0.2), ("a", 0)):
+    assert stated_offset(1, -1000) == -1000  # of DN
+    assert stated_offset(0.01, -10) == -1000  # of per cent
+    for pair in ((None, 0), (1e-4, None), (1, 0), (2.75e-5, -0.2), ("a", 0)):
         assert stated_offset(*pair) is None

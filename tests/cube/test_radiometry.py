@@ -144,7 +144,7 @@ def test_coordinates_named_as_item_properties_are_evidence(coords, add):
 
 def test_an_undecided_step_is_named():
     ds = cube(lazy=True, **{"s2:processing_baseline": ["03.01", "04.00"]})
-    refused(ds, "unknown at 1 of 2 time steps (2022-06-06)", "one number a time step")
+    refused(ds, "unknown at 1 of 2 time steps (2022-06-06)", "one number per time step")
     refused(cube(lazy=True, boa_add_offset=[0.0, math.nan]), "records no decision")
     assert decide(ds, offset=[0, -1000]).add == (0.0, -1000.0)
 
@@ -200,12 +200,12 @@ def test_units_that_the_dtype_cannot_hold_are_refused():
     refused(cube(), "integers", units="reflectance")
     refused(cube(attrs={"units": "reflectance"}), "attrs say reflectance")
     refused(cube(attrs={"_Unsigned": "true"}, dtype="int16"), "_Unsigned")
-    refused(cube(1, "bool"), "wanted numbers")
+    refused(cube(1, "bool"), "expected numbers")
     mixed = cube(0.1, "float32", attrs={"units": "reflectance"})
     mixed["B02"].attrs["units"] = "DN"
     refused(mixed, "different units", "B02")
     with pytest.raises(ValueError, match="units must be"):
-        decide(cube(), units="percent")
+        decide(cube(), units="radiance")
     with pytest.raises(ValueError, match="offset must be"):
         decide(cube(), offset="none")
 
@@ -277,10 +277,11 @@ def test_no_pixel_of_a_dask_cube_is_read():
         ("uint16", {}, {"_FillValue": 65535}, 65535.0),
         ("uint16", {"missing_value": 1e20}, {}, 0.0),
         ("int16", {"_FillValue": -999}, {}, -999.0),
-        ("float32", {}, {}, None),
+        ("float32", {}, {}, 0.0),
         ("float32", {"nodata": math.nan}, {}, None),
         ("float32", {"nodata": 0}, {}, 0.0),
-        ("float32", {}, {"_FillValue": 0}, None),
+        ("float32", {}, {"_FillValue": 0}, 0.0),
+        ("float32", {}, {"_FillValue": 65535, "scale_factor": 1e-4}, None),
     ],
 )
 def test_nodata_as_stated_else_zero_for_integers(dtype, attrs, encoding, nodata):
@@ -380,7 +381,7 @@ def test_a_decision_is_plain_data():
     assert tokenize(decide(ds, offset=0)) != tokenize(decided)
     with_scl = ds.assign(SCL=ds["B02"].astype("uint8"))
     assert decide(with_scl).scl_invalid == (0, 1, 3, 8, 9, 10)
-    for wrong in ({"units": "percent"}, {"scale": 0.0}, {"add": ()}, {"add": (math.nan,)}, {"nodata": math.nan}):
+    for wrong in ({"units": "radiance"}, {"scale": 0.0}, {"add": ()}, {"add": (math.nan,)}, {"nodata": math.nan}):
         with pytest.raises(ValueError):
             Radiometry(**{"units": "dn", "scale": 1.0, "add": (0.0,), "nodata": 0.0, **wrong})
 
@@ -428,7 +429,7 @@ def test_int8_holds_no_dn():
 
 
 def test_per_cent_are_no_reflectance():
-    refused(cube(12.5, "float32"), "the median value is 12.5", "divide per cent by 100", units="reflectance")
+    refused(cube(12.5, "float32"), "the median value is 12.5", 'units="percent"', units="reflectance")
 
 
 def test_float16_is_looked_at_without_a_warning(recwarn):

@@ -80,9 +80,10 @@ def test_units() -> None:
     assert to_units(x, "uint8_rgb", "reflectance").tolist() == pytest.approx([0, 0.275, 0.055])
     assert to_units(x, "reflectance", "dn").tolist() == pytest.approx([0, 2550000, 510000])
     assert to_units(x, "dn", "reflectance").tolist() == pytest.approx([0, 0.0255, 0.0051])
+    assert to_units(x, "percent", "dn").tolist() == pytest.approx([0, 25500, 5100])
     assert to_units(x, "dn", "dn") is x
-    with pytest.raises(ValueError, match="units must be one of dn, reflectance, uint8_rgb, got 'percent'"):
-        to_units(x, "percent", "dn")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="units must be one of dn, reflectance, percent, uint8_rgb, got 'radiance'"):
+        to_units(x, "radiance", "dn")  # type: ignore[arg-type]
 
 
 def test_choosing() -> None:

@@ -156,7 +156,7 @@ def test_an_image_of_its_own_coordinates_comes_out_at_its_own_coordinates(south_
     world = np.zeros((10, 1, h, w))
     world[0, 0], world[1, 0] = c + 500, r + 500  # not negative, no nodata
     cube = cube_at((h, w), times=1, row=row, col=col, south_up=south_up, world=world, dtype="float32")
-    emb = embed(cube, units="dn", offset=0, edge="drop", **SMALL).compute()
+    emb = embed(cube, units="dn", offset=0, nodata=None, edge="drop", **SMALL).compute()
     # A patch mean of pixel indices is the patch's centre, less half a pixel.
     x = (emb[0, 0] - 500 + 0.5) * 10
     y = -(emb[0, 1] - 500 + 0.5) * 10
@@ -444,9 +444,9 @@ def test_top_of_atmosphere_is_told_from_surface() -> None:
 def test_masks_that_do_not_lie_on_the_cube_are_refused() -> None:
     cube = cube_at((64, 64), times=1)
     mask = xr.zeros_like(cube.B02.isel(time=0, drop=True), dtype=bool)
-    with pytest.raises(ValueError, match="differ along 'x'.*align it first"):
+    with pytest.raises(ValueError, match=r"differ along x.*mask\.reindex\("):
         embed(cube, mask=mask.isel(x=slice(1, None)), **SMALL)
-    with pytest.raises(ValueError, match="differ along 'y'"):
+    with pytest.raises(ValueError, match="differ along y"):
         embed(cube, mask=mask.assign_coords(y=mask.y + 10), **SMALL)
     with pytest.raises(ValueError, match="'clouds' is not a variable"):
         embed(cube, mask="clouds", **SMALL)
@@ -510,7 +510,7 @@ def test_set_options_changes_the_defaults_of_the_call() -> None:
         (lambda c: c, {"dtype": "float8"}, ValueError, "float16"),
         (lambda c: c, {"batch_size": 0}, ValueError, "at least 1"),
         (lambda c: c.isel(time=slice(0, 0)), {}, ValueError, "no dates"),
-        (lambda c: c, {"units": "percent"}, ValueError, "reflectance"),
+        (lambda c: c, {"units": "radiance"}, ValueError, "reflectance"),
         (lambda c: c, {"device": "gpu"}, errors.DeviceError, "is no device"),
         (lambda c: c.isel(y=slice(0, 2)), {"edge": "drop"}, errors.TilePlanError, "edge='pad'"),
     ],
@@ -581,6 +581,8 @@ def test_tiles_cut_shorter_change_nothing_away_from_the_edge() -> None:
 
 def test_coordinates_that_chunk_put_on_dask_are_no_pixels() -> None:
     cube = cube_at((64, 64), times=2).drop_attrs(deep=False)
+    carried = cube[[n for n in cube.data_vars if n != "SCL"]]
+    cube = cube.assign({n: v + xr.DataArray([0, 1000], dims="time").astype(v.dtype) for n, v in carried.items()})
     cube = cube.assign_coords(boa_add_offset=("time", [0, -1000])).chunk(time=1, y=32, x=32)
     assert cube.boa_add_offset.chunks
     with dask.config.set(scheduler=never):
