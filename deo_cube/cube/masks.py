@@ -170,7 +170,7 @@ def _step(cube: xr.Dataset | xr.DataArray, d: str, dims: Dims) -> float:
 
 def _spatial_advice(mask: xr.DataArray, cube: xr.Dataset | xr.DataArray, dims: Dims) -> str:
     resample = (
-        "resample it to the cube's grid: import odc.geo.xarray; "
+        "resample it to the cube's grid: import odc.geo.xr; "
         "mask.astype('uint8').odc.reproject(cube.odc.geobox, resampling='nearest')"
     )
     axes = (dims.y, dims.x)

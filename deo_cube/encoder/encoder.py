@@ -69,7 +69,7 @@ class Encoder:
             Names of the channels, in any order. They are put into model order by name, bands that the model does not
             read are left out; where only red, green and blue are given, the model's RGB stem reads them. Default: the
             channels are the encoder's own stem's, in order.
-        units : {"dn", "reflectance", "uint8_rgb"}, optional
+        units : {"dn", "reflectance", "percent", "uint8_rgb"}, optional
             Units of the values. An array of uint8 is taken as `uint8_rgb` (DN = value * 2750 / 255).
 
         Returns

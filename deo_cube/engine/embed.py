@@ -227,7 +227,7 @@ def embed(
     missing : {"raise", "nearest", "mean"}
         For a band that the cube lacks: raise, take the spectrally nearest band (B8A for B08), or feed the training
         mean.
-    units : {"auto", "dn", "reflectance", "uint8_rgb"}
+    units : {"auto", "dn", "reflectance", "percent", "uint8_rgb"}
         Of the stored values. "auto" decides from metadata and is refused where that does not decide.
     offset : "auto" or number
         DN to add: 0, or -1000 for raw products of processing baseline 04.00 and later.
