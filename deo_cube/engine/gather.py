@@ -145,12 +145,12 @@ class Gather:
 
     def pieces(self, index: BlockIndex) -> list[Piece]:
         """Every source chunk that the block needs, group by group, field by field."""
-        rows, columns = self._read_ranges(index)
+        rows, columns = self.read_ranges(index)
         return [piece for group in self.groups for field in group for piece in field.pieces(index.time, rows, columns)]
 
     def askers(self, index: BlockIndex) -> dict[tuple[Any, ...], int]:
         """For each chunk that the block needs, how many blocks of the whole plan do; 0 where that is not known."""
-        ranges = self._read_ranges(index)
+        ranges = self.read_ranges(index)
         timeless = all(field.axes[0] is None for group in self.groups for field in group)
 
         @cache
@@ -177,7 +177,7 @@ class Gather:
         at = [index.row, index.column]
         while 0 <= at[axis] + step < self.plan.blocks[axis]:
             at[axis] += step
-            yield self._read_ranges(BlockIndex(index.time, *at))[axis]
+            yield self.read_ranges(BlockIndex(index.time, *at))[axis]
 
     def _block(self, index: BlockIndex) -> tuple[BlockAxis, BlockAxis]:
         return self.plan.rows.block(index.row), self.plan.columns.block(index.column)
@@ -187,14 +187,15 @@ class Gather:
         index = rows.source_index(height)
         return height - 1 - index if self.south_up else index
 
-    def _read_ranges(self, index: BlockIndex) -> tuple[tuple[int, int], tuple[int, int]]:
+    def read_ranges(self, index: BlockIndex) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns of the source that the block's windows are cut from."""
         rows, columns = self._block(index)
         r, c = self._source_rows(rows), columns.source_index(self.plan.shape[1])
         return (int(r.min()), int(r.max()) + 1), (int(c.min()), int(c.max()) + 1)
 
     def windows(self, index: BlockIndex, chunks: Sequence[Array]) -> tuple[Array, ...]:
         """Stitch the chunks (in the order of `pieces`) group by group: north up, mirrored over the cube's edges."""
-        rows, columns = self._read_ranges(index)
+        rows, columns = self.read_ranges(index)
         feed = iter(chunks)
 
         def fill(source: Array, group: Sequence[Field]) -> None:
@@ -277,8 +278,8 @@ def read_amplification(gather: Gather) -> float:
     n_rows, n_columns = gather.plan.blocks
     field = gather.groups[0][0]
     y, x = field.chunks[field.axes[2]], field.chunks[field.axes[3]]
-    rows = [gather._read_ranges(BlockIndex(0, r, 0))[0] for r in range(n_rows)]
-    columns = [gather._read_ranges(BlockIndex(0, 0, c))[1] for c in range(n_columns)]
+    rows = [gather.read_ranges(BlockIndex(0, r, 0))[0] for r in range(n_rows)]
+    columns = [gather.read_ranges(BlockIndex(0, 0, c))[1] for c in range(n_columns)]
     # What a block reads is a product of a row's part and a column's part, and so is the sum over all blocks.
     read = sum(y[i] for r in rows for i, _, _ in _overlaps(y, *r)) * sum(
         x[i] for c in columns for i, _, _ in _overlaps(x, *c)

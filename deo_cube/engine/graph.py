@@ -38,7 +38,9 @@ __all__ = [
     "Field",
     "Gather",
     "as_fields",
+    "blocks_of",
     "compute_block",
+    "compute_one",
     "cut",
     "derived",
     "map_blocks_with_halo",
@@ -224,7 +226,7 @@ def _by_public_api(
     blocks = np.empty(counts, dtype=object)
     for at in np.ndindex(*counts):
         index = BlockIndex(at[0], counts[-2] - 1 - at[-2] if task.reverse_rows else at[-2], at[-1])
-        rows, columns = task.gather._read_ranges(index)
+        rows, columns = task.gather.read_ranges(index)
         planes: list[Any] = []
         for i, field in enumerate(fields):
             plane = by_name[field.name][field.cut(index.time, rows, columns)]
@@ -250,6 +252,12 @@ def runs(array: Any) -> list[Any]:
     """The callables that run for the blocks which `array` is made of: `EmbedBlock`, `ValidBlock`."""
     layers = getattr(array.__dask_graph__(), "layers", {})
     return [layer.task.run for layer in layers.values() if isinstance(layer, BlockLayer)]
+
+
+def blocks_of(part: Mapping[Any, Any], kind: type) -> list[tuple[Any, Gather, BlockIndex]]:
+    """The blocks in a flat graph that a `kind` of callable runs for: that callable, its gather, and which block."""
+    tasks = [node for node in part.values() if isinstance(getattr(node, "func", None), _Task)]
+    return [(t.func.run, t.func.gather, t.args[0]) for t in tasks if isinstance(t.func.run, kind)]
 
 
 def stored(array: Any) -> list[Any]:
@@ -376,14 +384,15 @@ def compute_block(graph: Mapping[Any, Any], keys: list[Any], read: Callable[[lis
 
 def _chunk(graph: Mapping[Any, Any], key: Any, chunks: tuple[tuple[int, ...], ...]) -> Any:
     """Read a source chunk, and make sure that it is whole: NumPy would stretch a short one silently."""
-    value = _compute_one(graph, key)
+    value = compute_one(graph, key)
     wanted = tuple(sizes[i] for sizes, i in zip(chunks, key[1:], strict=True))
     if np.shape(value) != wanted:
         raise OSError(f"chunk {key} came back with the shape {np.shape(value)}, but the cube says {wanted}")
     return value
 
 
-def _compute_one(graph: Mapping[Any, Any], key: Any) -> Any:
+def compute_one(graph: Mapping[Any, Any], key: Any) -> Any:
+    """Compute one key of a flat graph in this thread."""
     return _evaluate(graph, [key])[0]
 
 

@@ -23,7 +23,7 @@ import zarr
 
 from deo_cube import arguments
 from deo_cube.cube.coordinates import storable_coordinates
-from deo_cube.engine import announce, flight, graph, location, metadata, read, record, store, template
+from deo_cube.engine import announce, flight, graph, location, look, metadata, read, record, store, template
 from deo_cube.engine.reopen import open_embeddings
 from deo_cube.engine.scheduler import choose_scheduler
 from deo_cube.errors import ArgumentError, StoreMismatchError
@@ -132,6 +132,8 @@ def to_zarr(
     emb = _on_dask(storable_coordinates(emb))
     layout = store.Layout.of(tuple(str(d) for d in emb.dims), emb.chunks or ())
     kind = choose_scheduler(scheduler)
+    if overwrite or template.existing(place) is None:
+        look.before_writing(emb, patience=read_timeout)
     target = template.create(emb, place, layout, resume=resume, overwrite=overwrite)
     root = target.open()
     if not template.is_complete(root):
