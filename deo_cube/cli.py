@@ -22,6 +22,7 @@ from tyro.conf import Positional, arg
 
 from deo_cube import shell
 from deo_cube.errors import ArgumentError
+from deo_cube.paths import is_url, local_path
 
 __all__ = ["COMMANDS", "main"]
 
@@ -76,6 +77,8 @@ def embed(
     worker_timeout: Annotated[float, arg(help="seconds to wait for workers while a cluster has none")] = 600.0,
     overwrite: Annotated[bool, arg(help="begin again")] = False,
     progress: Annotated[bool, arg(help="show the progress bar")] = True,
+    group: Annotated[str | None, arg(help="of a Zarr or netCDF store that keeps its cube in a group")] = None,
+    allow: Annotated[tuple[str, ...], arg(help="hosts, folders, prefixes of URLs that STAC items may name")] = (),
 ) -> None:
     """Embed a cube into a Zarr store; run it again to go on after a stop."""
     from deo_cube.cube.files import open_cube
@@ -85,7 +88,7 @@ def embed(
     # The cluster first: a device that is not here may be there.
     with _log_lines(progress), _cluster(scheduler) as kind:
         emb = embed_cube(
-            open_cube(cube),
+            open_cube(cube, **_where(group, allow)),
             model,
             weights=weights,
             bands=_bands(bands),
@@ -137,6 +140,8 @@ def plan(
     dtype: Annotated[Literal["float16", "float32", "int8"], arg(help="of the store")] = "float16",
     device: Annotated[str | None, arg(help="cpu, cuda, cuda:1")] = None,
     measure: Annotated[bool, arg(help="encode a few tiles to learn the rate")] = False,
+    group: Annotated[str | None, arg(help="of a Zarr or netCDF store that keeps its cube in a group")] = None,
+    allow: Annotated[tuple[str, ...], arg(help="hosts, folders, prefixes of URLs that STAC items may name")] = (),
 ) -> None:
     """Count tiles, tokens, bytes and time before embedding."""
     from deo_cube.cube.files import open_cube
@@ -145,7 +150,11 @@ def plan(
     given: dict[str, Any] = {"weights": weights, "bands": _bands(bands), "missing": missing, "units": units}
     given |= {"offset": _number(offset), "nodata": _number(nodata), "tile": tile, "halo": halo, "block": block}
     given |= {"layer": layer, "edge": edge, "dtype": dtype, "device": device}
-    print(shell.in_flags(repr(plan_cube(open_cube(cube), model, measure=measure, **given)), ["measure"]))
+    print(
+        shell.in_flags(
+            repr(plan_cube(open_cube(cube, **_where(group, allow)), model, measure=measure, **given)), ["measure"]
+        )
+    )
 
 
 def models() -> None:
@@ -185,7 +194,7 @@ def verify(
         return 0
     if what is None:
         raise ArgumentError("verify needs the name of a model, a store of embeddings, or --published FILE")
-    if "://" in what or (Path(what).exists() and not (Path(what) / "card.json").exists()):
+    if is_url(what) or ((path := local_path(what)).exists() and not (path / "card.json").exists()):
         from deo_cube.engine.reopen import verify_store
 
         state = verify_store(what, repair=repair, progress=True)
@@ -213,6 +222,8 @@ def segment(
     mask: Annotated[str | None, arg(help="variable that is True where a pixel must not count, or scl")] = None,
     model: Annotated[str | None, arg(help="folder of the training run, if the head's model is not known")] = None,
     overwrite: Annotated[bool, arg(help="replace what is at OUT, whatever it is")] = False,
+    group: Annotated[str | None, arg(help="of a Zarr or netCDF store that keeps its cube in a group")] = None,
+    allow: Annotated[tuple[str, ...], arg(help="hosts, folders, prefixes of URLs that STAC items may name")] = (),
 ) -> None:
     """Map classes with a head that `fit_head(...).save(...)` wrote."""
     from deo_cube.cube.files import open_cube
@@ -220,6 +231,7 @@ def segment(
     from deo_cube.engine.reopen import is_embeddings, open_embeddings
     from deo_cube.heads.maps import segment as segment_cube
 
+    out = local_path(out)
     tif = out.suffix.lower() in (".tif", ".tiff")
     if not overwrite:
         _check_out(out, tif=tif, inputs=(cube, head))
@@ -228,7 +240,7 @@ def segment(
     else:
         given: dict[str, Any] = {"units": units, "offset": _number(offset), "nodata": _number(nodata), "mask": mask}
         given |= {"bands": _bands(bands), "missing": missing} | ({} if model is None else {"model": model})
-        classes = segment_cube(open_cube(cube), head, **given)
+        classes = segment_cube(open_cube(cube, **_where(group, allow)), head, **given)
     if tif:
         import rioxarray  # noqa: F401 - registers .rio
 
@@ -318,6 +330,11 @@ def _check_out(out: Path, *, tif: bool, inputs: tuple[str | Path, ...]) -> None:
         raise ArgumentError(f"OUT is a class map, .tif or .zarr; got {out}")
     if out.is_dir() and (tif or (any(out.iterdir()) and not (out / "class" / "zarr.json").exists())):
         raise ArgumentError(f"{out} is there and is not a class map: name another path, or pass --overwrite")
+
+
+def _where(group: str | None, allow: tuple[str, ...]) -> dict[str, Any]:
+    """Options of `open_cube` that were given."""
+    return ({} if group is None else {"group": group}) | ({"allow": allow} if allow else {})
 
 
 def _number(text: str) -> Any:

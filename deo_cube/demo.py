@@ -19,6 +19,7 @@ from deo_cube.engine.load import load_cube
 from deo_cube.engine.plan import plan
 from deo_cube.engine.write import to_zarr
 from deo_cube.errors import MissingExtraError
+from deo_cube.paths import local_path
 
 __all__ = ["live_cube", "picture", "run"]
 
@@ -56,6 +57,7 @@ def run(
     what = cube.attrs.get("title", "Sentinel-2 L2A scene")
     print(f"1. cube: {what}\n{cube.deo!r}\n")
     print(f"2. {plan(cube, model)!r}\n")
+    out = local_path(out)
     out.mkdir(parents=True, exist_ok=True)
     store = out / "embeddings.zarr"
     start = time.perf_counter()

@@ -293,7 +293,7 @@ def _weights() -> Iterator[Finding]:
         here = "made by its factory" if not w.file else str(path) if path else f"{w.file} is not on this machine"
         lines.append(f"{alias}: {here}")
     yield Finding("weights", "ok", "\n".join(lines))
-    if given and not Path(given).expanduser().is_dir():
+    if given and not local_path(given).is_dir():
         yield Finding("weights", "note", f"{FOLDER_VARIABLE} = {given}, which is no folder", f"unset {FOLDER_VARIABLE}")
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "CubeProblemsError",
     "DeoCubeError",
     "DeviceError",
+    "HrefRefusedError",
     "InputNotFoundError",
     "LabelsError",
     "EncoderOutputError",
@@ -64,6 +65,10 @@ class InputNotFoundError(DeoCubeError, FileNotFoundError):
 
 class LabelsError(DeoCubeError, ValueError):
     """Labels that cannot be read, or that do not say which place is of which class."""
+
+
+class HrefRefusedError(DeoCubeError, PermissionError):
+    """An item or reference names a file that it may not: one of this machine, or inside its network."""
 
 
 class StorageError(DeoCubeError, OSError):

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
 from deo_cube.errors import ArgumentError
+from deo_cube.paths import local_path
 
 __all__ = ["Default", "Options", "get_option", "resolve", "set_options"]
 
@@ -46,7 +47,7 @@ _OPTIONS: dict[str, Any] = {
     # Whether networks go through torch.compile: True, or the name of one of its backends.
     "compile": False,
     # Where weights from the hub and measured rates are kept.
-    "cache_dir": Path(os.environ.get("DEO_CUBE_CACHE", Path.home() / ".cache" / "deo_cube")),
+    "cache_dir": local_path(os.environ.get("DEO_CUBE_CACHE", Path.home() / ".cache" / "deo_cube")),
     # True: never reach for the network.
     "offline": _flag(os.environ.get("DEO_CUBE_OFFLINE", "") or os.environ.get("HF_HUB_OFFLINE", "")),
 }
@@ -71,7 +72,7 @@ def _validated(name: str, value: Any) -> Any:
     if name == "cache_dir":
         if not isinstance(value, str | os.PathLike):
             raise ArgumentError(f"option cache_dir must be a path, got {value!r}")
-        return Path(value)
+        return local_path(value)
     if name == "offline" and not isinstance(value, bool):
         raise ArgumentError(f"option offline must be True or False, got {value!r}")
     return value

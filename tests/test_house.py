@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "deo_cube"
 #: From the door down; a room may import those below it.
 ROOMS = ("door", "view", "heads", "train", "evaluate", "engine", "encoder", "cube", "ground")
-GROUND = {"arguments", "errors", "inputs", "options", "shell"}
+GROUND = {"arguments", "errors", "inputs", "options", "paths", "shell"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

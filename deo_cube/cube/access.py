@@ -18,8 +18,9 @@ from odc.loader import RioDriver
 
 from deo_cube.cube.baseline import bucket_of
 from deo_cube.cube.catalogues import CATALOGUES
+from deo_cube.cube.hrefs import allowed, is_remote
 from deo_cube.cube.projection import Header
-from deo_cube.cube.rasters import PlacedReader, read_header
+from deo_cube.cube.rasters import PlacedReader, read_header, refuse_indirect
 from deo_cube.errors import MissingExtraError
 
 __all__ = ["Access", "access", "sign_planetary_computer"]
@@ -34,14 +35,20 @@ GIVE_UP = (("GDAL_HTTP_CONNECTTIMEOUT", "60"), ("GDAL_HTTP_LOW_SPEED_TIME", "120
 class Access(RioDriver):  # type: ignore[misc]
     """Reader of odc-loader that signs an href when it opens it, as often as it opens it."""
 
-    def __init__(self, sign: Sign | None, gdal: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self, sign: Sign | None, gdal: tuple[tuple[str, str], ...] = (), *, allow: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         self.sign = sign
         self.gdal = gdal
+        self.allow = allow
 
     def open(self, src: Any, ctx: Any) -> Any:
         """Open `src`, signed now."""
-        return PlacedReader(src if self.sign is None else replace(src, uri=self.sign(src.uri)), ctx)
+        signed = src if self.sign is None else replace(src, uri=self.sign(src.uri))
+        if is_remote(src.uri) and not allowed(src.uri, self.allow):
+            refuse_indirect(src.uri, signed.uri)
+        return PlacedReader(signed, ctx)
 
     def header(self, href: str) -> Header:
         """Read CRS, transform and shape of a file.
@@ -52,7 +59,10 @@ class Access(RioDriver):  # type: ignore[misc]
             If it cannot be opened.
         """
         with self.restore_env(self.capture_env(), self.new_load(None)):  # type: ignore[arg-type]
-            return read_header(href if self.sign is None else self.sign(href))
+            signed = href if self.sign is None else self.sign(href)
+            if is_remote(href) and not allowed(href, self.allow):
+                refuse_indirect(href, signed)
+            return read_header(signed)
 
     @contextmanager
     def restore_env(self, env: dict[str, Any], load_state: Any) -> Iterator[Any]:
@@ -63,10 +73,16 @@ class Access(RioDriver):  # type: ignore[misc]
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         name = getattr(self.sign, "__qualname__", None)
-        return ("deo_cube.Access", getattr(self.sign, "__module__", None), name or repr(self.sign), self.gdal)
+        return (
+            "deo_cube.Access",
+            getattr(self.sign, "__module__", None),
+            name or repr(self.sign),
+            self.gdal,
+            self.allow,
+        )
 
 
-def access(hrefs: Iterable[str], sign: Sign | Literal["auto"] | None) -> Access:
+def access(hrefs: Iterable[str], sign: Sign | Literal["auto"] | None, *, allow: tuple[str, ...] = ()) -> Access:
     """Choose how to open files.
 
     Parameters
@@ -74,6 +90,8 @@ def access(hrefs: Iterable[str], sign: Sign | Literal["auto"] | None) -> Access:
     hrefs : iterable of str
     sign : callable, "auto" or None
         "auto" signs what is known to need it: files of the Planetary Computer.
+    allow : tuple of str
+        What may be a VRT, or another format that names further files, though it comes over a network.
 
     Raises
     ------
@@ -84,20 +102,20 @@ def access(hrefs: Iterable[str], sign: Sign | Literal["auto"] | None) -> Access:
     buckets = {bucket_of(h) for h in hrefs}
     gdal = {kv for c in CATALOGUES.values() if buckets & set(c.raw) for kv in c.gdal}
     if sign != "auto":
-        return Access(sign, tuple(sorted(gdal)))
+        return Access(sign, tuple(sorted(gdal)), allow=allow)
     needy = {b for c in CATALOGUES.values() if c.signing == "planetary_computer" for b in c.raw}
     wanted = [h for h in hrefs if bucket_of(h) in needy]
     if not wanted:
-        return Access(None, tuple(sorted(gdal)))
+        return Access(None, tuple(sorted(gdal)), allow=allow)
     try:
         import planetary_computer  # noqa: F401
     except ImportError as error:
         if all("sig" in parse_qs(urlsplit(h).query) for h in wanted):
-            return Access(None, tuple(sorted(gdal)))  # signed by other means, for as long as that lasts
+            return Access(None, tuple(sorted(gdal)), allow=allow)  # signed by other means, for as long as that lasts
         raise MissingExtraError.wanted(
             "planetary-computer", "stac", "reading files of the Planetary Computer (they are signed)"
         ) from error
-    return Access(sign_planetary_computer, tuple(sorted(gdal)))
+    return Access(sign_planetary_computer, tuple(sorted(gdal)), allow=allow)
 
 
 def sign_planetary_computer(href: str) -> str:

@@ -1,8 +1,12 @@
-"""Open a cube from where it lies: Zarr, netCDF, GeoTIFF, or STAC items."""
+"""Open a cube from a path, a URL or a store: Zarr, netCDF and HDF5, rasters of GDAL, SAFE products, STAC items."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,19 +14,40 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from deo_cube.cube import references, safe
 from deo_cube.cube.codecs import check_store
-from deo_cube.errors import ArgumentError, InputNotFoundError, MissingExtraError
+from deo_cube.cube.georeference import SPATIAL_DIMS
+from deo_cube.cube.hrefs import read_allow
+from deo_cube.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DeoCubeError,
+    InputNotFoundError,
+    MissingExtraError,
+    StorageError,
+)
+from deo_cube.paths import expand, is_url
 
 __all__ = ["open_cube"]
 
+RASTERS = (".tif", ".tiff", ".jp2", ".vrt", ".img")
+NETCDF = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5")
+#: Bytes of a JSON file above which it is not looked into for what it is.
+_LARGEST_JSON = 500_000_000
 
-def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
-    """Open a cube lazily, by the ending of its name.
+
+def open_cube(path: Any, *, group: str | None = None, **options: Any) -> xr.Dataset | xr.DataArray:
+    """Open a cube lazily, by the ending of its name and by what is there.
 
     Parameters
     ----------
-    path : str or path
-        ``*.zarr`` (also a URL), ``*.nc``, ``*.tif``, or STAC: ``*.json`` with an item or a collection of items.
+    path : str, path or Zarr store
+        ``*.zarr`` (a folder, a URL, ``*.zip``), ``*.nc`` and ``*.h5``, ``*.tif``, ``*.jp2`` and ``*.vrt`` (also GDAL's
+        ``/vsi...``), a ``*.SAFE`` folder or its zip, an icechunk repository or session, references of kerchunk
+        (``*.json``, ``*.parq``), or STAC: ``*.json`` with an item or a collection of items.
+    group : str, optional
+        Of a Zarr or netCDF store that keeps its cube in a group, as ``measurements/reflectance/r10m``. By default the
+        root, or else the only group that holds arrays along y and x.
     **options
         For the reader underneath: `xarray.open_zarr`, `xarray.open_dataset`, `rioxarray.open_rasterio`, `load_cube`.
 
@@ -33,53 +58,318 @@ def open_cube(path: str | Path, **options: Any) -> xr.Dataset | xr.DataArray:
 
     Raises
     ------
-    FileNotFoundError
+    InputNotFoundError
         If nothing is there.
-    ValueError
-        For an ending that is none of these.
-    MissingExtraError
-        If a netCDF file cannot be read for want of netCDF4.
+    ArgumentError
+        For a path that is none of these, and for a store with cubes in several groups; the message names them.
+    ArgumentTypeError
+        For options that the reader does not take.
     StorageError
-        If a Zarr store is decoded to Python objects, or by a codec that is not installed.
+        For a file that cannot be read, and a Zarr store that is decoded to Python objects or by a codec that is not
+        installed.
+    MissingExtraError
+        If the package that reads it is not installed.
     """
-    text = str(path).rstrip("/")
-    local = "://" not in text
-    if local and not Path(text).exists():
+    if not isinstance(path, str | os.PathLike):
+        return _zarr(_store_of(path), type(path).__name__, group, options)
+    text = expand(path)
+    local = not is_url(text)
+    gdal = text.startswith("/vsi")
+    if local and not gdal and not Path(text).exists():
         raise InputNotFoundError(f"no cube at {text}")
     ending = Path(text).suffix.lower()
-    if ending == ".zarr" or (local and Path(text).is_dir()):
+    if gdal or ending in RASTERS:
+        _no_group(group, text)
+        return _raster(text, options)
+    if local and (ending == ".safe" or safe.is_safe(text)):
+        _no_group(group, text)
+        from deo_cube.cube.stac import load_cube
+
+        return load_cube(safe.item_of_safe(text), **options)
+    if ending == ".zip" and local:
+        return _zipped(text, group, options)
+    if ending in (".parq", ".parquet") and references.is_parquet(text):
+        return _zarr(references.open_references(text, read_allow(options.pop("allow", ()))), text, group, options)
+    if local and Path(text).is_dir():
+        if _is_icechunk(Path(text)):
+            return _zarr(_icechunk(text), text, group, options)
+        return _zarr(text, text, group, options)
+    if ending == ".zarr":
+        return _zarr(text, text, group, options)
+    if ending in NETCDF:
+        return _netcdf(text, group, options)
+    if ending in (".json", ".geojson"):
+        if local and references.is_references(text, _LARGEST_JSON):
+            return _zarr(references.open_references(text, read_allow(options.pop("allow", ()))), text, group, options)
+        _no_group(group, text)
+        from deo_cube.cube.stac import load_cube
+
+        return load_cube(text, **options)
+    inside = _zarr_above(text) if local else None
+    raise ArgumentError(
+        f"cannot tell what {text} is: wanted a name that ends in .zarr, .nc, .tif, .jp2, .vrt, .SAFE, .zip, or .json "
+        "(STAC items)" + (f". It is a part of the Zarr store {inside}: open that" if inside else "")
+    )
+
+
+def _no_group(group: str | None, text: str) -> None:
+    if group is not None:
+        raise ArgumentError(f"group= is for Zarr and netCDF stores, which {text} is not: leave it out")
+
+
+def _zarr_above(text: str) -> Path | None:
+    return next((p for p in Path(text).parents if p.suffix == ".zarr"), None)
+
+
+@contextlib.contextmanager
+def _plain_errors(text: str, reader: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Raise what the readers underneath raise as our own errors, in one line."""
+    try:
+        yield
+    except DeoCubeError:
+        raise
+    except FileNotFoundError as error:
+        raise InputNotFoundError(f"no cube at {text}: {reader} says {_line(error)}") from error
+    except ImportError as error:
+        raise MissingExtraError(f"{text} needs a package that is not installed: {_line(error)}") from error
+    except TypeError as error:
+        if not options:
+            raise
+        raise ArgumentTypeError(
+            f"{reader} does not take these options ({', '.join(f'{k}=' for k in options)}): {_line(error)}"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise StorageError(f"{text} cannot be read by {reader}: {type(error).__name__}: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _store_of(given: Any) -> Any:
+    """Zarr store of a store object, or of an icechunk session."""
+    from zarr.abc.store import Store
+
+    store = given if isinstance(given, Store) else getattr(given, "store", None)
+    if isinstance(given, Mapping | xr.Dataset | xr.DataArray) or not isinstance(store, Store):
+        raise ArgumentTypeError(
+            f"open_cube takes a path, a URL or a Zarr store, got {type(given).__name__}; a Dataset or DataArray is a "
+            "cube already: ds.deo.embed()"
+        )
+    return store
+
+
+# --- Zarr -----------------------------------------------------------------------------------------
+
+
+def _zarr(store: Any, text: str, group: str | None, options: dict[str, Any]) -> xr.Dataset:
+    given: dict[str, Any] = {"decode_coords": "all", "mask_and_scale": False, **options}
+
+    def read(name: str | None) -> xr.Dataset:
         with warnings.catch_warnings():
             # xarray says so of each Zarr 3 store that is not consolidated, which few are.
             warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
             check_store(
-                text,
-                path=options.get("group") or "",
+                store,
+                path=name or "",
                 storage_options=options.get("storage_options"),
                 zarr_format=options.get("zarr_format"),
             )
-            stored: xr.Dataset = xr.open_zarr(text, **{"decode_coords": "all", "mask_and_scale": False, **options})
+            stored: xr.Dataset = xr.open_zarr(store, **(given if name is None else {**given, "group": name}))
             return stored
-    if ending in (".nc", ".nc4", ".h5"):
-        try:
-            found = xr.open_dataset(text, **{"chunks": {}, "decode_coords": "all", "mask_and_scale": False, **options})
-        except (ValueError, ImportError) as error:
-            if find_spec("netCDF4") is None:
-                raise MissingExtraError(f"{text} wants a reader of netCDF: pip install netCDF4") from error
-            raise
-        return found.assign({name: _unsigned(v) for name, v in found.data_vars.items()})
-    if ending in (".tif", ".tiff"):
-        import rioxarray
 
-        found = rioxarray.open_rasterio(text, **{"chunks": {"x": 1024, "y": 1024}, **options})
-        assert isinstance(found, xr.DataArray)
-        return found
-    if ending in (".json", ".geojson"):
-        from deo_cube.cube.stac import load_cube
+    if isinstance(store, str) and not is_url(store) and not _has_zarr_metadata(Path(store)):
+        raise ArgumentError(_no_zarr(Path(store)))
+    names = _zarr_groups(store)
+    if group is not None and names is not None and group.strip("/") not in {"", *names}:
+        raise ArgumentError(f"{text} has no group {group!r}: its groups are {_listed(names)}")
+    with _plain_errors(text, "xarray.open_zarr", options):
+        if group is not None:
+            return read(group)
+        root = read(None)
+        if _is_cube(root) or not names:
+            return root
+        return _only(text, {n: read(n) for n in names}, root)
 
-        return load_cube(text, **options)
-    raise ArgumentError(
-        f"cannot tell what {text} is: wanted a name that ends in .zarr, .nc, .tif, or .json (STAC items)"
+
+def _has_zarr_metadata(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata", ".zarray"))
+
+
+def _no_zarr(folder: Path) -> str:
+    """Words about a folder that is not a Zarr store: what it holds, and what opens that."""
+    held = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    below = [p for p in held if p.is_dir() and (_has_zarr_metadata(p) or safe.is_safe(str(p)))]
+    files = [p for p in held if p.suffix.lower() in (*RASTERS, *NETCDF, ".json", ".zip")]
+    found = below or files
+    if not found:
+        what = ", ".join(p.name for p in held[:5]) or "nothing"
+        return f"{folder} is a folder without a cube: wanted a Zarr store or a SAFE product, found {what}"
+    call = f"open_cube({str(found[0])!r})"
+    several = (
+        "; several bands in files of their own: STAC items, or "
+        "xr.merge([open_cube(f).squeeze('band', drop=True).rename(name) for name, f in files.items()])"
+        if found is files and len(files) > 1
+        else ""
     )
+    names = _listed([p.name for p in found])
+    return f"{folder} is a folder and not a Zarr store; it holds {names}. Open one: {call}{several}"
+
+
+def _zarr_groups(store: Any) -> list[str] | None:
+    """Names of all groups below the root; None where they cannot be listed, as over HTTP."""
+    import zarr
+
+    try:
+        root = zarr.open_group(store, mode="r")
+        return sorted(name for name, member in root.members(max_depth=8) if isinstance(member, zarr.Group))
+    except Exception:
+        # Whatever the store raises: the reader says it in its own words.
+        return None
+
+
+def _is_group(store: Any, name: str) -> bool:
+    import zarr
+
+    try:
+        return isinstance(zarr.open(store, path=name, mode="r"), zarr.Group)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _is_cube(ds: xr.Dataset) -> bool:
+    return any(set(pair) <= set(v.dims) for v in ds.data_vars.values() for pair in SPATIAL_DIMS)
+
+
+def _only(text: str, groups: Mapping[str, xr.Dataset], root: xr.Dataset) -> xr.Dataset:
+    """The only group that is a cube, with what the root says of all; `root` where none is."""
+    cubes = {n: ds for n, ds in groups.items() if _is_cube(ds)}
+    if not cubes:
+        return root
+    if len(cubes) > 1:
+        first = next(iter(cubes))
+        best = next((n for n in cubes if n.endswith("reflectance/r10m")), first)
+        held = "; ".join(f"{n} ({', '.join(list(map(str, ds.data_vars))[:4])})" for n, ds in list(cubes.items())[:12])
+        raise ArgumentError(
+            f"{text} keeps cubes in {len(cubes)} groups: {held}. Name one: open_cube(path, group={best!r})"
+        )
+    ((_, only),) = cubes.items()
+    return only.assign_attrs({**root.attrs, **only.attrs})
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "none"
+
+
+# --- containers -----------------------------------------------------------------------------------
+
+
+def _zipped(text: str, group: str | None, options: dict[str, Any]) -> xr.Dataset | xr.DataArray:
+    """A zip of a Zarr store, or of one raster."""
+    from zarr.storage import ZipStore
+
+    with _plain_errors(text, "zipfile", {}):
+        try:
+            with zipfile.ZipFile(text) as archive:
+                names = archive.namelist()
+        except zipfile.BadZipFile as error:
+            raise StorageError(f"{text} is damaged or not a zip file: {error}") from error
+    roots = sorted({n.rpartition("/")[0] for n in names if n.rpartition("/")[2] in ("zarr.json", ".zgroup")}, key=len)
+    if roots:
+        inside = "/".join(filter(None, (roots[0], (group or "").strip("/"))))
+        store = ZipStore(text, mode="r")
+        # xarray looks for consolidated metadata at the root of a zip alone.
+        options = {"consolidated": False, **options}
+        if group is not None:
+            return _zarr(store, text, inside, options)
+        if roots[0] == "":
+            return _zarr(store, text, None, options)
+        first = _zarr(store, text, roots[0], options)
+        if _is_cube(first):
+            return first
+        groups = {n: _zarr(store, text, n, options) for n in roots[1:] if _is_group(store, n)}
+        return _only(text, {n.removeprefix(f"{roots[0]}/"): ds for n, ds in groups.items()}, first)
+    _no_group(group, text)
+    rasters = [n for n in names if n.lower().endswith(RASTERS)]
+    if len(rasters) == 1:
+        return _raster(f"/vsizip/{text}/{rasters[0]}", options)
+    if rasters:
+        raise ArgumentError(
+            f"{text} holds {len(rasters)} rasters: {_listed(rasters)}. Open one: "
+            f"open_cube('/vsizip/{text}/{rasters[0]}')"
+        )
+    raise ArgumentError(
+        f"{text} holds neither a Zarr store, a SAFE product nor a raster, but {_listed(names)}. Unpack it, and open "
+        "what is in it"
+    )
+
+
+def _is_icechunk(folder: Path) -> bool:
+    return (folder / "snapshots").is_dir() and ((folder / "refs").is_dir() or (folder / "repo").exists())
+
+
+def _icechunk(text: str) -> Any:
+    """Store of the newest snapshot of a repository's main branch, to be read only."""
+    try:
+        import icechunk
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{text} is an icechunk repository, and icechunk is not installed: pip install icechunk"
+        ) from error
+    try:
+        repository = icechunk.Repository.open(icechunk.local_filesystem_storage(text))
+        return repository.readonly_session("main").store
+    except Exception as error:
+        raise StorageError(
+            f"icechunk cannot read the branch main of {text} ({_line(error)}). Open another and pass its store: "
+            "open_cube(repository.readonly_session(branch).store)"
+        ) from error
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _netcdf(text: str, group: str | None, options: dict[str, Any]) -> xr.Dataset:
+    given = {"chunks": {}, "decode_coords": "all", "mask_and_scale": False, **options}
+    try:
+        if group is not None:
+            found = xr.open_dataset(text, group=group, **given)
+        else:
+            found = xr.open_dataset(text, **given)
+            if not _is_cube(found) and (groups := _netcdf_groups(text, given)):
+                found = _only(text, groups, found)
+    except (ValueError, ImportError) as error:
+        if find_spec("netCDF4") is None:
+            raise MissingExtraError(f"{text} wants a reader of netCDF: pip install netCDF4") from error
+        if isinstance(error, DeoCubeError):
+            raise
+        raise StorageError(f"{text} cannot be read by xarray.open_dataset: {_line(error)}") from error
+    except (OSError, KeyError, TypeError, RuntimeError) as error:
+        names: list[str] = []
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            names = sorted(_netcdf_groups(text, given)) if group is not None else []
+        if names and str(group).strip("/") not in names:
+            raise ArgumentError(f"{text} has no group {group!r}: its groups are {_listed(names)}") from error
+        with _plain_errors(text, "xarray.open_dataset", options):
+            raise
+    return found.assign({name: _unsigned(v) for name, v in found.data_vars.items()})
+
+
+def _netcdf_groups(text: str, given: Mapping[str, Any]) -> dict[str, xr.Dataset]:
+    return {n.strip("/"): ds for n, ds in xr.open_groups(text, **given).items() if n.strip("/")}
+
+
+def _raster(text: str, options: dict[str, Any]) -> xr.DataArray:
+    import rioxarray
+
+    with _plain_errors(text, "rioxarray.open_rasterio", options):
+        found = rioxarray.open_rasterio(text, **{"chunks": {"x": 1024, "y": 1024}, **options})
+    if not isinstance(found, xr.DataArray):
+        raise ArgumentError(
+            f"{text} holds several rasters, not one. List them, rasterio.open(path).subdatasets, and open one with "
+            "rioxarray.open_rasterio"
+        )
+    return found
 
 
 def _unsigned(variable: xr.DataArray) -> xr.DataArray:

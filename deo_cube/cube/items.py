@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import urlsplit
 
 from deo_cube.cube.baseline import Product
+from deo_cube.cube.hrefs import FROM_FILE, check_href, internal_host, origin_of
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, bands_of_common_name, squeezed
-from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError, MissingBandsError
+from deo_cube.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CatalogueError,
+    InputNotFoundError,
+    MissingBandsError,
+    StorageError,
+)
+from deo_cube.options import get_option
+from deo_cube.paths import expand, is_url, local_path
 
 if TYPE_CHECKING:
     import pystac
@@ -23,17 +34,19 @@ def read_items(items: Any) -> list[pystac.Item]:
 
     Parameters
     ----------
-    items : Item, dict, ItemCollection, FeatureCollection dict, list of these, ItemSearch, or path of a JSON file
+    items : Item, dict, ItemCollection, FeatureCollection dict, list of these, ItemSearch, or path or URL of a JSON file
         Relative hrefs are resolved against the file that they were read from.
 
     Raises
     ------
-    FileNotFoundError
+    InputNotFoundError
         For a path where nothing is.
-    TypeError
+    ArgumentTypeError
         For anything else.
-    ValueError
-        For no items at all, or a mapping or file that is none, as of a catalogue.
+    ArgumentError
+        For no items at all, or a mapping or file that holds none, as of a catalogue.
+    CatalogueError
+        For a URL that does not answer, or where the option `offline` is set.
     """
     found = list(_items(items, None))
     if not found:
@@ -47,16 +60,11 @@ def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
     if isinstance(items, pystac.Item):
         yield items
     elif isinstance(items, (str, Path)):
-        path = Path(items)
-        if not path.is_file():
-            raise InputNotFoundError(
-                f"no items at {path}: wanted a JSON file with a STAC item or a collection of items"
-            )
-        try:
-            read = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ArgumentError(f"{path} is not a JSON file of STAC items: {error}") from error
-        yield from _items(read, str(path.resolve()))
+        source = expand(items)
+        read = _read_json(source)
+        if not isinstance(read, Mapping | list):
+            raise ArgumentError(f"{source} holds {type(read).__name__}, and no STAC items")
+        yield from _items(read, source if is_url(source) else str(Path(source).resolve()))
     elif isinstance(items, pystac.ItemCollection):
         yield from items
     elif isinstance(items, Mapping):
@@ -64,23 +72,95 @@ def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
             for feature in items["features"]:
                 yield from _items(feature, base)
         elif items.get("type") == "Feature":
-            item = pystac.Item.from_dict(dict(items), preserve_dict=base is None)
-            if base is not None:
-                item.set_self_href(base)
-            yield item
+            yield _item(items, base)
         else:
             raise ArgumentError(
-                f"a mapping of type {items.get('type')!r} is no STAC item: wanted Feature or FeatureCollection"
+                f"{base or 'a mapping'} of type {items.get('type')!r} is no STAC item: expected Feature or "
+                "FeatureCollection"
+                + (", as a search gives: deo_cube.search(URL, ...)" if items.get("type") in _CATALOGUES else "")
             )
     elif callable(getattr(items, "items", None)):  # pystac_client.ItemSearch
-        yield from items.items()
-    elif isinstance(items, Iterable):
+        with _plain_errors("the search"):
+            yield from items.items()
+    elif isinstance(items, Iterable) and not isinstance(items, bytes):
         for item in items:
             yield from _items(item, base)
     else:
         raise ArgumentTypeError(
-            f"items are a {type(items).__name__}: wanted STAC items, a collection of them, a search, or a JSON file"
+            f"items are a {type(items).__name__}: expected STAC items, a collection of them, a search, or a JSON file"
         )
+
+
+_CATALOGUES = ("Catalog", "Collection")
+
+
+def _item(item: Mapping[str, Any], base: str | None) -> pystac.Item:
+    import pystac
+
+    try:
+        made = pystac.Item.from_dict(dict(item), preserve_dict=base is None)
+    except (
+        pystac.errors.STACError,
+        pystac.errors.STACTypeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
+        where, why = f" of {base}" if base else "", " ".join(str(error).split())[:200]
+        raise ArgumentError(
+            f"item {str(item.get('id'))!r}{where} is not a STAC item ({type(error).__name__}: {why}): it needs id, "
+            "geometry, links, assets, and datetime in its properties"
+        ) from error
+    if base is not None:
+        made.set_self_href(base)
+        if not is_url(base):
+            made.extra_fields[FROM_FILE] = True
+    return made
+
+
+def _read_json(source: str) -> Any:
+    """What a JSON file holds, of this machine or behind a URL."""
+    if not is_url(source):
+        if not Path(source).is_file():
+            raise InputNotFoundError(
+                f"no items at {source}: wanted a JSON file with a STAC item or a collection of items"
+            )
+        try:
+            return json.loads(Path(source).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StorageError(f"{source} cannot be read: {error}") from error
+        except ValueError as error:
+            raise ArgumentError(f"{source} is not a JSON file of STAC items: {error}") from error
+    host = urlsplit(source).hostname or ""
+    if get_option("offline") and internal_host(source) != "loopback":
+        raise CatalogueError(
+            f"{source} needs the network ({host}), and the option offline is set: deo_cube.set_options(offline=False)"
+        )
+    import pystac
+
+    try:
+        return json.loads(pystac.StacIO.default().read_text(source))
+    except Exception as error:
+        # urllib, pystac and http.client raise what they like; none of it is the caller's type.
+        raise CatalogueError(
+            f"{source} did not answer with STAC items ({str(error)[:200]}): give its JSON file"
+        ) from error
+
+
+@contextlib.contextmanager
+def _plain_errors(what: str) -> Iterator[None]:
+    """Raise what a search raises on its way as our own error."""
+    import pystac.errors
+    import pystac_client.exceptions
+    import requests
+
+    try:
+        yield
+    except (pystac_client.exceptions.APIError, requests.RequestException) as error:
+        raise CatalogueError(f"{what} did not get an answer ({str(error)[:200]}): make the call again") from error
+    except (pystac.errors.STACError, pystac.errors.STACTypeError, json.JSONDecodeError) as error:
+        raise CatalogueError(f"{what} got what are no STAC items ({str(error)[:200]})") from error
 
 
 def find_assets(item: pystac.Item, bands: Sequence[str]) -> dict[str, pystac.Asset]:
@@ -187,25 +267,40 @@ def product_of_item(item: pystac.Item, assets: Iterable[pystac.Asset]) -> Produc
     return Product.read(properties, hrefs, [asset_scale(a) for a in assets])
 
 
-def resolve_href(item: pystac.Item, asset: pystac.Asset, *, check: bool = True) -> str:
-    """Absolute href of an asset.
+def resolve_href(
+    item: pystac.Item, asset: pystac.Asset, *, band: str = "", check: bool = True, allow: Sequence[str] = ()
+) -> str:
+    """Absolute href of an asset, if its item may name it.
+
+    Parameters
+    ----------
+    band : str
+        For messages.
+    check : bool
+        Whether a local file must be there.
+    allow : sequence of str
+        Hosts, prefixes of URLs and folders that the caller trusts.
 
     Raises
     ------
-    FileNotFoundError
+    InputNotFoundError
         For a relative href with nothing to resolve it against, and (with `check`) for a local file that is not there.
+    HrefRefusedError
+        For a file of this machine, or an address inside its network, that an item from elsewhere names.
     """
     href = asset.get_absolute_href() or asset.href
-    if href.startswith("file://"):
-        href = unquote(href.removeprefix("file://"))
-    if "://" in href or href.startswith("/vsi"):
-        return href
-    path = Path(href)
-    if not path.is_absolute() and not path.exists():
-        raise InputNotFoundError(
-            f"item {item.id} has the relative href {asset.href!r} and does not say what it is relative to. Give the "
-            "path of the JSON file, load_cube('items.json'), or items read with pystac.Item.from_file"
-        )
-    if check and not path.exists():
-        raise InputNotFoundError(f"asset of item {item.id} is not there: {path}. Mend its href, or pass patch_url=")
-    return str(path.resolve())
+    local = href.lower().startswith("file:") or not ("://" in href or href.startswith(("/vsi", "<", "{")))
+    if local and ":" in href.split("/")[0] and not href.lower().startswith("file:"):
+        local = False  # a connection string of GDAL, NETCDF:"file":variable
+    if local:
+        path = local_path(href)
+        if not path.is_absolute() and not path.exists():
+            raise InputNotFoundError(
+                f"item {item.id} has the relative href {asset.href!r} and does not say what it is relative to. Give "
+                "the path of the JSON file, load_cube('items.json'), or items read with pystac.Item.from_file"
+            )
+        href = str(path.resolve())
+    check_href(href, origin_of(item), allow, f"asset {band or asset.title or ''} of item {item.id}".replace("  ", " "))
+    if local and check and not path.exists():
+        raise InputNotFoundError(f"asset of item {item.id} is not there: {path}. Correct its href, or pass patch_url=")
+    return href

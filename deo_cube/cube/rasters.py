@@ -13,11 +13,11 @@ import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from odc.loader import RioReader
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import DriverRegistrationError, NotGeoreferencedWarning
 
 from deo_cube.cube.georeference import crs_name, read_crs, same_crs
 from deo_cube.cube.projection import Header
-from deo_cube.errors import ArgumentError, MissingCRSError
+from deo_cube.errors import ArgumentError, HrefRefusedError, MissingCRSError
 
 __all__ = ["PlacedReader", "read_header"]
 
@@ -120,6 +120,39 @@ def _elsewhere(path: str, said: GeoBox) -> str:
     return (
         f"{path} is in {crs_name(header.crs)}, its STAC item says {crs_name(said.crs)}, and the two are at different "
         f"places. Correct the item: item.properties['proj:code'] = {crs_name(header.crs)!r}"
+    )
+
+
+#: Formats whose files hold their pixels, of those that GDAL reads.
+_DIRECT = ("GTiff", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "HFA", "netCDF", "HDF5", "PNG", "JPEG", "ENVI")
+
+
+@lru_cache(maxsize=65536)
+def refuse_indirect(href: str, path: str) -> None:
+    """Refuse a file from a network that names further files, as a VRT does, looked at once per process.
+
+    Parameters
+    ----------
+    href, path : str
+        As the item has it, and as it is opened.
+
+    Raises
+    ------
+    HrefRefusedError
+        Naming what `allow` has to hold.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        for driver in _DIRECT:
+            try:
+                with rasterio.open(path, driver=driver):
+                    return
+            except (rasterio.RasterioIOError, DriverRegistrationError) as error:
+                if "not recognized" not in str(error) and not isinstance(error, DriverRegistrationError):
+                    raise
+    raise HrefRefusedError(
+        f"{href} is not a raster that holds its own pixels (GeoTIFF, JPEG 2000), and a file from a network that names "
+        f"further files, such as a VRT, is not read. If you trust it: allow={href!r}"
     )
 
 

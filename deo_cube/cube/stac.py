@@ -16,6 +16,7 @@ import xarray as xr
 from deo_cube.cube import grid
 from deo_cube.cube.baseline import Offset, decide_offset
 from deo_cube.cube.footprint import footprint
+from deo_cube.cube.hrefs import read_allow
 from deo_cube.cube.items import find_assets, product_of_item, read_items, resolve_href
 from deo_cube.cube.placement import check_items_meet, check_one_crs, check_within_180, nothing_there, placement
 from deo_cube.cube.projection import complete_grids, set_grid
@@ -57,6 +58,7 @@ def load_cube(
     resampling: str | Mapping[str, str] | None = None,
     offset: str | float = "auto",
     patch_url: Callable[[str], str] | Literal["auto"] | None = "auto",
+    allow: str | Sequence[str] = (),
     **odc_options: Any,
 ) -> xr.Dataset:
     """Load Sentinel-2 STAC items as a lazy cube, named and annotated for `embed`.
@@ -93,6 +95,11 @@ def load_cube(
     patch_url : callable, "auto" or None
         Applied to an href each time that it is opened, so that tokens which run out are renewed; picklable where a
         cluster reads. "auto" signs files of the Planetary Computer (extra ``stac``), and nothing else.
+    allow : str or sequence of str
+        Hosts (``"localhost"``, ``"10.0.0.5"``), prefixes of URLs and folders (``"/data"``) that items from elsewhere
+        may name. By default an item that came over the network names no file of this machine and no address inside its
+        network, except on the host that it came from; files that come over the network are rasters that hold their own
+        pixels, no VRTs.
     **odc_options
         For `odc.stac.load`, as ``like``, ``lon`` and ``lat``, ``x`` and ``y``, ``anchor``, ``dtype``.
 
@@ -118,6 +125,8 @@ def load_cube(
         statements contradict each other or their files.
     InputNotFoundError
         For local assets that are not there.
+    HrefRefusedError
+        For assets that their item may not name, see `allow`.
     """
     import odc.stac
 
@@ -145,13 +154,14 @@ def load_cube(
         )
     names = [b for b in (*_wanted(bands), "SCL") if any(b in c for c in chosen)]
     check = patch_url is None or patch_url == "auto"
-    plain = [_plain(item, assets, check=check) for item, assets in zip(found, chosen, strict=True)]
+    trusted = read_allow(allow)
+    plain = [_plain(item, assets, check=check, allow=trusted) for item, assets in zip(found, chosen, strict=True)]
     # The fullest item first: it is the one from which odc-stac takes dtypes.
     order = sorted(range(len(plain)), key=lambda i: -len(plain[i].assets))
     plain, found, chosen = ([seq[i] for i in order] for seq in (plain, found, chosen))  # type: ignore[assignment]
     check_items_meet(found, place)
     decided = [_decide(item, c, offset) for item, c in zip(found, chosen, strict=True)]
-    driver = access((a.href for item in plain for a in item.assets.values()), patch_url)
+    driver = access((a.href for item in plain for a in item.assets.values()), patch_url, allow=trusted)
     grids = complete_grids(
         plain, [i.assets for i in plain], driver.header, placed=place.placed, bounded=bool(place.named)
     )
@@ -234,7 +244,7 @@ def _choose(item: pystac.Item, bands: Sequence[str] | Mapping[str, str] | None, 
     return {**scl, **chosen}
 
 
-def _plain(item: pystac.Item, assets: Mapping[str, pystac.Asset], *, check: bool) -> pystac.Item:
+def _plain(item: pystac.Item, assets: Mapping[str, pystac.Asset], *, check: bool, allow: Sequence[str]) -> pystac.Item:
     """A copy of `item` with nothing but the chosen assets, named by band, with absolute hrefs, in one collection.
 
     So items of several catalogues, each with its own asset keys, load into one cube.
@@ -249,7 +259,7 @@ def _plain(item: pystac.Item, assets: Mapping[str, pystac.Asset], *, check: bool
     copy.collection_id = _COLLECTION
     for band, asset in assets.items():
         own = asset.clone()
-        own.href = resolve_href(item, asset, check=check)
+        own.href = resolve_href(item, asset, band=band, check=check, allow=allow)
         copy.add_asset(band, own)
     return copy
 

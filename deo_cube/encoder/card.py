@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from deo_cube.encoder.limits import CARD_BYTES, MAX_TILE, check, check_architecture, relative_file
 from deo_cube.errors import ModelCardError, UnknownModelError
+from deo_cube.paths import local_path
 
 __all__ = ["Layer", "ModelCard", "Normalization", "Reference", "Stem", "Weights"]
 
@@ -321,7 +322,7 @@ class ModelCard:
 
     def save(self, path: str | Path) -> None:
         """Write the card to `path` as JSON."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        local_path(path).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, folder: str = "") -> ModelCard:
@@ -345,7 +346,7 @@ class ModelCard:
         ModelCardError
             See `from_dict`; or if the file is larger than 1 MiB, or not JSON.
         """
-        path = Path(path)
+        path = local_path(path)
         if path.is_dir():
             path = path / "card.json"
         with path.open("rb") as file:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.locate import local_weights
 from deo_cube.errors import ArgumentError, ArgumentTypeError, UnknownModelError
+from deo_cube.paths import local_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,7 +138,7 @@ def find(model: str | Path | ModelCard) -> Entry:
     for entry in known_by_alias.values():
         if text in (entry.card.alias, entry.card.name):
             return entry
-    path = Path(model).expanduser()
+    path = local_path(model)
     if path.is_dir() or path.suffix == ".json":
         file = path / "card.json" if path.is_dir() else path
         if not file.is_file():

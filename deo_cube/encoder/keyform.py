@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deo_cube.encoder.card import Layer, ModelCard, Weights
 from deo_cube.encoder.weights import BIAS, HEADS, INDEX, PREFIXES, REPLACED_STEM, read_state, sniff
 from deo_cube.errors import UnknownModelError, WeightsMismatchError
+from deo_cube.paths import local_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,7 +125,7 @@ def card_for(path: str | Path, *, model: str | ModelCard | None = None) -> Model
     """
     from deo_cube.encoder.catalog import card
 
-    path = Path(path)
+    path = local_path(path)
     if model is not None:
         base = card(model) if isinstance(model, str) else model
     else:

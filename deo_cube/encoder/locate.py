@@ -22,6 +22,7 @@ from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.encoder.weights import sniff
 from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
 from deo_cube.options import get_option
+from deo_cube.paths import local_path
 
 __all__ = [
     "HUB",
@@ -42,7 +43,7 @@ PRETRAINED = "model.safetensors"
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal; computed once a process for the same path, size and time of change."""
-    path = Path(path).resolve()
+    path = local_path(path).resolve()
     stat = path.stat()
     return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
 
@@ -83,7 +84,7 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
     """
     offline = get_option("offline") if offline is None else offline
     if weights is not None:
-        path = arguments.path("weights", weights).expanduser()
+        path = local_path(arguments.path("weights", weights))
         if path.is_dir():
             inside = _in_folder(card, path)
             if inside is None:
@@ -171,7 +172,7 @@ def _require_hash(card: ModelCard) -> None:
 def local_weights(card: ModelCard) -> Path | None:
     """The card's weights on this machine: in `DEO_CUBE_WEIGHTS`, beside the card, or in the hub's cache; else None."""
     for folder in (os.environ.get(FOLDER_VARIABLE), card.folder):
-        found = _in_folder(card, Path(folder).expanduser()) if folder else None
+        found = _in_folder(card, local_path(folder)) if folder else None
         if found is not None:
             if folder == card.folder:
                 _check_inside(found, Path(folder))

@@ -18,6 +18,7 @@ from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.loading import reference_output
 from deo_cube.encoder.locate import file_sha256
 from deo_cube.encoder.registry import resolve
+from deo_cube.paths import local_path
 
 __all__ = ["int8_scale", "with_int8_scales", "with_reference", "write_model"]
 
@@ -62,7 +63,7 @@ def write_model(
     WeightsMismatchError
         If the files, loaded anew, do not give the same numbers.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / (card.weights.file or "weights.safetensors")
     state = {name: t.detach().to("cpu", torch.float32).contiguous().clone() for name, t in network.state_dict().items()}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deo_cube.errors import WeightsMismatchError
+from deo_cube.paths import local_path
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,7 @@ def sniff(path: str | Path) -> str:
     WeightsMismatchError
         For an empty or truncated file, a web page, a Git LFS pointer, or anything else that holds no weights.
     """
-    path = Path(path)
+    path = local_path(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
@@ -101,7 +102,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     WeightsMismatchError
         If the file is damaged, holds anything but tensors, or no student.
     """
-    path = Path(path)
+    path = local_path(path)
     if sniff(path) == "safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file

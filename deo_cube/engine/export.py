@@ -26,6 +26,7 @@ from deo_cube.cube.times import read_times
 from deo_cube.engine.metadata import PREFIX
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError, StorageError
 from deo_cube.inputs import embeddings_of
+from deo_cube.paths import local_path
 
 __all__ = ["to_cog", "to_geoparquet"]
 
@@ -146,7 +147,7 @@ def _target(path: str | Path) -> Path:
     """
     if not isinstance(path, str | os.PathLike):
         raise ArgumentTypeError(f"path must be that of the file to write, got {type(path).__name__}")
-    target = Path(path).expanduser()
+    target = local_path(path)
     if not target.name or target.is_dir():
         raise ArgumentError(f"path must be that of the file to write, got the folder {str(path)!r}")
     try:

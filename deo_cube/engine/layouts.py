@@ -13,6 +13,7 @@ What is known of each layout, and from where:
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from pathlib import Path
@@ -29,6 +30,7 @@ from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.cube.times import read_times
 from deo_cube.engine.metadata import PREFIX, to_json
 from deo_cube.errors import MissingCRSError, StoreMismatchError
+from deo_cube.paths import expand
 
 __all__ = ["open_layout"]
 
@@ -66,7 +68,7 @@ def open_layout(path: Any) -> xr.DataArray | None:
     StorageError
         See `codecs.check_codecs`.
     """
-    text = str(path).rstrip("/")
+    text = expand(path) if isinstance(path, str | os.PathLike) else str(path)
     ending = text.rsplit("/", 1)[-1].rpartition(".")[2].lower()
     if ending in ("tif", "tiff"):
         return _geotiff(text)

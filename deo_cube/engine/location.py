@@ -17,6 +17,7 @@ import zarr
 from zarr.abc.store import Store
 
 from deo_cube.errors import ArgumentError, MissingExtraError, StoreMismatchError
+from deo_cube.paths import is_url, local_path
 
 __all__ = ["draft_beside", "is_local", "locate", "remove", "sweep", "tidy"]
 
@@ -34,7 +35,7 @@ _FSSPEC_NAMES = {
 
 def is_local(store: Any) -> bool:
     """Whether `store` is a folder on a file system of this machine."""
-    return isinstance(store, str | os.PathLike) and "://" not in str(store)
+    return isinstance(store, str | os.PathLike) and not is_url(store)
 
 
 def locate(path: Any, storage_options: Mapping[str, Any] | None = None) -> Any:
@@ -66,16 +67,21 @@ def locate(path: Any, storage_options: Mapping[str, Any] | None = None) -> Any:
     if is_local(path):
         if storage_options:
             raise StoreMismatchError(f"storage_options are for URLs (s3://bucket/...), {str(path)!r} is a folder")
-        return str(Path(path).expanduser())
+        return str(local_path(path))
     if isinstance(path, str | os.PathLike):
         return _of_url(str(path), dict(storage_options or {}))
     if storage_options:
         raise StoreMismatchError("storage_options are for URLs; a store object has its own already")
     module = type(path).__module__
     if module.startswith("icechunk"):
+        store = path if isinstance(path, Store) else getattr(path, "store", None)
+        if isinstance(store, Store) and store.read_only:
+            return store  # a snapshot, which reads like any store
         raise StoreMismatchError(
             "an icechunk session is not written to: its blocks would count only once committed, so that a killed run "
-            "could not be resumed. Write a plain Zarr store, then copy it into a session with zarr.copy_store or xarray"
+            "could not be resumed. Write a plain Zarr store and copy it into the session: "
+            "xarray.open_zarr('emb.zarr', decode_coords='all', mask_and_scale=False)"
+            ".drop_encoding().to_zarr(session.store, consolidated=False). To read: repository.readonly_session('main')"
         )
     if module.startswith("obstore"):
         return zarr.storage.ObjectStore(path)

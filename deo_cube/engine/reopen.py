@@ -25,6 +25,7 @@ from deo_cube.engine.progress import Progress
 from deo_cube.engine.store import FINGERPRINT, checksum
 from deo_cube.engine.template import IDENTITY, STATE, WINDOW, existing
 from deo_cube.errors import StoreMismatchError
+from deo_cube.paths import expand, is_url, local_path
 
 __all__ = ["StoreStatus", "is_embeddings", "open_embeddings", "status", "verify_store"]
 
@@ -159,12 +160,12 @@ def _of_others(store: Any) -> xr.DataArray | None:
         return None
     ending = str(store).rstrip("/").lower().rpartition(".")[2]
     if ending not in ("tif", "tiff", "npy") and (
-        "://" in str(store) or not os.path.exists(store) or is_embeddings(store)
+        is_url(store) or not local_path(store).exists() or is_embeddings(store)
     ):
         return None
     from deo_cube.engine.layouts import open_layout
 
-    return open_layout(store)
+    return open_layout(expand(store))
 
 
 def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> xr.DataArray:

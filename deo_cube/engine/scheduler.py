@@ -11,6 +11,7 @@ from typing import Any
 
 from deo_cube.engine import runtime
 from deo_cube.errors import ArgumentError, SchedulerError
+from deo_cube.paths import local_path
 
 __all__ = ["choose_scheduler", "connect", "is_address"]
 
@@ -86,7 +87,7 @@ def connect(scheduler: str) -> Any:
     """
     import dask
 
-    address = scheduler if "://" in scheduler else _address_in(Path(scheduler).expanduser())
+    address = scheduler if "://" in scheduler else _address_in(local_path(scheduler))
     limit = dask.utils.parse_timedelta(dask.config.get("distributed.comm.timeouts.connect", "30s"))
     try:
         return _client(address, ANSWER if limit == 30 else limit)

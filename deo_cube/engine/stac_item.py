@@ -22,6 +22,7 @@ from deo_cube.engine import metadata
 from deo_cube.engine.metadata import PREFIX
 from deo_cube.engine.reopen import open_embeddings
 from deo_cube.errors import StoreMismatchError
+from deo_cube.paths import is_url, local_path
 
 if TYPE_CHECKING:
     import pystac
@@ -220,9 +221,9 @@ def publish(
 
     from deo_cube.engine.model_item import model_item
 
-    if isinstance(store, str) and "://" in store:
+    if isinstance(store, str) and is_url(store):
         raise StoreMismatchError(f"publish writes files beside a folder, which {store} is not: use stac_item(store)")
-    path = arguments.path("store", store)
+    path = local_path(arguments.path("store", store))
     item, collection = stac_item(path), collection_of(path, license=license)
     emb = open_embeddings(path)
     card = model_item(
@@ -255,7 +256,7 @@ def _name(store: Any) -> str:
 
 
 def _relative(store: Any) -> str:
-    return f"./{Path(store).name}" if "://" not in str(store) else str(store)
+    return str(store) if is_url(store) else f"./{local_path(store).name}"
 
 
 def _dates(emb: xr.DataArray) -> tuple[Any, Any]:

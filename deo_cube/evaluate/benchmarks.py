@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deo_cube.errors import InputNotFoundError
 from deo_cube.evaluate.readers import S2_12, Scene
+from deo_cube.paths import local_path
 
 __all__ = ["PASTIS_BANDS", "PASTIS_CLASSES", "read_oscd", "read_pastis"]
 
@@ -52,7 +53,7 @@ def read_oscd(path: str | Path, *, cities: Sequence[str] | None = None) -> list[
     """
     import rasterio
 
-    path = Path(path)
+    path = local_path(path)
     scenes = []
     for label_path in sorted(path.rglob("*-cm.tif")):
         city = label_path.parent.parent.name
@@ -103,7 +104,7 @@ def read_pastis(path: str | Path, *, folds: Sequence[int] = (1, 2, 3, 4, 5), lim
     FileNotFoundError
         If metadata or arrays are missing.
     """
-    path = Path(path)
+    path = local_path(path)
     index = path / "metadata.geojson"
     if not index.exists():
         raise InputNotFoundError(f"PASTIS at {path}: no metadata.geojson")

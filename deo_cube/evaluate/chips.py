@@ -13,6 +13,7 @@ from deo_cube.cube.positions import counted
 from deo_cube.cube.sentinel2 import band_of_name
 from deo_cube.errors import ArgumentError, InputNotFoundError, MissingBandsError
 from deo_cube.evaluate.readers import ChipSet, read_eurosat
+from deo_cube.paths import local_path
 
 __all__ = ["read_chips"]
 
@@ -48,7 +49,7 @@ def read_chips(
     MissingBandsError
         If channels have no names, or their number is not that of `bands`.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.suffix == ".npz":
         return _arrays(path, offset, limit)
     files = sorted(path.glob("*/*.tif")) + sorted(path.glob("*/*.tiff")) if path.is_dir() else []

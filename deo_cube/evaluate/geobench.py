@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from deo_cube.errors import ArgumentError, InputNotFoundError, MissingExtraError
 from deo_cube.evaluate.readers import ChipSet, Scene
+from deo_cube.paths import local_path
 
 __all__ = ["read_geobench_chips", "read_geobench_scenes"]
 
@@ -178,7 +179,7 @@ def read_geobench_chips(
     MissingExtraError
         Without h5py.
     """
-    path = Path(path)
+    path = local_path(path)
     parts = _partition(path, partition)
     chosen = [(s, k == "train") for k in ("train", "test") for s in parts[k][:limit]]
     samples = _Samples(path, bands, scale)
@@ -199,7 +200,7 @@ def read_geobench_scenes(
     ValueError
         If a sample has no map of labels, and as `read_geobench_chips`.
     """
-    path = Path(path)
+    path = local_path(path)
     parts = _partition(path, partition)
     samples = _Samples(path, bands, scale)
 

@@ -23,6 +23,7 @@ from deo_cube.evaluate.chips import read_chips
 from deo_cube.evaluate.protocols import classification
 from deo_cube.evaluate.readers import RGB, ChipSet
 from deo_cube.evaluate.scores import Difference, Score, compare
+from deo_cube.paths import local_path
 
 __all__ = ["Published", "Question", "Variant", "verify_published"]
 
@@ -162,7 +163,7 @@ class Published:
         }  # fmt: skip
         text = json.dumps(d, indent=2) + "\n"
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            local_path(path).write_text(text, encoding="utf-8")
         return text
 
     def __str__(self) -> str:
@@ -228,7 +229,7 @@ def verify_published(
     from deo_cube.encoder.weights import load_weights
     from deo_cube.errors import WeightsNotFoundError
 
-    path = Path(path)
+    path = local_path(path)
     if not path.is_file():
         raise WeightsNotFoundError(f"no weights at {path}: give the file, not its folder")
     card = card_for(path, model=model)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.errors import ArgumentError, InputNotFoundError
+from deo_cube.paths import local_path
 
 __all__ = [
     "ChipSet",
@@ -171,7 +172,7 @@ def read_eurosat(path: str | Path, *, classes: Sequence[str] | None = None, limi
     """
     from PIL import Image
 
-    path = _need(Path(path), "EuroSAT")
+    path = _need(local_path(path), "EuroSAT")
     if path.is_dir() and not any(path.glob("*/*_*.jpg")):
         zips = sorted(path.glob("*.zip"))
         nested = [p for p in sorted(path.iterdir()) if p.is_dir() and any(p.glob("*/*_*.jpg"))]
@@ -244,7 +245,7 @@ def read_terramesh(
     """
     if level not in ("L2A", "L1C"):
         raise ArgumentError(f"level must be 'L2A' or 'L1C', got {level!r}")
-    path, carries = _need(Path(path), "TerraMesh"), set(offset)
+    path, carries = _need(local_path(path), "TerraMesh"), set(offset)
     scenes = []
     for folder in sorted(p for p in path.iterdir() if (p / "LULC.tif").exists()):
         if tiles is not None and folder.name not in tiles:
@@ -277,7 +278,7 @@ def read_beetle(path: str | Path, *, plots: Sequence[str] | None = None, min_siz
     min_size : int
         Leave out plots with a side shorter than this many pixels.
     """
-    path = _need(Path(path), "bark-beetle plots")
+    path = _need(local_path(path), "bark-beetle plots")
     index = json.loads(_need(path / "index.json", "index of the plots").read_text(encoding="utf-8"))
     scenes = []
     for entry in index:
@@ -305,7 +306,7 @@ def read_sen1floods11(path: str | Path, *, part: str | None = None) -> list[Scen
     part : {"train", "valid", "test", "bolivia"}, optional
         The tiles that the set's own ``flood_PART_data.csv`` lists. Default: all.
     """
-    path = _need(Path(path), "Sen1Floods11")
+    path = _need(local_path(path), "Sen1Floods11")
     labels = {p.name.removesuffix("_LabelHand.tif"): p for p in path.rglob("*_LabelHand.tif")}
     images = {p.stem.rsplit("_", 1)[0]: p for kind in ("S2Hand", "S2L1C") for p in path.rglob(f"*_{kind}.tif")}
     if part is not None:

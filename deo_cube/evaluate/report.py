@@ -17,6 +17,7 @@ from deo_cube.evaluate.encoders import ModelEncode, as_encode, untrained
 from deo_cube.evaluate.protocols import classification, land_cover, level_shift, segmentation
 from deo_cube.evaluate.scores import Difference, Score, compare
 from deo_cube.evaluate.upernet import upernet, upernet_halves
+from deo_cube.paths import local_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,10 +88,11 @@ class Report:
             "skipped": dict(self.skipped),
         }  # fmt: skip
         if path is not None:
-            d = _beside(d, Path(path))
+            path = local_path(path)
+            d = _beside(d, path)
         text = json.dumps(d, indent=2) + "\n"
         if path is not None:
-            part = Path(path).with_name(Path(path).name + ".part")
+            part = path.with_name(path.name + ".part")
             part.write_text(text, encoding="utf-8")
             part.replace(path)
         return text
@@ -291,7 +293,7 @@ def evaluate(
             *raw,
             *([untrained(encode.card)] if isinstance(encode, ModelEncode) and encode.card.trained else []),
         ]
-    data, skipped, scores, differences = Path(data), {}, [], []
+    data, skipped, scores, differences = local_path(data), {}, [], []
     for task in wanted:
         names, prepare = TASKS[task]
         found = next((data / n for n in names if (data / n).is_dir()), None)

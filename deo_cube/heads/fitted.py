@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deo_cube.errors import ArgumentTypeError, InputNotFoundError, StorageError, WeightsMismatchError
+from deo_cube.paths import local_path
 
 __all__ = ["read_json", "write_json"]
 
@@ -72,4 +73,4 @@ def read_json(path: Any, names: Sequence[str], what: str) -> dict[str, Any]:
 def _path(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise ArgumentTypeError(f"path must be that of a file, got {type(path).__name__}")
-    return Path(os.fsdecode(path)).expanduser()
+    return local_path(os.fsdecode(path))

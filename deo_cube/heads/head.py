@@ -20,6 +20,7 @@ from deo_cube.heads import saved
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.labels import Cases, burn_all, cases
 from deo_cube.heads.vectors import as_embeddings, select_time
+from deo_cube.paths import local_path
 
 __all__ = ["Head", "Model", "check_model", "fit_head", "load_head"]
 
@@ -266,7 +267,7 @@ def load_head(path: str | Path) -> Head:
     """
     if not isinstance(path, str | os.PathLike):
         raise ArgumentTypeError(f"path must be that of a saved head, got {type(path).__name__}")
-    path = Path(path).expanduser()
+    path = local_path(path)
     path = path / "head.safetensors" if path.is_dir() else path
     facts, tensors = saved.read(path)
     kinds = _kinds()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.errors import ArgumentError, InputNotFoundError, StorageError, WeightsMismatchError
+from deo_cube.paths import local_path
 
 __all__ = ["read", "write"]
 
@@ -31,7 +32,7 @@ def write(path: str | Path, facts: Mapping[str, Any], tensors: Mapping[str, Arra
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.name:
         raise ArgumentError(f"path must name the file of a head, got {str(path)!r}")
     if path.suffix != ".safetensors":
@@ -61,7 +62,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.exists() and path.with_name(path.name + ".safetensors").exists():
         path = path.with_name(path.name + ".safetensors")
     if path.is_dir():

@@ -28,6 +28,7 @@ from deo_cube.errors import (
 )
 from deo_cube.heads.columns import (
     class_column,
+from deo_cube.paths import expand, is_url
     coordinate_columns,
     geometry_column,
     listed,
@@ -138,13 +139,12 @@ def suffix_of(path: Any) -> str:
 
 def located(path: Any) -> str:
     """A path that exists, or an address that GDAL follows (``https://``, ``s3://``, ``/vsi...``) as it is."""
-    text = os.fsdecode(path)
-    if "://" in text or text.startswith("/vsi"):
+    text = expand(path)
+    if is_url(text) or text.startswith("/vsi"):
         return text
-    whole = Path(text).expanduser()
-    if not whole.exists():
-        raise InputNotFoundError(f"labels not found at {whole}")
-    return str(whole)
+    if not Path(text).exists():
+        raise InputNotFoundError(f"labels not found at {text}")
+    return text
 
 
 def read_table(labels: Any, form: Form, *, column: Any, layer: Any, crs: Any) -> Table:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from deo_cube.encoder.matmul import prefer_onednn
 from deo_cube.encoder.mobilenet import DeoConv
 from deo_cube.errors import ArgumentError, DeviceError, StoreMismatchError
+from deo_cube.paths import local_path
 from deo_cube.train import checkpoints
 from deo_cube.train.augment import Augmentation, View, generator, hidden_squares
 from deo_cube.train.config import TrainConfig
@@ -228,7 +229,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         If the loss is no number any more or stays far above its median; the newest checkpoint is kept.
     """
     process = Process.start(config)
-    out = Path(config.out)
+    out = local_path(config.out)
     last = checkpoints.newest(out)
     if last and not config.resume:
         raise StoreMismatchError(f"{out} already holds a run (up to {last.name}): give --resume, or another --out")

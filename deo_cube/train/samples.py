@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.errors import ArgumentError, InputNotFoundError
+from deo_cube.paths import expand
 from deo_cube.train.config import MS_BANDS, Loader
 from deo_cube.train.opened import EUROSAT_DN, Looked, OpenCube
 
@@ -83,7 +84,9 @@ class SourceSpec:
                 )
             except ValueError as error:
                 raise ArgumentError(f"source {text!r}: {key} cannot be {value!r}") from error
-        return cls(path, **values)
+        if values.get("rgb"):
+            values["rgb"] = expand(values["rgb"])
+        return cls(expand(path), **values)
 
 
 def _number_or_text(value: str, kind: str) -> str | float:

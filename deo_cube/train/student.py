@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, NormalizationKind, Stem, Weights
 from deo_cube.encoder.families import build_network
 from deo_cube.errors import ArgumentError, WeightsMismatchError, WeightsNotFoundError
+from deo_cube.paths import local_path
 from deo_cube.train import config as cfg
 from deo_cube.train.augment import View
 from deo_cube.train.losses import coding_rate_loss, masked_error, patch_similarity, view_similarity
@@ -302,6 +303,7 @@ def initialise(student: Student, path: str, config: cfg.TrainConfig) -> None:
     from deo_cube.encoder.mobilenet import DeoConv, fold_batch_norm
     from deo_cube.encoder.weights import load_weights
 
+    path = str(local_path(path))
     if not Path(path).is_file():
         raise WeightsNotFoundError(f"--student.init: no weights at {path}")
     network = student.network

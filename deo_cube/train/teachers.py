@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from deo_cube.encoder.locate import file_sha256
 from deo_cube.encoder.mobilenet import MobileNet, fold_batch_norm
 from deo_cube.errors import StoreMismatchError, UnknownModelError, WeightsMismatchError, WeightsNotFoundError
+from deo_cube.paths import local_path
 from deo_cube.train.dino import fill, from_hub
 
 __all__ = [
@@ -112,7 +113,8 @@ class MobileNetTeacher(_Frozen):
         super().__init__()
         from safetensors.torch import load_file
 
-        if not Path(weights).is_file():
+        weights = local_path(weights)
+        if not weights.is_file():
             raise WeightsNotFoundError(
                 f"weights of the MobileNet teacher not found at {weights}: give --optical.weights FILE.safetensors"
             )
@@ -186,7 +188,7 @@ class TimmTeacher(_Frozen):
         except (RuntimeError, TypeError) as error:
             raise UnknownModelError(f"timm has no ViT {model!r}: {error}") from error
         if pretrained:
-            path = Path(weights).expanduser() if weights else self._published(revision)
+            path = local_path(weights) if weights else self._published(revision)
             fill(self.net, path)
             self.sha256 = file_sha256(path)
             self.origin = str(path) if weights else f"{self.net.pretrained_cfg['hf_hub_id']}@{path.parent.name}"
