@@ -120,6 +120,8 @@ def check_href(href: str, origin: Origin, allow: Sequence[str], what: str) -> No
         inner = re.search(r"https?:/?/?[^\s\"'<>]+", href, re.I)
         if inner is None:
             return
+        if inner[0] == href:
+            raise HrefRefusedError(f"{what} is {href!r}, which is no address: it is not read. Correct the href")
         # A chain, such as /vsizip//vsicurl/http://...: the address inside is what counts.
         return check_href(inner[0], origin, allow, what)
     local = href.startswith("/") and not href.startswith("/vsi")
@@ -142,6 +144,7 @@ def allowed(href: str, allow: Sequence[str]) -> bool:
         path = unquote(parts.path)
         for entry in allow:
             if "://" not in entry:
+                entry = f"[{entry}]" if entry.count(":") > 1 and "[" not in entry else entry
                 named = urlsplit(f"//{entry}")
                 if _host(f"http://{entry}") == _host(url) and named.port in (None, parts.port):
                     return True

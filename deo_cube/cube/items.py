@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from deo_cube.cube.baseline import Product
-from deo_cube.cube.hrefs import FROM_FILE, check_href, internal_host, origin_of
+from deo_cube.cube.hrefs import FROM_FILE, allowed, check_href, internal_host, origin_of
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, bands_of_common_name, squeezed
 from deo_cube.errors import (
     ArgumentError,
     ArgumentTypeError,
     CatalogueError,
+    DeoCubeError,
     InputNotFoundError,
     MissingBandsError,
     StorageError,
@@ -288,7 +290,24 @@ def resolve_href(
     HrefRefusedError
         For a file of this machine, or an address inside its network, that an item from elsewhere names.
     """
+    try:
+        return _resolved(item, asset, band, check=check, allow=allow)
+    except DeoCubeError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            f"asset {band} of item {item.id} has the href {str(asset.href)[:200]!r}, which cannot be read ({error})"
+        ) from error
+
+
+def _resolved(item: pystac.Item, asset: pystac.Asset, band: str, *, check: bool, allow: Sequence[str]) -> str:
     href = asset.get_absolute_href() or asset.href
+    if not href.strip():
+        raise ArgumentError(f"asset {band} of item {item.id} has no href")
+    # Beside an https:// address "/data/a.tif" is a path on that host; where such a file is on this machine, it is taken
+    # for that one, and refused or allowed as such.
+    if asset.href.startswith("/") and is_url(href) and (allowed(asset.href, allow) or os.path.lexists(asset.href)):
+        href = asset.href
     local = href.lower().startswith("file:") or not ("://" in href or href.startswith(("/vsi", "<", "{")))
     if local and ":" in href.split("/")[0] and not href.lower().startswith("file:"):
         local = False  # a connection string of GDAL, NETCDF:"file":variable

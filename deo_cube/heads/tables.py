@@ -28,13 +28,13 @@ from deo_cube.errors import (
 )
 from deo_cube.heads.columns import (
     class_column,
-from deo_cube.paths import expand, is_url
     coordinate_columns,
     geometry_column,
     listed,
     plain_values,
     to_numbers,
 )
+from deo_cube.paths import expand, is_url
 
 __all__ = ["Table", "form_of", "located", "parsed_crs", "read_table", "stated_crs", "suffix_of"]
 
