@@ -111,12 +111,12 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def path(name: str, value: Any) -> Path:
-    """Return `value` as a Path, if it is the text of one or a path, and not empty."""
+    """Return `value` as a Path with ``~`` and ``file://`` expanded, if it is the text of one or a path, and not empty."""
     if not isinstance(value, str | os.PathLike):
         raise ArgumentTypeError(f"{name} must be a path, got {_short(value)}")
     if not str(value):
         raise ArgumentError(f"{name} must be a path, got an empty text")
-    return Path(value)
+    return local_path(value)
 
 
 def sequence(name: str, value: Any, what: str) -> tuple[Any, ...]:

@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from deo_cube.paths import local_path
+
 __all__ = ["Diagnosis", "Finding", "examine"]
 
 State = Literal["ok", "note", "broken"]

@@ -157,10 +157,10 @@ def search(
     catalogue : str or Catalogue
         "earth-search" (default), "earth-search-l2a", "planetary-computer", "cdse", or the URL of any STAC API.
     bbox : (west, south, east, north), optional
-        Degrees.
+        Degrees, in any convention: -180..180, 0..360, or west greater than east across the antimeridian.
     datetime : str or datetime, optional
         One, or an interval: "2024-06", "2024-06-01/2024-08-31".
-    intersects : GeoJSON geometry, optional
+    intersects : GeoJSON dict, shapely geometry or GeoDataFrame, optional
         Instead of `bbox`.
     max_cloud : float, optional
         Per cent of the whole product that may be cloudy (`eo:cloud_cover`). Items that do not state it are kept.
@@ -193,13 +193,6 @@ def search(
     """
     import pystac
 
-    if bbox is not None:
-        parts = arguments.sequence("bbox", bbox, "four numbers (west, south, east, north) in degrees")
-        if len(parts) != 4:
-            raise ArgumentError(f"bbox must be (west, south, east, north) in degrees, got {bbox!r}")
-        bbox = (*(arguments.number("bbox", p) for p in parts),)  # type: ignore[assignment]
-        if bbox is not None and not (bbox[0] < bbox[2] and bbox[1] < bbox[3]):
-            raise ArgumentError(f"bbox must be (west, south, east, north) in degrees, got {bbox}")
     if max_cloud is not None:
         max_cloud = arguments.number("max_cloud", max_cloud, minimum=0, maximum=100)
     max_items = None if max_items is None else arguments.integer("max_items", max_items)
@@ -209,17 +202,22 @@ def search(
         raise ArgumentError(
             "search wants a place: bbox=(west, south, east, north) in degrees, or intersects=a geometry"
         )
+    places = _places(bbox, intersects)
     host = urlsplit(found.url).hostname or ""
     if get_option("offline") and host not in ("localhost", "127.0.0.1", "::1"):
         raise CatalogueError(
             f"{found.url} needs the network, and the option offline is set: deo_cube.set_options(offline=False), or "
             "unset DEO_CUBE_OFFLINE"
         )
-    items = _answers(found, {"bbox": bbox, "datetime": datetime, "intersects": intersects, **options}, timeout=timeout)
+    items = _answers(found, {"datetime": datetime, **options}, timeout=timeout)
     kept: list[pystac.Item] = []
     cloudier = 0
+    seen: set[str] = set()
     try:
-        for item in items(max_cloud):
+        for item in (one for place in places for one in items(max_cloud, place)):
+            if item.id in seen:
+                continue  # on both sides of the antimeridian
+            seen.add(item.id)
             cloud = item.properties.get("eo:cloud_cover")
             # Asked of the API as well where it can filter; not all can, and some that say so do not.
             if max_cloud is not None and cloud is not None and float(cloud) > max_cloud:
@@ -240,6 +238,26 @@ def search(
     return pystac.ItemCollection(kept)
 
 
+def _places(bbox: Any, intersects: Any) -> list[dict[str, Any]]:
+    """The places of one search each: a box on both sides of the antimeridian is two, since not all APIs take one."""
+    from deo_cube.cube.footprint import cut_at_180, lonlat_bbox, place_geometry
+
+    if bbox is not None and intersects is not None:
+        raise ArgumentError("bbox and intersects each name a place: pass one of them")
+    if bbox is not None:
+        west, south, east, north = lonlat_bbox(bbox)
+        if east <= 180:
+            return [{"bbox": (west, south, east, north)}]
+        return [{"bbox": (west, south, 180.0, north)}, {"bbox": (-180.0, south, east - 360, north)}]
+    if intersects is None:
+        return [{}]
+    from shapely.geometry import mapping
+
+    place = place_geometry(intersects)
+    whole = place if place.crs is None or place.crs.geographic else place.to_crs("EPSG:4326")
+    return [{"intersects": dict(mapping(cut_at_180(whole.geom)))}]
+
+
 _catalogue = catalogue  # the argument of `search` has the same name
 
 
@@ -253,11 +271,11 @@ def _answers(found: Catalogue, wanted: Mapping[str, Any], *, timeout: float) -> 
         raise _silent(found, error) from error
     given = {k: v for k, v in wanted.items() if v is not None}
 
-    def begin(max_cloud: float | None) -> Any:
-        query = dict(given.pop("query", {}))
+    def begin(max_cloud: float | None, place: Mapping[str, Any]) -> Any:
+        query = dict(given.get("query", {}))
         if max_cloud is not None and client.conforms_to("QUERY"):
             query["eo:cloud_cover"] = {"lte": max_cloud}
-        asked = {**given, "query": query} if query else given
+        asked = {**given, **place} | ({"query": query} if query else {})
         return client.search(collections=[found.collection], **asked).items()
 
     return begin

@@ -349,7 +349,7 @@ def test_options_that_a_reader_does_not_take_are_named(cube: xr.Dataset, tmp_pat
     with pytest.raises(DeoCubeError):
         open_cube("http://127.0.0.1:1/c.zarr")
     (tmp_path / "c.zarr" / "B02" / "zarr.json").write_text("{")
-    with pytest.raises(StorageError, match=r"c\.zarr cannot be read"):
+    with pytest.raises(StorageError, match=r"c\.zarr"):
         open_cube(tmp_path / "c.zarr")
     (tmp_path / "nothing.zarr").mkdir()
     with pytest.raises(ArgumentError, match="nothing"):

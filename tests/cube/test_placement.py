@@ -424,3 +424,25 @@ def test_embeddings_of_items_across_180(tmp_path: Path) -> None:
     emb = deo_cube.embed(cube).compute()
     assert np.isfinite(emb.values).all()
     assert geobox(emb.isel(embedding=0, drop=True)).crs.epsg == 32701
+
+
+def test_a_search_across_180_finds_both_sides(tmp_path: Path) -> None:
+    from tests.cube.stac_api import stac_api
+
+    pytest.importorskip("pystac_client")
+    place = (179.9, -18.0, -179.9, -17.0)
+    west = item("https://x.org/a.tif", name="west", bbox=(179.5, -17.9, 179.95, -17.1))
+    east = item("https://x.org/b.tif", name="east", bbox=(-179.95, -17.9, -179.5, -17.1))
+    far = item("https://x.org/c.tif", name="far", bbox=(0.0, -17.9, 1.0, -17.1))
+    with stac_api([{**i, "collection": "c"} for i in (west, east, far)], tmp_path) as url:
+        for given in (
+            {"bbox": place},
+            {"bbox": (179.9, -18.0, 180.1, -17.0)},
+            {"intersects": ring((179.9, -18), (-179.9, -18), (-179.9, -17), (179.9, -17))},
+            {"intersects": shapely.box(179.9, -18, 180.1, -17)},
+        ):
+            found = deo_cube.search(url, collection="c", **given)
+            assert {i.id for i in found} == {"west", "east"}
+        assert [i.id for i in deo_cube.search(url, collection="c", bbox=(0.2, -18, 0.8, -17))] == ["far"]
+        with pytest.raises(ArgumentError, match="bbox"):
+            deo_cube.search(url, collection="c", bbox=(16, 0, 15, 1))
