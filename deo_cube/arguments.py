@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError
+from deo_cube.paths import local_path
 
 __all__ = ["boolean", "choice", "integer", "number", "number_or", "path", "sequence"]
 
@@ -111,7 +112,7 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def path(name: str, value: Any) -> Path:
-    """Return `value` as a Path with ``~`` and ``file://`` expanded, if it is the text of one or a path, and not empty."""
+    """Return `value` as a Path, ``~`` and ``file://`` expanded, if it is the text of one or a path, and not empty."""
     if not isinstance(value, str | os.PathLike):
         raise ArgumentTypeError(f"{name} must be a path, got {_short(value)}")
     if not str(value):
