@@ -12,11 +12,13 @@ by the client; the scheduler never unpickles it, and no result but None comes ba
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from deo_cube.arguments import number
 from deo_cube.engine import flight, read, runtime
 from deo_cube.engine.workers import LOOK, Watch, ask
 from deo_cube.errors import ArgumentError, DeviceError, WeightsNotFoundError
@@ -76,6 +78,8 @@ def fly(
             "to_zarr waits for its blocks, which a client with asynchronous=True cannot: make another client, or pass "
             "scheduler='threads'"
         )
+    if patience != math.inf:
+        number("worker_timeout", patience, minimum=0)
     watch = Watch(client, runs, patience, bar.aside)
     flying: dict[Any, _Flight] = {}
     try:

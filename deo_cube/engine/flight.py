@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from deo_cube.engine import metadata, runtime
 from deo_cube.engine.progress import Progress
 from deo_cube.engine.store import Layout
 from deo_cube.engine.template import own_geobox
-from deo_cube.errors import DeoCubeError
+from deo_cube.errors import DeoCubeError, DeviceError
 
 __all__ = ["Bar", "executor", "fly", "pickled", "unpickled_call", "workers"]
 
@@ -77,6 +77,11 @@ def fly(
     """Run `jobs` (each with its `block`), `slots` at a time; stop at the first failure.
 
     `give_up` is called then, before those in flight are waited for.
+
+    Raises
+    ------
+    DeviceError
+        If a worker process was killed.
     """
     jobs = iter(jobs)
     flying: dict[Future[Any], Block] = {}
@@ -93,6 +98,15 @@ def fly(
                 block = flying.pop(future)
                 future.result()
                 bar.update(block)
+    except BrokenExecutor as error:
+        # Of processes: one was killed from outside, or by the system.
+        killed = DeviceError(
+            "a worker process was killed: most likely it ran out of memory. Pass a smaller num_workers=, or embed "
+            "with a smaller block="
+        )
+        bar.note(killed)
+        give_up()
+        raise killed from error
     except BaseException as error:
         bar.note(error)
         give_up()

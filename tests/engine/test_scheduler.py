@@ -6,10 +6,12 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import dask
@@ -18,9 +20,13 @@ import pytest
 from distributed import LocalCluster
 
 from deo_cube.cli import main
-from deo_cube.engine import scheduler
+from deo_cube.engine import flight, scheduler
+from deo_cube.engine.embed import embed
 from deo_cube.engine.scheduler import choose_scheduler, connect
-from deo_cube.errors import ArgumentError, SchedulerError
+from deo_cube.engine.store import Layout
+from deo_cube.errors import ArgumentError, DeviceError, SchedulerError
+from tests.engine.conftest import cube_at
+from tests.engine.test_write import SMALL
 
 
 @pytest.fixture
@@ -115,32 +121,72 @@ def test_names_of_schedulers_are_those_of_dask() -> None:
             choose_scheduler(bad)
 
 
-def test_processes_end_with_their_parent(tmp_path: Path) -> None:
-    """A command that is killed takes its workers with it, and the same call resumes."""
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """A call of the command that embeds in 16 blocks on two processes."""
     import deo_cube
 
-    out, cube = tmp_path / "e.zarr", tmp_path / "cube.zarr"
+    cube = tmp_path / "cube.zarr"
     deo_cube.synthetic_cube(size=320, times=1, seed=1).to_zarr(cube, zarr_format=3, consolidated=False)
-    command = [sys.executable, "-m", "deo_cube", "embed", str(cube), str(out), "--block", "80"]
-    command += ["--tile", "80", "--halo", "0", "--scheduler", "processes", "--workers", "2", "--no-progress"]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    parent = psutil.Popen(command, env=env)
+    call = ["embed", str(cube), str(tmp_path / "e.zarr"), "--block", "80", "--tile", "80", "--halo", "0"]
+    return [sys.executable, "-m", "deo_cube", *call, "--scheduler", "processes", "--workers", "2", "--no-progress"]
+
+
+@contextlib.contextmanager
+def begun(command: list[str]) -> Iterator[tuple[psutil.Popen, list[psutil.Process]]]:
+    """The command's process and its children, once a block is done."""
+    parent = psutil.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, stderr=subprocess.PIPE, text=True
+    )
     try:
         end = time.monotonic() + 120
-        while not (out / "progress" / "crc32" / "c").is_dir():
+        while not list(Path(command[5]).glob("progress/crc32/c/*")):
             assert parent.poll() is None
             assert time.monotonic() < end
             time.sleep(0.02)
         children = parent.children(recursive=True)
         assert len(children) >= 2
+        yield parent, children
+    finally:
+        for process in (parent, *parent.children(recursive=True)) if parent.is_running() else ():
+            process.kill()
+        parent.wait()
+
+
+def test_processes_end_with_their_parent(command: list[str]) -> None:
+    """A command that is killed takes its workers with it, and the same call resumes."""
+    import deo_cube
+
+    with begun(command) as (parent, children):
         parent.send_signal(signal.SIGKILL)
         parent.wait(30)
         _, alive = psutil.wait_procs(children, timeout=15)
         assert not alive
-    finally:
-        for process in (parent, *parent.children(recursive=True)) if parent.is_running() else ():
-            process.kill()
     with pytest.raises(SystemExit) as ended:
         main(["threads" if word == "processes" else word for word in command[3:]])
     assert ended.value.code == 0
-    assert deo_cube.verify_store(out).complete
+    assert deo_cube.verify_store(command[5]).complete
+
+
+@dataclass
+class Deadly:
+    """A job whose process is killed at its fourth block, as the system does where memory is short."""
+
+    block: tuple[int, int, int]
+
+    def run(self) -> None:
+        if self.block[2] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_an_error_that_names_the_argument() -> None:
+    emb = embed(cube_at(), **SMALL)
+    bar = flight.Bar(emb, Layout.of(tuple(map(str, emb.dims)), emb.chunks), shown=False)
+    gave_up: list[bool] = []
+    with (
+        pytest.raises(DeviceError, match="num_workers=.*block=") as caught,
+        flight.executor("processes", 2) as (pool, slots),
+    ):
+        flight.fly(pool, slots, [Deadly((0, 0, i)) for i in range(6)], Deadly.run, bar, lambda: gave_up.append(True))
+    assert gave_up == [True]
+    assert "of 60 blocks are done and safe" in "".join(caught.value.__notes__)
