@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from deo_cube import arguments
 from deo_cube.cube import grid, times
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.footprint import centre
@@ -16,6 +17,7 @@ from deo_cube.cube.masks import align_mask, check_classes, hidden_classes
 from deo_cube.cube.radiometry import OFFSET_COORD, Radiometry, decide_radiometry
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name
 from deo_cube.errors import ArgumentError, MissingBandsError
+from deo_cube.inputs import cube_of, refuse_foreign
 
 __all__ = ["composite"]
 
@@ -78,8 +80,13 @@ def composite(
     """
     if how not in ("median", "least_cloudy", "first"):
         raise ArgumentError(f"how must be 'median', 'least_cloudy' or 'first', got {how!r}")
-    cube, dims = _as_dataset(cube)
+    arguments.number_or("offset", offset, ("auto",), several=True)
+    arguments.number_or("nodata", nodata, ("auto", None), finite=False)
+    cube, dims = _as_dataset(cube_of(cube))
     match = _all_bands(cube)
+    for name in (*match.variables, match.scl):
+        if name is not None:
+            refuse_foreign(cube[name].variable, name)
     radiometry = decide_radiometry(cube, match, units=units, offset=offset, nodata=nodata)
     bands = _canonical(cube, match, radiometry)
     hidden = _hidden(cube, match, mask, dims, radiometry)

@@ -26,7 +26,7 @@ from deo_cube.cube.grid import dims
 from deo_cube.cube.nodata import decide_nodata, stated_nodata
 from deo_cube.cube.plausible import Mistake, mistakes, mixed_with_nodata, not_nodata
 from deo_cube.cube.units import TCI_SCALE, UNITS, Decided, Units, units_and_scale
-from deo_cube.errors import AmbiguousUnitsError
+from deo_cube.errors import AmbiguousUnitsError, ArgumentError
 
 __all__ = ["OFFSET_COORD", "SCL_INVALID", "TCI_SCALE", "Radiometry", "canonical", "decide_radiometry", "implausible"]
 
@@ -57,13 +57,13 @@ class Radiometry:
 
     def __post_init__(self) -> None:
         if self.units not in UNITS:
-            raise ValueError(f"units must be one of {', '.join(map(repr, UNITS))}, got {self.units!r}")
+            raise ArgumentError(f"units must be one of {', '.join(map(repr, UNITS))}, got {self.units!r}")
         if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"scale must be positive, got {self.scale}")
+            raise ArgumentError(f"scale must be positive, got {self.scale}")
         if not self.add or not all(math.isfinite(a) for a in self.add):
-            raise ValueError(f"add must hold finite numbers, one or one a time step, got {self.add}")
+            raise ArgumentError(f"add must hold finite numbers, one or one a time step, got {self.add}")
         if self.nodata is not None and not math.isfinite(self.nodata):
-            raise ValueError("nodata must be a finite number or None: NaN and infinity are invalid anyhow")
+            raise ArgumentError("nodata must be a finite number or None: NaN and infinity are invalid anyhow")
 
     def to_attrs(self) -> dict[str, Any]:
         """The decision as plain JSON values, for the attributes of a result."""
