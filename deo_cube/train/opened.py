@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.cube.masks import check_classes, hidden_classes
+from deo_cube.cube.radiometry import Radiometry, implausible
+from deo_cube.errors import AmbiguousUnitsError
 from deo_cube.train.pairs import FineImage
 
 if TYPE_CHECKING:
@@ -32,6 +35,18 @@ class Looked(NamedTuple):
     """(S, S) bool: valid pixels."""
     fine: Array | None
     """(3, k S, k S) float32 DN: the same ground in high-resolution RGB."""
+
+
+def _check_values(arrays: list[Any], scl: Any, radiometry: Radiometry) -> None:
+    """Refuse a cube in memory whose values are not what metadata say, date by date, as `embed` does."""
+    bands = [a for a in arrays if a is not None]
+    step = max(1, max(bands[0].shape[1:]) // 128)
+    for t in range(bands[0].shape[0]):
+        problem = implausible(np.stack([b[t, ::step, ::step].ravel() for b in bands]), radiometry, t)
+        if problem:
+            raise AmbiguousUnitsError(f"date {t} of the cube: {problem}")
+    if scl is not None and radiometry.scl_invalid:
+        check_classes(scl, radiometry.scl_invalid)
 
 
 @dataclass
@@ -99,6 +114,7 @@ class OpenCube:
             # Small cubes are read once: a window of a COG costs milliseconds, of an array microseconds.
             arrays = [None if a is None else a.values for a in arrays]
             scl = None if scl is None else scl.values
+            _check_values(arrays, scl, radiometry)
         return cls(
             arrays, scl, radiometry.scale, radiometry.add, radiometry.nodata, radiometry.scl_invalid, shape, fine
         )
@@ -123,7 +139,7 @@ class OpenCube:
             image[c] = raw * np.float32(self.scale) + np.float32(add)
         ok &= np.isfinite(image).all(axis=0)
         if self.scl is not None and self.scl_invalid:
-            ok &= ~np.isin(np.asarray(self.scl[place]), self.scl_invalid)
+            ok &= ~hidden_classes(np.asarray(self.scl[place]), self.scl_invalid)
         rgb = None
         if self.fine is not None:
             rgb, covered = self.fine.read(y, x, h, w)
