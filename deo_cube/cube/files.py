@@ -185,7 +185,8 @@ def _zarr(store: Any, text: str, group: str | None, options: dict[str, Any]) -> 
         raise ArgumentError(f"{text} has no group {group!r}: its groups are {_listed(names)}")
     with _plain_errors(text, "xarray.open_zarr", options):
         if group is not None:
-            return read(group)
+            found = read(group)
+            return found.assign_attrs({**_attrs_of_all(store), **found.attrs})
         root = read(None)
         if _is_cube(root) or not names:
             return root
@@ -226,6 +227,17 @@ def _zarr_groups(store: Any) -> list[str] | None:
     except Exception:
         # Whatever the store raises: the reader says it in its own words.
         return None
+
+
+def _attrs_of_all(store: Any) -> dict[str, Any]:
+    """What the root of a store says of the CRS of all its groups, as an EOPF product does."""
+    import zarr
+
+    try:
+        attrs = dict(zarr.open_group(store, mode="r").attrs)
+    except Exception:
+        return {}  # no root that can be read, as in a zip that holds its store in a folder
+    return {k: v for k, v in attrs.items() if k in ("stac_discovery", "other_metadata", "proj:code", "proj:epsg")}
 
 
 def _is_group(store: Any, name: str) -> bool:

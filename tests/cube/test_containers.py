@@ -79,6 +79,15 @@ def test_the_only_group_with_a_cube_is_opened_and_several_are_named(
         same(open_cube(several / "measurements" / "r10m"), cube)
 
 
+def test_the_crs_of_a_product_is_read_where_its_root_states_it(cube: xr.Dataset, tmp_path: Path) -> None:
+    bare = cube.drop_vars("spatial_ref").drop_encoding()
+    for name in bare.data_vars:
+        bare[name].attrs.clear()
+    root = xr.Dataset(attrs={"stac_discovery": {"properties": {"proj:epsg": 32633}}})
+    xr.DataTree.from_dict({"/": root, "/r10m": bare, "/r20m": bare}).to_zarr(tmp_path / "p.zarr", consolidated=False)
+    assert geobox(open_cube(tmp_path / "p.zarr", group="r10m")) == geobox(cube)
+
+
 def test_stores_and_zips(cube: xr.Dataset, tmp_path: Path) -> None:
     cube.to_zarr(tmp_path / "c.zarr", consolidated=False)
     xr.DataTree.from_dict({"/a": cube, "/b": cube}).to_zarr(tmp_path / "g.zarr", consolidated=False)
