@@ -15,7 +15,7 @@ from tests.producers.table import ALWAYS, PAGE, PRODUCERS, record, with_tables
 def test_the_lines_give_the_embeddings_of_the_plain_cube(producer: Producer, tmp_path: Path) -> None:
     if producer.missing:
         assert producer.packages[0] not in ALWAYS
-        pytest.skip(f"{', '.join(producer.missing)}: not in the extra dev")
+        pytest.skip(f"{', '.join(producer.missing)}: not installed")
     if producer.real and find_shared() is None:
         pytest.skip("real data not found: set DEO_CUBE_DATA to the folder that holds data/")
     check(producer, tmp_path)
