@@ -54,12 +54,13 @@ def mistakes(bands: Sequence[Array], r: Radiometry, *, add: float, low_share: fl
     low_share : float
         Share of values below DN 900 that contradicts an offset of -1000.
     """
+    empty = _empty_pixels(bands, r)
     kept = [b[not_nodata(b, r.nodata)].ravel() for b in bands]
     # float16 has no 65535, and its arithmetic overflows.
     kept = [b.astype(np.float32) if b.dtype == np.float16 else b for b in kept]
     if sum(b.size for b in kept) < _FEWEST:
         return []
-    found: list[Mistake] = []
+    found: list[Mistake] = [] if empty is None else [empty]
     while (mark := _mark_of_nodata(np.concatenate(kept), r)) is not None:
         value, text = mark
         found.append(Mistake("nodata", text))
@@ -112,6 +113,28 @@ def _mark_of_nodata(values: Array, r: Radiometry) -> tuple[Any, str] | None:
             text = f"{share:.0%} of the values are {value:.9g}, as no data becomes where the offset is added to it"
             return value, f"{text}: pass nodata={value:.9g}"
     return None
+
+
+def _empty_pixels(bands: Sequence[Array], r: Radiometry) -> Mistake | None:
+    """Pixels that are 0 in all bands, as products are beyond the swath, where another value is taken for no data.
+
+    A fill value is often stated by a format alone: netCDF's 65535, a writer's -9999. No surface reflects nothing in
+    three bands or more at once, while one band may well be 0.
+    """
+    if r.units == "uint8_rgb" or r.nodata == 0 or len(bands) < 3 or len({b.shape for b in bands}) > 1:
+        return None
+    valid = np.logical_and.reduce([not_nodata(b, r.nodata) for b in bands])
+    empty = valid & np.logical_and.reduce([b == 0 for b in bands])
+    count, share = int(empty.sum()), float(empty.sum()) / max(1, int(valid.sum()))
+    if count < _FEWEST or share <= 0.01:
+        return None
+    instead = "NaN alone" if r.nodata is None else f"{r.nodata:g}"
+    first = "" if r.nodata is None else f" (where it holds {r.nodata:g} too, cube.where(cube != {r.nodata:g}, 0) first)"
+    return Mistake(
+        "nodata",
+        f"{share:.0%} of the pixels are 0 in all bands, which is no data in Sentinel-2 products, while {instead} is "
+        f"taken for no data: pass nodata=0{first}",
+    )
 
 
 def _wrong_units(values: Array, bands: Sequence[Array], r: Radiometry) -> Mistake | None:

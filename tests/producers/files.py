@@ -229,7 +229,7 @@ PRODUCERS: Sequence[Producer] = (
         "Earth Engine export", FILES, "GeoTIFF, descriptions `B2` ... `B12`, uint16, no mark of no data",
         'emb = deo_cube.open_cube("export.tif").deo.embed(offset=0)',
         "bands from the descriptions; 0 is no data in DN; the offset is asked for",
-        "Exports of mixed types are float64: `units=\"dn\"` as well, and `nodata=0` where masked pixels became 0.",
+        "Exports of mixed types are float64: `units=\"dn\"` as well.",
         earth_engine_export, ("rioxarray",),
     ),
     Producer(
@@ -324,8 +324,8 @@ PRODUCERS: Sequence[Producer] = (
         'scene = satpy.Scene(filenames=files, reader="msi_safe_l2a")\n'
         "scene.load(BANDS)\n"
         'ds = scene.resample(scene["B02"].attrs["area"], resampler="native").to_xarray_dataset()\n'
-        'emb = (ds / 100).deo.embed(units="reflectance")',
-        "CRS from the coordinate `crs`; per cent is divided, units are asked for",
+        "emb = ds.deo.embed()",
+        "per cent from the attribute `units`, CRS from the coordinate `crs`; reflectance carries no offset",
         "satpy applies quantification and offset of the product.", satpy, ("satpy",),
         ("satpy", "bottleneck", "geotiepoints"), exact=False,
     ),
@@ -366,7 +366,7 @@ PRODUCERS: Sequence[Producer] = (
         "emb = ds.deo.embed(offset=0, nodata=0)",
         "as for the files; netCDF's own fill value, 65535 in uint16, is stated even where the file states none",
         "Arrays of references (`open_virtual_dataset`) hold no pixels.",
-        virtual, ("virtualizarr",), ("virtualizarr", "kerchunk", "obstore"), asked=False,
+        virtual, ("virtualizarr",), ("virtualizarr", "kerchunk", "obstore"),
     ),
     Producer(
         "icechunk", STORES, "`time, y, x`, uint16, a session of a repository",

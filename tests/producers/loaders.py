@@ -293,7 +293,7 @@ PRODUCERS: Sequence[Producer] = (
         'da = xr.DataArray(values, {"y": y, "x": x, "band": BANDS}, ("y", "x", "band"))\n'
         "emb = da.rio.write_crs(bbox.crs.pyproj_crs()).deo.embed(offset=0)",
         "nothing: an array says neither where nor what it is",
-        'Ask for `units: "DN"`: in float reflectance, 0 stands for no data, pass `nodata=0`. Values are harmonised.',
+        'Ask for `units: "DN"`: floats are reflectance, `units="reflectance"`. Values are harmonised.',
         sentinelhub, ("sentinelhub",), ("sentinelhub",), service=True,
     ),
     Producer(

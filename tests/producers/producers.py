@@ -58,8 +58,6 @@ class Producer:
     """Modules that must be importable, and that the lines may use."""
     exact: bool = True
     """Whether the embeddings are those of the plain cube bit for bit; else up to the rounding of floats."""
-    asked: bool = True
-    """Whether leaving out arguments of `embed` is refused with a message that names them."""
     real: bool = False
     """Whether the file is one of the shared real data."""
     service: bool = False
@@ -98,7 +96,7 @@ def check(producer: Producer, folder: Path) -> float:
         exec(compile(producer.lines, producer.name, "exec"), names)
         expected = plain.deo.embed(units="dn", offset=0, nodata=plain.attrs.get("nodata", 0)).compute()
         apart = difference(names["emb"], expected)
-        if call.keywords and producer.asked:
+        if call.keywords:
             apart = max(apart, difference(_as_asked(call, names), expected))
     assert apart <= (0 if producer.exact else TOLERANCE), f"{producer.name}: {apart}"
     return apart
