@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from deo_cube import arguments
 from deo_cube.cube import references, safe
 from deo_cube.cube.codecs import check_store
 from deo_cube.cube.georeference import SPATIAL_DIMS
@@ -72,6 +73,7 @@ def open_cube(path: Any, *, group: str | None = None, **options: Any) -> xr.Data
     """
     if not isinstance(path, str | os.PathLike):
         return _zarr(_store_of(path), type(path).__name__, group, options)
+    arguments.path("path", path)
     text = expand(path)
     local = not is_url(text)
     gdal = text.startswith("/vsi")

@@ -71,7 +71,12 @@ def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
         yield from items
     elif isinstance(items, Mapping):
         if items.get("type") == "FeatureCollection" or "features" in items:
-            for feature in items["features"]:
+            features = items.get("features")
+            if not isinstance(features, list | tuple):
+                raise ArgumentError(
+                    f"{base or 'items'}: a FeatureCollection needs a list of features, got {features!r:.40}"
+                )
+            for feature in features:
                 yield from _items(feature, base)
         elif items.get("type") == "Feature":
             yield _item(items, base)

@@ -244,12 +244,12 @@ def verbs() -> list[Verb]:
         _verb(
             "open_cube",
             lambda _, **k: deo_cube.open_cube(**k),
-            path=("no such.zarr", "no such.tif"),
+            path=("no such.zarr", "no such.tif", 3, None, "", ["x"], "http://127.0.0.1:9/x.zarr", "s3x://b/x.zarr"),
         ),
         _verb(
             "load_cube",
             lambda _, **k: deo_cube.load_cube(**k),
-            items=(None, 3, [], "no such.json", [3]),
+            items=(None, 3, [], "no such.json", {}, {"type": "x"}, [3], {"type": "FeatureCollection", "features": 3}),
         ),
         _verb(
             "open_embeddings",

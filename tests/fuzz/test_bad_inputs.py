@@ -24,7 +24,14 @@ from deo_cube.errors import DeoCubeError
 from tests.fuzz import calls
 
 #: Arguments whose messages go by another name.
-ALSO = {"name": "model", "heads": "head", "path": "store", "labels": "label", "card": "model"}
+ALSO = {
+    "name": "model",
+    "heads": "head",
+    "path": "store",
+    "labels": "label",
+    "card": "model",
+    "items": "item|a mapping",
+}
 
 TABLE = [
     pytest.param(verb, argument, value, id=f"{verb.name}-{argument}-{i}")
