@@ -167,6 +167,8 @@ def into_grid(shapes: Array, crs: Any, box: GeoBox) -> Array:
     """
     own = box.crs.proj
     crs = own if crs is None else crs
+    if not len(shapes):
+        return shapes
     if crs.is_geographic:
         shapes = _across(shapes)
     same = crs.equals(own, ignore_axis_order=True)
@@ -210,12 +212,15 @@ def _near(shapes: Array, box: GeoBox, crs: Any) -> Array:
     window = shapely.box(x0 - margin, y0 - margin, x1 + margin, y1 + margin)
     if crs.is_geographic:
         # The outline may be counted from another meridian than the polygons.
-        window = shapely.union_all([_moved(window, k) for k in (-360, 0, 360)])
+        west, _, east, _ = shapely.total_bounds(shapes)
+        turns = [k for k in (-360, 0, 360) if x0 - margin + k <= east and x1 + margin + k >= west]
+        window = shapely.union_all([_moved(window, k) for k in turns or [0]])
     polygons = np.array(["Point" not in g.geom_type for g in shapes], dtype=bool)
     out = shapes.copy()
-    parts = [_points_and_areas(shapely.intersection(g, window), 0) or shapely.Polygon() for g in shapes[polygons]]
-    areas = np.empty(len(parts), dtype=object)
-    areas[:] = parts
+    shapely.prepare(window)
+    areas = shapely.intersection(shapes[polygons], window)
+    for i in np.flatnonzero(~np.isin(shapely.get_type_id(areas), (3, 6))):  # what touches the border leaves lines there
+        areas[i] = _points_and_areas(areas[i], 0) or shapely.Polygon()
     out[polygons] = shapely.segmentize(areas, EDGE / 1e5 if crs.is_geographic else EDGE)
     return out
 

@@ -30,7 +30,7 @@ from odc.geo.geobox import GeoBox
 from deo_cube.arguments import choice
 from deo_cube.cube import grid
 from deo_cube.cube.georeference import crs_name
-from deo_cube.errors import LabelsError, MissingCRSError
+from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
 from deo_cube.heads.cases import Cases, cases
 from deo_cube.heads.cells import Rule, apply, cells_of, lattice_majority, north_up, pixels_per_cell
 from deo_cube.heads.classes import NO_CLASS, Classes, codes_of
@@ -133,6 +133,12 @@ def burn_all(
     choice("rule", rule, ("majority", "centre", "touch"))
     choice("overlap", overlap, ("last", "raise"))
     given, fills = parsed_crs(crs), nodata_values(nodata)
+    for argument, value in (("names", names), ("colors", colors)):
+        if isinstance(value, str) or not isinstance(value, Mapping | Sequence | np.ndarray | None):
+            raise ArgumentTypeError(f"{argument} must be a list, or a dict by code; got {value!r:.60}")
+    for like in likes:
+        if not isinstance(like, xr.DataArray | xr.Dataset | GeoBox):
+            raise ArgumentTypeError(f"like must be embeddings or a GeoBox, got {type(like).__name__}")
     boxes = [like if isinstance(like, GeoBox) else geobox(like) for like in likes]
     drawn = []
     for labels, box in zip(many, boxes, strict=True):
@@ -149,7 +155,7 @@ def burn_all(
     kept = sorted({coded[one.values[i]] for one in drawn for i in one.kept})
     own = {v: c for one in drawn for v, c in one.colors.items() if coded[v] in kept}
     whole = whole.only([whole.codes.index(c) for c in kept])
-    whole = whole.coloured(colors if colors else own, {coded[v]: v for v in every})
+    whole = whole.coloured(own if colors is None else colors, {coded[v]: v for v in every})
     out = []
     for one, like, box in zip(drawn, likes, boxes, strict=True):
         codes = np.array([*(coded[v] for v in one.values), NO_CLASS], "uint8")[one.index]
@@ -226,7 +232,7 @@ def _draw_table(
     order = tuple(dict.fromkeys(mine or values))
     codes_of(order)  # refuses measurements before anything is drawn
     shapes = into_grid(found.shapes, table.crs, box)
-    if table.assumed and not _all_inside(shapes, box):
+    if table.assumed and len(shapes) and not _all_inside(shapes, box):
         raise MissingCRSError(
             f'{table.described} states no CRS, and its places are not all within the embeddings: pass crs="EPSG:..."'
         )

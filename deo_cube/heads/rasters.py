@@ -222,10 +222,9 @@ def classes_in(raster: Raster, nodata: tuple[float, ...] | None, named: Sequence
                 "Cut it into classes first, (raster > 0.5).where(raster.notnull()), or name the value that marks "
                 "no class, nodata="
             )
-        if there.size and np.abs(there).max() >= 2**53:
-            raise LabelsError(
-                f"classes are small whole numbers, found {np.abs(there).max():g}: if it marks no class, pass nodata="
-            )
+        largest = float(there[np.abs(there).argmax()]) if there.size else 0.0
+        if abs(largest) >= 2**53:
+            raise LabelsError(f"classes are small whole numbers, found {largest!r}: pass nodata={largest!r}")
     present = [int(v) for v in np.unique(there)]
     if not present:
         raise LabelsError(

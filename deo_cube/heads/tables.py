@@ -205,6 +205,13 @@ def _of_geojson(labels: Mapping[str, Any], column: Any, crs: Any) -> Table:
     import shapely
 
     kind = labels.get("type")
+    if kind is None and labels and all(isinstance(v, Sequence | np.ndarray) for v in labels.values()):
+        try:
+            return _of_frame(pd.DataFrame(dict(labels)), column, crs, "the dict of labels", text=False)
+        except ValueError as error:
+            if isinstance(error, DeoCubeError):
+                raise
+            raise LabelsError(f"the columns of the dict of labels do not fit each other: {error}") from error
     if kind not in ("FeatureCollection", "Feature"):
         raise LabelsError(f"labels in GeoJSON are a FeatureCollection with a class in the properties, got {kind!r}")
     features = labels.get("features") if kind == "FeatureCollection" else [labels]

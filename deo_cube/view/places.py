@@ -92,7 +92,7 @@ class Places:
 
         Raises
         ------
-        ValueError
+        ArgumentError
             Outside.
         """
         px, py = (float(v) for v in self._to_degrees.transform(lon, lat, direction="INVERSE"))

@@ -357,6 +357,21 @@ def test_any_names_survive_a_file_of_text(tmp_path_factory, rows, separator):
     np.testing.assert_array_equal(burn(path, emb), burn(frame, emb))
 
 
+def test_columns_in_a_dict(want):
+    columns = {"x": [p[0] for p in PLACES], "y": [p[1] for p in PLACES], "label": NAMES}
+    np.testing.assert_array_equal(burn(columns, embeddings()), want)
+    with pytest.raises(LabelsError, match="do not fit"):
+        burn(columns | {"x": [1.0]}, embeddings())
+
+
+@pytest.mark.parametrize(("option", "value"), [("names", 3), ("names", "abcd"), ("colors", 3), ("colors", "#000000")])
+def test_names_and_colours_of_another_type_are_refused(option, value):
+    with pytest.raises(ArgumentTypeError, match=option):
+        burn(points(), embeddings(), **{option: value})
+    with pytest.raises(ArgumentTypeError, match="like"):
+        burn(points(), "emb.zarr")
+
+
 def test_polygons_and_points_in_one_table(want):
     emb = embeddings()
     mixed = points()
