@@ -113,6 +113,12 @@ def safe(folder: Path) -> Iterator[Made]:
 
 
 @contextlib.contextmanager
+def safe_at_once(folder: Path) -> Iterator[Made]:
+    plain = m.scene(times=2).isel(time=[0])
+    yield {"product": str(m.safe(m.scene(), folder))}, plain
+
+
+@contextlib.contextmanager
 def eopf(folder: Path) -> Iterator[Made]:
     plain = m.scene()
     yield {"product": str(m.eopf(plain, folder))}, plain
@@ -267,8 +273,8 @@ PRODUCERS: Sequence[Producer] = (
     ),
     Producer(
         "GDAL VRT (`gdalbuildvrt -separate`)", FILES, "`band, y, x` without names",
-        'da = rioxarray.open_rasterio("scene.vrt", chunks={}).assign_coords(band=BANDS)\n'
-        "emb = da.deo.embed(offset=0)",
+        'emb = deo_cube.open_cube("scene.vrt").assign_coords(band=BANDS).deo.embed(offset=0)',
+
         "no data from the file; names and offset are asked for", "", vrt, ("rioxarray",),
     ),
     Producer(
@@ -287,12 +293,9 @@ PRODUCERS: Sequence[Producer] = (
     ),
     Producer(
         "Sen2Cor product, JPEG 2000", PRODUCTS, "a JP2 per band in `.SAFE`, uint16 DN, no mark of no data",
-        'files = {b: min(glob.glob(f"{product}/GRANULE/*/IMG_DATA/R*/*_{b}_*m.jp2")) for b in BANDS}\n'
-        'bands = {b: rioxarray.open_rasterio(f).squeeze("band", drop=True) for b, f in files.items()}\n'
-        'box = bands["B02"].odc.geobox\n'
-        'ds = xr.Dataset({b: v.odc.reproject(box, resampling="nearest") for b, v in bands.items()})\n'
-        "emb = ds.deo.embed(offset=-1000)",
-        "DN from the integer type, 0 is no data in DN; the offset is asked for", "", safe, ("rioxarray",), ("glob",),
+        "emb = deo_cube.open_cube(product).deo.embed()",
+        "offset and baseline from the product's metadata, clouds from SCL", "One time step, in the product's own grid.",
+        safe_at_once, ("rioxarray",),
     ),
     Producer(
         "Sen2Cor product, GDAL's driver", PRODUCTS, "a dataset per resolution, `B4, central wavelength 665 nm`",
@@ -355,15 +358,12 @@ PRODUCERS: Sequence[Producer] = (
     ),
     Producer(
         "kerchunk", STORES, "references to netCDF or GeoTIFF, opened by xarray",
-        'ds = xr.open_dataset("references.json", engine="kerchunk", chunks={}, decode_coords="all")\n'
-        "emb = ds.deo.embed(offset=0)",
+        'emb = deo_cube.open_cube("references.json").deo.embed(offset=0)',
         "as for the files that are referred to", "", kerchunk, ("kerchunk",), ("kerchunk", "h5py"),
     ),
     Producer(
         "VirtualiZarr", STORES, "references, opened by xarray, with every fill value stated",
-        'raw = {"chunks": {}, "decode_coords": "all", "mask_and_scale": False}\n'
-        'ds = xr.open_dataset("references.json", engine="kerchunk", **raw)\n'
-        "emb = ds.deo.embed(offset=0, nodata=0)",
+        'emb = deo_cube.open_cube("references.json").deo.embed(offset=0, nodata=0)',
         "as for the files; netCDF's own fill value, 65535 in uint16, is stated even where the file states none",
         "Arrays of references (`open_virtual_dataset`) hold no pixels.",
         virtual, ("virtualizarr",), ("virtualizarr", "kerchunk", "obstore"),
@@ -371,8 +371,7 @@ PRODUCERS: Sequence[Producer] = (
     Producer(
         "icechunk", STORES, "`time, y, x`, uint16, a session of a repository",
         'store = repository.readonly_session("main").store\n'
-        "ds = xr.open_zarr(store, consolidated=False)\n"
-        "emb = ds.deo.embed(offset=0)",
+        "emb = deo_cube.open_cube(store).deo.embed(offset=0)",
         "as for Zarr", "", icechunk, ("icechunk",), ("icechunk",),
     ),
 )  # fmt: skip
