@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deo_cube.errors import ArgumentError
+from deo_cube.train.fields import check_fields
 
 __all__ = [
     "PRESETS",
@@ -340,6 +341,7 @@ class TrainConfig:
     neck_rgb: Neck = field(default_factory=lambda: Neck(local=0, of="chips"))
 
     def __post_init__(self) -> None:
+        check_fields(self)
         a, o = self.augment, self.optimizer
         _check(self.steps > 0, f"--steps must be positive, got {self.steps}")
         _check(o.batch >= 0 and o.rgb_batch >= 0 and o.batch + o.rgb_batch > 0, "a batch needs a sample at least")
@@ -398,6 +400,7 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 
 def _build(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
+        _check(isinstance(value, Mapping), f"{getattr(kind, '__name__', kind)} is a mapping of fields, got {value!r}")
         hints = typing.get_type_hints(kind)
         unknown = sorted(set(value) - set(hints))
         _check(not unknown, f"unknown fields {unknown} of {getattr(kind, '__name__', kind)}")

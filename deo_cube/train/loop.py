@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.matmul import prefer_onednn
 from deo_cube.encoder.mobilenet import DeoConv
 from deo_cube.errors import ArgumentError, DeviceError, StoreMismatchError
@@ -71,6 +72,8 @@ class Process:
             name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cuda" and not torch.cuda.is_available():
             raise DeviceError("--device cuda: no CUDA device here; --device cpu runs anywhere")
+        if name != "cuda":
+            choose_device(name)
         device = torch.device(f"cuda:{local}" if name == "cuda" else name)
         if config.threads:
             torch.set_num_threads(config.threads)
