@@ -95,7 +95,7 @@ def embeddings_of(given: Any, *, argument: str = "emb") -> xr.DataArray:
             "emb = cube.deo.embed(); of vectors from elsewhere rename their dimension: "
             "array.rename(band='embedding')"
         )
-    refuse_foreign(given.variable, argument)
+    refuse_foreign(given.variable, argument, argument=argument)
     return given
 
 

@@ -141,6 +141,21 @@ def test_arrays_of_other_libraries_are_refused_by_name(cube: xr.Dataset) -> None
     assert aside.deo.embed().shape == cube.deo.embed().shape
 
 
+def test_embeddings_in_arrays_of_other_libraries_are_refused_by_name(emb: xr.DataArray, tmp_path: Path) -> None:
+    foreign = emb.copy(data=Duck(emb.values))
+    for call in (
+        lambda: foreign.deo.to_zarr(tmp_path / "e.zarr", progress=False),
+        foreign.deo.pca_rgb,
+        foreign.deo.cluster,
+        lambda: foreign.deo.similar(to=(0, 0)),
+        lambda: deo_cube.to_cog(foreign, tmp_path / "e.tif"),
+        lambda: deo_cube.to_geoparquet(foreign, tmp_path / "e.parquet"),
+    ):
+        with pytest.raises(errors.ArgumentTypeError, match=r"(emb|array) = (emb|array).as_numpy\(\)"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
 def test_sparse_arrays_converted_as_advised_give_the_same_embeddings(cube: xr.Dataset, emb: xr.DataArray) -> None:
     sparse = pytest.importorskip("sparse")
     foreign = wrapped(cube, sparse.COO.from_numpy)

@@ -25,7 +25,7 @@ from deo_cube.cube.plain import plain, text
 from deo_cube.cube.times import read_times
 from deo_cube.engine.metadata import PREFIX
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError, StorageError
-from deo_cube.inputs import embeddings_of
+from deo_cube.inputs import embeddings_of, refuse_foreign
 from deo_cube.paths import local_path
 
 __all__ = ["to_cog", "to_geoparquet"]
@@ -217,6 +217,7 @@ def _flat(array: xr.DataArray) -> tuple[xr.DataArray, str | None]:
         array = array.isel(time=0)
     pair = next((p for p in SPATIAL_DIMS if set(p) <= set(array.dims)), ("y", "x"))
     others = [str(k) for k in array.dims if k not in pair]
+    refuse_foreign(array.variable, "array", argument="array")
     if not set(pair) <= set(array.dims):
         raise ArgumentError(f"array must have the dimensions y and x, found {tuple(map(str, array.dims))}")
     if len(others) > 1:
