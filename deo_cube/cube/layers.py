@@ -72,7 +72,14 @@ def layers_of(cube: xr.Dataset | xr.DataArray) -> tuple[str | None, list[Layer]]
                 "Name its bands: cube.expand_dims(band=['B02']), or give a Dataset with one variable per band"
             )
         return d.band, _read(_along(cube, d.band), cube)
-    names = [str(n) for n, v in cube.data_vars.items() if {d.y, d.x} <= set(v.dims)]
+    keys = [n for n, v in cube.data_vars.items() if {d.y, d.x} <= set(v.dims)]
+    if odd := [n for n in keys if not isinstance(n, str)]:  # as of to_dataset("band") on a file's numbered bands
+        first = ", ".join(f'{n!r}: "B.."' for n in odd[:2])
+        raise MissingBandsError(
+            f"names of variables must be text; found {', '.join(map(repr, odd))}. Look up the order of the bands where "
+            f"the file comes from, and name them: ds.rename({{{first}{', ...' if len(odd) > 2 else ''}}})"
+        )
+    names = [str(n) for n in keys]
     if d.band is not None:
         holder = next(n for n in names if d.band in cube[n].dims)
         if cube.sizes[d.band] == 1 and len(names) > 1:  # as of files opened one by one with rioxarray

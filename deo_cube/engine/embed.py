@@ -363,7 +363,8 @@ def _part_of_match(
         if dims.band is None or not cube.sizes[dims.band]:
             return None
         return BandMatch("", (bands[0],), (str(cube[dims.band].values[0]),), ("given",), dims.band, (0,))
-    layers = [str(n) for n, v in cube.data_vars.items() if {dims.y, dims.x} <= set(v.dims) and v.dtype.kind in "fiu"]
+    numbers = {n: v for n, v in cube.data_vars.items() if isinstance(n, str) and v.dtype.kind in "fiu"}
+    layers = [n for n, v in numbers.items() if {dims.y, dims.x} <= set(v.dims)]
     return BandMatch("", (bands[0],), (layers[0],), ("given",)) if layers and dims.band is None else None
 
 
@@ -371,8 +372,8 @@ def _used(cube: Cube, match: BandMatch | None) -> list[str]:
     """Names of the variables that are read; "" for a DataArray itself."""
     if isinstance(cube, xr.DataArray):
         return [""]
-    names = (*match.variables, match.scl) if match is not None else map(str, cube.data_vars)
-    return [n for n in names if n is not None]
+    names = (*match.variables, match.scl) if match is not None else cube.data_vars
+    return [n for n in names if isinstance(n, str)]
 
 
 def _fields(

@@ -284,6 +284,16 @@ def test_names_that_depend_on_their_neighbours_are_read_wherever_they_are_writte
     assert match_bands(swir, ["B04", "B12"], missing="mean").variables[1] is None
 
 
+def test_numbers_as_names_of_variables_are_refused_with_the_call_that_names_them():
+    """A GeoTIFF's bands are numbered, and to_dataset makes variables called 1, 2, ... of them."""
+    numbered = stack([1, 2]).to_dataset("band")
+    with pytest.raises(MissingBandsError, match=r'ds\.rename\(\{1: "B\.\.", 2: "B\.\."\}\)'):
+        match_bands(numbered, ["B04"], missing="mean")
+    with pytest.raises(MissingBandsError, match="names of variables must be text"):
+        numbered.deo.embed()
+    assert match_bands(numbered.rename({1: "B04", 2: "B03"}), ["B03", "B04"]).variables == ("B03", "B04")
+
+
 def test_bands_of_another_stem_are_offered_where_they_are_all_there():
     rgb = ("B04", "B03", "B02")
     with pytest.raises(MissingBandsError, match=r'bands=\["B04", "B03", "B02"\]'):
