@@ -4,13 +4,13 @@ An encoder that costs nothing, on a cube that holds nothing, so that what is lef
 
 - *start*: from `embed()` to the first block handed out, of a new store; seconds, and megabytes on top of the imports
 - *report*: counting what is done in a store that is half done
-- *resume*: from the call to the first block handed out, of the same store
+- *resume*: from the call to the first block handed out, of the same store; inputs of finished blocks are not compared
 - *a block*: milliseconds to cut a block's graph out of the whole and pickle it (client), its pickled size, and
   milliseconds to run it
 - *cluster*: wall milliseconds a block of `--blocks` null blocks on a local cluster, client and scheduler and workers
   together, and the CPU milliseconds of client and scheduler; beside the seconds that a block of a real model takes
 
-The half-done record is made of links to a few entries: it is the names that are counted.
+The half-done record is made of links to a few entries.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import tyro
 import deo_cube
 from benchmarks import null
 from deo_cube import options
-from deo_cube.engine import flight, location, record, store, template, write
+from deo_cube.engine import create, flight, location, record, store, write
 from deo_cube.engine.embed import embed
 from deo_cube.engine.reopen import status
 
@@ -65,17 +65,16 @@ def large(side: int) -> Any:
     return embed(null.cube((8 * side, 8 * side), times=1, chunk=8), model=null.register(8), block=8)
 
 
-def begin(path: Path, side: int) -> tuple[Any, Any, Any, float]:
-    """What `to_zarr` does until it has its first block: target, record, the blocks to come, and seconds."""
+def begin(path: Path, side: int) -> tuple[Any, Any, float]:
+    """What `to_zarr` does until it has its first block: target, the blocks to come, and seconds."""
     start = time.perf_counter()
     emb = write._on_dask(large(side))
     layout = store.Layout.of(tuple(str(d) for d in emb.dims), emb.chunks)
-    target = template.create(emb, location.locate(path), layout, resume=True, overwrite=False)
-    root = target.open()
+    target = create.create(emb, location.locate(path), layout, resume=True, overwrite=False).target
     bar = flight.Bar(emb, layout, shown=False)
-    jobs = write._jobs(emb, target, write._todo(root, layout, bar), write.Reading(3, 1800.0), "size")
+    jobs = write._jobs(emb, target, write._todo(target.record, bar), write.Reading(3, 1800.0), "size")
     flight.pickled(next(jobs))
-    return target, root, jobs, time.perf_counter() - start
+    return target, jobs, time.perf_counter() - start
 
 
 def half_done(path: Path, side: int) -> None:
@@ -98,7 +97,7 @@ def many(config: Config, folder: Path) -> dict[str, float]:
     path = folder / "large.zarr"
     embed(null.cube((64, 64), times=1, chunk=8), model=null.register(8), block=8)  # imports
     before = megabytes()
-    _, _, jobs, found["start_s"] = begin(path, config.side)
+    _, jobs, found["start_s"] = begin(path, config.side)
     found["start_mb"] = megabytes() - before
     start = time.perf_counter()
     some = [flight.pickled(job) for job in itertools.islice(jobs, 500)]
@@ -117,7 +116,7 @@ def many(config: Config, folder: Path) -> dict[str, float]:
     pid = os.getpid
     os.getpid = lambda: 0  # from the first row on, which is done
     try:
-        _, _, _, found["resume_s"] = begin(path, config.side)
+        _, _, found["resume_s"] = begin(path, config.side)
     finally:
         os.getpid = pid
     found["all_mb"] = megabytes() - before

@@ -75,6 +75,10 @@ def embed(
     retries: Annotated[int, arg(help="tries more for a chunk that could not be read")] = 3,
     read_timeout: Annotated[float, arg(help="seconds after which a chunk counts as not read")] = 1800.0,
     worker_timeout: Annotated[float, arg(help="seconds to wait for workers while a cluster has none")] = 600.0,
+    resume: Annotated[
+        Literal["check", "changed", "unchecked"],
+        arg(help="finished blocks: compare their inputs; do those again whose inputs changed; or do not compare"),
+    ] = "check",
     overwrite: Annotated[bool, arg(help="begin again")] = False,
     progress: Annotated[bool, arg(help="show the progress bar")] = True,
     group: Annotated[str | None, arg(help="of a Zarr or netCDF store that keeps its cube in a group")] = None,
@@ -112,6 +116,7 @@ def embed(
         done = to_zarr(
             emb,
             out,
+            resume=True if resume == "check" else resume,
             overwrite=overwrite,
             progress=progress,
             retries=retries,

@@ -30,6 +30,8 @@ __all__ = [
     "SchedulerError",
     "SelectionError",
     "StorageError",
+    "StorageRefusedError",
+    "StorageUnreachableError",
     "StoreMismatchError",
     "TilePlanError",
     "UnknownModelError",
@@ -73,6 +75,14 @@ class HrefRefusedError(DeoCubeError, PermissionError):
 
 class StorageError(DeoCubeError, OSError):
     """A file, chunk or object could not be read or written."""
+
+
+class StorageRefusedError(StorageError, PermissionError):
+    """An object store refuses access: keys are missing or wrong."""
+
+
+class StorageUnreachableError(StorageError, ConnectionError):
+    """An object store does not answer, or there is no such bucket."""
 
 
 class MissingBandsError(DeoCubeError, KeyError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from deo_cube.engine.progress import duration, size
 from deo_cube.engine.store import Layout
 from deo_cube.errors import DeoCubeError
 
-__all__ = ["closing", "computing", "opening"]
+__all__ = ["closing", "complete", "computing", "opening"]
 
 log = logging.getLogger("deo_cube")
 
@@ -68,6 +69,16 @@ def _expected(run: Any, dates: float, device: str) -> str:
         return "time not known: plan(measure=True) measures the rate"
     tiles = dates * run.plan.encoded_pixels(run.ref.card.trim) / run.plan.tile**2
     return f"about {duration(tiles / rate)}"
+
+
+def complete(store: Any, layout: Layout, *, checked: bool, shown: bool) -> None:
+    """Say that nothing is left to do: in the log, or where that is not shown, on standard error."""
+    blocks = _count(int(np.prod(layout.blocks)), "block")
+    text = f"{store}: complete, {blocks}, " + ("made from the same inputs" if checked else "inputs not compared")
+    if log.isEnabledFor(logging.INFO):
+        log.info("%s", text)
+    elif shown and sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
 
 
 def closing(store: Any, bar: flight.Bar) -> None:

@@ -21,7 +21,7 @@ from deo_cube.cube.masks import check_mask, hidden_classes
 from deo_cube.cube.plausible import mixed_with_nodata
 from deo_cube.cube.radiometry import MIXED, Radiometry, implausible
 from deo_cube.encoder.registry import EncoderRef
-from deo_cube.engine import runtime, transfer
+from deo_cube.engine import inputs, runtime, transfer
 from deo_cube.engine.graph import BlockIndex
 from deo_cube.engine.tiles import TileCuts, TilePlan
 from deo_cube.errors import AmbiguousUnitsError, EncoderOutputError
@@ -222,6 +222,13 @@ class EmbedBlock:
                 exact = run(stage([place])).abs().max() if half else math.nan
                 raise self._not_finite(index, patch, bad, valid > 0, overflow=math.isfinite(float(exact)))
         return self._finish(kept, valid)
+
+    def stand_in(self, index: BlockIndex, windows: tuple[Array, ...]) -> Array:
+        """Return numbers in the shape of the block's embeddings that depend on its place alone, see `inputs.py`."""
+        plan = self.plan
+        rows, columns = plan.rows.block(index.row), plan.columns.block(index.column)
+        shape = (1, self.ref.layer.dim, rows.out_size, columns.out_size)
+        return inputs.stand_in(index, shape, np.dtype(self.dtype))
 
     def _tiles_with_valid_core(self, good: NDArray[np.bool_], n_rows: int, n_columns: int) -> list[tuple[int, int]]:
         core, halo = self.plan.core, self.plan.halo

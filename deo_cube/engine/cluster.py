@@ -41,12 +41,13 @@ class _Flight:
 
 def fly(
     jobs: Iterable[Any],
-    run_job: Callable[[Any], None],
+    run_job: Callable[[Any], Any],
     bar: flight.Bar,
     runs: list[Any],
     *,
     run: str,
     patience: float,
+    results: Callable[[tuple[int, int, int], Any], None] | None = None,
 ) -> None:
     """Run `jobs` on the cluster of this process's client.
 
@@ -64,6 +65,8 @@ def fly(
         Name of the run, whose chunks workers keep until the end.
     patience : float
         Seconds to wait while there is no worker.
+    results : callable, optional
+        Given the block and what its job returned. Without it nothing is fetched from workers.
 
     Raises
     ------
@@ -83,7 +86,7 @@ def fly(
     watch = Watch(client, runs, patience, bar.aside)
     flying: dict[Any, _Flight] = {}
     try:
-        _fly(client, watch, iter(jobs), run_job, bar, flying)
+        _fly(client, watch, iter(jobs), run_job, bar, flying, results)
     except BaseException as error:
         bar.note(error)
         raise
@@ -98,9 +101,10 @@ def _fly(
     client: Any,
     watch: Watch,
     jobs: Iterator[Any],
-    run_job: Callable[[Any], None],
+    run_job: Callable[[Any], Any],
     bar: flight.Bar,
     flying: dict[Any, _Flight],
+    results: Callable[[tuple[int, int, int], Any], None] | None,
 ) -> None:
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     again: list[_Flight] = []
@@ -127,6 +131,8 @@ def _fly(
             if one is None:
                 continue  # recalled meanwhile
             if _succeeded(future, one, watch):
+                if results is not None:
+                    results(one.block, future.result())
                 bar.update(one.block)
             else:
                 again.append(one)

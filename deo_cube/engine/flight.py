@@ -70,9 +70,10 @@ def fly(
     executor: Executor,
     slots: int,
     jobs: Iterable[Any],
-    run: Callable[[Any], None],
+    run: Callable[[Any], Any],
     bar: Bar,
     give_up: Callable[[], None],
+    results: Callable[[Block, Any], None] | None = None,
 ) -> None:
     """Run `jobs` (each with its `block`), `slots` at a time; stop at the first failure.
 
@@ -96,7 +97,9 @@ def fly(
             finished, _ = wait(flying, return_when=FIRST_COMPLETED)
             for future in finished:
                 block = flying.pop(future)
-                future.result()
+                result = future.result()
+                if results is not None:
+                    results(block, result)
                 bar.update(block)
     except BrokenExecutor as error:
         # Of processes: one was killed from outside, or by the system.
@@ -123,11 +126,11 @@ def pickled(job: Any) -> bytes:
     return bytes(cloudpickle.dumps(job))
 
 
-def unpickled_call(run: Callable[[Any], None], job: bytes) -> None:
+def unpickled_call(run: Callable[[Any], Any], job: bytes) -> Any:
     """Do a pickled job."""
     import cloudpickle
 
-    run(cloudpickle.loads(job))
+    return run(cloudpickle.loads(job))
 
 
 class Bar(Progress):
@@ -136,12 +139,12 @@ class Bar(Progress):
     `done` counts the blocks that earlier runs did.
     """
 
-    def __init__(self, emb: xr.DataArray, layout: Layout, *, shown: bool, done: int = 0) -> None:
+    def __init__(self, emb: xr.DataArray, layout: Layout, *, shown: bool, done: int = 0, verb: str = "embed") -> None:
         self._layout = layout
         self._pixel_area = _patch_area(emb)
         alias = emb.attrs.get(metadata.PREFIX + "model_alias", "embeddings")
         total = int(np.prod(layout.blocks))
-        super().__init__(total, title=f"embed {alias}", done=done, rate_unit="km²/s", shown=shown)
+        super().__init__(total, title=f"{verb} {alias}", done=done, rate_unit="km²/s", shown=shown)
 
     def update(self, block: Block) -> None:
         """Count a block that this run did."""

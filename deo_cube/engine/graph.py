@@ -29,26 +29,25 @@ from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from numpy.typing import NDArray
 
 from deo_cube.engine.gather import BlockIndex, Field, Gather, as_fields, read_amplification
-from deo_cube.engine.read import Load
 
 __all__ = [
     "RUN_FAILED",
     "BlockIndex",
     "BlockLayer",
+    "BlockTask",
     "Field",
     "Gather",
     "as_fields",
+    "block_layers",
     "blocks_of",
-    "compute_block",
-    "compute_one",
     "cut",
     "derived",
     "map_blocks_with_halo",
     "merged",
     "read_amplification",
     "runs",
+    "sources",
     "stored",
-    "subgraph",
     "with_loaded_coordinates",
 ]
 
@@ -59,7 +58,7 @@ RUN_FAILED = "deo_cube block failed"
 
 
 @dataclass(frozen=True)
-class _Task:
+class BlockTask:
     """What runs for one block. Frozen and small: every task of the graph shares it."""
 
     run: Callable[[BlockIndex, tuple[Array, ...]], Array]
@@ -67,14 +66,18 @@ class _Task:
     reverse_rows: bool = False
 
     def __call__(self, index: BlockIndex, chunks: Sequence[Array]) -> Array:
+        """Run on source chunks, in the order of `Gather.pieces`."""
         return self.on_windows(index, self.gather.windows(index, chunks))
 
     def on_planes(self, index: BlockIndex, *planes: Array) -> Array:
+        """Run on one array per field."""
         return self.on_windows(index, self.gather.windows_of_planes(index, planes))
 
-    def on_windows(self, index: BlockIndex, windows: tuple[Array, ...]) -> Array:
+    def on_windows(self, index: BlockIndex, windows: tuple[Array, ...], *, stand_in: bool = False) -> Array:
+        """Run on the windows of a block; with `stand_in`, an encoder gives numbers that depend on the place alone."""
         try:
-            out = self.run(index, windows)
+            run = getattr(self.run, "stand_in", self.run) if stand_in else self.run
+            out = run(index, windows)
         except Exception as error:
             # Tells a failed encoder, which no retry mends, from a failed read; see store.py.
             error.add_note(f"{RUN_FAILED}: {index}")
@@ -89,13 +92,13 @@ class BlockLayer(Layer):  # type: ignore[misc]
     ----------
     name : str
         Of the array: the first element of its keys.
-    task : _Task
+    task : BlockTask
         What runs for each block.
     blocks : tuple of int
         Chunks along each axis of the array.
     """
 
-    def __init__(self, name: str, task: _Task, blocks: tuple[int, ...], annotations: Any = None) -> None:
+    def __init__(self, name: str, task: BlockTask, blocks: tuple[int, ...], annotations: Any = None) -> None:
         super().__init__(annotations=annotations)
         self.output = name
         self.task = task
@@ -203,7 +206,7 @@ def map_blocks_with_halo(
         row_chunks[::-1] if reverse_rows else row_chunks,
         column_chunks,
     )
-    task = _Task(run, gather, reverse_rows)
+    task = BlockTask(run, gather, reverse_rows)
     blocks = tuple(len(c) for c in chunks)
     if da.ARRAY_EXPR_ENABLED:
         return _by_public_api(task, sources, blocks, chunks, dtype)
@@ -217,7 +220,7 @@ def _unique(sources: Sequence[Any]) -> list[Any]:
 
 
 def _by_public_api(
-    task: _Task, sources: Sequence[Any], counts: tuple[int, ...], chunks: Any, dtype: np.dtype[Any]
+    task: BlockTask, sources: Sequence[Any], counts: tuple[int, ...], chunks: Any, dtype: np.dtype[Any]
 ) -> Any:
     """Do the same through public functions, for Dask's array expressions: slices, `blockwise`, `concatenate`."""
     by_name = {s.name: s for s in sources}
@@ -250,13 +253,49 @@ def _by_public_api(
 
 def runs(array: Any) -> list[Any]:
     """The callables that run for the blocks which `array` is made of: `EmbedBlock`, `ValidBlock`."""
+    return [layer.task.run for layer in block_layers(array)]
+
+
+def block_layers(array: Any) -> list[BlockLayer]:
+    """The layers of blocks that `array` is made of."""
     layers = getattr(array.__dask_graph__(), "layers", {})
-    return [layer.task.run for layer in layers.values() if isinstance(layer, BlockLayer)]
+    return [layer for layer in layers.values() if isinstance(layer, BlockLayer)]
+
+
+def sources(*arrays: Any) -> list[Any] | None:
+    """Return what arrays are read from: Zarr arrays that xarray opened, files that odc-stac opens (with their `uri`).
+
+    None where anything else is among the sources: arrays in memory, functions that read, other kinds of files.
+    """
+    found: dict[int, Any] = {}
+    for array in arrays:
+        graph = array.__dask_graph__()
+        for name, layer in getattr(graph, "layers", {}).items():
+            leaf = not graph.dependencies[name]
+            if isinstance(layer, (Blockwise, BlockLayer)):
+                if leaf:
+                    return None
+                continue
+            for value in layer.values():
+                if isinstance(value, tuple) and value and callable(value[0]):
+                    some = [a for a in value[1:] if hasattr(a, "uri")]
+                elif isinstance(value, GraphNode) and not isinstance(value, DataNode):
+                    some = []
+                else:
+                    inner = _unwrapped(getattr(value, "value", value))
+                    if type(inner).__module__.startswith("odc."):
+                        continue  # how files are read, not what
+                    some = [inner] if isinstance(inner, zarr.Array) or hasattr(inner, "uri") else []
+                    leaf = leaf or not some
+                if leaf and not some:
+                    return None
+                found |= {id(one): one for one in some}
+    return list(found.values())
 
 
 def blocks_of(part: Mapping[Any, Any], kind: type) -> list[tuple[Any, Gather, BlockIndex]]:
     """The blocks in a flat graph that a `kind` of callable runs for: that callable, its gather, and which block."""
-    tasks = [node for node in part.values() if isinstance(getattr(node, "func", None), _Task)]
+    tasks = [node for node in part.values() if isinstance(getattr(node, "func", None), BlockTask)]
     return [(t.func.run, t.func.gather, t.args[0]) for t in tasks if isinstance(t.func.run, kind)]
 
 
@@ -265,24 +304,32 @@ def stored(array: Any) -> list[Any]:
     layers = getattr(getattr(array, "dask", None), "layers", {})
     # Dask keeps what a graph reads from in a layer of its own, which holds nothing else.
     values = [v for name, layer in layers.items() if str(name).startswith("original-") for v in layer.values()]
-    found = []
-    for value in values:
-        inner = getattr(value, "value", value)
-        while hasattr(inner, "array"):
-            inner = inner.array
-        found.append(getattr(inner, "_array", None))
-    return [a for a in found if isinstance(a, zarr.Array)]
+    return [a for a in (_unwrapped(getattr(v, "value", v)) for v in values) if isinstance(a, zarr.Array)]
 
 
-#: Layers that cut, chunk or turn an array, and change none of its values (a cast is told by the dtype).
-_SAME_VALUES = ("getitem", "rechunk", "transpose", "astype", "concatenate", "stack", "blocks")
+def _unwrapped(value: Any) -> Any:
+    """What xarray's lazily indexed arrays read from; any other value as it is."""
+    inner = value
+    while hasattr(inner, "array") and type(inner).__module__.startswith("xarray."):
+        inner = inner.array
+    # There is no public way from xarray's wrapper of a Zarr array to that array.
+    return getattr(inner, "_array", inner) if type(inner).__module__.startswith("xarray.") else inner
+
+
+#: Layers that read, cut, chunk or turn an array, and change none of its values (a cast is told by the dtype).
+_SAME_VALUES = (
+    *("getitem", "rechunk", "transpose", "astype", "concatenate", "stack", "blocks"),
+    *("open_dataset", "original", "xarray", "array"),
+)
 
 
 def derived(array: Any) -> list[str]:
-    """What was made of the blocks' values on the way to `array`, as Dask calls it: ``["mul"]`` for ``2 * emb``."""
+    """Return what was computed on the way from embeddings to `array`, as Dask calls it: ``["mul"]`` for ``2 * emb``."""
     graph = array.__dask_graph__()
     layers = getattr(graph, "layers", {})
     after = {name for name, layer in layers.items() if isinstance(layer, BlockLayer)}
+    if not after:  # embeddings that were opened
+        after = {name for name in layers if not graph.dependencies[name]}
     made: list[str] = []
     for name in graph._toposort_layers() if after else ():
         if name not in after and graph.dependencies[name] & after:
@@ -317,7 +364,7 @@ class _Keys:
 
 
 def cut(graph: HighLevelGraph, keys: Iterable[Any]) -> dict[Any, Any]:
-    """Only what `keys` need, as a flat graph. Not fused: `compute_block` tells reads from blocks by their tasks.
+    """Only what `keys` need, as a flat graph. Not fused: `compute.py` tells reads from blocks by their tasks.
 
     `HighLevelGraph.cull` does the same, but lists all keys of layers on the way, each time.
     """
@@ -346,71 +393,3 @@ def cut(graph: HighLevelGraph, keys: Iterable[Any]) -> dict[Any, Any]:
             for other in node.dependencies:
                 (todo.append if other in layer else wanted.add)(other)
     return found
-
-
-def subgraph(graph: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
-    """Only what `keys` need of a flat graph."""
-    found: dict[Any, Any] = {}
-    todo = list(keys)
-    while todo:
-        key = todo.pop()
-        if key not in found:
-            found[key] = graph[key]
-            todo += graph[key].dependencies
-    return found
-
-
-def compute_block(graph: Mapping[Any, Any], keys: list[Any], read: Callable[[list[Load]], list[Any]]) -> list[Any]:
-    """Compute `keys` here, but for the chunks that blocks are cut from, which `read` loads."""
-    blocks = [node for node in graph.values() if isinstance(getattr(node, "func", None), _Task)]
-    chunks = list(dict.fromkeys(key for node in blocks for key in sorted(node.dependencies, key=str)))
-    shapes = {name: chunk for node in blocks for name, chunk in node.func.gather.sources.items()}
-    # Embeddings and valid fractions are cut by the same gather: it is asked once.
-    gathers = {(id(node.func.gather), node.args[0]): node.func.gather for node in blocks}
-    askers = {key: n for (_, index), gather in gathers.items() for key, n in gather.askers(index).items()}
-    loads = [Load(key, partial(_chunk, graph, key, shapes[key[0]]), askers[key]) for key in chunks]
-    values = dict(zip(chunks, read(loads), strict=True))
-    # Embeddings and valid fractions are cut from the same windows, which are gathered once.
-    windows: dict[tuple[int, BlockIndex], tuple[Array, ...]] = {}
-    known: dict[Any, Any] = {}
-    for node in blocks:
-        task, index = node.func, node.args[0]
-        at = (id(task.gather), index)
-        if at not in windows:
-            windows[at] = task.gather.windows(index, [values[p.key] for p in task.gather.pieces(index)])
-        known[node.key] = DataNode(node.key, task.on_windows(index, windows[at]))
-    return _evaluate({**graph, **known}, keys)
-
-
-def _chunk(graph: Mapping[Any, Any], key: Any, chunks: tuple[tuple[int, ...], ...]) -> Any:
-    """Read a source chunk, and make sure that it is whole: NumPy would stretch a short one silently."""
-    value = compute_one(graph, key)
-    wanted = tuple(sizes[i] for sizes, i in zip(chunks, key[1:], strict=True))
-    if np.shape(value) != wanted:
-        raise OSError(f"chunk {key} came back with the shape {np.shape(value)}, but the cube says {wanted}")
-    return value
-
-
-def compute_one(graph: Mapping[Any, Any], key: Any) -> Any:
-    """Compute one key of a flat graph in this thread."""
-    return _evaluate(graph, [key])[0]
-
-
-def _evaluate(graph: Mapping[Any, Any], keys: list[Any]) -> list[Any]:
-    """Run the tasks that `keys` need, one after another in this thread.
-
-    What `dask.get` does, without a scheduler's millisecond a call: a block asks for its chunks one by one, while other
-    threads encode and want the interpreter.
-    """
-    values: dict[Any, Any] = {}
-    todo = list(reversed(keys))  # the first key first: embeddings before valid fractions, as encoding is the long part
-    while todo:
-        key = todo[-1]
-        needed = [] if key in values else [d for d in graph[key].dependencies if d not in values]
-        if needed:
-            todo += needed
-            continue
-        todo.pop()
-        if key not in values:
-            values[key] = graph[key](values)
-    return [values[key] for key in keys]

@@ -19,7 +19,7 @@ from zarr.abc.store import Store
 from deo_cube.errors import ArgumentError, MissingExtraError, StoreMismatchError
 from deo_cube.paths import is_url, local_path
 
-__all__ = ["draft_beside", "is_local", "locate", "remove", "sweep", "tidy"]
+__all__ = ["draft_beside", "holds", "is_local", "locate", "moved_aside", "sweep", "tidy"]
 
 #: Schemes that obstore speaks; any other is left to fsspec.
 OBSTORE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
@@ -113,12 +113,13 @@ def _of_url(url: str, options: dict[str, Any]) -> Any:
     return zarr.storage.ObjectStore(from_url(url, **given))
 
 
-def remove(store: Any) -> None:
-    """Delete all that a store holds."""
-    if is_local(store):
-        shutil.rmtree(store)
-    else:
-        zarr.open_group(store, mode="w", zarr_format=3)
+def holds(place: Any, array: zarr.Array) -> bool:
+    """Return whether an array is part of the store at `place`."""
+    store = array.store_path.store
+    if is_local(place):
+        root = getattr(store, "root", None)
+        return root is not None and Path(root, array.path).resolve().is_relative_to(Path(place).resolve())
+    return bool(store == place)
 
 
 @contextlib.contextmanager
@@ -127,27 +128,55 @@ def draft_beside(path: Path) -> Iterator[Path]:
 
     Its name says whose it is, so that `sweep` can tell one that was left behind from one that is being made.
     """
-    draft = path.with_name(f"{_prefix(path)}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}")
+    draft = _beside(path, "draft")
     try:
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _prefix(path: Path) -> str:
-    return f".{path.name}.draft-"
+@contextlib.contextmanager
+def moved_aside(path: Path) -> Iterator[None]:
+    """Move a folder out of the way for the time of the block, and delete it afterwards.
+
+    Where the block fails it is moved back; where the process is killed, `sweep` does that.
+    """
+    aside = _beside(path, "replaced")
+    path.rename(aside)
+    try:
+        yield
+    except BaseException:
+        if not path.exists():
+            aside.rename(path)
+        raise
+    shutil.rmtree(aside)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f"{_prefix(path, kind)}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}")
+
+
+def _prefix(path: Path, kind: str) -> str:
+    return f".{path.name}.{kind}-"
 
 
 def sweep(path: Path, *, day: float = 86400.0) -> None:
-    """Remove drafts beside `path` whose makers died: on this host at once, on others after a day."""
-    prefix = _prefix(path)
+    """Clear up beside `path` what processes that died left there: on this host at once, on others after a day.
+
+    Drafts are deleted. A store that was moved aside is moved back where nothing has taken its place, else deleted.
+    """
     # Not glob: names may hold its wildcards.
-    for left in [p for p in path.parent.iterdir() if p.name.startswith(prefix)] if path.parent.is_dir() else []:
-        host, _, rest = left.name.removeprefix(prefix).rpartition("-")[0].rpartition("-")
-        with contextlib.suppress(OSError):
-            dead = not _alive(rest) if host == socket.gethostname() else time.time() - left.stat().st_mtime > day
-            if dead:
-                shutil.rmtree(left, ignore_errors=True)
+    names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+    for kind in ("draft", "replaced"):
+        prefix = _prefix(path, kind)
+        for left in [path.with_name(name) for name in names if name.startswith(prefix)]:
+            host, _, pid = left.name.removeprefix(prefix).rpartition("-")[0].rpartition("-")
+            with contextlib.suppress(OSError):
+                dead = not _alive(pid) if host == socket.gethostname() else time.time() - left.stat().st_mtime > day
+                if dead and kind == "replaced" and not path.exists():
+                    left.rename(path)
+                elif dead:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _alive(pid: str) -> bool:

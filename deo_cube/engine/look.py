@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deo_cube.cube.masks import check_classes, check_mask
 from deo_cube.cube.plausible import mistakes
 from deo_cube.cube.radiometry import Radiometry, implausible
-from deo_cube.engine import graph
+from deo_cube.engine import compute, graph
 from deo_cube.engine.block import EmbedBlock
 from deo_cube.engine.gather import BlockIndex, Field, Gather
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, DeoCubeError
@@ -163,7 +163,7 @@ class _Looked:
             return []
         self._seen.add(piece.key)
         self._bytes += size
-        chunk = np.asarray(graph.compute_one(self._part, piece.key))
+        chunk = np.asarray(compute.compute_one(self._part, piece.key))
         time = first.axes[0]
         start = 0 if time is None else index.time - int(piece.cut[time])  # type: ignore[arg-type]
         steps = range(1 if time is None else sizes[time])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,10 @@ __all__ = [
     "SOURCE",
     "SYNTHETIC",
     "conventions",
+    "derivation",
     "fingerprint",
     "identity",
+    "model_of",
     "model_url",
     "package_version",
     "provenance",
@@ -135,6 +138,13 @@ def model_url(card: ModelCard) -> str:
     return card.weights.url or f"urn:deo-cube:model:{card.name}:{card.fingerprint}"
 
 
+def model_of(emb: xr.DataArray) -> str:
+    """Return where the model that made an array is found; for what was computed from embeddings, a URN that says so."""
+    if derivation(emb) is not None:
+        return f"urn:deo-cube:derived:{emb.attrs[PREFIX + 'model']}"
+    return str(emb.attrs.get(PREFIX + "model_url", "urn:deo-cube:model:unknown"))
+
+
 #: Provenance that decides the numbers, and so guards a resumed store. The version does not: a patch release may resume.
 _DECIDES = (
     *("model", "model_fingerprint", "weights_sha256", "stem", "layer", "normalization"),
@@ -149,9 +159,7 @@ def identity(emb: xr.DataArray) -> dict[str, Any]:
     fields["dims"] = list(emb.dims)
     fields["shape"] = list(emb.shape)
     fields["stored_dtype"] = str(emb.dtype)
-    if emb.chunks is not None and (made := graph.derived(emb.data)):
-        fields["derived"] = made  # xarray keeps the attributes of what it computes with
-    for name in emb.dims:
+    for name in (*emb.dims, *(() if "time" in emb.dims else ("time",))):  # one date of several keeps its time
         if name in emb.coords:
             values = emb[name].values
             fields[f"coordinate {name}"] = hashlib.sha256(repr((values.dtype, values.tolist())).encode()).hexdigest()
@@ -162,6 +170,30 @@ def identity(emb: xr.DataArray) -> dict[str, Any]:
     if "spatial_ref" in emb.coords:
         fields["crs"] = emb["spatial_ref"].attrs.get("crs_wkt", "")
     return fields
+
+
+def derivation(emb: xr.DataArray) -> str | None:
+    """Return how an array was computed from a model's embeddings; None where it is the model's own output, or a part.
+
+    xarray keeps attributes through arithmetic, so a mean or a product claims to be the model's output until this says
+    otherwise. Dask's names of its steps serve as words here and decide nothing.
+    """
+    model = emb.attrs.get(PREFIX + "model_alias")
+    if model is None:
+        return None
+    before = emb.attrs.get(PREFIX + "derived")
+    if emb.chunks is None or not (graph.block_layers(emb.data) or graph.stored(emb.data)):
+        return str(before) if before is not None else f"values in memory, from {model} embeddings"
+    steps = list(dict.fromkeys(_STEP.sub("", kind).replace("_", " ") for kind in graph.derived(emb.data)))
+    if not steps:
+        return None if before is None else str(before)
+    dates = max((layer.blocks[0] for layer in graph.block_layers(emb.data)), default=1)
+    over = " over time" if dates > 1 and "time" not in emb.coords else ""
+    return f"{', '.join(steps)}{over} of {before or f'{model} embeddings'}"
+
+
+#: Ends that Dask gives the parts of a reduction.
+_STEP = re.compile(r"[-_](chunk|combine|agg|aggregate|partial).*$")
 
 
 def fingerprint(fields: Mapping[str, Any]) -> str:
@@ -181,7 +213,7 @@ def conventions(emb: xr.DataArray, geobox: GeoBox, dims: tuple[str, str]) -> dic
     embedding: dict[str, Any] = {
         "geoemb:type": "chip" if patch > 1 else "pixel",
         "geoemb:dimensions": int(emb.sizes["embedding"]),
-        "geoemb:model": emb.attrs.get(PREFIX + "model_url", "urn:deo-cube:model:unknown"),
+        "geoemb:model": model_of(emb),
         "geoemb:source_data": [SYNTHETIC if synthetic else SOURCE],
         "geoemb:data_type": str(emb.dtype),
         "geoemb:gsd": float(emb.attrs.get(PREFIX + "gsd", 10.0)) * patch,

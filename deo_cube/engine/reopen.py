@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -18,13 +19,15 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
-from deo_cube.cube.codecs import check_codecs
-from deo_cube.engine import metadata, record, rewritten
+from deo_cube.cube.codecs import UNREADABLE, check_codecs
+from deo_cube.engine import create, metadata, objects, rewritten, seal
+from deo_cube.engine.create import existing
 from deo_cube.engine.location import locate
 from deo_cube.engine.progress import Progress
-from deo_cube.engine.store import FINGERPRINT, checksum
-from deo_cube.engine.template import IDENTITY, STATE, WINDOW, existing
-from deo_cube.errors import StoreMismatchError
+from deo_cube.engine.record import GROUP, Record
+from deo_cube.engine.store import FINGERPRINT, GENERATION, STATE, is_whole
+from deo_cube.engine.template import BLOCKS, FORMAT, IDENTITY, WINDOW
+from deo_cube.errors import StorageError, StoreMismatchError
 from deo_cube.paths import expand, is_url, local_path
 
 __all__ = ["StoreStatus", "is_embeddings", "open_embeddings", "status", "verify_store"]
@@ -40,19 +43,30 @@ class StoreStatus:
     """Blocks whose bytes do not match their entry (time, row, column). Only `verify_store` looks."""
     verified: bool = False
     repaired: bool = False
-    """Whether the entries of the damaged blocks were taken away."""
+    """Whether the entries of the damaged blocks were deleted, and metadata restored."""
+    metadata: tuple[str, ...] = ()
+    """Objects of the metadata that are missing, damaged or changed, and how. Only `verify_store` looks."""
+    sealed: bool = True
+    """False for stores of earlier versions, which have no copy of their metadata to compare with."""
+    derived: str | None = None
+    """How the store's values were computed from a model's embeddings; None where they are the model's own output."""
 
     @property
     def complete(self) -> bool:
-        """Whether every block is done, and none was found damaged."""
-        return self.done == self.blocks and not self.damaged
+        """Whether every block is done, and nothing was found damaged."""
+        return self.done == self.blocks and not self.damaged and not self.metadata
 
     def __repr__(self) -> str:
-        state = "complete" if self.complete else f"{self.blocks - self.done} to do"
+        state = f"{self.blocks - self.done} to do" if self.done < self.blocks else "complete"
         damage = f", {len(self.damaged)} DAMAGED: {list(self.damaged[:5])}" if self.damaged else ""
-        damage += "; the call that made the store does these again" if self.repaired else ""
-        checked = ", every byte checked" if self.verified and not self.damaged else ""
-        return f"<Store: {self.done} of {self.blocks} blocks done, {state}{damage}{checked}>"
+        damage += f", METADATA DAMAGED: {'; '.join(self.metadata)}" if self.metadata else ""
+        if damage and self.done == self.blocks:
+            state = "not complete"
+        damage += "; repaired: the call that made the store completes it" if self.repaired else ""
+        checked = ", every byte checked" if self.verified and not damage else ""
+        checked += ", metadata not checked (store of an earlier version)" if checked and not self.sealed else ""
+        derived = f"; {self.derived}" if self.derived else ""
+        return f"<Store: {self.done} of {self.blocks} blocks done, {state}{damage}{checked}{derived}>"
 
 
 def is_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> bool:
@@ -72,9 +86,13 @@ def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> S
     StoreMismatchError
         If the store was not made by deo_cube.
     """
-    root = _ours(locate(store, storage_options))
-    rewritten.check_record(store, root, needed=True)
-    return StoreStatus(blocks=int(root[record.PATH].size), done=record.count(root))
+    place = locate(store, storage_options)
+    root = _ours(place)
+    check_codecs(root)
+    rewritten.check_record(place, root, needed=True)
+    attrs = dict(root.attrs)
+    record = create.record_of(place, attrs)
+    return StoreStatus(blocks=record.total, done=record.count(), derived=attrs.get(metadata.PREFIX + "derived"))
 
 
 def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
@@ -86,7 +104,6 @@ def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
             f"{store} was not made by deo_cube (no {IDENTITY} in its attributes, which a copy by xarray may lack): "
             f"{rewritten.instead(store)}"
         )
-    check_codecs(found)
     return found
 
 
@@ -115,44 +132,80 @@ def verify_store(
     StoreMismatchError
         If the store was not made by deo_cube.
     """
-    root = _ours(locate(store, storage_options), "r+" if repair else "r")
-    rewritten.check_record(store, root, needed=True)
-    total = int(root[record.PATH].size)
+    place = locate(store, storage_options)
+    backend = objects.store_at(place)
+    sealed = seal.read(backend)
+    wrong = {} if sealed is None else seal.damaged(backend, sealed) | seal.consolidated(backend, sealed)
+    if wrong and repair:
+        create.repair(place)
+    root = None if create.ROOT in wrong and not repair else _ours(place, "r+" if repair else "r")
+    if root is not None and (repair or not wrong):
+        check_codecs(root)
+        rewritten.check_record(place, root, needed=True)
+    elif root is not None:
+        try:
+            check_codecs(root)
+        except StorageError:
+            root = None  # its arrays are not read
+    attrs = dict(root.attrs) if root is not None else json.loads((sealed or {})[create.ROOT])["attributes"]
+    if sealed is None and FORMAT in attrs:
+        wrong = {seal.KEY: "missing or damaged"}
+    record = create.record_of(place, attrs)
     checked, damaged = 0, []
     # Decompression and checksums leave the interpreter to other threads.
-    finished = record.count(root) if progress else total
+    finished = record.count() if progress else record.total
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         Progress(finished, title="verify", shown=progress) as bar,
     ):
-        for row, done in record.done_in_rows(root):
-            blocks = [(int(t), row, int(c)) for t, c in zip(*np.nonzero(done), strict=True)]
-            for block, whole in zip(blocks, pool.map(partial(_is_whole, root), blocks), strict=True):
+        for row, numbers in record.rows():
+            blocks = [(int(t), row, int(c)) for t, c in zip(*np.nonzero(numbers), strict=True)]
+            whole = pool.map(partial(_is_whole, root, record), blocks)
+            for block, fine in zip(blocks, whole, strict=True):
                 checked += 1
                 bar.advance()
-                if not whole:
+                if not fine:
                     damaged.append(block)
     if repair and damaged:
-        root.attrs[STATE] = "writing"  # first, so that the store never says more than it holds
+        create.restart(backend)  # first, so that the store never claims more than it holds
         for block in damaged:
-            record.forget(root, block)
-    return StoreStatus(total, checked, tuple(sorted(damaged)), verified=True, repaired=repair and bool(damaged))
-
-
-def _is_whole(root: zarr.Group, block: tuple[int, int, int]) -> bool:
-    values, valid = root["embeddings"], root["valid"]
-    shards = values.shards or values.chunks
-    rows, columns = (
-        slice(i * s, min((i + 1) * s, n)) for i, s, n in zip(block[1:], shards[-2:], values.shape[-2:], strict=True)
+            record.forget(block)
+    return StoreStatus(
+        record.total,
+        checked,
+        tuple(sorted(damaged)),
+        verified=True,
+        repaired=repair and bool(damaged or wrong),
+        metadata=tuple(f"{key} ({problem})" for key, problem in wrong.items()),
+        sealed=FORMAT in attrs,
+        derived=attrs.get(metadata.PREFIX + "derived"),
     )
-    time = (block[0],) if values.ndim == 4 else ()
+
+
+def _is_whole(root: zarr.Group | None, record: Record, block: tuple[int, int, int]) -> bool:
+    if root is None:
+        return True  # not readable without the group's document; that is what is reported
     try:
-        entry = int(root[record.PATH][block])
-        crc = checksum(values[(*time, slice(None), rows, columns)], valid[(*time, rows, columns)])
+        return is_whole(root, record, block)
     except Exception:
-        # Any codec may raise anything on damaged bytes: a block that cannot be read is damaged.
-        return False
-    return entry == record.DONE | crc
+        return False  # an array's document is damaged
+
+
+def _check_sealed(place: Any, attrs: Mapping[str, Any]) -> None:
+    """Refuse a store whose metadata are not what was written with it: numbers or places would be wrong."""
+    if FORMAT not in attrs:
+        return
+    backend = objects.store_at(place)
+    if not objects.has_any(backend, GROUP):
+        return  # written anew by another program, without record and seal
+    sealed = seal.read(backend)
+    wrong = {seal.KEY: "missing or damaged"} if sealed is None else seal.damaged(backend, sealed)
+    if wrong:
+        raise StoreMismatchError(
+            f"{place}: metadata are not what was written: {'; '.join(f'{k} {v}' for k, v in wrong.items())}. "
+            "verify_store(..., repair=True) (in a shell: deo-cube verify --repair) restores them from the store's own "
+            "copy, or the call that wrote the store, made once more"
+        )
 
 
 def _of_others(store: Any) -> xr.DataArray | None:
@@ -199,8 +252,17 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
         return other
     store = locate(store, storage_options)
     root = _ours(store)
-    rewritten.check_record(store, root, needed=False)
     state = root.attrs.get(STATE)
+    if state in ("creating", "replacing"):
+        raise StoreMismatchError(f"{store} was being {state[:-3]}ed when a run stopped: make the same call again")
+    try:
+        rewritten.check_record(store, root, needed=False)
+    except StoreMismatchError:
+        raise
+    except UNREADABLE:
+        pass  # damaged, which is said next
+    _check_sealed(store, root.attrs)
+    check_codecs(root)
     if state != "complete":
         now = status(store)
         if now.complete:
@@ -235,7 +297,7 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
         # What int8 numbers mean; chunks, shards and codecs are this store's, not those of a copy.
         emb.encoding = {k: stored[k] for k in ("dtype", "scale_factor", "_FillValue") if k in stored}
     emb.attrs |= {k: v for k, v in root.attrs.items() if k.startswith(metadata.PREFIX)}
-    for k in (IDENTITY, WINDOW, WINDOW + "_transform", STATE, FINGERPRINT):
+    for k in (IDENTITY, WINDOW, WINDOW + "_transform", STATE, FINGERPRINT, GENERATION, BLOCKS, FORMAT):
         emb.attrs.pop(k, None)
     # The window's own transform, so that coordinates come back to the last bit.
     crs = grid.geobox(ds).crs

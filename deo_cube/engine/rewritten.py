@@ -10,7 +10,8 @@ import xarray as xr
 import zarr
 from affine import Affine
 
-from deo_cube.engine import metadata, record
+from deo_cube.engine import metadata, objects
+from deo_cube.engine.record import GROUP, PATH
 from deo_cube.errors import StoreMismatchError
 
 __all__ = ["check_record", "check_window", "instead"]
@@ -68,16 +69,22 @@ def check_record(store: Any, root: zarr.Group, *, needed: bool) -> None:
     StoreMismatchError
         If dates were appended by another program, or a copy has no record to check blocks by.
     """
-    if record.PATH not in root:
+    blocks = root.attrs.get(metadata.PREFIX + "blocks")
+    found = objects.has_any(objects.store_at(store), GROUP)
+    if not found:
         if needed:
             raise StoreMismatchError(
                 f"{store} has no progress record, as where another program wrote it anew: its blocks cannot be "
                 f"counted or checked. Read it, {instead(store)}; or write it by emb.deo.to_zarr(path)"
             )
         return
+    if blocks is None:  # of an earlier version, whose record is a Zarr array
+        if PATH not in root:
+            return
+        blocks = root[PATH].shape
     times = root["embeddings"].shape[0] if root["embeddings"].ndim == 4 else 1
-    if root[record.PATH].shape[0] != times:
-        _refuse(store, f"{times} dates where its progress record counts {root[record.PATH].shape[0]}")
+    if int(blocks[0]) != times:
+        _refuse(store, f"{times} dates where its progress record counts {blocks[0]}")
 
 
 def instead(store: Any) -> str:

@@ -76,7 +76,7 @@ def stac_item(store: Any, *, id: str | None = None, href: str | None = None) -> 
     radiometry, plan = a(facts[PREFIX + "radiometry"]), a(facts[PREFIX + "plan"])
     epsg = box.crs.epsg
     properties: dict[str, Any] = {
-        "title": f"{facts[PREFIX + 'model_alias']} embeddings of {_source(emb)}",
+        "title": f"{_what(emb)} of {_source(emb)}",
         "gsd": float(facts[PREFIX + "gsd"]) * plan["patch"],
         "proj:code": f"EPSG:{epsg}" if epsg else None,
         "proj:shape": list(box.shape),
@@ -96,6 +96,8 @@ def stac_item(store: Any, *, id: str | None = None, href: str | None = None) -> 
         "emb:spatial_coverage": "every patch of the grid; those without one valid pixel are no data",
         **_cube(emb, box),
     }
+    if PREFIX + "derived" in facts:
+        properties["processing:lineage"] = facts[PREFIX + "derived"]
     if epsg is None:
         properties["proj:wkt2"] = box.crs.wkt
     if "item_ids" in emb.coords:
@@ -175,7 +177,12 @@ def collection_of(store: Any, *, description: str | None = None, license: str = 
             "stride": [patch, patch],
         }
     model = facts[PREFIX + "model"]
-    told = f"{emb.sizes['embedding']}-dimensional embeddings of {_source(emb)} by {model}, one per {patch} px.{state}"
+    dim = emb.sizes["embedding"]
+    told = f"{dim}-dimensional embeddings of {_source(emb)} by {model}, one per {patch} px.{state}"
+    if PREFIX + "derived" in facts:
+        told = (
+            f"Computed from embeddings of {_source(emb)} by {model}: {_what(emb)}, {dim} numbers per {patch} px.{state}"
+        )
     collection = pystac.Collection(
         collection_id(emb),
         description or told,
@@ -185,7 +192,7 @@ def collection_of(store: Any, *, description: str | None = None, license: str = 
         extra_fields=fields,
     )
     source = metadata.SYNTHETIC if _synthetic(emb) else metadata.SOURCE
-    collection.add_link(pystac.Link("emb:model", facts.get(PREFIX + "model_url", "urn:deo-cube:model:unknown")))
+    collection.add_link(pystac.Link("emb:model", metadata.model_of(emb)))
     collection.add_link(pystac.Link("emb:source-data", source, title=_source(emb)))
     return collection
 
@@ -234,8 +241,15 @@ def publish(
     names = [f"./{f.name}" for f in files]
     collection.links = [link for link in collection.links if link.rel != "emb:model"]
     things: tuple[pystac.STACObject, ...] = (item, collection, card)
+    derived = PREFIX + "derived" in emb.attrs
     for thing in things[:2]:
-        thing.add_link(pystac.Link("emb:model", names[2], "application/geo+json", title=card.id))
+        if derived:
+            # Not the model's own output: the model is where it comes from.
+            thing.add_link(pystac.Link("derived_from", names[2], "application/geo+json", title=card.id))
+        else:
+            thing.add_link(pystac.Link("emb:model", names[2], "application/geo+json", title=card.id))
+    if derived:
+        collection.add_link(pystac.Link("emb:model", metadata.model_of(emb)))
     item.collection_id = collection.id
     item.add_link(pystac.Link("collection", names[1], "application/json"))
     collection.add_link(pystac.Link("item", names[0], "application/geo+json", title=item.id))
@@ -247,7 +261,12 @@ def publish(
 
 def collection_id(emb: xr.DataArray) -> str:
     """Name of the collection: of all stores by one model and layer."""
-    return f"{emb.attrs[PREFIX + 'model']}-{emb.attrs[PREFIX + 'layer']}"
+    derived = "-derived" if PREFIX + "derived" in emb.attrs else ""
+    return f"{emb.attrs[PREFIX + 'model']}-{emb.attrs[PREFIX + 'layer']}{derived}"
+
+
+def _what(emb: xr.DataArray) -> str:
+    return str(emb.attrs.get(PREFIX + "derived", f"{emb.attrs[PREFIX + 'model_alias']} embeddings"))
 
 
 def _name(store: Any) -> str:

@@ -3,36 +3,57 @@
 One path for all schedulers: a job is the small graph of one block and where it goes, and runs on threads or processes
 here (`flight.py`) or on a cluster's workers (`cluster.py`). The job's graph is computed inside its task, so a scheduler
 sees one task a block, whatever the source; nothing is parked between workers. Jobs are made as they are needed, and the
-progress record is listed as they are made: a million blocks start as quickly as ten.
+progress record is read as they are made: a million blocks start as quickly as ten.
+
+Where a store is resumed, the inputs of the blocks that are done are compared with those of this call first
+(`inputs.py`), by jobs of the same kind that read and do not encode.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import dask.array as da
 import numpy as np
 import xarray as xr
-import zarr
 
 from deo_cube import arguments
 from deo_cube.cube.coordinates import storable_coordinates
-from deo_cube.engine import announce, flight, graph, location, look, metadata, read, record, store, template
+from deo_cube.engine import (
+    announce,
+    compute,
+    create,
+    flight,
+    graph,
+    location,
+    look,
+    metadata,
+    objects,
+    read,
+    sources,
+    store,
+)
+from deo_cube.engine.record import Block, Record
 from deo_cube.engine.reopen import open_embeddings
 from deo_cube.engine.scheduler import choose_scheduler
-from deo_cube.errors import ArgumentError, StoreMismatchError
+from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
 from deo_cube.inputs import embeddings_of, refuse_foreign
 
 __all__ = ["to_zarr"]
 
 #: Blocks whose graphs are cut out of the whole at a time.
 WAVE = 16
+#: Times that blocks are done which lost their entries while a run was at work.
+PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,7 @@ def to_zarr(
     emb: xr.DataArray,
     path: Any,
     *,
-    resume: bool = True,
+    resume: bool | Literal["changed", "unchecked"] = True,
     overwrite: bool = False,
     progress: bool = True,
     retries: int = 3,
@@ -79,8 +100,14 @@ def to_zarr(
         From `ds.deo.embed()`, whole or sliced, lazy or computed.
     path : path, URL or zarr store
         The store: created, or resumed if it was begun by the same call.
-    resume : bool
-        False: refuse a store that is already there.
+    resume : bool, "changed" or "unchecked"
+        What to do with a store that the same call began. True: compare the inputs of its finished blocks (pixels, SCL,
+        mask, and what is computed from the embeddings) with those of this call, refuse if any differ, and do the
+        others. "changed": do those again whose inputs differ, and the others. "unchecked": do not read the inputs of
+        finished blocks; you vouch for them. False: refuse a store that is there.
+
+        Comparing costs about a tenth of encoding. It is spared where the cube is read from files that are unchanged
+        since (Zarr on disk, STAC items).
     overwrite : bool
         Begin again, deleting what was there (only what deo_cube made).
     progress : bool
@@ -106,8 +133,9 @@ def to_zarr(
     Raises
     ------
     StoreMismatchError
-        If another model, cube or plan began the store; the fields that differ are listed. If `emb` is not laid out as
-        embeddings are.
+        If another model, cube or plan began the store; the fields that differ are listed. If its finished blocks were
+        made from other inputs; these blocks are counted. If another run replaces the store meanwhile. If `emb` is not
+        laid out as embeddings are.
     ValueError
         For fewer than no retries, or no worker.
     DeviceError
@@ -116,11 +144,19 @@ def to_zarr(
         If reading fails `retries` times, the disk is full, or the cluster's scheduler is lost: what is done is safe,
         and the same call goes on.
     """
+    if da.ARRAY_EXPR_ENABLED:
+        raise ArgumentError(
+            "to_zarr cannot take single blocks out of Dask's array expressions: start Python anew with "
+            "dask.config.set({'array.query-planning': False}) before dask.array is imported"
+        )
     if not isinstance(emb, xr.DataArray):
         emb = embeddings_of(emb)
     _check(emb)
     refuse_foreign(emb.variable, "emb", argument="emb")
-    resume = resume if isinstance(resume, str) else arguments.boolean("resume", resume)
+    if not isinstance(resume, str):
+        resume = arguments.boolean("resume", resume)
+    elif resume not in ("changed", "unchecked"):
+        raise ArgumentError(f"resume must be True, False, 'changed' or 'unchecked', got {resume!r}")
     overwrite, progress = arguments.boolean("overwrite", overwrite), arguments.boolean("progress", progress)
     retries = arguments.integer("retries", retries, minimum=0, error=ArgumentError)
     if read_timeout is not None:
@@ -132,29 +168,134 @@ def to_zarr(
     emb = _on_dask(storable_coordinates(emb))
     layout = store.Layout.of(tuple(str(d) for d in emb.dims), emb.chunks or ())
     kind = choose_scheduler(scheduler)
-    if overwrite or template.existing(place) is None:
-        look.before_writing(emb, patience=read_timeout)
-    target = template.create(emb, place, layout, resume=resume, overwrite=overwrite)
-    root = target.open()
-    if not template.is_complete(root):
-        run = uuid.uuid4().hex
-        done = record.count(root) if record.begun(root) else 0
-        announce.opening(emb, layout, place, done, kind, num_workers)
-        with flight.Bar(emb, layout, shown=progress, done=done) as bar:
-            jobs = _jobs(emb, target, _todo(root, layout, bar), Reading(retries, read_timeout), run)
-            if kind == "distributed":
-                from deo_cube.engine.cluster import fly
-
-                fly(jobs, run_job, bar, graph.runs(emb.data), run=run, patience=worker_timeout)
-            else:
-                try:
-                    with flight.executor(kind, num_workers) as (executor, slots):
-                        flight.fly(executor, slots, jobs, run_job, bar, partial(read.forget, run))
-                finally:
-                    read.forget(run)
-        template.finish(target, root)
-        announce.closing(place, bar)
+    with _full_disk_said("the metadata", place):
+        if overwrite or create.nothing_at(place):
+            look.before_writing(emb, patience=read_timeout)
+        begun = create.create(emb, place, layout, resume=bool(resume), overwrite=overwrite)
+    token = sources.source_token(emb)
+    complete = create.is_complete(begun)
+    how = _Run(emb, kind, num_workers, Reading(retries, read_timeout), worker_timeout, progress)
+    if begun.found:
+        if (theirs := create.stored_layout(place)) != layout:
+            # Complete: nothing is left to write, and what is there is compared block by block.
+            layout = theirs
+            how = replace(how, emb=_on_dask(emb, layout))
+        begun = replace(begun, target=create.target(place, layout, begun.target.fingerprint))
+        complete = _same_inputs(begun, how, resume, token, complete=complete) and complete
+    if complete:
+        announce.complete(place, layout, checked=resume != "unchecked", shown=progress)
+        return open_embeddings(place)
+    _keep_token(place, token if resume != "unchecked" or not begun.found else None)
+    if begun.found:
+        begun = replace(begun, target=create.target(place, layout, begun.target.fingerprint))
+    record = begun.target.record
+    done = record.count() if record.any() else 0
+    announce.opening(emb, layout, place, done, kind, num_workers)
+    for _ in range(PASSES):
+        with flight.Bar(how.emb, layout, shown=progress, done=done) as bar:
+            how.jobs(begun.target, _todo(record, bar), run_job, bar)
+        if (done := record.count()) == record.total:
+            break  # else entries were deleted meanwhile, or damaged
+    with _full_disk_said("the metadata", place):
+        create.finish(begun)
+    announce.closing(place, bar)
     return open_embeddings(place)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Where and how the jobs of one call run."""
+
+    emb: xr.DataArray
+    scheduler: str
+    num_workers: int | None
+    reading: Reading
+    patience: float
+    progress: bool
+
+    def jobs(
+        self,
+        target: store.Target,
+        blocks: Iterator[Block],
+        run_one: Callable[[Job], Any],
+        bar: flight.Bar,
+        results: Callable[[Block, Any], None] | None = None,
+    ) -> None:
+        """Run one job per block; hand its result to `results`."""
+        run = uuid.uuid4().hex
+        jobs = _jobs(self.emb, target, blocks, self.reading, run)
+        if self.scheduler == "distributed":
+            from deo_cube.engine.cluster import fly
+
+            runs = graph.runs(self.emb.data)
+            fly(jobs, run_one, bar, runs, run=run, patience=self.patience, results=results)
+            return
+        try:
+            with flight.executor(self.scheduler, self.num_workers) as (executor, slots):
+                flight.fly(executor, slots, jobs, run_one, bar, partial(read.forget, run), results)
+        finally:
+            read.forget(run)
+
+
+def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str | None, *, complete: bool) -> bool:
+    """Compare the inputs of finished blocks with those of this call; return whether all are the same.
+
+    Raises
+    ------
+    StoreMismatchError
+        If some differ and `resume` is not "changed".
+    """
+    target, place = begun.target, begun.target.store
+    stored = objects.read(objects.store_at(place), sources.KEY)
+    if resume == "unchecked" or (token is not None and stored == token.encode()):
+        return True
+    record = target.record
+    if resume == "changed":
+        create.check_not_source(how.emb, place)
+    differ: list[Block] = []
+    unknown: list[Block] = []
+
+    def note(block: Block, same: bool | None) -> None:
+        if same is None:
+            unknown.append(block)
+        elif not same:
+            differ.append(block)
+
+    rest = record.total - record.count()
+    with flight.Bar(how.emb, target.layout, shown=how.progress, done=rest, verb="compare inputs of") as bar:
+        how.jobs(target, _done(record), check_job, bar, note)
+    if unknown:
+        warnings.warn(
+            f"{place} was begun by an earlier version, which did not record what blocks were made from: whether "
+            f"{len(unknown)} finished blocks come from this cube cannot be known. overwrite=True begins again",
+            UserWarning,
+            stacklevel=4,
+        )
+    if not differ:
+        if complete and not unknown:
+            _keep_token(place, token)
+        return True
+    if resume != "changed":
+        raise StoreMismatchError(
+            f"{len(differ)} of {record.count()} finished blocks of {place} were made from other inputs than this call "
+            f"has: other pixels, SCL or mask, or another computation (first: time, row, column {min(differ)}). Pass "
+            "resume='changed' to do these blocks again, overwrite=True to begin again, or choose another path"
+        )
+    if complete:
+        create.restart(objects.store_at(place))  # first, so that the store never claims more than it holds
+    for block in differ:
+        record.forget(block)
+    return False
+
+
+def _keep_token(place: Any, token: str | None) -> None:
+    """Note which sources all finished blocks come from."""
+    backend = objects.store_at(place)
+    stored = objects.read(backend, sources.KEY)
+    if token is None and stored is not None:
+        objects.delete(backend, sources.KEY)
+    elif token is not None and stored != token.encode():
+        objects.write(backend, sources.KEY, token.encode())
 
 
 def _check(emb: xr.DataArray) -> None:
@@ -169,8 +310,8 @@ def _check(emb: xr.DataArray) -> None:
         raise StoreMismatchError(f"embeddings are float16, float32 or int8, got {emb.dtype}")
 
 
-def _on_dask(emb: xr.DataArray) -> xr.DataArray:
-    """`emb` with a chunk a block, all embedding dimensions together and one date each, and with `valid`."""
+def _on_dask(emb: xr.DataArray, layout: store.Layout | None = None) -> xr.DataArray:
+    """`emb` with one chunk per block, all embedding dimensions together and one date each, and with `valid`."""
     if "valid" not in emb.coords:
         # From elsewhere: a patch is valid where it has numbers.
         rest = [d for d in emb.dims if d != "embedding"]
@@ -179,7 +320,9 @@ def _on_dask(emb: xr.DataArray) -> xr.DataArray:
     chunks: dict[Any, Any] = {"embedding": -1}
     if emb.ndim == 4:
         chunks[emb.dims[0]] = 1
-    if emb.chunks is None:
+    if layout is not None:
+        chunks |= {y: layout.chunks[1], x: layout.chunks[2]}
+    elif emb.chunks is None:
         chunks |= {y: min(128, emb.sizes[y]), x: min(128, emb.sizes[x])}
     emb = emb.chunk(chunks)
     sizes = dict(zip(emb.dims, emb.chunks or (), strict=True))
@@ -187,20 +330,28 @@ def _on_dask(emb: xr.DataArray) -> xr.DataArray:
     return emb.assign_coords(valid=valid.chunk({d: sizes[d] for d in valid.dims}))
 
 
-def _todo(root: zarr.Group, layout: store.Layout, bar: flight.Bar) -> Iterator[tuple[int, int, int]]:
+def _todo(record: Record, bar: flight.Bar) -> Iterator[Block]:
     """Blocks without an entry, row by row, all dates of a place one after another: they share source chunks.
 
-    The record is listed as it is gone through, a few rows ahead.
+    The record is read as it is gone through, a few rows ahead.
     """
-    _, rows, columns = layout.blocks
+    _, rows, columns = record.blocks
     # Another process may be at work on the same store: start elsewhere, so that the two do not go in step.
-    start = os.getpid() if record.begun(root) else 0
+    start = os.getpid() if record.any() else 0
     first = start // rows % columns
-    for row, done in record.done_in_rows(root, start % rows):
-        if done.any():
-            bar.found(int(done.sum()))
+    for row, numbers in record.rows(start % rows):
+        if numbers.any():
+            bar.found(int(np.count_nonzero(numbers)))
         for column in (*range(first, columns), *range(first)):
-            for t in np.flatnonzero(~done[:, column]):
+            for t in np.flatnonzero(numbers[:, column] == 0):
+                yield int(t), row, column
+
+
+def _done(record: Record) -> Iterator[Block]:
+    """Blocks with an entry, in the order of `_todo`."""
+    for row, numbers in record.rows():
+        for column in range(numbers.shape[1]):
+            for t in np.flatnonzero(numbers[:, column]):
                 yield int(t), row, column
 
 
@@ -217,28 +368,60 @@ def _jobs(
         }
         part = graph.cut(whole, [k for pair in keys.values() for k in pair])
         for b, (v, f) in keys.items():
-            yield Job(target, b, graph.subgraph(part, [v, f]), v, f, reading, run)
+            yield Job(target, b, compute.subgraph(part, [v, f]), v, f, reading, run)
 
 
 def run_job(job: Job) -> None:
     """Read, encode and write one block; nothing, if its entry is there already."""
-    root = job.target.open()
-    if record.is_done(root, job.block):
+    target = job.target
+    complete = target.check()
+    if target.record.entry(job.block) is not None:
         return
-    with read.using(job.run) as reader:
-        chunks = partial(reader.read, retries=job.reading.retries, timeout=job.reading.timeout)
-        values, valid = graph.compute_block(job.graph, [job.values, job.valid], chunks)
-    values, valid = (values[0], valid[0]) if values.ndim == 4 else (values, valid)
+    if complete:
+        raise StoreMismatchError(f"{target.store} is marked complete, and lacks block {job.block}: make the call again")
+    (values, valid), inputs = _compute(job)
     try:
-        job.target.write(root, job.block, np.asarray(values), np.asarray(valid, dtype="float32"))
+        with _full_disk_said(f"block {job.block}", target.store):
+            target.open().write(job.block, values, valid, inputs)
     except FileNotFoundError:
         # Another process finished the store meanwhile, this block too, and swept up what it took for remains.
-        if not record.is_done(root, job.block):
+        if target.record.entry(job.block) is None:
             raise
+
+
+@contextlib.contextmanager
+def _full_disk_said(what: str, place: Any) -> Iterator[None]:
+    """Say of a full disk what to do about it."""
+    try:
+        yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(
-                error.errno,
-                f"no space left for block {job.block} of {job.target.store}: free some and make the same call again",
-            ) from error
-        raise
+        if isinstance(error, DeoCubeError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        full = StorageError(f"no space left for {what} of {place}: free some and make the same call again")
+        full.errno = error.errno
+        raise full from error
+
+
+def check_job(job: Job) -> bool | None:
+    """Return whether a finished block was made from the inputs that it would be made from now; None if not known."""
+    entry = job.target.record.entry(job.block)
+    if entry is None:
+        return True  # nothing is finished that could differ
+    (values, valid), inputs = _compute(job, encode=False)
+    if entry.inputs == inputs:
+        return True
+    if values is not None and not compute.encodes(job.graph):
+        # Nothing is encoded: the block itself was computed, and is compared.
+        return bool(entry.output == job.target.layout.checksum(job.block, values, valid))
+    return None if entry.inputs is None else False
+
+
+def _compute(job: Job, *, encode: bool = True) -> tuple[tuple[Any, Any], int]:
+    """Values and valid fraction of a block, without time, and the checksum of its inputs."""
+    with read.using(job.run) as reader:
+        chunks = partial(reader.read, retries=job.reading.retries, timeout=job.reading.timeout)
+        (values, valid), inputs = compute.compute_block(job.graph, [job.values, job.valid], chunks, encode=encode)
+    if values is None:
+        return (None, None), inputs
+    values, valid = (values[0], valid[0]) if values.ndim == 4 else (values, valid)
+    return (np.asarray(values), np.asarray(valid, dtype="float32")), inputs

@@ -18,7 +18,7 @@ from deo_cube.cube.synthetic import synthetic_cube
 from deo_cube.engine.embed import embed
 from deo_cube.engine.layouts import open_layout
 from deo_cube.engine.reopen import open_embeddings, status, verify_store
-from deo_cube.errors import DeoCubeError, StorageError
+from deo_cube.errors import DeoCubeError, StorageError, StoreMismatchError
 
 
 class Touch:
@@ -148,6 +148,14 @@ def test_a_store_of_embeddings_with_an_unknown_codec_is_a_storage_error(tmp_path
     file = path / "embeddings" / "zarr.json"
     known = json.loads(file.read_text())
     file.write_text(json.dumps(known | {"codecs": [{"name": "unheard_of", "configuration": {}}]}))
+    with pytest.raises(StoreMismatchError, match=r"embeddings/zarr\.json changed: codecs"):
+        open_embeddings(path)
+    assert "embeddings/zarr.json (changed: codecs)" in repr(verify_store(path))
+    # A store of an earlier version has no copy of its metadata to compare with.
+    (path / "progress" / "sealed.json").unlink()
+    group = json.loads((path / "zarr.json").read_text())
+    del group["attributes"]["deo_cube:format"]
+    (path / "zarr.json").write_text(json.dumps(group))
     for verb in (open_embeddings, verify_store, status):
         with pytest.raises(StorageError, match="unheard_of"):
             verb(path)

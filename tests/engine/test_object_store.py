@@ -105,10 +105,10 @@ def test_a_run_that_died_is_resumed_to_the_same_bytes_and_each_entry_is_an_objec
 def test_two_that_begin_the_same_store_at_once_do_not_delete_each_others_blocks(
     bucket: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deo_cube.engine import template
+    from deo_cube.engine import create
 
     emb = embed(cube_at((60, 60), times=1), **SMALL)
-    existing, asked = template.existing, []
+    existing, asked = create.existing, []
 
     def late(store: Any, *args: Any) -> Any:
         # The first look of the second process comes before the first process has begun.
@@ -117,12 +117,12 @@ def test_two_that_begin_the_same_store_at_once_do_not_delete_each_others_blocks(
 
     to_zarr(emb, bucket, progress=False, storage_options=options)
     before = objects(bucket, options)
-    monkeypatch.setattr(template, "existing", late)
+    monkeypatch.setattr(create, "existing", late)
     to_zarr(emb, bucket, progress=False, storage_options=options)
     # Not the group's own object: servers without conditional writes have its metadata in another order.
     assert [v for n, v in objects(bucket, options).items() if n != "zarr.json" and before[n] != v] == []
     assert verify_store(bucket, storage_options=options).complete
-    monkeypatch.setattr(template, "existing", existing)
+    monkeypatch.setattr(create, "existing", existing)
     with pytest.raises(StoreMismatchError, match="dtype"):
         to_zarr(embed(cube_at((60, 60), times=1), **{**SMALL, "dtype": "float16"}), bucket, storage_options=options)
     to_zarr(emb, bucket, progress=False, overwrite=True, storage_options=options)
