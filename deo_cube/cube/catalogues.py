@@ -197,12 +197,12 @@ def search(
         max_cloud = arguments.number("max_cloud", max_cloud, minimum=0, maximum=100)
     max_items = None if max_items is None else arguments.integer("max_items", max_items)
     timeout = arguments.number("timeout", timeout, above=0)
-    found = _catalogue(catalogue, collection=collection)
     if bbox is None and intersects is None and not options.keys() & {"ids"}:
         raise ArgumentError(
             "search wants a place: bbox=(west, south, east, north) in degrees, or intersects=a geometry"
         )
     places = _places(bbox, intersects)
+    found = _catalogue(catalogue, collection=collection)
     host = urlsplit(found.url).hostname or ""
     if get_option("offline") and host not in ("localhost", "127.0.0.1", "::1"):
         raise CatalogueError(
