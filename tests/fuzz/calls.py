@@ -185,7 +185,7 @@ def verbs() -> list[Verb]:
             scheduler=("sometimes", 3, ""),
             num_workers=(0, -1, 1.5, "2", True),
             worker_timeout=(-1, "x", NAN, True),
-            resume=(3,),
+            resume=("maybe", 3),
             overwrite=NOT_FLAGS,
             storage_options=(3, {"key": "x"}),
         ),
@@ -254,7 +254,7 @@ def verbs() -> list[Verb]:
         _verb(
             "open_embeddings",
             lambda _, **k: deo_cube.open_embeddings(**k),
-            store=("no such", 3, None, "", ["x"]),
+            store=("no such", 3, None, "", ["x"], "http://127.0.0.1:9/x"),
         ),
         _verb("verify_store", lambda _, **k: deo_cube.verify_store(**k), store=("no such", 3, None, "")),
         _verb("publish", lambda _, **k: deo_cube.publish(**k), store=("no such", 3, None, "")),
