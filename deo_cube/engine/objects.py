@@ -28,6 +28,7 @@ __all__ = [
     "delete",
     "delete_all",
     "has_any",
+    "names_below",
     "read",
     "read_below",
     "read_many",
@@ -180,12 +181,23 @@ def read_below(store: Store, folders: Sequence[str]) -> list[dict[str, bytes]]:
 
 
 def _read_folder(folder: Path) -> dict[str, bytes]:
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    found = ((name, _read_file(folder / name)) for name in names if not name.endswith(PARTIAL))
+    found = ((name, _read_file(folder / name)) for name in _names(folder))
     return {name: value for name, value in found if value is not None}
+
+
+def names_below(store: Store, folders: Sequence[str]) -> list[list[str]]:
+    """Return the names directly below each folder."""
+    if isinstance(store, LocalStore):
+        return [_names(Path(store.root, folder)) for folder in folders]
+    found: list[list[str]] = sync(_list_all(store, folders))
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder) if not name.endswith(PARTIAL)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 async def _list_all(store: Store, folders: Sequence[str]) -> list[list[str]]:

@@ -39,7 +39,19 @@ from deo_cube.engine import metadata, objects
 from deo_cube.engine.record import Block, Entry, Record
 from deo_cube.errors import StoreMismatchError
 
-__all__ = ["FINGERPRINT", "GENERATION", "ROOT", "STATE", "Layout", "Target", "Writer", "checksum", "fill", "is_whole"]
+__all__ = [
+    "FINGERPRINT",
+    "GENERATION",
+    "ROOT",
+    "STATE",
+    "Layout",
+    "Target",
+    "Writer",
+    "checksum",
+    "fill",
+    "is_whole",
+    "lost_shards",
+]
 
 FINGERPRINT = metadata.PREFIX + "fingerprint"
 GENERATION = metadata.PREFIX + "generation"
@@ -275,6 +287,35 @@ def is_whole(root: zarr.Group, record: Record, block: Block) -> bool:
         # Any codec may raise anything on damaged bytes: a block that cannot be read is damaged.
         return False
     return entry.output == crc
+
+
+def lost_shards(store: Store, layout: Layout, dtype: np.dtype[Any], dim: int, record: Record) -> list[Block]:
+    """Return the blocks that have an entry and no shards, though the entry is not that of a block without data.
+
+    Only the names of the shards are listed; what they hold is checked by `is_whole`.
+    """
+    four = len(layout.dims) == 4
+    lost = []
+    for row, numbers in record.rows():
+        times = [int(t) for t in np.flatnonzero(numbers.any(axis=1))]
+        embeddings = [f"embeddings/c/{t}/0/{row}" if four else f"embeddings/c/0/{row}" for t in times]
+        valid = [f"valid/c/{t}/{row}" if four else f"valid/c/{row}" for t in times]
+        names = objects.names_below(store, [*embeddings, *valid])
+        for i, t in enumerate(times):
+            whole = set(names[i]) & set(names[len(times) + i])
+            for column in np.flatnonzero(numbers[t]):
+                block = (t, row, int(column))
+                if str(column) in whole:
+                    continue
+                if Entry.from_number(int(numbers[t, column])).output != _without_data(layout, dtype, dim, block):
+                    lost.append(block)
+    return lost
+
+
+def _without_data(layout: Layout, dtype: np.dtype[Any], dim: int, block: Block) -> int:
+    """Checksum of a block in which no patch is valid: of such a block nothing is stored."""
+    shape = tuple(s.stop - s.start for s in layout.region(block))
+    return layout.checksum(block, np.full((dim, *shape), fill(dtype)).astype(dtype), np.zeros(shape, dtype="float32"))
 
 
 def _replace(array: Any, shard: tuple[int, ...], region: tuple[int | slice, ...], values: np.ndarray) -> None:

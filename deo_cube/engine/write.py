@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import os
 import uuid
 import warnings
@@ -49,6 +50,8 @@ from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMism
 from deo_cube.inputs import embeddings_of, refuse_foreign
 
 __all__ = ["to_zarr"]
+
+log = logging.getLogger("deo_cube")
 
 #: Blocks whose graphs are cut out of the whole at a time.
 WAVE = 16
@@ -182,6 +185,7 @@ def to_zarr(
             how = replace(how, emb=_on_dask(emb, layout))
         begun = replace(begun, target=create.target(place, layout, begun.target.fingerprint))
         complete = _same_inputs(begun, how, resume, token, complete=complete) and complete
+        complete = not _forget_lost(begun.target, how.emb) and complete
     if complete:
         announce.complete(place, layout, checked=resume != "unchecked", shown=progress)
         return open_embeddings(place)
@@ -286,6 +290,18 @@ def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str 
     for block in differ:
         record.forget(block)
     return False
+
+
+def _forget_lost(target: store.Target, emb: xr.DataArray) -> bool:
+    """Delete the entries of blocks whose shards are gone, so that they are done again; return whether there are any."""
+    backend = objects.store_at(target.store)
+    lost = store.lost_shards(backend, target.layout, emb.dtype, emb.sizes["embedding"], target.record)
+    if lost:
+        log.warning("%s: %d finished blocks have lost their shards, and are done again", target.store, len(lost))
+        create.restart(backend)  # first, so that the store never claims more than it holds
+    for block in lost:
+        target.record.forget(block)
+    return bool(lost)
 
 
 def _keep_token(place: Any, token: str | None) -> None:

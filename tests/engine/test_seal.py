@@ -141,6 +141,36 @@ def test_whatever_is_damaged_is_named_and_the_same_call_restores_every_byte(
         assert tree(stored) == tree(whole), name
 
 
+def test_a_store_whose_shards_are_gone_does_not_end_complete_without_them(stored: Path, whole: Path) -> None:
+    for interrupted in (True, False):
+        if interrupted:
+            create.restart(objects.store_at(str(stored)))
+        for shard in ("embeddings/c/1/0/0/1", "valid/c/0/1/0"):
+            (stored / shard).unlink()
+        to_zarr(emb_of(), stored, progress=False)
+        assert tree(stored) == tree(whole)
+
+
+def test_blocks_without_data_have_no_shards_and_are_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cube = cube_at((60, 60), row=0, col=0)
+    for band in cube.data_vars:
+        cube[band].values[:, :48] = 0
+    emb = embed(cube, **SMALL)
+    to_zarr(emb, tmp_path / "e.zarr", progress=False)
+    assert not (tmp_path / "e.zarr" / "valid" / "c" / "0" / "0").exists()
+    create.restart(objects.store_at(str(tmp_path / "e.zarr")))
+    from deo_cube.engine import write
+
+    def never(job: Any) -> None:
+        raise AssertionError("a block was done again")
+
+    monkeypatch.setattr(write, "run_job", never)
+    to_zarr(emb, tmp_path / "e.zarr", progress=False)
+    assert verify_store(tmp_path / "e.zarr").complete
+
+
 def test_two_damaged_objects_are_restored_as_well_unless_nothing_says_whose_they_were(
     stored: Path, whole: Path
 ) -> None:
