@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -9,9 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,17 +156,16 @@ def test_workers_that_die_cost_no_block(
 ) -> None:
     pids = client.run(os.getpid)
     victim = pids[by_name(client)["gpu"]]
-    path = tmp_path / "e.zarr"
+    path, gates = tmp_path / "e.zarr", Gates(tmp_path)
 
     def kill() -> None:
-        while not path.exists() or status(path).done < 5:
-            time.sleep(0.01)
+        until(lambda: gates.reached_by(victim))
+        assert 0 < status(path).done < status(path).blocks
         os.kill(victim, signal.SIGKILL)
+        gates.open()
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    to_zarr(embed(slow_cube(), **SMALL), path, progress=False)
-    killer.join()
+    with meanwhile(kill, gates):
+        to_zarr(embed(held_cube(gates), **SMALL), path, progress=False)
     assert tree(path) == undisturbed
 
 
@@ -173,7 +173,7 @@ def test_the_loss_of_workers_is_logged_when_it_happens(
     tmp_path: Path, undisturbed: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """ "Yet" is said before the first worker only; one that was retired is not called lost."""
-    path, workers = tmp_path / "e.zarr", []
+    path, gates, workers = tmp_path / "e.zarr", Gates(tmp_path), []
     with (
         LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
@@ -192,23 +192,22 @@ def test_the_loss_of_workers_is_logged_when_it_happens(
 
         def disturb() -> None:
             until(lambda: logs("no worker has joined the cluster yet"))
-            start("retired")
-            killed = start("killed")
-            until(lambda: path.exists() and status(path).done >= 3 and len(runtime.workers_of(client)) == 2)
+            retired, killed = start("retired"), start("killed")
+            # Both hold a block now, and the one that will be killed keeps its block.
+            until(lambda: gates.reached_by(retired.pid) and gates.reached_by(killed.pid))
             address = {w["name"]: a for a, w in runtime.workers_of(client).items()}
+            gates.open(retired.pid)
             client.retire_workers([address["retired"]])
             until(lambda: logs(f"worker {address['retired']} left; 1 left in the cluster"))
             killed.kill()
             until(lambda: logs(f"worker {address['killed']} was lost"))
             until(lambda: logs("all workers of the cluster are gone (2 had joined)"))
-            start("late")
+            gates.open(start("late").pid)
 
-        disturber = threading.Thread(target=disturb)
-        disturber.start()
         try:
-            to_zarr(embed(slow_cube(), **SMALL), path, progress=False, worker_timeout=90)
+            with meanwhile(disturb, gates):
+                to_zarr(embed(held_cube(gates), **SMALL), path, progress=False, worker_timeout=120)
         finally:
-            disturber.join()
             for worker in workers:
                 worker.kill()
                 worker.wait()
@@ -219,21 +218,54 @@ def test_the_loss_of_workers_is_logged_when_it_happens(
 
 
 def until(condition: Any) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end, "never came true"
         time.sleep(0.02)
 
 
-def slow_cube() -> Any:
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """Hold each process at the last chunks of the cube until its gate is opened, however fast it is."""
+
+    folder: Path
+
+    def __call__(self, block: np.ndarray, block_info: Any = None) -> np.ndarray:
+        # The look at the cube before a job reads chunks in the middle, so that the client is never held.
+        if block_info and tuple(block_info[0]["chunk-location"][:2]) == (1, 2):
+            (self.folder / f"reached-{os.getpid()}").touch()
+            while not any((self.folder / f"open-{name}").exists() for name in (os.getpid(), "all")):
+                time.sleep(0.01)
+        return block
+
+    def reached_by(self, pid: int) -> bool:
+        return (self.folder / f"reached-{pid}").exists()
+
+    def open(self, name: int | str = "all") -> None:
+        (self.folder / f"open-{name}").touch()
+
+
+@contextlib.contextmanager
+def meanwhile(disturb: Callable[[], None], gates: Gates) -> Iterator[None]:
+    """Run `disturb` beside the block of code, and raise what it raises; a job is not held after it failed."""
+
+    def run() -> None:
+        try:
+            disturb()
+        except BaseException:
+            gates.open()
+            raise
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run)
+        yield
+        future.result()
+
+
+def held_cube(gates: Gates) -> Any:
     cube = cube_at(chunks={"time": 1, "y": 40, "x": 40})
-    slow = cube.map(lambda v: v.copy(data=v.data.map_blocks(late, dtype=v.dtype, meta=v.data._meta)))
-    return slow.assign_attrs(cube.attrs)
-
-
-def late(block: np.ndarray) -> np.ndarray:
-    time.sleep(0.005)
-    return block
+    held = cube.map(lambda v: v.copy(data=v.data.map_blocks(gates, dtype=v.dtype, meta=v.data._meta)))
+    return held.assign_attrs(cube.attrs)
 
 
 def test_a_cluster_that_starts_with_nobody_grows_under_the_job_or_is_given_up(
@@ -259,17 +291,17 @@ def test_a_scheduler_that_is_lost_is_said_so(tmp_path: Path) -> None:
         LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
-        emb = embed(cube_at(chunks={"time": 1, "y": 24, "x": 24}), **SMALL)
-        path = tmp_path / "e.zarr"
+        path, gates = tmp_path / "e.zarr", Gates(tmp_path)
+        emb = embed(held_cube(gates), **SMALL)
 
         def stop() -> None:
-            while not path.exists() or status(path).done < 3:
-                time.sleep(0.01)
+            until(lambda: gates.reached_by(os.getpid()))
             client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.loop.add_callback(dask_scheduler.close))
 
-        stopper = threading.Thread(target=stop)
-        stopper.start()
-        with pytest.raises(SchedulerError, match="scheduler is lost.*same call"):
-            to_zarr(emb, path, progress=False)
-        stopper.join()
+        with meanwhile(stop, gates):
+            try:
+                with pytest.raises(SchedulerError, match="scheduler is lost.*same call"):
+                    to_zarr(emb, path, progress=False)
+            finally:
+                gates.open()  # the worker is a thread of this process, and ends once its block does
     assert 0 < status(path).done < status(path).blocks

@@ -58,7 +58,7 @@ def test_a_scheduler_file_that_leads_nowhere_is_refused(
     with pytest.raises(SchedulerError, match="scheduler=") as caught:
         connect(str(file))
     assert found in str(caught.value)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 25  # Dask alone would wait for 30
 
 
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_server_of_another_protocol_is_refused(text: bytes, quick: None) -> No
         start = time.monotonic()
         with pytest.raises(SchedulerError, match="no Dask scheduler answers"):
             connect(f"tcp://127.0.0.1:{server.getsockname()[1]}")
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 25
 
 
 def test_a_file_that_is_written_a_moment_later_is_waited_for(tmp_path: Path) -> None:
@@ -127,9 +127,23 @@ def command(tmp_path: Path) -> list[str]:
     import deo_cube
 
     cube = tmp_path / "cube.zarr"
-    deo_cube.synthetic_cube(size=320, times=1, seed=1).to_zarr(cube, zarr_format=3, consolidated=False)
+    chunks = {"B02": {"chunks": (1, 80, 80)}}
+    deo_cube.synthetic_cube(size=320, times=1, seed=1).to_zarr(cube, zarr_format=3, consolidated=False, encoding=chunks)
     call = ["embed", str(cube), str(tmp_path / "e.zarr"), "--block", "80", "--tile", "80", "--halo", "0"]
     return [sys.executable, "-m", "deo_cube", *call, "--scheduler", "processes", "--workers", "2", "--no-progress"]
+
+
+@contextlib.contextmanager
+def held(chunk: Path) -> Iterator[None]:
+    """Put a pipe that nobody writes to in the place of a file: whoever reads it waits until killed."""
+    content = chunk.read_bytes()
+    chunk.unlink()
+    os.mkfifo(chunk)
+    try:
+        yield
+    finally:
+        chunk.unlink()
+        chunk.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -157,10 +171,11 @@ def test_processes_end_with_their_parent(command: list[str]) -> None:
     """A command that is killed takes its workers with it, and the same call resumes."""
     import deo_cube
 
-    with begun(command) as (parent, children):
+    # The command cannot end before it is killed, for the last chunk of a band does not arrive.
+    with held(Path(command[4]) / "B02" / "c" / "0" / "3" / "3"), begun(command) as (parent, children):
         parent.send_signal(signal.SIGKILL)
         parent.wait(30)
-        _, alive = psutil.wait_procs(children, timeout=15)
+        _, alive = psutil.wait_procs(children, timeout=60)
         assert not alive
     with pytest.raises(SystemExit) as ended:
         main(["threads" if word == "processes" else word for word in command[3:]])
