@@ -37,7 +37,6 @@ __all__ = [
     "UnknownModelError",
     "WeightsMismatchError",
     "WeightsNotFoundError",
-    "joined",
 ]
 
 

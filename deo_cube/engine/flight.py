@@ -19,7 +19,7 @@ from deo_cube.engine.store import Layout
 from deo_cube.engine.template import own_geobox
 from deo_cube.errors import DeoCubeError, DeviceError
 
-__all__ = ["Bar", "executor", "fly", "pickled", "unpickled_call", "workers"]
+__all__ = ["Bar", "Comparison", "executor", "fly", "pickled", "unpickled_call", "workers"]
 
 Block = tuple[int, int, int]
 
@@ -139,12 +139,12 @@ class Bar(Progress):
     `done` counts the blocks that earlier runs did.
     """
 
-    def __init__(self, emb: xr.DataArray, layout: Layout, *, shown: bool, done: int = 0, verb: str = "embed") -> None:
+    def __init__(self, emb: xr.DataArray, layout: Layout, *, shown: bool, done: int = 0) -> None:
         self._layout = layout
         self._pixel_area = _patch_area(emb)
         alias = emb.attrs.get(metadata.PREFIX + "model_alias", "embeddings")
         total = int(np.prod(layout.blocks))
-        super().__init__(total, title=f"{verb} {alias}", done=done, rate_unit="km²/s", shown=shown)
+        super().__init__(total, title=f"embed {alias}", done=done, rate_unit="km²/s", shown=shown)
 
     def update(self, block: Block) -> None:
         """Count a block that this run did."""
@@ -154,6 +154,17 @@ class Bar(Progress):
     def note(self, error: BaseException) -> None:
         """Add to `error` how many blocks are safe."""
         error.add_note(f"{self.done} of {self.total} blocks are done and safe; the same call resumes from there")
+
+
+class Comparison(Bar):
+    """Progress over the finished blocks of a store whose inputs are compared."""
+
+    def __init__(self, emb: xr.DataArray, layout: Layout, finished: int, *, shown: bool) -> None:
+        self._layout, self._pixel_area = layout, _patch_area(emb)
+        Progress.__init__(self, finished, title="compare inputs", rate_unit="km²/s", shown=shown)
+
+    def note(self, error: BaseException) -> None:
+        """Add nothing: no block is being done."""
 
 
 def _patch_area(emb: xr.DataArray) -> float:

@@ -265,8 +265,7 @@ def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str 
         elif not same:
             differ.append(block)
 
-    rest = record.total - record.count()
-    with flight.Bar(how.emb, target.layout, shown=how.progress, done=rest, verb="compare inputs of") as bar:
+    with flight.Comparison(how.emb, target.layout, record.count(), shown=how.progress) as bar:
         how.jobs(target, _done(record), check_job, bar, note)
     if unknown:
         warnings.warn(

@@ -70,6 +70,12 @@ def cells_of_polygon(shape: Any, box: GeoBox, rule: Rule) -> tuple[Array, Array]
     top, low = max(int(np.floor((y1 - t.f) / t.e)), 0), min(int(np.ceil((y0 - t.f) / t.e)), rows)
     if left >= right or top >= low:
         return np.empty(0, int), np.empty(0, int)
+    # GDAL takes for ever over edges that leave the grid by many orders of magnitude.
+    margin = 2 * max(abs(t.a), abs(t.e))
+    south, west = t.f + rows * t.e, t.c
+    shape = shapely.clip_by_rect(shape, west - margin, south - margin, t.c + cols * t.a + margin, t.f + margin)
+    if shape.is_empty or shape.area == 0:
+        return np.empty(0, int), np.empty(0, int)
     window, size = Affine(t.a, 0, t.c + left * t.a, 0, t.e, t.f + top * t.e), (low - top, right - left)
     centre = rasterize([(shape, 1)], size, transform=window, dtype="uint8").astype(bool)
     edge = rasterize([(shape.boundary, 1)], size, transform=window, all_touched=True, dtype="uint8").astype(bool)

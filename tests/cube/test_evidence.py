@@ -139,7 +139,8 @@ def test_reflectance_made_of_integers_keeps_their_nodata():
     r = decide(cube() * 1e-4, units="reflectance", offset=0)
     assert (r.nodata, valid_share(cube() * 1e-4, r)) == (0.0, 0.5)
     # What decoding made NaN is no data already, and 0 is a measurement.
-    decoded = cube(0.0, dtype="float32", encoding={"scale_factor": 1e-4, "add_offset": -0.1, "_FillValue": 0})
+    decoded = cube(0.1, dtype="float32", encoding={"scale_factor": 1e-4, "add_offset": -0.1, "_FillValue": 0})
+    decoded["B04"][..., :4] = 0
     assert decide(decoded).nodata is None
     assert decide(cube(0.1, dtype="float32", attrs={"nodata": np.nan, "units": "reflectance"}), offset=0).nodata is None
 

@@ -10,6 +10,7 @@ import deo_cube
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
 from deo_cube.encoder.publish import write_model
 from deo_cube.encoder.registry import resolve
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.head import fit_head, load_head
 from deo_cube.heads.maps import classify
 
@@ -132,7 +133,7 @@ def test_what_is_wrong_is_said(start, cube, tmp_path):
         fit_head("linear", cube, truth, finetune=1)
     with pytest.raises(ValueError, match="finetune=9, but layer 'norm' of vit-test rests on 3 blocks"):
         fit_head("linear", cube, truth, finetune=9, model=start / "vit", folder=tmp_path)
-    with pytest.raises(TypeError, match="pass the cube"):
+    with pytest.raises(ArgumentError, match="cube must be a cube"):
         fit_head("linear", cube.deo.embed(start / "vit"), truth, finetune=1, folder=tmp_path)
     # A layer before the last rests on fewer blocks.
     with pytest.raises(ValueError, match="rests on 2 blocks"):

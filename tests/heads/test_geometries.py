@@ -192,6 +192,12 @@ def test_swapped_coordinates_are_named():
     assert (burn([(lon, lat, "a")], emb, crs=4326) == 0).sum() == 1
 
 
+def test_edges_far_beyond_the_grid_take_no_longer_than_others():
+    near = Polygon([(X0 + 5, Y0 - 5), (X0 + 1e15, Y0 - 5), (X0 + 1e15, Y0 + 1e300), (X0 + 5, Y0 + 1e12)])
+    inside = box(X0 + 5, Y0 - 5, X0 + 1e5, Y0 + 1e5)
+    np.testing.assert_array_equal(burn(frame([near]), embeddings()), burn(frame([inside]), embeddings()))
+
+
 @given(
     st.lists(
         st.tuples(st.floats(allow_nan=True, allow_infinity=True), st.floats(allow_nan=True)), min_size=3, max_size=8

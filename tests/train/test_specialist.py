@@ -149,6 +149,6 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     encoder = load_encoder("tiny", device="cpu")
     with pytest.raises(ValueError, match="crops of 30 px"):
         EncoderTeacher(encoder, Specialist("tiny"), 30)
-    encoder.card = dataclasses.replace(encoder.card, stems=encoder.card.stems[1:])
+    encoder.card = dataclasses.replace(encoder.card, stems=encoder.card.stems[1:], reference=None)
     with pytest.raises(MissingBandsError, match="no multispectral stem"):
         EncoderTeacher(encoder, Specialist("tiny"), 32)
