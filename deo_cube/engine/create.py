@@ -218,7 +218,9 @@ def repair(place: Any, made: Template | None = None) -> dict[str, str]:
         if not problems:
             return {}
         restart(store, sealed)  # first, so that the store never claims more than it holds
-        left = seal.restore(store, sealed, problems, {} if made is None else made.objects)
+        # The group's document has been restored by that, without the consolidated copies, which are made at the end.
+        own = {key: problem for key, problem in problems.items() if key in sealed and key != ROOT}
+        left = seal.restore(store, sealed, own, {} if made is None else made.objects)
     log.warning("%s: metadata are restored: %s", place, "; ".join(f"{k} ({v})" for k, v in problems.items()))
     if left and made is None:
         raise StoreMismatchError(

@@ -113,6 +113,7 @@ def test_consolidated_metadata_that_say_something_else_are_found(stored: Path, w
     )
     found = verify_store(stored)
     assert "consolidated metadata of embeddings" in repr(found)
+    assert verify_store(stored, repair=True).repaired
     to_zarr(emb_of(), stored, progress=False)
     assert tree(stored) == tree(whole)
 
