@@ -23,7 +23,7 @@ from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.cube.plain import plain, text
 from deo_cube.cube.times import read_times
-from deo_cube.engine.metadata import PREFIX
+from deo_cube.engine.metadata import PREFIX, derivation
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError, StorageError
 from deo_cube.inputs import embeddings_of, refuse_foreign
 from deo_cube.paths import local_path
@@ -125,8 +125,10 @@ def to_cog(
                 file.scales = [float(flat.attrs["scale_factor"])] * file.count
             if "add_offset" in flat.attrs:
                 file.offsets = [float(flat.attrs["add_offset"])] * file.count
+            derived = derivation(flat)
+            said = flat.attrs | ({} if derived is None else {PREFIX + "derived": derived})
             # GDAL takes a colon in a name for its end.
-            file.update_tags(**{k.replace(":", "_"): _text(v) for k, v in flat.attrs.items() if k not in _NOT_TAGS})
+            file.update_tags(**{k.replace(":", "_"): _text(v) for k, v in said.items() if k not in _NOT_TAGS})
         how = overviews or ("mode" if whole and "scale_factor" not in flat.attrs else "average")
         options = {"compress": compress, "blocksize": TILE, "overview_resampling": how, "bigtiff": "IF_SAFER"}
         try:
@@ -418,4 +420,6 @@ def _geo(emb: xr.DataArray, box: GeoBox, geometry: str) -> dict[bytes, bytes]:
     }
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     said = {k.removeprefix(PREFIX): str(v) for k, v in emb.attrs.items() if str(k).startswith(PREFIX)}
+    if (derived := derivation(emb)) is not None:
+        said["derived"] = derived  # else a mean would be labelled as the model's own output
     return {b"geo": json.dumps(geo).encode(), b"deo_cube": json.dumps(said).encode()}

@@ -155,6 +155,26 @@ def test_vectors_as_geoparquet(tmp_path: Path, dtype: str, geometry: str) -> Non
     assert json.loads(schema.metadata[b"deo_cube"])["model"] == "tiny"
 
 
+def test_what_was_computed_from_embeddings_says_how(tmp_path: Path) -> None:
+    import deo_cube
+
+    pytest.importorskip("geopandas")
+    import pyarrow.parquet as pq
+
+    emb = deo_cube.synthetic_cube(size=64, times=2).deo.embed("tiny", dtype="float32")
+    for name, part, expected in (
+        ("own", emb.isel(time=0), None),
+        ("mean", emb.mean("time", keep_attrs=True), "mean over time of tiny embeddings"),
+    ):
+        with rasterio.open(to_cog(part, tmp_path / f"{name}.tif")) as file:
+            assert file.tags().get("deo_cube_derived") == expected
+        part = part if "time" in part.coords else part.assign_coords(time=emb.time[0])
+        to_geoparquet(part, tmp_path / f"{name}.parquet")
+        said = json.loads(pq.read_schema(tmp_path / f"{name}.parquet").metadata[b"deo_cube"])
+        assert said["model"] == "deo_conv_tiny.v1"
+        assert (said.get("derived") or "").startswith("mean") == (expected is not None)
+
+
 def test_pooled_vectors_are_means_weighted_by_what_was_valid(tmp_path: Path) -> None:
     geopandas = pytest.importorskip("geopandas")
     emb = embeddings(1)

@@ -196,6 +196,18 @@ def test_every_scheduler_compares(tmp_path: Path) -> None:
         assert same(write(emb_of(), tmp_path / "e.zarr", scheduler=scheduler, num_workers=2), emb_of())
 
 
+def test_a_cluster_compares_too(tmp_path: Path) -> None:
+    from distributed import Client, LocalCluster
+
+    first, second = (embed(cube_at(), mask=m, **SMALL) for m in (corner() & False, corner()))
+    write(first, tmp_path / "e.zarr")
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as c, Client(c):
+        with pytest.raises(StoreMismatchError, match="2 of 60"):
+            write(second, tmp_path / "e.zarr")
+        got = write(second, tmp_path / "e.zarr", resume="changed")
+    assert same(got, second)
+
+
 # Sources
 
 
