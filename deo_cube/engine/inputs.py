@@ -9,8 +9,8 @@ checksum of
   makes of *stand-in* embeddings, numbers that depend on the position alone. It costs no encoding, and differs where the
   computation differs.
 
-Where a store is resumed, the inputs of its finished blocks are read again and compared. Reading is about a tenth of
-what encoding costs, and is spared where the sources are known to be unchanged (`sources.py`).
+Where a store is resumed, the inputs of its finished blocks are read again and compared, which costs little beside
+encoding (`benchmarks/resume.py`), and is spared where the sources are known to be unchanged (`sources.py`).
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def to_zarr(
         others. "changed": do those again whose inputs differ, and the others. "unchecked": do not read the inputs of
         finished blocks; you vouch for them. False: refuse a store that is there.
 
-        Comparing costs about a tenth of encoding. It is spared where the cube is read from files that are unchanged
+        Comparing reads and does not encode. It is spared where the cube is read from files that are unchanged
         since (Zarr on disk, STAC items).
     overwrite : bool
         Begin again, deleting what was there (only what deo_cube made).
