@@ -21,7 +21,7 @@ from typing import Any
 from deo_cube.arguments import number
 from deo_cube.engine import flight, read, runtime
 from deo_cube.engine.workers import LOOK, Watch, ask
-from deo_cube.errors import ArgumentError, DeviceError, WeightsNotFoundError
+from deo_cube.errors import ArgumentError, DeviceError, SchedulerError, WeightsNotFoundError
 
 __all__ = ["fly"]
 
@@ -75,6 +75,8 @@ def fly(
     SchedulerError
         If the scheduler is lost.
     """
+    from distributed.comm import CommClosedError
+
     client = runtime.distributed_client()
     if client.asynchronous:
         raise ArgumentError(
@@ -87,6 +89,14 @@ def fly(
     flying: dict[Any, _Flight] = {}
     try:
         _fly(client, watch, iter(jobs), run_job, bar, flying, results)
+    except CommClosedError as error:
+        # What a call to the scheduler meets in the moment that it is lost.
+        lost = SchedulerError(
+            f"the connection to the scheduler was closed ({error}): start it again, connect a new Client, and make the "
+            "same call again"
+        )
+        bar.note(lost)
+        raise lost from error
     except BaseException as error:
         bar.note(error)
         raise
