@@ -301,5 +301,5 @@ def _after(product: Product, applied: float) -> Offset:
         return carried
     # Decided always, since `applied` is a statement. They differ where stackstac applied a stale one.
     add = (carried.add or 0.0) - applied
-    mended = f", so {add:+g} DN mend what was applied wrongly" if add else ""
-    return Offset(add, f"{carried.why}; {applied:g} DN were applied already{mended}")
+    corrected = f", so {add:+g} DN correct what was applied wrongly" if add else ""
+    return Offset(add, f"{carried.why}; {applied:g} DN were applied already{corrected}")

@@ -79,7 +79,7 @@ def is_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = Non
 
 
 def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> StoreStatus:
-    """Count the blocks that are done, from the names in the progress record alone.
+    """Count the blocks that are done, by their entries in the progress record; no block is read.
 
     Raises
     ------

@@ -208,6 +208,32 @@ def test_a_cluster_compares_too(tmp_path: Path) -> None:
     assert same(got, second)
 
 
+PLANNING = """
+import dask
+dask.config.set({{"array.query-planning": {on}}})
+import deo_cube
+emb = deo_cube.synthetic_cube(size=64, times=1).chunk(y=32).deo.embed("tiny")
+try:
+    emb.deo.to_zarr({path!r}, progress=False)
+    print(deo_cube.verify_store({path!r}).complete)
+except deo_cube.errors.ArgumentError as error:
+    print(error)
+"""
+
+
+def test_array_expressions_are_refused_and_writing_works_without_them_as_the_message_says(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    def said(on: bool) -> str:
+        code = PLANNING.format(on=on, path=str(tmp_path / "e.zarr"))
+        return subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True).stdout
+
+    assert "dask.config.set({'array.query-planning': False})" in said(True)
+    assert not (tmp_path / "e.zarr").exists()
+    assert said(False).strip() == "True"
+
+
 # Sources
 
 
