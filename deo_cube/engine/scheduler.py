@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
 import threading
@@ -102,27 +103,44 @@ def connect(scheduler: str) -> Any:
 
 def _client(address: str, timeout: float) -> Any:
     """Return a client that is connected within about `timeout` seconds."""
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    from distributed import Client
+
+    # Asked before a client is made. A client whose start failed lives on until the garbage collector finds it, and its
+    # __del__ then waits for a lock that another client, starting at that moment, holds: both wait for ever.
+    _probe(address, timeout)
+    return Client(address, timeout=timeout, set_as_default=False)
+
+
+def _probe(address: str, timeout: float) -> None:
+    """Return if a scheduler answers at `address` within about `timeout` seconds; else raise its reason."""
+    answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    async def ask() -> None:
+        from distributed import Security, rpc
+
+        arguments = Security().get_connection_args("client") if address.startswith(("tls", "wss", "ucxs")) else {}
+        async with rpc(address, timeout=timeout, connection_args=arguments) as scheduler:
+            identity = await scheduler.identity()
+        if identity.get("type") != "Scheduler":
+            raise ValueError(f"a {identity.get('type', 'process')} answers there, not a scheduler")
 
     def attempt() -> None:
-        from distributed import Client
-
         try:
-            # Dask would leave a client that failed as the default of this process.
-            answers.put(Client(address, timeout=timeout, set_as_default=False))
+            asyncio.run(asyncio.wait_for(ask(), timeout))
         except BaseException as error:
             answers.put(error)
+        else:
+            answers.put(None)
 
-    # In a thread, for Dask keeps to its timeout only while nothing answers: a server that speaks something else may
-    # hold it for ever.
+    # In a thread: this one may run an event loop already, as Jupyter's does, and a server that speaks something else
+    # may hold the attempt for ever.
     threading.Thread(target=attempt, name="deo_cube-connect", daemon=True).start()
     try:
-        client = answers.get(timeout=timeout + 5)
+        problem = answers.get(timeout=timeout + 5)
     except queue.Empty:
-        raise TimeoutError(f"nothing that is a scheduler answered in {timeout + 5:.0f} s") from None
-    if isinstance(client, BaseException):
-        raise client
-    return client
+        problem = TimeoutError(f"nothing that is a scheduler answered in {timeout + 5:.0f} s")
+    if problem is not None:
+        raise problem
 
 
 def _reason(error: Exception) -> str:

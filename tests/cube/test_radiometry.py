@@ -184,7 +184,7 @@ def test_applied_offsets_that_the_product_did_not_need_are_mended_or_refused():
     stale = {"s2:processing_baseline": "05.00", "earthsearch:boa_offset_applied": True, "earthsearch:s3_path": COGS}
     decided = decide(cube(-0.05, "float64", lazy=True, encoding=encoding, **stale))
     assert decided.add == (1000.0,)
-    assert any("mend what was applied wrongly" in w for w in decided.why)
+    assert any("applied wrongly" in w for w in decided.why)
     old = {"s2:processing_baseline": "02.14"}
     refused(cube(0.05, "float64", lazy=True, encoding=encoding, **old), "contradictory")
 
