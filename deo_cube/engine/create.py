@@ -91,14 +91,14 @@ def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overw
                 )
             repair(place, made)
             _check_blocks(place, layout)
-            return Begun(target(place, layout, fingerprint), made, found=True)
+            return Begun(target(place, layout), made, found=True)
     if not is_local(place):
         if root is not None and root.get(STATE) == "replacing":
             return Begun(_replace(place, made, layout, fingerprint), made, found=False)
         # Another process may begin the same store now: what both write is the same, and neither deletes. So they must
         # not draw a generation each.
         _write(objects.store_at(place), made, "")
-        return Begun(target(place, layout, fingerprint), made, found=False)
+        return Begun(target(place, layout), made, found=False)
     path, generation = Path(place), uuid.uuid4().hex
     path.parent.mkdir(parents=True, exist_ok=True)
     # Made beside its place and renamed, so that nobody ever sees half of it.
@@ -115,7 +115,7 @@ def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overw
                 raise
             _check_same(place, dict(other.attrs), fields)  # another process began the same store first: join it
             _check_blocks(place, layout)
-            return Begun(target(place, layout, fingerprint), made, found=True)
+            return Begun(target(place, layout), made, found=True)
     return Begun(Target(place, layout, fingerprint, generation), made, found=False)
 
 
@@ -134,7 +134,8 @@ def _root(place: Any, made: Template, *, overwrite: bool) -> Mapping[str, Any] |
         theirs: Mapping[str, Any] = json.loads(sealed[ROOT])["attributes"]
         if overwrite:
             return theirs
-        if theirs.get(FINGERPRINT) != made.root["attributes"][FINGERPRINT]:
+        ours = made.root["attributes"][IDENTITY]
+        if metadata.decisive(json.loads(theirs.get(IDENTITY, "{}"))) != json.loads(ours):
             raise
         log.warning("%s/%s was missing or damaged, and is restored", place, ROOT)
         restart(store, sealed)
@@ -142,9 +143,13 @@ def _root(place: Any, made: Template, *, overwrite: bool) -> Mapping[str, Any] |
     return None if group is None else dict(group.attrs)
 
 
-def target(place: Any, layout: Layout, fingerprint: str) -> Target:
-    """Return a store that is there, in its present generation."""
-    return Target(place, layout, fingerprint, str(attributes(place).get(GENERATION, "")))
+def target(place: Any, layout: Layout) -> Target:
+    """Return a store that is there, in its present generation.
+
+    Its fingerprint is the store's own: that of an earlier version covers prose that ours does not.
+    """
+    attrs = attributes(place)
+    return Target(place, layout, str(attrs.get(FINGERPRINT, "")), str(attrs.get(GENERATION, "")))
 
 
 def attributes(place: Any) -> dict[str, Any]:
@@ -330,7 +335,7 @@ def _check_same(store: Any, root: Mapping[str, Any], fields: dict[str, Any]) -> 
     text = root.get(IDENTITY)
     if text is None:
         raise StoreMismatchError(f"{store} was not made by deo_cube: choose another path, or delete it")
-    theirs, ours = json.loads(str(text)), json.loads(metadata.to_json(fields))
+    theirs, ours = metadata.decisive(json.loads(str(text))), json.loads(metadata.to_json(fields))
     differ = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]
     if differ:
         shown = "\n".join(f"  {k}: store {_short(theirs.get(k))}, now {_short(ours.get(k))}" for k in differ)

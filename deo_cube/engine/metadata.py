@@ -36,6 +36,7 @@ __all__ = [
     "SYNTHETIC",
     "conventions",
     "derivation",
+    "decisive",
     "fingerprint",
     "identity",
     "model_of",
@@ -155,7 +156,7 @@ _DECIDES = (
 
 def identity(emb: xr.DataArray) -> dict[str, Any]:
     """Everything that a store must agree on before it is resumed, field by field."""
-    fields: dict[str, Any] = {k: emb.attrs[PREFIX + k] for k in _DECIDES if PREFIX + k in emb.attrs}
+    fields = decisive({k: emb.attrs[PREFIX + k] for k in _DECIDES if PREFIX + k in emb.attrs})
     fields["dims"] = list(emb.dims)
     fields["shape"] = list(emb.shape)
     fields["stored_dtype"] = str(emb.dtype)
@@ -170,6 +171,15 @@ def identity(emb: xr.DataArray) -> dict[str, Any]:
     if "spatial_ref" in emb.coords:
         fields["crs"] = emb["spatial_ref"].attrs.get("crs_wkt", "")
     return fields
+
+
+def decisive(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity without the reasons of its radiometry, which are prose and may be worded anew."""
+    radiometry = fields.get("radiometry")
+    if radiometry is None:
+        return dict(fields)
+    numbers = {k: v for k, v in json.loads(radiometry).items() if k != "why"}
+    return {**fields, "radiometry": to_json(numbers)}
 
 
 def derivation(emb: xr.DataArray) -> str | None:

@@ -183,7 +183,7 @@ def to_zarr(
             # Complete: nothing is left to write, and what is there is compared block by block.
             layout = theirs
             how = replace(how, emb=_on_dask(emb, layout))
-        begun = replace(begun, target=create.target(place, layout, begun.target.fingerprint))
+        begun = replace(begun, target=create.target(place, layout))
         complete = _same_inputs(begun, how, resume, token, complete=complete) and complete
         complete = not _forget_lost(begun.target, how.emb) and complete
     if complete:
@@ -191,7 +191,7 @@ def to_zarr(
         return open_embeddings(place)
     _keep_token(place, token if resume != "unchecked" or not begun.found else None)
     if begun.found:
-        begun = replace(begun, target=create.target(place, layout, begun.target.fingerprint))
+        begun = replace(begun, target=create.target(place, layout))
     record = begun.target.record
     done = record.count() if record.any() else 0
     announce.opening(emb, layout, place, done, kind, num_workers)
