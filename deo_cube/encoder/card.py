@@ -24,10 +24,13 @@ from deo_cube.encoder.limits import CARD_BYTES, MAX_TILE, check, check_architect
 from deo_cube.errors import ModelCardError, UnknownModelError
 from deo_cube.paths import local_path
 
-__all__ = ["Layer", "ModelCard", "Normalization", "Reference", "Stem", "Weights"]
+__all__ = ["Layer", "ModelCard", "Normalization", "Reference", "Stem", "Weights", "WeightsFile"]
 
-NormalizationKind = Literal["fixed", "rgb_max", "own"]
+NormalizationKind = Literal["fixed", "rgb_max", "own", "log_sigmoid"]
 WeightsStatus = Literal["published", "trained", "untrained"]
+
+#: Scale of DN inside the logarithm of a `log_sigmoid` normalization.
+LOG_SCALE = 0.005
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Normalization:
 
     kind `fixed` uses the statistics as they stand: every tile alike. `rgb_max` first divides red, green and blue by
     the tile's own maximum over the three (published pre-training, augmentations.py:373-380). `own` takes mean and
-    standard deviation from the tile itself, and ignores `mean` and `std`.
+    standard deviation from the tile itself, and ignores `mean` and `std`. `log_sigmoid` is Dynamic World's:
+    ``sigmoid(5 (log(0.005 value + 1) - mean) / std - 1)`` (doi:10.1038/s41597-022-01307-4).
     """
 
     name: str
@@ -46,7 +50,10 @@ class Normalization:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        check(self.kind in ("fixed", "rgb_max", "own"), f"normalization {self.name!r}: unknown kind {self.kind!r}")
+        check(
+            self.kind in typing.get_args(NormalizationKind),
+            f"normalization {self.name!r}: unknown kind {self.kind!r}",
+        )
         check(
             len(self.mean) == len(self.std),
             f"normalization {self.name!r}: {len(self.mean)} means, {len(self.std)} standard deviations",
@@ -100,6 +107,8 @@ class Stem:
         for n in self.normalizations:
             if n.kind == "fixed":
                 return n.mean
+            if n.kind == "log_sigmoid":
+                return tuple(math.expm1(m) / LOG_SCALE for m in n.mean)
         return (0.0,) * len(self.bands)
 
 
@@ -126,6 +135,21 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class WeightsFile:
+    """A weights file, known by its hash."""
+
+    file: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check(relative_file(self.file), f"weights.alternatives: {self.file[:80]!r} is not a path inside a folder")
+        check(
+            re.fullmatch("[0-9a-f]{64}", self.sha256, re.ASCII) is not None,
+            f"weights.alternatives: sha256 of {self.file[:80]!r} must be 64 hexadecimal digits",
+        )
+
+
+@dataclass(frozen=True)
 class Weights:
     """Where the weights are, and how to know them."""
 
@@ -141,6 +165,9 @@ class Weights:
     key_prefixes: tuple[str, ...] = ()
     """Prefixes that the file's keys may carry, stripped in this order."""
     url: str | None = None
+    """Address of the file itself, where the card states its hash; otherwise of a page that leads to it."""
+    alternatives: tuple[WeightsFile, ...] = ()
+    """Other files with the same weights, for example in another format. Each is as good as `file`."""
 
     def __post_init__(self) -> None:
         check(self.status in ("published", "trained", "untrained"), f"unknown weights status {self.status!r}")
@@ -161,6 +188,15 @@ class Weights:
                 f"weights.{what} is {str(value)[:80]!r}: expected a text of the form {pattern}",
             )
         check(all(self.key_prefixes), "weights.key_prefixes holds an empty text: leave it out")
+        check(
+            self.sha256 is not None or not self.alternatives,
+            "weights.alternatives needs weights.sha256: without it nothing says which weights they equal",
+        )
+
+    @property
+    def hashes(self) -> frozenset[str]:
+        """SHA-256 of every file that holds these weights; empty where the card states none."""
+        return frozenset({self.sha256, *(a.sha256 for a in self.alternatives)} - {None})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -194,7 +230,7 @@ class ModelCard:
     alias: str
     summary: str
     architecture: Mapping[str, Any]
-    """`family` (`vit`, `swin`, `timm`, `callable`) and the sizes that the family's builder takes."""
+    """`family` (`vit`, `swin`, `conv`, `dynamicworld`, `timm`, `callable`) and the sizes that its builder takes."""
     stems: tuple[Stem, ...]
     layers: tuple[Layer, ...]
     """The last is the default."""
@@ -314,6 +350,9 @@ class ModelCard:
         d = dataclasses.asdict(self)
         d.pop("folder")
         d["architecture"] = dict(self.architecture)
+        # Absent where empty: cards from before the field keep their JSON, and with it their fingerprint.
+        if not self.weights.alternatives:
+            d["weights"].pop("alternatives")
         return typing.cast(dict[str, Any], json.loads(json.dumps(d)))
 
     def to_json(self) -> str:

@@ -31,6 +31,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "vit": ("deo_cube.encoder.vit", "DeoViT"),
     "swin": ("deo_cube.encoder.swin", "DeoSwin"),
     "conv": ("deo_cube.encoder.mobilenet", "DeoConv"),
+    "dynamicworld": ("deo_cube.encoder.dynamicworld", "DynamicWorld"),
 }
 
 # torch's global generator is what initialisation draws from; two threads must not share a seed's stream.

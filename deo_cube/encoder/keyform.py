@@ -62,8 +62,8 @@ def key_form(path: str | Path) -> KeyForm:
     WeightsMismatchError
         See `weights.read_state`.
     """
-    state, container = read_state(path), "safetensors"
-    if sniff(path) == "torch":
+    state, container = read_state(path), sniff(path)
+    if container == "torch":
         plain = not _is_checkpoint(Path(path))
         container = "torch, plain tensors" if plain else "torch, training checkpoint (entry 'student')"
     found: Counter[str] = Counter()

@@ -94,6 +94,7 @@ OPTIONS: Mapping[str, Mapping[str, _Allowed]] = {
         "contrast": _Allowed("name", many=True),
         "seed": _SEED,
     },
+    "dynamicworld": {},
     "timm": {"model": _NAME, "pretrained": _SWITCH, "options": _NAME, "seed": _SEED},
 }
 
@@ -205,6 +206,8 @@ def _parameters(family: str, a: Mapping[str, Any], channels: Sequence[int]) -> f
         o = a.get("options", {})
         depth, dim = (max(v) if isinstance(v, Sequence) else v for v in (o.get("depth", 1), o.get("embed_dim", 1)))
         return float(4 * depth * dim**2)
+    if family == "dynamicworld":
+        return 0.22e6
     dim = a.get("dim", 768)
     if family == "conv":
         return float(inputs * a.get("local", 128) * 9 + len(channels) * dim * (2 * a.get("local", 128) + 2048))

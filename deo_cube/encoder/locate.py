@@ -198,12 +198,12 @@ def check_file(card: ModelCard, path: Path) -> Path:
         If not.
     """
     sniff(path)
-    wanted = card.weights.sha256
-    if wanted is not None and file_sha256(path) != wanted:
+    stated = card.weights.hashes
+    if stated and file_sha256(path) not in stated:
         raise WeightsMismatchError(
-            f"{path} is not the weights file that the card of {card.alias} describes: its SHA-256 is "
-            f"{file_sha256(path)}, the card states {wanted}. Download it again; or, if these weights are your own, "
-            "give them a card of their own (ModelCard.save) and pass that folder as model"
+            f"{path} is not the weights file that the card of {card.alias} describes: expected SHA-256 "
+            f"{' or '.join(sorted(stated))}, got {file_sha256(path)}. Download it again; or, if these weights are your "
+            "own, give them a card of their own (ModelCard.save) and pass that folder as model"
         )
     return path
 
@@ -227,8 +227,10 @@ def _candidates(card: ModelCard) -> list[str]:
     name = card.weights.file
     if not name:
         return []
+    if card.weights.sha256 is not None:
+        return [name, *(a.file for a in card.weights.alternatives)]
     safe = Path(name).with_suffix(".safetensors").name
-    return [name] if card.weights.sha256 is not None or safe == name else [safe, name]
+    return [name] if safe == name else [safe, name]
 
 
 def _names(card: ModelCard) -> str:

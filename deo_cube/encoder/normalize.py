@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from deo_cube.encoder.card import Normalization, Stem
+from deo_cube.encoder.card import LOG_SCALE, Normalization, Stem
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingBandsError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def normalize(x: Tensor, stem: Stem, how: Normalization) -> Tensor:
     how : Normalization
         `fixed`: ``(x - mean) / std``. `rgb_max`: red, green and blue are first divided by the tile's own maximum over
         the three and clamped to 0..1 (augmentations.py:373-380). `own`: mean and standard deviation of the tile, by
-        band.
+        band. `log_sigmoid`: ``sigmoid(5 (log(0.005 x + 1) - mean) / std - 1)``, negative values taken as 0.
 
     Returns
     -------
@@ -121,4 +121,8 @@ def normalize(x: Tensor, stem: Stem, how: Normalization) -> Tensor:
         x = x.index_copy(1, torch.tensor(where, device=x.device), (rgb / top).clamp(0, 1))
     mean = torch.tensor(how.mean, dtype=x.dtype, device=x.device)[:, None, None]
     std = torch.tensor(how.std, dtype=x.dtype, device=x.device)[:, None, None]
+    if how.kind == "log_sigmoid":
+        # DN below 0 occur after an offset is taken off; below -200 they have no logarithm.
+        x = torch.log1p(x.clamp_min(0) * LOG_SCALE)
+        return torch.sigmoid(5 * (x - mean) / std - 1)
     return (x - mean) / std

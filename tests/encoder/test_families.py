@@ -8,7 +8,6 @@ import torch
 from deo_cube.encoder.catalog import bundled_cards
 from deo_cube.encoder.describe import describe, describe_timm
 from deo_cube.encoder.families import (
-    FAMILIES,
     FunctionNetwork,
     TimmNetwork,
     as_network,
@@ -21,7 +20,7 @@ from deo_cube.errors import UnknownModelError
 RGB = ("B04", "B03", "B02")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["vit", "swin", "conv"])
 def test_every_family_keeps_the_interface(family: str) -> None:
     sizes = {
         "vit": {"dim": 12, "depth": 2, "heads": 2, "grid": 4},
