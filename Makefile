@@ -42,7 +42,7 @@ test-lowest:
 	$(LOWEST)/bin/pip install -q -e ".[benchmarks,stac,stackstac,store,train,vector,view,viz]" -c constraints-lowest.txt
 	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt "pytest>=9" pytest-timeout pytest-xdist hypothesis jsonschema \
 		netCDF4 psutil httpx2 websockets "moto[s3,server]"
-	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -q tests/cube tests/encoder tests/engine tests/heads tests/test_lowest.py
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -q tests/cube tests/encoder tests/embedding tests/store tests/heads tests/test_lowest.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest demo site

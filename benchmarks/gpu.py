@@ -28,9 +28,9 @@ import tyro
 
 import deo_cube
 from benchmarks.race.setting import Setting, linked_cube, prepare
+from deo_cube.embedding import runtime, transfer
 from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.encoder.registry import resolve
-from deo_cube.engine import runtime, transfer
 from deo_cube.errors import DeviceError, WeightsNotFoundError
 
 __all__ = ["Config", "busy_share", "main"]

@@ -23,7 +23,7 @@ def measure(model: str, on_lanes: bool) -> dict[str, float]:
 
     import deo_cube
     from benchmarks.throughput import encoder_of
-    from deo_cube.engine import runtime
+    from deo_cube.embedding import runtime
 
     tile, batch = TILES[model]
     encoder = deo_cube.load_encoder(encoder_of(model, tile), device="cpu")

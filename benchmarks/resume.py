@@ -25,7 +25,7 @@ import tyro
 import xarray as xr
 
 import deo_cube
-from deo_cube.engine import objects, sources
+from deo_cube.store import objects, sources
 
 
 @dataclass(frozen=True)

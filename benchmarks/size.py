@@ -35,9 +35,10 @@ import tyro
 import deo_cube
 from benchmarks import null
 from deo_cube import options
-from deo_cube.engine import create, flight, location, record, store, write
-from deo_cube.engine.embed import embed
-from deo_cube.engine.reopen import status
+from deo_cube.embedding.embed import embed
+from deo_cube.store import create, location, record, run_local, write
+from deo_cube.store.layout import Layout
+from deo_cube.store.open import status
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ def begin(path: Path, side: int) -> tuple[Any, Any, float]:
     """What `to_zarr` does until it has its first block: target, the blocks to come, and seconds."""
     start = time.perf_counter()
     emb = write._on_dask(large(side))
-    layout = store.Layout.of(tuple(str(d) for d in emb.dims), emb.chunks)
+    layout = Layout.of(tuple(str(d) for d in emb.dims), emb.chunks)
     target = create.create(emb, location.locate(path), layout, resume=True, overwrite=False).target
-    bar = flight.Bar(emb, layout, shown=False)
+    bar = run_local.Bar(emb, layout, shown=False)
     jobs = write._jobs(emb, target, write._todo(target.record, bar), write.Reading(3, 1800.0), "size")
-    flight.pickled(next(jobs))
+    run_local.pickled(next(jobs))
     return target, jobs, time.perf_counter() - start
 
 
@@ -100,7 +101,7 @@ def many(config: Config, folder: Path) -> dict[str, float]:
     _, jobs, found["start_s"] = begin(path, config.side)
     found["start_mb"] = megabytes() - before
     start = time.perf_counter()
-    some = [flight.pickled(job) for job in itertools.islice(jobs, 500)]
+    some = [run_local.pickled(job) for job in itertools.islice(jobs, 500)]
     found["client_ms_a_block"] = (time.perf_counter() - start) / 500 * 1e3
     found["pickled_kb_a_block"] = len(some[-1]) / 1e3
     ran = list(itertools.islice(jobs, 100))

@@ -50,11 +50,11 @@ import xarray as xr
 import zarr
 
 from benchmarks import crash, null
-from deo_cube.engine import read
-from deo_cube.engine.embed import embed
-from deo_cube.engine.reopen import status, verify_store
-from deo_cube.engine.write import to_zarr
+from deo_cube.embedding import chunks
+from deo_cube.embedding.embed import embed
 from deo_cube.errors import DeoCubeError
+from deo_cube.store.open import status, verify_store
+from deo_cube.store.write import to_zarr
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["benchmarks.soak"])
@@ -525,7 +525,7 @@ class Soak:
 
     def source(self, path: Path) -> None:
         """Read from a source that fails, hangs and returns short chunks."""
-        read.PAUSE = 0.01
+        chunks.PAUSE = 0.01
         for _ in range(3):
             try:
                 job(str(path), BadSource(int(self.random.integers(1 << 30))), retries=3, read_timeout=1.0)

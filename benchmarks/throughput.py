@@ -27,9 +27,9 @@ import tyro
 import xarray as xr
 
 import deo_cube
+from deo_cube.embedding import runtime
 from deo_cube.encoder.describe import describe_timm
 from deo_cube.encoder.registry import resolve
-from deo_cube.engine import runtime
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from deo_cube import errors, options
+from deo_cube import _moved, errors, options
 from deo_cube.accessor import DeoDataArrayAccessor, DeoDatasetAccessor
 from deo_cube.errors import DeoCubeError
 from deo_cube.options import set_options
@@ -23,19 +23,14 @@ if TYPE_CHECKING:
     from deo_cube.cube.composite import composite
     from deo_cube.cube.files import open_cube
     from deo_cube.cube.synthetic import synthetic_cube
+    from deo_cube.embedding.embed import embed
+    from deo_cube.embedding.load import load_cube
+    from deo_cube.embedding.match import match
+    from deo_cube.embedding.plan import plan
     from deo_cube.encoder.card import ModelCard
     from deo_cube.encoder.describe import describe, describe_timm
     from deo_cube.encoder.registry import card, list_models, load_encoder, register_encoder
     from deo_cube.encoder.verify import verify
-    from deo_cube.engine.embed import embed
-    from deo_cube.engine.export import to_cog, to_geoparquet
-    from deo_cube.engine.load import load_cube
-    from deo_cube.engine.match import match
-    from deo_cube.engine.model_item import model_item
-    from deo_cube.engine.plan import plan
-    from deo_cube.engine.reopen import open_embeddings, verify_store
-    from deo_cube.engine.stac_item import collection_of, publish, stac_item
-    from deo_cube.engine.write import to_zarr
     from deo_cube.evaluate.seam import seam_report
     from deo_cube.heads.change import change
     from deo_cube.heads.cluster import cluster
@@ -43,6 +38,11 @@ if TYPE_CHECKING:
     from deo_cube.heads.maps import classify, segment
     from deo_cube.heads.pca import pca_rgb
     from deo_cube.heads.similar import similar
+    from deo_cube.store.export import to_cog, to_geoparquet
+    from deo_cube.store.model_item import model_item
+    from deo_cube.store.open import open_embeddings, verify_store
+    from deo_cube.store.stac import collection_of, publish, stac_item
+    from deo_cube.store.write import to_zarr
     from deo_cube.view.explore import explore
 
 __all__ = [
@@ -89,6 +89,8 @@ __all__ = [
     "verify_store",
 ]
 
+_moved.install()
+
 # In Jupyter without ipywidgets tqdm warns before it draws its bar as text, which is all that is wanted of it there.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
@@ -101,15 +103,15 @@ _HOMES = {
     "deo_cube.encoder.describe": ("describe", "describe_timm"),
     "deo_cube.encoder.registry": ("card", "list_models", "load_encoder", "register_encoder"),
     "deo_cube.encoder.verify": ("verify",),
-    "deo_cube.engine.embed": ("embed",),
-    "deo_cube.engine.export": ("to_cog", "to_geoparquet"),
-    "deo_cube.engine.load": ("load_cube",),
-    "deo_cube.engine.match": ("match",),
-    "deo_cube.engine.model_item": ("model_item",),
-    "deo_cube.engine.plan": ("plan",),
-    "deo_cube.engine.reopen": ("open_embeddings", "verify_store"),
-    "deo_cube.engine.stac_item": ("collection_of", "publish", "stac_item"),
-    "deo_cube.engine.write": ("to_zarr",),
+    "deo_cube.embedding.embed": ("embed",),
+    "deo_cube.store.export": ("to_cog", "to_geoparquet"),
+    "deo_cube.embedding.load": ("load_cube",),
+    "deo_cube.embedding.match": ("match",),
+    "deo_cube.store.model_item": ("model_item",),
+    "deo_cube.embedding.plan": ("plan",),
+    "deo_cube.store.open": ("open_embeddings", "verify_store"),
+    "deo_cube.store.stac": ("collection_of", "publish", "stac_item"),
+    "deo_cube.store.write": ("to_zarr",),
     "deo_cube.evaluate.seam": ("seam_report",),
     "deo_cube.heads.change": ("change",),
     "deo_cube.heads.cluster": ("cluster",),
@@ -123,7 +125,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return import_module("deo_cube.engine.metadata").package_version()
+        return import_module("deo_cube.embedding.metadata").package_version()
     for home, names in _HOMES.items():
         if name in names:
             value = getattr(import_module(home), name)

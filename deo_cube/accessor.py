@@ -39,9 +39,9 @@ class _Verb:
 class _Cube:
     """Verbs on a cube of Sentinel-2 bands."""
 
-    embed = _Verb("deo_cube.engine.embed")
-    plan = _Verb("deo_cube.engine.plan")
-    match = _Verb("deo_cube.engine.match")
+    embed = _Verb("deo_cube.embedding.embed")
+    plan = _Verb("deo_cube.embedding.plan")
+    match = _Verb("deo_cube.embedding.match")
     composite = _Verb("deo_cube.cube.composite")
     classify = _Verb("deo_cube.heads.maps")
     segment = _Verb("deo_cube.heads.maps")
@@ -57,7 +57,7 @@ class _Cube:
         return str(self._summary()._repr_html_())
 
     def _summary(self) -> Any:
-        from deo_cube.engine.summary import describe
+        from deo_cube.embedding.summary import describe
 
         return describe(self._obj)
 
@@ -71,9 +71,9 @@ class DeoDatasetAccessor(_Cube):
 class DeoDataArrayAccessor(_Cube):
     """`da.deo`: verbs on a DataArray with a band dimension, and on embeddings."""
 
-    to_zarr = _Verb("deo_cube.engine.write")
-    to_cog = _Verb("deo_cube.engine.export")
-    to_geoparquet = _Verb("deo_cube.engine.export")
+    to_zarr = _Verb("deo_cube.store.write")
+    to_cog = _Verb("deo_cube.store.export")
+    to_geoparquet = _Verb("deo_cube.store.export")
     similar = _Verb("deo_cube.heads.similar")
     change = _Verb("deo_cube.heads.change")
     pca_rgb = _Verb("deo_cube.heads.pca")

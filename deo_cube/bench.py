@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 import xarray as xr
 
 from deo_cube.cube.synthetic import synthetic_cube
-from deo_cube.engine.embed import embed
-from deo_cube.engine.plan import Plan, plan
-from deo_cube.engine.progress import Progress
-from deo_cube.engine.write import to_zarr
+from deo_cube.embedding.embed import embed
+from deo_cube.embedding.plan import Plan, plan
 from deo_cube.errors import ArgumentError
+from deo_cube.progress import Progress
+from deo_cube.store.write import to_zarr
 
 __all__ = ["Bench", "bench"]
 

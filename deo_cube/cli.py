@@ -86,8 +86,8 @@ def embed(
 ) -> None:
     """Embed a cube into a Zarr store; run it again to go on after a stop."""
     from deo_cube.cube.files import open_cube
-    from deo_cube.engine.embed import embed as embed_cube
-    from deo_cube.engine.write import to_zarr
+    from deo_cube.embedding.embed import embed as embed_cube
+    from deo_cube.store.write import to_zarr
 
     # The cluster first: a device that is not here may be there.
     with _log_lines(progress), _cluster(scheduler) as kind:
@@ -150,7 +150,7 @@ def plan(
 ) -> None:
     """Count tiles, tokens, bytes and time before embedding."""
     from deo_cube.cube.files import open_cube
-    from deo_cube.engine.plan import plan as plan_cube
+    from deo_cube.embedding.plan import plan as plan_cube
 
     given: dict[str, Any] = {"weights": weights, "bands": _bands(bands), "missing": missing, "units": units}
     given |= {"offset": _number(offset), "nodata": _number(nodata), "tile": tile, "halo": halo, "block": block}
@@ -200,7 +200,7 @@ def verify(
     if what is None:
         raise ArgumentError("verify needs the name of a model, a store of embeddings, or --published FILE")
     if is_url(what) or ((path := local_path(what)).exists() and not (path / "card.json").exists()):
-        from deo_cube.engine.reopen import verify_store
+        from deo_cube.store.open import verify_store
 
         state = verify_store(what, repair=repair, progress=True)
         print(state)
@@ -232,9 +232,9 @@ def segment(
 ) -> None:
     """Map classes with a head that `fit_head(...).save(...)` wrote."""
     from deo_cube.cube.files import open_cube
-    from deo_cube.engine.announce import computing
-    from deo_cube.engine.reopen import is_embeddings, open_embeddings
     from deo_cube.heads.maps import segment as segment_cube
+    from deo_cube.store.announce import computing
+    from deo_cube.store.open import is_embeddings, open_embeddings
 
     out = local_path(out)
     tif = out.suffix.lower() in (".tif", ".tiff")
@@ -295,7 +295,7 @@ def publish(
     license: Annotated[str, arg(help="of the embeddings: SPDX identifier, or other")] = "other",
 ) -> None:
     """Write a store's STAC Item and Collection, and its model's MLM Item, beside it."""
-    from deo_cube.engine.stac_item import publish as publish_store
+    from deo_cube.store.stac import publish as publish_store
 
     for path in publish_store(store, model=model, license=license):
         print(path)
@@ -388,7 +388,7 @@ def _log_lines(progress: bool) -> Iterator[None]:
 
 @contextmanager
 def _cluster(scheduler: str | None) -> Iterator[str | None]:
-    from deo_cube.engine.scheduler import connect, is_address
+    from deo_cube.store.scheduler import connect, is_address
 
     if scheduler is None or not is_address(scheduler):
         yield scheduler

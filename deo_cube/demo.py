@@ -14,12 +14,12 @@ import xarray as xr
 
 from deo_cube.cube.catalogues import search
 from deo_cube.cube.synthetic import synthetic_cube
-from deo_cube.engine.embed import embed
-from deo_cube.engine.load import load_cube
-from deo_cube.engine.plan import plan
-from deo_cube.engine.write import to_zarr
+from deo_cube.embedding.embed import embed
+from deo_cube.embedding.load import load_cube
+from deo_cube.embedding.plan import plan
 from deo_cube.errors import MissingExtraError
 from deo_cube.paths import local_path
+from deo_cube.store.write import to_zarr
 
 __all__ = ["live_cube", "picture", "run"]
 

@@ -194,7 +194,7 @@ def _torchvision() -> Iterator[Finding]:
 
 def _cores() -> Iterator[Finding]:
     from deo_cube import options
-    from deo_cube.engine.runtime import cpu_lanes
+    from deo_cube.embedding.runtime import cpu_lanes
 
     may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding(
@@ -328,9 +328,9 @@ def _model() -> Iterator[Finding]:
 
 def _end_to_end() -> Iterator[Finding]:
     from deo_cube.cube.synthetic import synthetic_cube
-    from deo_cube.engine.embed import embed
-    from deo_cube.engine.reopen import verify_store
-    from deo_cube.engine.write import to_zarr
+    from deo_cube.embedding.embed import embed
+    from deo_cube.store.open import verify_store
+    from deo_cube.store.write import to_zarr
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

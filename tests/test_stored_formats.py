@@ -20,9 +20,9 @@ import xarray as xr
 import zarr
 
 import deo_cube
+from deo_cube.embedding import metadata
 from deo_cube.encoder import catalog
-from deo_cube.engine import metadata
-from tests.engine.conftest import cube_at, means, means_card
+from tests.embedding.conftest import cube_at, means, means_card
 
 RECORDED = Path(__file__).parent / "data" / "stored_formats.json"
 #: Their versions decide compressed bytes, metadata documents and the tokens of graphs.

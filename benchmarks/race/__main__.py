@@ -22,7 +22,7 @@ import tyro
 
 from benchmarks.race import measure, table, whole
 from benchmarks.race.setting import Setting
-from deo_cube.engine import runtime
+from deo_cube.embedding import runtime
 
 PAGE = Path(__file__).parents[2] / "docs" / "throughput.md"
 VIT = "vit_small_patch16_224"

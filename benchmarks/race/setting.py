@@ -14,10 +14,10 @@ import numpy as np
 import xarray as xr
 
 import deo_cube
+from deo_cube.embedding import runtime
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.describe import describe_timm
 from deo_cube.encoder.registry import EncoderRef, resolve
-from deo_cube.engine import runtime
 
 __all__ = ["Setting", "card_of", "linked_cube", "prepare", "ref_of"]
 

@@ -15,7 +15,7 @@ from odc.geo.geobox import GeoBox
 import deo_cube
 from benchmarks.race.measure import memory
 from deo_cube.cube import grid
-from deo_cube.engine.plan import plan
+from deo_cube.embedding.plan import plan
 
 __all__ = ["figures", "lazy_cube"]
 

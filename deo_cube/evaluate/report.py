@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deo_cube.engine.metadata import package_version
+from deo_cube.embedding.metadata import package_version
 from deo_cube.errors import ArgumentError, InputNotFoundError
 from deo_cube.evaluate import benchmarks, chips, geobench, readers
 from deo_cube.evaluate.baselines import BASELINES, BurnRatio

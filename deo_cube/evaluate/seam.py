@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from deo_cube import arguments
 from deo_cube.cube import grid
+from deo_cube.embedding.embed import embed
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import resolve
-from deo_cube.engine.embed import embed
 from deo_cube.errors import ArgumentError, TilePlanError
 from deo_cube.inputs import cube_of
 

@@ -17,8 +17,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.cube import grid
-from deo_cube.engine.embed import embed, prepare
-from deo_cube.engine.tiles import TilePlan
+from deo_cube.embedding.embed import embed, prepare
+from deo_cube.embedding.tiles import TilePlan
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.vectors import spatial_dims
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from deo_cube.arguments import integer
 from deo_cube.cube.radiometry import canonical
+from deo_cube.embedding.embed import Prepared, embed, prepare
+from deo_cube.embedding.tiles import plan_tiles
 from deo_cube.encoder.card import ModelCard, Weights
-from deo_cube.engine.embed import Prepared, embed, prepare
-from deo_cube.engine.tiles import plan_tiles
 from deo_cube.errors import ArgumentError
 from deo_cube.evaluate.splits import blocks as space_blocks
 from deo_cube.heads.classes import NO_CLASS

@@ -15,7 +15,7 @@ from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
 from deo_cube.cube import grid
-from deo_cube.engine.embed import embed
+from deo_cube.embedding.embed import embed
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.blend import blended
 from deo_cube.heads.classes import NO_CLASS

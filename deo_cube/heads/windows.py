@@ -1,6 +1,6 @@
 """Functions that see a cell's neighbours, mapped over embeddings by the engine's gather of blocks with a halo.
 
-The tiles are those of `deo_cube.engine.tiles`, counted in cells from the origin of the CRS. What a tile is given and
+The tiles are those of `deo_cube.embedding.tiles`, counted in cells from the origin of the CRS. What a tile is given and
 where it lies depends neither on chunks nor on the window asked for, so the numbers do not either.
 """
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import grid
-from deo_cube.engine.graph import BlockIndex, Gather, as_fields, map_blocks_with_halo
-from deo_cube.engine.tiles import BlockAxis, TilePlan, plan_tiles
+from deo_cube.embedding.graph import BlockIndex, Gather, as_fields, map_blocks_with_halo
+from deo_cube.embedding.tiles import BlockAxis, TilePlan, plan_tiles
 from deo_cube.heads.vectors import geobox, spatial_dims
 
 __all__ = ["finer", "map_windows"]

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from deo_cube.engine.progress import Progress
 from deo_cube.errors import MissingExtraError
+from deo_cube.progress import Progress
 from deo_cube.train.config import TrainConfig
 from deo_cube.train.losses import coding_rate_bound
 

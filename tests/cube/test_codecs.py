@@ -15,10 +15,10 @@ import zarr
 from deo_cube.cube.codecs import check_store
 from deo_cube.cube.files import open_cube
 from deo_cube.cube.synthetic import synthetic_cube
-from deo_cube.engine.embed import embed
-from deo_cube.engine.layouts import open_layout
-from deo_cube.engine.reopen import open_embeddings, status, verify_store
+from deo_cube.embedding.embed import embed
 from deo_cube.errors import DeoCubeError, StorageError, StoreMismatchError
+from deo_cube.store.open import open_embeddings, status, verify_store
+from deo_cube.store.products import open_layout
 
 
 class Touch:

@@ -165,7 +165,7 @@ def test_a_band_dimension_and_refusals():
 
 
 def test_a_composite_embeds():
-    from deo_cube.engine.embed import embed
+    from deo_cube.embedding.embed import embed
 
     emb = embed(composite(cube()), "tiny")
     assert emb.sizes["time"] == 1

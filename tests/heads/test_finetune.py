@@ -98,7 +98,7 @@ def test_only_the_last_blocks_change_and_the_folder_is_a_model(family, start, cu
 
 def test_the_blocks_are_trained_on_what_embed_would_show_them(start, cube):
     """Tiles of a cube lying south up, and of reflectance, are those of the cube in DN; every label is used once."""
-    from deo_cube.engine.embed import prepare
+    from deo_cube.embedding.embed import prepare
     from deo_cube.heads.finetune import _windows
     from deo_cube.heads.labels import burn
 

@@ -133,7 +133,7 @@ def test_names_and_colours_that_a_file_carries(tmp_path):
 
 
 def test_a_map_written_and_read_again_is_the_same(tmp_path):
-    from deo_cube.engine.export import to_cog
+    from deo_cube.store.export import to_cog
 
     emb = embeddings()
     first = burn(

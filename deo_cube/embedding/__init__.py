@@ -1,0 +1,1 @@
+"""Map an encoder over a cube: tiles, windows, graph, device, lazy embeddings."""

@@ -1,0 +1,311 @@
+"""What one task does: the padded window of a block in, the embeddings of its patches out.
+
+Windows come from `graph.Gather` as integers (or floats) as they were stored. They cross to the device as they are, and
+are made canonical there: cast, offset and scale applied, invalid pixels set to the model's neutral value. The tiles go
+through the encoder in batches, their cores are stitched, and patches without one valid pixel become NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from dask.base import normalize_token
+from numpy.typing import NDArray
+
+from deo_cube.cube.masks import check_mask, hidden_classes
+from deo_cube.cube.plausible import mixed_with_nodata
+from deo_cube.cube.radiometry import MIXED, Radiometry, implausible
+from deo_cube.embedding import inputs, runtime, transfer
+from deo_cube.embedding.graph import BlockIndex
+from deo_cube.embedding.tiles import TileCuts, TilePlan
+from deo_cube.encoder.registry import EncoderRef
+from deo_cube.errors import AmbiguousUnitsError, EncoderOutputError
+
+__all__ = ["INT8_INVALID", "EmbedBlock", "ValidBlock", "blank_pixels", "valid_pixels"]
+
+Array = NDArray[Any]
+
+#: What a patch without one valid pixel holds where NaN cannot stand.
+INT8_INVALID = -128
+#: Batches of a block on their way to the device or on it at a time: one is computed while the next one crosses.
+AHEAD = 2
+
+
+def blank_pixels(bands: Array, nodata: float | None) -> NDArray[np.bool_]:
+    """Where each band holds no measurement: nodata, NaN or infinite. ``(bands, rows, columns)`` bool."""
+    if bands.dtype.kind == "f":
+        blank = np.asarray(~np.isfinite(bands))
+        return blank if nodata is None else np.asarray(blank | (bands == bands.dtype.type(nodata)))
+    if nodata is None or not float(nodata).is_integer():
+        return np.zeros(bands.shape, bool)
+    info = np.iinfo(bands.dtype)
+    return bands == int(nodata) if info.min <= nodata <= info.max else np.zeros(bands.shape, bool)
+
+
+def valid_pixels(windows: Sequence[Array], radiometry: Radiometry, *, scl: bool) -> NDArray[np.bool_]:
+    """Pixels with a measurement in every band that neither SCL nor the mask excludes. ``(rows, columns)`` bool.
+
+    `windows` are the bands, then SCL if `scl`, then the mask if there is one (True excludes).
+    """
+    good = np.asarray(~blank_pixels(windows[0], radiometry.nodata).any(axis=0))
+    if scl:
+        good &= ~hidden_classes(windows[1][0], radiometry.scl_invalid)
+    for mask in windows[2:] if scl else windows[1:]:
+        good &= ~_excluded(mask[0])
+    return good
+
+
+def _excluded(mask: Array) -> NDArray[np.bool_]:
+    check_mask(mask)
+    # A float mask holds NaN where it was aligned to a larger grid: unknown there, so excluded.
+    out: NDArray[np.bool_] = mask != 0
+    return out | np.isnan(mask) if mask.dtype.kind == "f" else out
+
+
+def _valid_fraction(good: NDArray[np.bool_], plan: TilePlan, index: BlockIndex) -> NDArray[np.float32]:
+    """Share of each patch's pixels that are valid; what lies over the cube's edge is not. ``(rows, columns)``."""
+    rows, columns = plan.rows.block(index.row), plan.columns.block(index.column)
+    h, w = plan.shape
+    r, c = np.arange(rows.read_start, rows.read_stop), np.arange(columns.read_start, columns.read_stop)
+    good = good & ((r >= 0) & (r < h))[:, None] & ((c >= 0) & (c < w))[None, :]
+    p, halo = plan.patch, plan.halo
+    core = good[halo : halo + rows.tiles * plan.core, halo : halo + columns.tiles * plan.core]
+    counts = core.reshape(core.shape[0] // p, p, core.shape[1] // p, p).sum(axis=(1, 3), dtype=np.int64)
+    counts = counts[rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
+    fraction: NDArray[np.float32] = (counts / (p * p)).astype(np.float32)
+    return fraction
+
+
+def _check_values(bands: Array, good: NDArray[np.bool_], radiometry: Radiometry, index: BlockIndex) -> None:
+    """Refuse values that cannot be what the call took them for; the same for embeddings and valid fractions."""
+    step = max(1, min(good.shape) // 64)
+    sample = bands[:, ::step, ::step][:, good[::step, ::step]]
+    problem = implausible(sample, radiometry, index.time) if sample.size else None
+    if problem is None and radiometry.nodata is not None and "nodata" not in radiometry.given:
+        mixed = any(mixed_with_nodata(band, radiometry.nodata) for band in bands if band.dtype.kind == "f")
+        problem = MIXED.format(layers="a band", nodata=radiometry.nodata) if mixed else None
+    if problem:
+        raise AmbiguousUnitsError(f"block (time {index.time}, row {index.row}, column {index.column}): {problem}")
+
+
+@dataclass(frozen=True)
+class ValidBlock:
+    """Valid fraction of the patches of one block: ``(1, rows, columns)`` float32 in 0..1."""
+
+    plan: TilePlan
+    radiometry: Radiometry
+    scl: bool
+
+    def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> NDArray[np.float32]:
+        """Compute the fractions of block `index` from its windows."""
+        good = valid_pixels(windows, self.radiometry, scl=self.scl)
+        _check_values(windows[0], good, self.radiometry, index)
+        return _valid_fraction(good, self.plan, index)[None]
+
+
+@dataclass(frozen=True)
+class EmbedBlock:
+    """Embeddings of the patches of one block: ``(1, D, rows, columns)`` in `dtype`.
+
+    Parameters
+    ----------
+    ref : EncoderRef
+        What is to be loaded, once a process.
+    plan : TilePlan
+        Its `patch` is the stride of the reference's layer.
+    radiometry : Radiometry
+        How stored values become canonical DN.
+    channels : tuple of int
+        Position among the stem's bands of each band of the window; bands of the stem that do not occur get the
+        neutral value.
+    scl : bool
+        Whether the second window is SCL.
+    hide_scl : bool
+        Whether pixels that SCL excludes are hidden from the encoder too, not only counted as invalid. Those that a
+        mask excludes always are.
+    dtype : str
+        `float32`, `float16` or `int8` (with the layer's global scale).
+    batch, device
+        None: the card's batch size; the best device of the process that runs the task.
+    precision
+        `float32`, or `bfloat16` for the network's matrix products.
+    compiled
+        The option ``compile``, as it was at the call.
+    """
+
+    ref: EncoderRef
+    plan: TilePlan
+    radiometry: Radiometry
+    channels: tuple[int, ...]
+    scl: bool
+    hide_scl: bool
+    dtype: str
+    batch: int | None = None
+    device: str | None = None
+    precision: str = "float32"
+    compiled: bool | str = False
+
+    def __dask_tokenize__(self) -> Any:
+        # Batch, device and compilation change no number that is promised, so they are no part of the key.
+        kept = (self.ref, self.plan, self.radiometry, self.channels, self.scl, self.hide_scl, self.dtype)
+        return ("deo_cube.EmbedBlock", *(normalize_token(x) for x in (*kept, self.precision)))
+
+    def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> Array:
+        """Embed block `index` from its windows."""
+        plan, bands = self.plan, windows[0]
+        good = valid_pixels(windows, self.radiometry, scl=self.scl)
+        _check_values(bands, good, self.radiometry, index)
+        valid = _valid_fraction(good, plan, index)
+        rows, columns = plan.rows.block(index.row), plan.columns.block(index.column)
+        dim = self.ref.layer.dim
+        if not valid.any():
+            return self._finish(np.zeros((dim, *valid.shape), np.float32), valid)
+        device = runtime.choose_device(self.device)
+        transfer.check_precision(self.precision, device)
+        encoder = runtime.encoder(self.ref, device, self.compiled)
+        hidden = self._hidden(windows)
+        per_core = plan.rows.patches_per_core
+        half = self.dtype == "float16"
+        shape = (dim, rows.tiles * per_core, columns.tiles * per_core)
+        canvas = np.zeros(shape, np.float16 if half else np.float32)
+
+        # lcm(0, n) is 0: tiles of models that know their place in the tile are never cut shorter.
+        cuts = TileCuts(plan, rows, columns, math.lcm(self.ref.card.trim, plan.patch))
+
+        def stage(places: Sequence[tuple[int, int]]) -> transfer.Staged:
+            windows = [(..., *cuts.pixels(place)) for place in places]
+            batch = transfer.stack([bands[w] for w in windows], device)
+            masked = None if hidden is None else transfer.stack([hidden[w] for w in windows], device)
+            return transfer.stage((batch, masked), device)
+
+        def run(staged: transfer.Staged) -> Any:
+            batch, masked = staged.take()
+            pixels = self._canonical(batch, masked, index.time, bands.dtype)
+            with transfer.precise(self.precision, device):
+                return encoder.encode(pixels)
+
+        totals: list[Any] = []
+
+        def encode(staged: transfer.Staged) -> transfer.Left:
+            # Rounded where it is: float16 crosses in half the bytes; NumPy rounds to the same, but slowly.
+            maps = run(staged)
+            maps = maps.half() if half else maps.float()
+            totals.append(transfer.total(maps))
+            return transfer.leave(maps)
+
+        apart = transfer.apart(device)
+        steps: dict[str, Any] = {"stage": stage, "fetch": transfer.fetch, "ahead": AHEAD} if apart else {}
+        work = encode if apart else lambda places: transfer.fetch(encode(stage(places)))
+
+        # A tile whose whole core is invalid gives NaN whatever it holds.
+        wanted = self._tiles_with_valid_core(good, rows.tiles, columns.tiles)
+        batch = self.batch or runtime.default_batch(self.ref, plan.tile, device)
+        done = runtime.run_batches(
+            wanted, work, batch=batch, device=device, key=self.ref.fingerprint, alike=cuts.size, **steps
+        )
+        for places, maps in done:
+            for place, tile in zip(places, maps, strict=True):
+                into, out_of = cuts.patches(place)
+                canvas[:, *into] = tile[:, *out_of]
+        kept = canvas[:, rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
+        # Totals may be infinite for other reasons: halos, patches without a valid pixel, large numbers.
+        if not all(map(math.isfinite, transfer.numbers(totals))):
+            bad = ~np.isfinite(kept).all(axis=0) & (valid > 0)
+            if bad.any():
+                patch = (int(np.nonzero(bad)[0][0]), int(np.nonzero(bad)[1][0]))
+                place = ((patch[0] + rows.skip) // per_core, (patch[1] + columns.skip) // per_core)
+                exact = run(stage([place])).abs().max() if half else math.nan
+                raise self._not_finite(index, patch, bad, valid > 0, overflow=math.isfinite(float(exact)))
+        return self._finish(kept, valid)
+
+    def stand_in(self, index: BlockIndex, windows: tuple[Array, ...]) -> Array:
+        """Return numbers in the shape of the block's embeddings that depend on its place alone, see `inputs.py`."""
+        plan = self.plan
+        rows, columns = plan.rows.block(index.row), plan.columns.block(index.column)
+        shape = (1, self.ref.layer.dim, rows.out_size, columns.out_size)
+        return inputs.stand_in(index, shape, np.dtype(self.dtype))
+
+    def _tiles_with_valid_core(self, good: NDArray[np.bool_], n_rows: int, n_columns: int) -> list[tuple[int, int]]:
+        core, halo = self.plan.core, self.plan.halo
+        inner = good[halo : halo + n_rows * core, halo : halo + n_columns * core]
+        any_valid = np.asarray(inner.reshape(n_rows, core, n_columns, core).any(axis=(1, 3)))
+        return [(y, x) for y, x in product(range(n_rows), range(n_columns)) if any_valid[y, x]]
+
+    def _hidden(self, windows: tuple[Array, ...]) -> NDArray[np.bool_] | None:
+        masks = [_excluded(mask[0]) for mask in (windows[2:] if self.scl else windows[1:])]
+        if self.scl and self.hide_scl:
+            masks.append(hidden_classes(windows[1][0], self.radiometry.scl_invalid))
+        return np.logical_or.reduce(masks) if masks else None
+
+    def _canonical(self, batch: Any, hidden: Any, time: int, stored: np.dtype[Any]) -> Any:
+        """Stored values of a batch as the encoder takes them: ``(B, C, tile, tile)`` float32, where `batch` is.
+
+        An array becomes a tensor of the CPU; a tensor stays on its device and is made canonical there.
+        """
+        import torch
+
+        r = self.radiometry
+        on_host = isinstance(batch, np.ndarray)
+        # Floats (and integers that float32 cannot hold) are scaled in float64, so that reflectance gives the same DN
+        # to the last bit as integers do.
+        short = stored.kind in "iu" and stored.itemsize <= 2
+        if on_host:
+            # The same by NumPy: torch casts and compares uint16 ten times slower than it.
+            blank = torch.from_numpy(blank_pixels(batch, r.nodata))
+            x = torch.from_numpy(batch.astype(np.float32 if short else np.float64))
+        else:
+            x = batch.to(torch.float32 if short else torch.float64)
+            blank = ~torch.isfinite(x)
+            if r.nodata is not None:
+                blank |= x == (float(np.float32(r.nodata)) if stored == np.float32 else r.nodata)
+        if hidden is not None:
+            blank = blank | torch.as_tensor(hidden)[:, None]
+        add = r.add[time if len(r.add) > 1 else 0]
+        if not (float(r.scale).is_integer() and float(add).is_integer()):
+            x = x.to(torch.float64)
+        if (r.scale, add) != (1, 0):
+            x = x * r.scale + add
+        x = x.to(torch.float32)
+        if self.ref.card.units == "reflectance":
+            x = x * 1e-4
+        fill = torch.tensor(self.ref.stem.fill, dtype=torch.float32, device=x.device)[None, :, None, None]
+        channels = list(self.channels)
+        # On a device it is cheaper to select than to ask.
+        if not on_host or blank.numpy().any():
+            x = torch.where(blank, fill[:, channels], x)
+        if channels == list(range(fill.shape[1])):
+            return x
+        out = fill.repeat(x.shape[0], 1, *x.shape[2:])
+        out[:, channels] = x
+        return out
+
+    def _not_finite(
+        self, index: BlockIndex, patch: tuple[int, int], bad: Array, valid: Array, *, overflow: bool
+    ) -> EncoderOutputError:
+        """The error of a block whose encoder is not finite in the patches `bad`, of which `patch` is the first."""
+        where = f"block (time {index.time}, row {index.row}, column {index.column})"
+        what = "values beyond 65504, the largest that float16 holds," if overflow else "NaN or infinity"
+        said = (
+            f"{where}: {self.ref.card.alias} gives {what} in {bad.sum()} of {valid.sum()} patches with valid pixels, "
+            f"the first at row {patch[0]}, column {patch[1]} of the block. "
+        )
+        if overflow:
+            return EncoderOutputError(said + "Keep them in float32: dtype='float32'")
+        return EncoderOutputError(said + "Make the encoder give finite numbers there, or hide the pixels with mask=")
+
+    def _finish(self, values: NDArray[Any], valid: NDArray[np.float32]) -> Array:
+        nothing = valid == 0
+        if self.dtype == "int8":
+            scale = self.ref.layer.int8_scale
+            assert scale is not None
+            out: Array = np.clip(np.rint(values / np.float32(scale)), -127, 127).astype(np.int8)
+            out[:, nothing] = INT8_INVALID
+        else:
+            out = values.astype(self.dtype, order="C")
+            out[:, nothing] = np.nan
+        return out[None]

@@ -1,1 +1,0 @@
-"""Cube to lazy embeddings to Zarr: tiles, graph, runtime, store."""

@@ -1,0 +1,1 @@
+"""Write embeddings to Zarr, open and check stores, export and publish them."""

@@ -1,0 +1,459 @@
+"""Begin a store, find one begun, repair its metadata, and mark it complete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import uuid
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import xarray as xr
+import zarr
+from zarr.abc.store import Store
+
+from deo_cube.embedding import graph, metadata
+from deo_cube.errors import StorageRefusedError, StorageUnreachableError, StoreMismatchError
+from deo_cube.store import location, objects, seal, template
+from deo_cube.store.layout import FINGERPRINT, GENERATION, ROOT, STATE, Layout, Target
+from deo_cube.store.location import is_local
+from deo_cube.store.record import Record
+from deo_cube.store.template import BLOCKS, FORMAT, IDENTITY, WINDOW, Template, root_bytes
+
+__all__ = [
+    "ROOT",
+    "Begun",
+    "attributes",
+    "check_not_source",
+    "create",
+    "existing",
+    "finish",
+    "is_complete",
+    "nothing_at",
+    "record_of",
+    "repair",
+    "restart",
+    "stored_layout",
+    "target",
+]
+
+log = logging.getLogger("deo_cube")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A store that is ready for blocks."""
+
+    target: Target
+    template: Template
+    found: bool
+    """Whether it was there already, begun by an earlier run or by another process."""
+
+
+def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overwrite: bool) -> Begun:
+    """Begin a store for `emb`, or find it begun.
+
+    Parameters
+    ----------
+    emb : DataArray
+        What will be written.
+    place : str or zarr store
+        From `locate`.
+    layout : Layout
+        Of `emb`.
+    resume, overwrite : bool
+        As for `to_zarr`; any `resume` but False resumes.
+
+    Raises
+    ------
+    StoreMismatchError
+        If something else is there, the same thing in other blocks, or the same thing and `resume` is False.
+    """
+    fields = metadata.identity(emb)
+    fingerprint = metadata.fingerprint(fields)
+    if is_local(place):
+        location.sweep(Path(place))
+    made = template.make(emb, layout, fields)
+    root = _root(place, made, overwrite=overwrite)
+    if root is not None and overwrite:
+        _check_overwrite(emb, place, root)
+        return Begun(_replace(place, made, layout, fingerprint), made, found=False)
+    if root is not None:
+        _check_same(place, root, fields)
+        if root.get(STATE) not in ("creating", "replacing"):
+            if not resume:
+                raise StoreMismatchError(
+                    f"{place} exists: pass resume=True to resume it, or overwrite=True to begin again"
+                )
+            repair(place, made)
+            _check_blocks(place, layout)
+            return Begun(target(place, layout), made, found=True)
+    if not is_local(place):
+        if root is not None and root.get(STATE) == "replacing":
+            return Begun(_replace(place, made, layout, fingerprint), made, found=False)
+        # Another process may begin the same store now: what both write is the same, and neither deletes. So they must
+        # not draw a generation each.
+        _write(objects.store_at(place), made, "")
+        return Begun(target(place, layout), made, found=False)
+    path, generation = Path(place), uuid.uuid4().hex
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Made beside its place and renamed, so that nobody ever sees half of it.
+    with location.draft_beside(path) as draft:
+        _write(objects.store_at(draft), made, generation)
+        with contextlib.suppress(OSError):
+            path.rmdir()  # an empty folder makes way
+        try:
+            draft.rename(path)
+            objects.sync_folder(path.parent)
+        except OSError:
+            other = existing(place)
+            if other is None:
+                raise
+            _check_same(place, dict(other.attrs), fields)  # another process began the same store first: join it
+            _check_blocks(place, layout)
+            return Begun(target(place, layout), made, found=True)
+    return Begun(Target(place, layout, fingerprint, generation), made, found=False)
+
+
+def _root(place: Any, made: Template, *, overwrite: bool) -> Mapping[str, Any] | None:
+    """Attributes of the group at `place`; None where nothing is there.
+
+    A damaged document is restored, if the seal says that it was the one that is to be written now.
+    """
+    try:
+        group = existing(place)
+    except StoreMismatchError:
+        store = objects.store_at(place)
+        sealed = seal.read(store)
+        if sealed is None:
+            raise
+        theirs: Mapping[str, Any] = json.loads(sealed[ROOT])["attributes"]
+        if overwrite:
+            return theirs
+        ours = made.root["attributes"][IDENTITY]
+        if metadata.decisive(json.loads(theirs.get(IDENTITY, "{}"))) != json.loads(ours):
+            raise
+        log.warning("%s/%s was missing or damaged, and is restored", place, ROOT)
+        restart(store, sealed)
+        return theirs
+    return None if group is None else dict(group.attrs)
+
+
+def target(place: Any, layout: Layout) -> Target:
+    """Return a store that is there, in its present generation.
+
+    Its fingerprint is the store's own: that of an earlier version covers prose that ours does not.
+    """
+    attrs = attributes(place)
+    return Target(place, layout, str(attrs.get(FINGERPRINT, "")), str(attrs.get(GENERATION, "")))
+
+
+def attributes(place: Any) -> dict[str, Any]:
+    """Return the attributes of a store's group; empty where there is none."""
+    document = json.loads(objects.read(objects.store_at(place), ROOT) or b"{}")
+    found: dict[str, Any] = document.get("attributes", {})
+    return found
+
+
+def _write(store: Store, made: Template, generation: str) -> None:
+    """Write the metadata. Only the last write says that blocks may be written."""
+    if not isinstance(store, objects.SyncedStore):
+        objects.write(store, ROOT, root_bytes(made.root, "creating", generation))
+    for key, data in made.objects.items():
+        objects.write(store, key, data)
+    objects.write(store, ROOT, root_bytes(made.root, "writing", generation))
+
+
+def _replace(place: Any, made: Template, layout: Layout, fingerprint: str) -> Target:
+    """Begin again where a store of ours is.
+
+    Killed at any moment, it leaves the old store, the new one, or one that says that it is being replaced.
+    """
+    generation = uuid.uuid4().hex
+    if is_local(place):
+        path = Path(place)
+        with location.draft_beside(path) as draft:
+            _write(objects.store_at(draft), made, generation)
+            with location.moved_aside(path):
+                draft.rename(path)
+                objects.sync_folder(path.parent)
+    else:
+        store = objects.store_at(place)
+        # From here on the old store is not complete, and runs that write to it stop.
+        objects.write(store, ROOT, root_bytes(made.root, "replacing", generation))
+        objects.delete_all(store, keep=[ROOT])
+        _write(store, made, generation)
+    return Target(place, layout, fingerprint, generation)
+
+
+def repair(place: Any, made: Template | None = None) -> dict[str, str]:
+    """Restore metadata of a store that are missing, damaged or changed, from its seal.
+
+    Parameters
+    ----------
+    place
+        The store.
+    made : Template, optional
+        What the metadata should be, from the array that is written: needed for coordinates, which the seal has the
+        hashes of, and for the seal itself.
+
+    Returns
+    -------
+    dict
+        What was wrong, by object; empty where nothing was. The store is no longer complete then: the call that made it
+        completes it.
+
+    Raises
+    ------
+    StoreMismatchError
+        If `made` is needed and not given.
+    """
+    store = objects.store_at(place)
+    if made is not None and FORMAT not in attributes(place):
+        return {}  # of an earlier version, which sealed nothing
+    sealed = seal.read(store)
+    if sealed is None:
+        problems, left = {seal.KEY: "missing or damaged"}, [seal.KEY]
+    else:
+        problems = seal.damaged(store, sealed) | seal.consolidated(store, sealed)
+        if not problems:
+            return {}
+        restart(store, sealed)  # first, so that the store never claims more than it holds
+        # The group's document has been restored by that, without the consolidated copies, which are made at the end.
+        own = {key: problem for key, problem in problems.items() if key in sealed and key != ROOT}
+        left = seal.restore(store, sealed, own, {} if made is None else made.objects)
+    log.warning("%s: metadata are restored: %s", place, "; ".join(f"{k} ({v})" for k, v in problems.items()))
+    if left and made is None:
+        raise StoreMismatchError(
+            f"{place}: {', '.join(left)} cannot be restored from the store itself: make the call that wrote the store "
+            "once more, which restores it"
+        )
+    if left and made is not None:
+        restart(store, {ROOT: root_bytes(made.root, "writing").decode()})
+        for key, data in made.objects.items():
+            objects.write(store, key, data)
+    return problems
+
+
+def restart(store: Store, sealed: Mapping[str, str] | None = None) -> None:
+    """Take a store's claim to be complete away, and give it a new generation: runs that still write to it stop."""
+    text = sealed[ROOT] if sealed is not None else objects.read(store, ROOT)
+    objects.write(store, ROOT, root_bytes(json.loads(text or b""), "writing", uuid.uuid4().hex))
+
+
+def existing(place: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
+    """The group at `place`, or None where nothing is.
+
+    Raises
+    ------
+    StoreMismatchError
+        If something is there that is not a group, or its document is missing or damaged.
+    StorageRefusedError, StorageUnreachableError
+        If an object store refuses, or does not answer.
+    """
+    if is_local(place):
+        path = Path(place)
+        if not path.exists():
+            return None
+        if not path.is_dir():
+            raise StoreMismatchError(f"{place} is a file, not a Zarr store: choose another path")
+        if not any(path.iterdir()):
+            return None
+    try:
+        store = objects.store_at(place)
+        data = objects.read(store, ROOT)
+        if data is None:
+            if objects.read(store, seal.KEY) is not None:
+                raise StoreMismatchError(_damaged(place, "missing"))
+            if is_local(place):
+                raise StoreMismatchError(f"{place} exists and is not a Zarr 3 group: choose another path")
+            return None
+        try:
+            document = json.loads(data)
+            kind = document["node_type"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreMismatchError(_damaged(place, "damaged")) from error
+        if kind != "group":
+            raise StoreMismatchError(f"{place} is a Zarr {kind}, not a group: choose another path")
+        return zarr.open_group(
+            place if is_local(place) and mode == "r" else store, mode=mode, zarr_format=3, use_consolidated=False
+        )
+    except Exception as error:
+        if not type(error).__module__.startswith("obstore"):
+            raise
+        refused = type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError")
+        said = str(error).partition("\n")[0]
+        raise (StorageRefusedError if refused else StorageUnreachableError)(
+            f"{place} cannot be opened: {said}\nCheck the URL and storage_options= (endpoint, region, access_key_id, "
+            "secret_access_key, ...), or the environment (AWS_*)"
+        ) from error
+
+
+def nothing_at(place: Any) -> bool:
+    """Return whether nothing is at `place`; what is there may be damaged, or another's."""
+    try:
+        return existing(place) is None
+    except StoreMismatchError:
+        return False
+
+
+def _damaged(place: Any, how: str) -> str:
+    return (
+        f"{place}/{ROOT} is {how}: verify_store(..., repair=True) (in a shell: deo-cube verify --repair) restores it "
+        "from the store's own copy, or the call that wrote the store, made once more"
+    )
+
+
+def _check_overwrite(emb: xr.DataArray, place: Any, root: Mapping[str, Any]) -> None:
+    if IDENTITY not in root:
+        raise StoreMismatchError(
+            f"{place} was not made by deo_cube, so it is not overwritten: delete it yourself, or choose another path"
+        )
+    check_not_source(emb, place)
+
+
+def check_not_source(emb: xr.DataArray, place: Any) -> None:
+    """Refuse to write over the store that `emb` is read from.
+
+    Raises
+    ------
+    StoreMismatchError
+        If it is.
+    """
+    if any(location.holds(place, array) for array in graph.stored(emb.data)):
+        raise StoreMismatchError(
+            f"{place} is what these embeddings are read from, so that writing over it would leave nothing to write: "
+            "choose another path, or compute them first, emb.compute()"
+        )
+
+
+def _check_same(store: Any, root: Mapping[str, Any], fields: dict[str, Any]) -> None:
+    text = root.get(IDENTITY)
+    if text is None:
+        raise StoreMismatchError(f"{store} was not made by deo_cube: choose another path, or delete it")
+    theirs, ours = metadata.decisive(json.loads(str(text))), json.loads(metadata.to_json(fields))
+    differ = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]
+    if differ:
+        shown = "\n".join(f"  {k}: store {_short(theirs.get(k))}, now {_short(ours.get(k))}" for k in differ)
+        raise StoreMismatchError(
+            f"{store} was begun with something else; these differ:\n{shown}\n"
+            "Choose another path, make the call that began it, or pass overwrite=True to begin again"
+        )
+
+
+def record_of(place: Any, root: Mapping[str, Any]) -> Record:
+    """The progress record of a store, by the attributes of its group."""
+    store = objects.store_at(place)
+    blocks = root.get(BLOCKS)
+    if blocks is None:  # of an earlier version, whose record is a Zarr array
+        array = zarr.open_array(store, path="progress/crc32", mode="r", zarr_format=3)
+        blocks = array.shape
+    return Record(store, (int(blocks[0]), int(blocks[1]), int(blocks[2])))
+
+
+def _check_blocks(place: Any, layout: Layout) -> None:
+    """Refuse an array in other blocks than the store's, unless there is nothing left to write."""
+    theirs = stored_layout(place)
+    if theirs == layout:
+        return
+    root = attributes(place)
+    record = record_of(place, root)
+    if root.get(STATE) == "complete" and record.count() == record.total:
+        return
+    call = ", ".join(f"{d!r}: {sizes}" for d, sizes in zip(layout.dims[-2:], theirs.chunks[1:], strict=True))
+    raise StoreMismatchError(
+        f"{place} was begun in other blocks than this array's: {theirs.chunks[1]}, {theirs.chunks[2]} against "
+        f"{layout.chunks[1]}, {layout.chunks[2]}. Chunk it alike, emb.chunk({{{call}}}), "
+        "or pass overwrite=True to begin again"
+    )
+
+
+def stored_layout(place: Any) -> Layout:
+    """Return how a store is cut into blocks."""
+    group = existing(place)
+    assert group is not None
+    array = group["embeddings"]
+    shards, (top, left, height, width) = (array.shards or array.chunks)[-2:], dict(group.attrs)[WINDOW]
+    times = array.shape[0] if array.ndim == 4 else 1
+    chunks = ((1,) * times, _borders(top, height, shards[0]), _borders(left, width, shards[1]))
+    return Layout(tuple(map(str, array.metadata.dimension_names)), chunks, (top, left), (shards[0], shards[1]))
+
+
+def _borders(lead: int, size: int, shard: int) -> tuple[int, ...]:
+    """Sizes of the blocks of an axis that begins `lead` patches into its first shard."""
+    edges = [0, *range(shard - lead, size, shard), size]
+    return tuple(b - a for a, b in pairwise(edges))
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def is_complete(begun: Begun) -> bool:
+    """Return whether a store says that it is complete, and is; if it only says so, it no longer does afterwards."""
+    store = objects.store_at(begun.target.store)
+    root = attributes(begun.target.store)
+    if root.get(STATE) != "complete":
+        return False
+    # Of the store's record, which may be in other blocks than the array that is to be written.
+    record = record_of(begun.target.store, root)
+    if record.count() == record.total:
+        return True
+    restart(store)
+    return False
+
+
+def finish(begun: Begun) -> None:
+    """Mark a store complete, once every block has its entry; the mark is the last thing that is written.
+
+    Before it, the metadata are compared with what was written at the beginning, what killed runs left half-written is
+    removed, and the metadata are consolidated, for plain xarray looks for that first.
+
+    Raises
+    ------
+    StoreMismatchError
+        If entries are missing: somebody deleted them meanwhile.
+    """
+    target = begun.target
+    if target.check():
+        return  # another process was quicker
+    record = target.record
+    done = record.count()
+    if done != record.total:
+        raise StoreMismatchError(
+            f"{target.store} lacks {record.total - done} of {record.total} blocks, though all were written: they were "
+            "deleted meanwhile. The same call does them again"
+        )
+    store = objects.store_at(target.store)
+    if FORMAT in attributes(target.store) and _damage(store):
+        repair(target.store, begun.template)
+    for attempt in range(3):
+        try:
+            location.tidy(target.store)
+            _mark(target.store)
+            return
+        except FileNotFoundError:
+            # Another process finishes too, and took what this one was writing for remains.
+            if attempt == 2:
+                raise
+
+
+def _damage(store: Store) -> bool:
+    sealed = seal.read(store)
+    return sealed is None or bool(seal.damaged(store, sealed))
+
+
+def _mark(place: Any) -> None:
+    store = objects.store_at(place)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        warnings.filterwarnings("ignore", message="Object at .* is not recognized")
+        zarr.consolidate_metadata(store, zarr_format=3)
+    document = json.loads(objects.read(store, ROOT) or b"{}")
+    objects.write(store, ROOT, root_bytes(document, "complete"))

@@ -1,0 +1,341 @@
+"""Embeddings in a Zarr 3 store: one block = one shard = one entry in the progress record; killed anywhere, it resumes.
+
+Layout of the group::
+
+    embeddings   (time, embedding, y, x)       one shard per block, inner chunks of about 64 patches
+    valid        (time, y, x)                  the same shards
+    time, y, x, spatial_ref, ...               coordinates
+    progress/crc32/c/<time>/<row>/<column>     one entry per block, written after its shards (`record.py`)
+    progress/sealed.json                       a copy of the metadata, to find and repair damage (`seal.py`)
+    progress/sources                           evidence of which files the blocks were made from (`inputs.py`)
+
+A block is written in this order: `valid`, `embeddings`, then its entry. Each object is replaced as a whole: on disk it
+is written, synced, renamed, and its folder synced; on object stores it is one PUT. So an entry is never there without
+its shards, whether a process is killed or the power fails, and a block that is done twice is the same bytes twice.
+
+What decides the numbers is kept in the group's attributes. A store that was begun with anything else is refused, and
+the fields that differ are listed. While it is written, a store has a *generation*: a token drawn when it was begun,
+begun again (``overwrite=True``) or reopened for repair. A run writes only into the generation that it began with, so a
+run that is still alive when another one replaces its store cannot fill that store with its own blocks.
+
+Zarr's shards start at the array's corner, blocks at tile borders of the world grid. A cube of several blocks that does
+not start on such a border is stored with a margin of fill values (less than one tile's core) before its first row and
+column, so that blocks and shards coincide. Coordinates and transform count the margin in; `open_embeddings` cuts it.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+
+from deo_cube.embedding import metadata
+from deo_cube.errors import StoreMismatchError
+from deo_cube.store import objects
+from deo_cube.store.record import Block, Entry, Record
+
+__all__ = [
+    "FINGERPRINT",
+    "GENERATION",
+    "ROOT",
+    "STATE",
+    "Layout",
+    "Target",
+    "Writer",
+    "checksum",
+    "fill",
+    "is_whole",
+    "lost_shards",
+]
+
+FINGERPRINT = metadata.PREFIX + "fingerprint"
+GENERATION = metadata.PREFIX + "generation"
+#: "creating" while the metadata are written, "replacing" while an older store is deleted, "writing", "complete".
+STATE = metadata.PREFIX + "state"
+#: The group's own metadata.
+ROOT = "zarr.json"
+
+
+class _CompletedElsewhereError(Exception):
+    """Another process completed the store meanwhile."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the blocks of an array lie in its store.
+
+    `lead` is the margin before the first row and column; `shard` the side of a shard in patches; `chunks` the blocks'
+    sizes along time, y and x.
+    """
+
+    dims: tuple[str, ...]
+    chunks: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    lead: tuple[int, int]
+    shard: tuple[int, int]
+
+    @classmethod
+    def of(cls, dims: tuple[str, ...], chunks: tuple[tuple[int, ...], ...]) -> Layout:
+        """Lay out an array by the chunks of its last two dimensions (and of its first, where that is time).
+
+        Raises
+        ------
+        StoreMismatchError
+            If chunks between the first and the last differ: they could not each fill a shard.
+        """
+        spatial = chunks[-2:]
+        lead, shard = [], []
+        for name, sizes in zip(dims[-2:], spatial, strict=True):
+            size = max(sizes)
+            if any(s != size for s in sizes[1:-1]):
+                raise StoreMismatchError(
+                    f"the chunks along {name!r} are irregular ({sizes}), so that blocks and shards cannot coincide: "
+                    f"rechunk first, emb.chunk({{{name!r}: {size}}})"
+                )
+            shard.append(size)
+            lead.append(size - sizes[0] if len(sizes) > 1 else 0)
+        times = chunks[0] if len(chunks) == 4 else (1,)
+        return cls(
+            dims, ((1,) * sum(times), tuple(spatial[0]), tuple(spatial[1])), (lead[0], lead[1]), (shard[0], shard[1])
+        )
+
+    @property
+    def blocks(self) -> tuple[int, int, int]:
+        """Blocks along time, y and x."""
+        return len(self.chunks[0]), len(self.chunks[1]), len(self.chunks[2])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns in the store, margin included."""
+        return self.lead[0] + sum(self.chunks[1]), self.lead[1] + sum(self.chunks[2])
+
+    def region(self, block: tuple[int, int, int]) -> tuple[slice, slice]:
+        """Rows and columns of a block in the store: all that its shard holds."""
+        cuts = []
+        for i, sizes, lead, shard in zip(block[1:], self.chunks[1:], self.lead, self.shard, strict=True):
+            start = i * shard
+            cuts.append(slice(start + (lead if i == 0 else 0), min(start + shard, lead + sum(sizes))))
+        return cuts[0], cuts[1]
+
+    def padded(self, block: Block, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return a block as its shard holds it: with the margin, where the shard begins in that."""
+        rows, columns = self.region(block)
+        top, left = rows.start - block[1] * self.shard[0], columns.start - block[2] * self.shard[1]
+        if (top, left) == (0, 0):
+            return values, valid
+        filled = np.full((*values.shape[:-2], values.shape[-2] + top, values.shape[-1] + left), fill(values.dtype))
+        filled = filled.astype(values.dtype)
+        filled[..., top:, left:] = values
+        fraction = np.zeros((valid.shape[0] + top, valid.shape[1] + left), valid.dtype)
+        fraction[top:, left:] = valid
+        return filled, fraction
+
+    def checksum(self, block: Block, values: np.ndarray, valid: np.ndarray) -> int:
+        """Return the checksum that the entry of a block has."""
+        return checksum(*self.padded(block, values, valid))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A store that blocks can be written to, small enough to travel to workers."""
+
+    store: Any
+    """What `location.locate` returned."""
+    layout: Layout
+    fingerprint: str
+    generation: str = ""
+
+    @cached_property
+    def record(self) -> Record:
+        """The progress record."""
+        return Record(objects.store_at(self.store), self.layout.blocks)
+
+    def check(self) -> bool:
+        """Check that the store is still the one this run began with; return whether it is complete.
+
+        Raises
+        ------
+        StoreMismatchError
+            If it was deleted or renamed, its metadata are damaged, or another run replaced it.
+        """
+        return self._check(objects.store_at(self.store))
+
+    def _check(self, store: Store) -> bool:
+        data = objects.read(store, ROOT)
+        if data is None:
+            raise StoreMismatchError(f"{self.store} is gone: it was deleted or renamed while it was written to")
+        try:
+            attrs = json.loads(data)["attributes"]
+            state, theirs = attrs[STATE], (attrs[FINGERPRINT], attrs.get(GENERATION, ""))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreMismatchError(f"{self.store}/{ROOT} was damaged while the store was written to") from error
+        if state == "complete" and theirs[0] == self.fingerprint:
+            return True
+        if theirs != (self.fingerprint, self.generation):
+            raise StoreMismatchError(
+                f"{self.store} was replaced by another run, with overwrite=True perhaps, while this one wrote to it: "
+                "wait for that run, or choose another path"
+            )
+        return False
+
+    def open(self) -> Writer:
+        """Open the store for writing blocks.
+
+        Raises
+        ------
+        StoreMismatchError
+            As `check`.
+        """
+        store = objects.store_at(self.store, before_rename=self._check_before_rename)
+        self._check(store)
+        return Writer(self, zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False))
+
+    def _check_before_rename(self) -> None:
+        if self.check():
+            raise _CompletedElsewhereError
+
+
+class Writer:
+    """Writes blocks into an open store."""
+
+    def __init__(self, target: Target, root: zarr.Group) -> None:
+        self.target = target
+        self.embeddings, self.valid = root["embeddings"], root["valid"]
+
+    def write(self, block: Block, values: np.ndarray, valid: np.ndarray, inputs: int | None) -> None:
+        """Write one block: valid fraction, embeddings, and its entry last.
+
+        Parameters
+        ----------
+        block : tuple of int
+            Time, row and column.
+        values, valid : array
+            ``(D, rows, columns)`` in the store's dtype, and ``(rows, columns)`` float32.
+        inputs : int, optional
+            Checksum of what the block was made from.
+
+        Raises
+        ------
+        StoreMismatchError
+            If another run replaced the store; what was written into that one is withdrawn.
+        """
+        layout = self.target.layout
+        rows, columns = layout.region(block)
+        # A shard that begins in the margin is written whole, so nothing need be read back.
+        values, valid = layout.padded(block, values, valid)
+        rows, columns = slice(rows.stop - valid.shape[0], rows.stop), slice(columns.stop - valid.shape[1], columns.stop)
+        time = (block[0],) if len(layout.dims) == 4 else ()
+        embeddings = self.embeddings
+        if valid.any():
+            # Nothing is empty then, but zarr would compare every number with the fill value to find that out, in the
+            # one thread that all reads and writes go through.
+            embeddings = embeddings.with_config({"write_empty_chunks": True})
+        entry = Entry(checksum(values, valid), inputs)
+        record = self.target.record
+        try:
+            _replace(self.valid, (*time, *block[1:]), (*time, rows, columns), valid)
+            _replace(embeddings, (*time, 0, *block[1:]), (*time, slice(None), rows, columns), values)
+            # Again, for object stores, which have no rename to check before.
+            complete = self.target.check()
+        except _CompletedElsewhereError:
+            complete = True
+        except StoreMismatchError:
+            self._withdraw(block)
+            raise
+        if not complete:
+            record.write(block, entry)
+        elif record.entry(block) != entry:
+            self._withdraw(block)
+            raise StoreMismatchError(
+                f"{self.target.store} was completed by another run that made block {block} from something else"
+            )
+
+    def _withdraw(self, block: Block) -> None:
+        """Have the store that is there now do a block again, if a shard of this run has damaged it.
+
+        That is so where the store was replaced between the check and the end of the write.
+        """
+        store = objects.store_at(self.target.store)
+        try:
+            root = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
+            damaged = not is_whole(root, self.target.record, block)
+        except Exception:
+            return  # nothing is there, or it is being made
+        if damaged:
+            root.attrs[STATE] = "writing"  # first, so that the store never claims more than it holds
+            self.target.record.forget(block)
+
+
+def is_whole(root: zarr.Group, record: Record, block: Block) -> bool:
+    """Return whether what is stored of a block is what its entry says. Blocks without an entry are whole."""
+    entry = record.entry(block)
+    if entry is None:
+        return True
+    values, valid = root["embeddings"], root["valid"]
+    shards = values.shards or values.chunks
+    rows, columns = (
+        slice(i * s, min((i + 1) * s, n)) for i, s, n in zip(block[1:], shards[-2:], values.shape[-2:], strict=True)
+    )
+    time = (block[0],) if values.ndim == 4 else ()
+    try:
+        crc = checksum(values[(*time, slice(None), rows, columns)], valid[(*time, rows, columns)])
+    except Exception:
+        # Any codec may raise anything on damaged bytes: a block that cannot be read is damaged.
+        return False
+    return entry.output == crc
+
+
+def lost_shards(store: Store, layout: Layout, dtype: np.dtype[Any], dim: int, record: Record) -> list[Block]:
+    """Return the blocks that have an entry and no shards, though the entry is not that of a block without data.
+
+    Only the names of the shards are listed; what they hold is checked by `is_whole`.
+    """
+    four = len(layout.dims) == 4
+    lost = []
+    for row, numbers in record.rows():
+        times = [int(t) for t in np.flatnonzero(numbers.any(axis=1))]
+        embeddings = [f"embeddings/c/{t}/0/{row}" if four else f"embeddings/c/0/{row}" for t in times]
+        valid = [f"valid/c/{t}/{row}" if four else f"valid/c/{row}" for t in times]
+        names = objects.names_below(store, [*embeddings, *valid])
+        for i, t in enumerate(times):
+            whole = set(names[i]) & set(names[len(times) + i])
+            for column in np.flatnonzero(numbers[t]):
+                block = (t, row, int(column))
+                if str(column) in whole:
+                    continue
+                if Entry.from_number(int(numbers[t, column])).output != _without_data(layout, dtype, dim, block):
+                    lost.append(block)
+    return lost
+
+
+def _without_data(layout: Layout, dtype: np.dtype[Any], dim: int, block: Block) -> int:
+    """Checksum of a block in which no patch is valid: of such a block nothing is stored."""
+    shape = tuple(s.stop - s.start for s in layout.region(block))
+    return layout.checksum(block, np.full((dim, *shape), fill(dtype)).astype(dtype), np.zeros(shape, dtype="float32"))
+
+
+def _replace(array: Any, shard: tuple[int, ...], region: tuple[int | slice, ...], values: np.ndarray) -> None:
+    """Write a whole shard, whatever is stored in its place."""
+    try:
+        array[region] = values
+    except (OSError, StoreMismatchError, _CompletedElsewhereError):
+        raise
+    except Exception:
+        # zarr merges with the shard that is there, whole or not; one that it cannot read is from a run that died.
+        objects.delete(array.store_path.store, f"{array.store_path.path}/{array.metadata.encode_chunk_key(shard)}")
+        array[region] = values
+
+
+def checksum(values: np.ndarray, valid: np.ndarray) -> int:
+    """CRC-32 of a block as it is stored."""
+    return zlib.crc32(np.ascontiguousarray(valid).tobytes(), zlib.crc32(np.ascontiguousarray(values).tobytes()))
+
+
+def fill(dtype: np.dtype[Any]) -> float:
+    """What a patch without data holds."""
+    return float("nan") if dtype.kind == "f" else -128

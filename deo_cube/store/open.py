@@ -1,0 +1,313 @@
+"""Open a store of embeddings, count what is done, and check it block by block."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+import zarr
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from deo_cube.cube import grid
+from deo_cube.cube.codecs import UNREADABLE, check_codecs
+from deo_cube.embedding import metadata
+from deo_cube.errors import StorageError, StoreMismatchError
+from deo_cube.paths import expand, is_url, local_path
+from deo_cube.progress import Progress
+from deo_cube.store import create, objects, rewritten, seal
+from deo_cube.store.create import existing
+from deo_cube.store.layout import FINGERPRINT, GENERATION, STATE, is_whole
+from deo_cube.store.location import locate
+from deo_cube.store.record import GROUP, Record
+from deo_cube.store.template import BLOCKS, FORMAT, IDENTITY, WINDOW
+
+__all__ = ["StoreStatus", "is_embeddings", "open_embeddings", "status", "verify_store"]
+
+
+@dataclass(frozen=True)
+class StoreStatus:
+    """How far a store is."""
+
+    blocks: int
+    done: int
+    damaged: tuple[tuple[int, int, int], ...] = ()
+    """Blocks whose bytes do not match their entry (time, row, column). Only `verify_store` looks."""
+    verified: bool = False
+    repaired: bool = False
+    """Whether the entries of the damaged blocks were deleted, and metadata restored."""
+    metadata: tuple[str, ...] = ()
+    """Objects of the metadata that are missing, damaged or changed, and how. Only `verify_store` looks."""
+    sealed: bool = True
+    """False for stores of earlier versions, which have no copy of their metadata to compare with."""
+    derived: str | None = None
+    """How the store's values were computed from a model's embeddings; None where they are the model's own output."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block is done, and nothing was found damaged."""
+        return self.done == self.blocks and not self.damaged and not self.metadata
+
+    def __repr__(self) -> str:
+        state = f"{self.blocks - self.done} to do" if self.done < self.blocks else "complete"
+        damage = f", {len(self.damaged)} DAMAGED: {list(self.damaged[:5])}" if self.damaged else ""
+        damage += f", METADATA DAMAGED: {'; '.join(self.metadata)}" if self.metadata else ""
+        if damage and self.done == self.blocks:
+            state = "not complete"
+        damage += "; repaired: the call that made the store completes it" if self.repaired else ""
+        checked = ", every byte checked" if self.verified and not damage else ""
+        checked += ", metadata not checked (store of an earlier version)" if checked and not self.sealed else ""
+        derived = f"; {self.derived}" if self.derived else ""
+        return f"<Store: {self.done} of {self.blocks} blocks done, {state}{damage}{checked}{derived}>"
+
+
+def is_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> bool:
+    """Whether a store of embeddings of this package lies there."""
+    try:
+        found = existing(locate(store, storage_options))
+    except StoreMismatchError:
+        return False
+    return found is not None and IDENTITY in found.attrs
+
+
+def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> StoreStatus:
+    """Count the blocks that are done, by their entries in the progress record; no block is read.
+
+    Raises
+    ------
+    StoreMismatchError
+        If the store was not made by deo_cube.
+    """
+    place = locate(store, storage_options)
+    root = _ours(place)
+    check_codecs(root)
+    rewritten.check_record(place, root, needed=True)
+    attrs = dict(root.attrs)
+    record = create.record_of(place, attrs)
+    return StoreStatus(blocks=record.total, done=record.count(), derived=attrs.get(metadata.PREFIX + "derived"))
+
+
+def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
+    found = existing(store, mode)
+    if found is None:
+        raise StoreMismatchError(f"{store} does not exist")
+    if IDENTITY not in found.attrs:
+        raise StoreMismatchError(
+            f"{store} was not made by deo_cube (no {IDENTITY} in its attributes, which a copy by xarray may lack): "
+            f"{rewritten.instead(store)}"
+        )
+    return found
+
+
+def verify_store(
+    store: Any,
+    *,
+    repair: bool = False,
+    progress: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> StoreStatus:
+    """Read every finished block back and compare it with its entry.
+
+    Parameters
+    ----------
+    store : path, URL or zarr store
+        As `to_zarr` took it.
+    repair : bool
+        Take the entries of damaged blocks away, so that the call which made the store does these again.
+    progress : bool
+        Show a progress bar.
+    storage_options : mapping, optional
+        As for `to_zarr`.
+
+    Raises
+    ------
+    StoreMismatchError
+        If the store was not made by deo_cube.
+    """
+    place = locate(store, storage_options)
+    backend = objects.store_at(place)
+    sealed = seal.read(backend)
+    wrong = {} if sealed is None else seal.damaged(backend, sealed) | seal.consolidated(backend, sealed)
+    if wrong and repair:
+        create.repair(place)
+    root = None if create.ROOT in wrong and not repair else _ours(place, "r+" if repair else "r")
+    if root is not None and (repair or not wrong):
+        check_codecs(root)
+        rewritten.check_record(place, root, needed=True)
+    elif root is not None:
+        try:
+            check_codecs(root)
+        except StorageError:
+            root = None  # its arrays are not read
+    attrs = dict(root.attrs) if root is not None else json.loads((sealed or {})[create.ROOT])["attributes"]
+    if sealed is None and FORMAT in attrs:
+        wrong = {seal.KEY: "missing or damaged"}
+    record = create.record_of(place, attrs)
+    checked, damaged = 0, []
+    # Decompression and checksums leave the interpreter to other threads.
+    finished = record.count() if progress else record.total
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        Progress(finished, title="verify", shown=progress) as bar,
+    ):
+        for row, numbers in record.rows():
+            blocks = [(int(t), row, int(c)) for t, c in zip(*np.nonzero(numbers), strict=True)]
+            whole = pool.map(partial(_is_whole, root, record), blocks)
+            for block, fine in zip(blocks, whole, strict=True):
+                checked += 1
+                bar.advance()
+                if not fine:
+                    damaged.append(block)
+    if repair and damaged:
+        create.restart(backend)  # first, so that the store never claims more than it holds
+        for block in damaged:
+            record.forget(block)
+    return StoreStatus(
+        record.total,
+        checked,
+        tuple(sorted(damaged)),
+        verified=True,
+        repaired=repair and bool(damaged or wrong),
+        metadata=tuple(f"{key} ({problem})" for key, problem in wrong.items()),
+        sealed=FORMAT in attrs,
+        derived=attrs.get(metadata.PREFIX + "derived"),
+    )
+
+
+def _is_whole(root: zarr.Group | None, record: Record, block: tuple[int, int, int]) -> bool:
+    if root is None:
+        return True  # not readable without the group's document; that is what is reported
+    try:
+        return is_whole(root, record, block)
+    except Exception:
+        return False  # an array's document is damaged
+
+
+def _check_sealed(place: Any, attrs: Mapping[str, Any]) -> None:
+    """Refuse a store whose metadata are not what was written with it: numbers or places would be wrong."""
+    if FORMAT not in attrs:
+        return
+    backend = objects.store_at(place)
+    if not objects.has_any(backend, GROUP):
+        return  # written anew by another program, without record and seal
+    sealed = seal.read(backend)
+    wrong = {seal.KEY: "missing or damaged"} if sealed is None else seal.damaged(backend, sealed)
+    if wrong:
+        raise StoreMismatchError(
+            f"{place}: metadata are not what was written: {'; '.join(f'{k} {v}' for k, v in wrong.items())}. "
+            "verify_store(..., repair=True) (in a shell: deo-cube verify --repair) restores them from the store's own "
+            "copy, or the call that wrote the store, made once more"
+        )
+
+
+def _of_others(store: Any) -> xr.DataArray | None:
+    if not isinstance(store, str | os.PathLike):
+        return None
+    ending = str(store).rstrip("/").lower().rpartition(".")[2]
+    if ending not in ("tif", "tiff", "npy") and (
+        is_url(store) or not local_path(store).exists() or is_embeddings(store)
+    ):
+        return None
+    from deo_cube.store.products import open_layout
+
+    return open_layout(expand(store))
+
+
+def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> xr.DataArray:
+    """Open a store of embeddings, lazily.
+
+    Parameters
+    ----------
+    store : path, URL or zarr store
+        Written by `emb.deo.to_zarr()`; or embeddings of others, where they lie: TESSERA tiles, AlphaEarth COGs, stores
+        after the `geoemb:` convention (`deo_cube.store.products`).
+    storage_options : mapping, optional
+        As for `to_zarr`.
+
+    Returns
+    -------
+    DataArray
+        As it was written: `embeddings` ``(time, embedding, y, x)`` on Dask, a chunk a shard, with the coordinate
+        `valid`. int8 stores are decoded to float32.
+
+    Raises
+    ------
+    StoreMismatchError
+        If the store was not made by deo_cube, and is of no other layout that is known.
+
+    Warns
+    -----
+    UserWarning
+        If blocks are missing; they read as NaN.
+    """
+    if (other := _of_others(store)) is not None:
+        return other
+    store = locate(store, storage_options)
+    root = _ours(store)
+    state = root.attrs.get(STATE)
+    if state in ("creating", "replacing"):
+        raise StoreMismatchError(f"{store} was being {state[:-3]}ed when a run stopped: make the same call again")
+    try:
+        rewritten.check_record(store, root, needed=False)
+    except StoreMismatchError:
+        raise
+    except UNREADABLE:
+        pass  # damaged, which is said next
+    _check_sealed(store, root.attrs)
+    check_codecs(root)
+    if state != "complete":
+        now = status(store)
+        if now.complete:
+            state = "complete"
+        else:
+            warnings.warn(
+                f"{store} is not complete: {now.done} of {now.blocks} blocks are done, the others read as NaN. "
+                "Make the call that began it once more to finish it",
+                stacklevel=2,
+            )
+    shards = root["embeddings"].shards or root["embeddings"].chunks
+    dims = list(root["embeddings"].metadata.dimension_names)
+    ds = xr.open_zarr(store, zarr_format=3, consolidated=False, chunks=None, decode_coords="all")
+    rewritten.check_window(store, root.attrs, ds, (dims[-2], dims[-1]))
+    # What lies along time or nowhere is small, and no one wants to wait for it later.
+    small = {n: c.variable.load().drop_encoding() for n, c in ds.coords.items() if c.ndim < 2}
+    top, left, height, width = (int(v) for v in root.attrs[WINDOW])
+    # Cut before it is put on Dask, in chunks that are shards all the same: slicing Dask arrays lists every chunk.
+    emb = ds["embeddings"].isel({dims[-2]: slice(top, top + height), dims[-1]: slice(left, left + width)})
+    spatial = {
+        d: _cuts(lead, emb.sizes[d], shard) for d, lead, shard in zip(dims[-2:], (top, left), shards[-2:], strict=True)
+    }
+    emb = emb.chunk({**dict(zip(dims[:-2], shards[:-2], strict=True)), **spatial})
+    # `chunk` puts coordinates on Dask too.
+    emb = emb.assign_coords({n: c for n, c in small.items() if n not in dims[-2:]})
+    stored = emb.encoding
+    emb = emb.drop_encoding()
+    if emb.dtype == np.float64:
+        # xarray decodes to the type of the scale, and an attribute in JSON is a float64.
+        emb = emb.astype("float32")
+    if "scale_factor" in stored:
+        # What int8 numbers mean; chunks, shards and codecs are this store's, not those of a copy.
+        emb.encoding = {k: stored[k] for k in ("dtype", "scale_factor", "_FillValue") if k in stored}
+    emb.attrs |= {k: v for k, v in root.attrs.items() if k.startswith(metadata.PREFIX)}
+    for k in (IDENTITY, WINDOW, WINDOW + "_transform", STATE, FINGERPRINT, GENERATION, BLOCKS, FORMAT):
+        emb.attrs.pop(k, None)
+    # The window's own transform, so that coordinates come back to the last bit.
+    crs = grid.geobox(ds).crs
+    box = GeoBox((height, width), Affine(*root.attrs[WINDOW + "_transform"]), crs)
+    placed: xr.DataArray = grid.assign_grid(emb, box, dims=(dims[-2], dims[-1]))
+    return placed
+
+
+def _cuts(lead: int, size: int, shard: int) -> tuple[int, ...]:
+    """Chunks of ``[lead, lead + size)`` at the borders of shards."""
+    borders = [0, *range(shard - lead, size, shard), size]
+    return tuple(b - a for a, b in pairwise(borders))

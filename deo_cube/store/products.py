@@ -1,0 +1,274 @@
+"""Embeddings of other producers, opened as our own: TESSERA and AlphaEarth, and stores after the `geoemb:` convention.
+
+What is known of each layout, and from where:
+
+- **TESSERA** (geotessera 0.7.5: registry.py, tiles.py, core.py): tiles of 0.1 degree in UTM, 10 m, 128 bands. As
+  ``<year>/grid_<lon>_<lat>/grid_<lon>_<lat>.npy`` int8 (y, x, band) with ``..._scales.npy`` float32 (y, x) or (y, x,
+  band), value = int8 x scale; the place stands in ``global_0.1_degree_tiff_all/grid_<lon>_<lat>.tiff``. As GeoTIFF
+  ``grid_<lon>_<lat>_<year>.tiff`` and as Zarr (variable `embedding` (y, x, band)), both float32. As `geoemb:` Zarr, one
+  group a UTM zone, int8 with an array of scales in which NaN and infinity mean no data.
+- **AlphaEarth** (developers.google.com/earth-engine/guides/aef_on_gcs_readme): COGs of 8192 x 8192 px in UTM, 10 m, 64
+  int8 bands A00..A63, no data -128; value = (v / 127.5)**2 x sign(v), unit vectors. Rows run from south to north.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from odc.geo.geobox import GeoBox
+
+from deo_cube.cube import grid
+from deo_cube.cube.codecs import check_codecs
+from deo_cube.cube.georeference import SPATIAL_DIMS
+from deo_cube.cube.times import read_times
+from deo_cube.embedding.metadata import PREFIX, to_json
+from deo_cube.errors import MissingCRSError, StoreMismatchError
+from deo_cube.paths import expand
+
+__all__ = ["open_layout"]
+
+#: Patches a side of the chunks of files that have none of their own.
+CHUNK = 512
+LANDMASKS = "global_0.1_degree_tiff_all"
+_GRID = re.compile(r"grid_(-?\d+\.\d+)_(-?\d+\.\d+)")
+_YEAR = re.compile(r"(?<!\d)(20[12]\d)(?!\d)")
+
+TESSERA = ("tessera", "https://github.com/ucam-eo/tessera")
+ALPHAEARTH = ("alphaearth", "https://arxiv.org/abs/2507.22291")
+
+
+def open_layout(path: Any) -> xr.DataArray | None:
+    """Open embeddings that another producer wrote, by the look of them.
+
+    Parameters
+    ----------
+    path : str or path
+        A TESSERA tile (``.npy``, its folder, ``.tiff``, ``.zarr``), an AlphaEarth COG (``.tif``, also a URL), or a
+        `geoemb:` group.
+
+    Returns
+    -------
+    DataArray or None
+        `embeddings` (embedding, y, x) float32, or with `time` first, lazy, NaN where there is no data; `valid` (1 or
+        0), coordinates at pixel centres and `spatial_ref`, so that heads take them as ours. None for anything else.
+
+    Raises
+    ------
+    StoreMismatchError
+        For a file that is no embeddings, a tile without its scales, or a folder of several tiles.
+    MissingCRSError
+        For a tile whose place cannot be found.
+    StorageError
+        See `codecs.check_codecs`.
+    """
+    text = expand(path) if isinstance(path, str | os.PathLike) else str(path)
+    ending = text.rsplit("/", 1)[-1].rpartition(".")[2].lower()
+    if ending in ("tif", "tiff"):
+        return _geotiff(text)
+    if ending == "npy":
+        return _npy(Path(text))
+    local = Path(text)
+    if "://" not in text and local.is_dir() and not (local / "zarr.json").exists() and not (local / ".zgroup").exists():
+        tiles = sorted(p for p in local.rglob("grid_*.npy") if not p.name.endswith("_scales.npy"))
+        if len(tiles) == 1:
+            return _npy(tiles[0])
+        if tiles:
+            some = ", ".join(str(t.relative_to(local)) for t in tiles[:3])
+            raise StoreMismatchError(f"{text} holds {len(tiles)} TESSERA tiles ({some}, ...): name one")
+        return None
+    return _zarr(text)
+
+
+def _geotiff(path: str) -> xr.DataArray:
+    import rioxarray
+
+    opened = rioxarray.open_rasterio(path, chunks={"x": CHUNK, "y": CHUNK})
+    assert isinstance(opened, xr.DataArray)
+    name = path.rsplit("/", 1)[-1]
+    bands = opened.sizes["band"]
+    box = _box(opened, path)
+    if opened.dtype == np.int8 and bands == 64:
+        return _finished(_alphaearth(opened.rename(band="embedding")), box, ALPHAEARTH, _year(path))
+    if opened.dtype.kind == "f" and (_GRID.match(name) or "TESSERA_DATASET_VERSION" in opened.attrs):
+        return _finished(opened.rename(band="embedding").astype("float32"), box, TESSERA, _year(name))
+    raise StoreMismatchError(
+        f"{path} has {bands} bands of {opened.dtype}: AlphaEarth has 64 of int8, a TESSERA tile "
+        "(grid_<lon>_<lat>_<year>.tiff) float32. For a cube of bands: deo_cube.open_cube(path)"
+    )
+
+
+def _alphaearth(v: xr.DataArray) -> xr.DataArray:
+    scaled = v.astype("float32") / np.float32(127.5)
+    return (scaled * abs(scaled)).where(v != -128)
+
+
+def _npy(path: Path) -> xr.DataArray:
+    import dask.array as da
+
+    match = _GRID.match(path.name)
+    scales_path = path.with_name(f"{path.stem}_scales.npy")
+    if match is None or path.name.endswith("_scales.npy"):
+        raise StoreMismatchError(f"{path} is no TESSERA tile: wanted grid_<lon>_<lat>.npy with its _scales.npy")
+    if not path.exists() or not scales_path.exists():
+        raise StoreMismatchError(f"a TESSERA tile is two files, and one is not there: {path}, {scales_path.name}")
+    try:
+        values, scales = (np.load(p, mmap_mode="r", allow_pickle=False) for p in (path, scales_path))
+    except (OSError, ValueError, EOFError) as error:  # damaged, or Python objects, which are pickled
+        raise StoreMismatchError(f"{path} and {scales_path.name} are not two arrays of numbers: {error}") from error
+    if values.ndim != 3 or values.shape[:2] != scales.shape[:2]:
+        raise StoreMismatchError(
+            f"{path.name} is {values.shape}, its scales {scales.shape}: wanted (y, x, band) and (y, x)"
+        )
+    if not np.issubdtype(values.dtype, np.int8):
+        raise StoreMismatchError(f"{path.name} holds {values.dtype}: a TESSERA tile is int8")
+    v = xr.DataArray(da.from_array(values, (CHUNK, CHUNK, -1)), dims=("y", "x", "embedding"))
+    whole = (CHUNK, CHUNK, -1)[: scales.ndim]
+    s = xr.DataArray(da.from_array(scales, whole), dims=("y", "x", "embedding")[: scales.ndim])
+    return _finished(_per_pixel(v, s), _place_of(path, match[0], values.shape[:2]), TESSERA, _year(str(path.parent)))
+
+
+def _per_pixel(values: xr.DataArray, scales: xr.DataArray) -> xr.DataArray:
+    return values.astype("float32") * scales.astype("float32").where(np.isfinite(scales))
+
+
+def _place_of(path: Path, name: str, shape: tuple[int, ...]) -> GeoBox:
+    """The grid of a tile, from the GeoTIFF of its landmask: beside it, or in TESSERA's folder of them."""
+    folders = [path.parent, *(p / LANDMASKS for p in path.parents)]
+    found = next((f for d in folders for e in (".tiff", ".tif") if (f := d / f"{name}{e}").exists()), None)
+    if found is None:
+        raise MissingCRSError(
+            f"the place of a TESSERA tile stands in its landmask, {LANDMASKS}/{name}.tiff, which is neither there nor "
+            f"beside {path.name}: fetch it (geotessera does), or export the tile as GeoTIFF"
+        )
+    import rasterio
+
+    with rasterio.open(found) as file:
+        box = GeoBox((file.height, file.width), file.transform, file.crs.to_wkt())
+    if tuple(box.shape) != tuple(shape[:2]):
+        raise MissingCRSError(
+            f"{found.name} is {tuple(box.shape)}, the tile {tuple(shape[:2])}: they do not belong together"
+        )
+    return box
+
+
+def _zarr(path: str) -> xr.DataArray | None:
+    try:
+        group = zarr.open_group(path, mode="r")
+    except (FileNotFoundError, zarr.errors.GroupNotFoundError, ValueError):
+        return None
+    said = dict(group.attrs)
+    check_codecs(group)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
+        ds = xr.open_zarr(path, decode_coords="all", mask_and_scale=False)
+    if "geoemb:type" in said:
+        return _geoemb(ds, said, path)
+    if "TESSERA_DATASET_VERSION" in said and "embedding" in ds:
+        array = ds["embedding"].rename(_renamed(ds["embedding"], path))
+        return _finished(
+            array.astype("float32"), _box(array, path), TESSERA, _year(str(said.get("TESSERA_YEAR", path)))
+        )
+    zones = [k for k in group.group_keys() if re.fullmatch(r"utm\d\d", k)]
+    if zones:
+        raise StoreMismatchError(
+            f"{path} has a group a UTM zone: name one, {path}/{zones[0]} (of {', '.join(zones[:8])})"
+        )
+    return None
+
+
+def _geoemb(ds: xr.Dataset, said: dict[str, Any], path: str) -> xr.DataArray:
+    quantised = said.get("geoemb:quantization", {})
+    scale = quantised.get("scale", {})
+    of_scales = scale.get("array_name")
+    dim = int(said["geoemb:dimensions"])
+    fit = [str(n) for n, v in ds.data_vars.items() if n != of_scales and v.ndim >= 3 and dim in v.shape]
+    if len(fit) != 1:
+        raise StoreMismatchError(f"{path} has {fit or 'no array'} of {dim} dimensions: wanted one array of embeddings")
+    array = ds[fit[0]].rename(_renamed(ds[fit[0]], path))
+    box = _box(array, path, said)
+    model = (str(said.get("title") or said["geoemb:model"]), str(said["geoemb:model"]))
+    if any(word in model[1].lower() for word in ("2507.22291", "alphaearth", "aef")) and array.dtype == np.int8:
+        # The convention's own example states one linear scale for it, which is not how Google decodes it.
+        values, model = _alphaearth(array), ALPHAEARTH
+    elif of_scales is not None:
+        values = _per_pixel(array, ds[of_scales])
+    elif scale.get("type") == "scalar":
+        fill = ds[fit[0]].attrs.get("_FillValue", ds[fit[0]].encoding.get("fill_value"))
+        values = array.astype("float32") * np.float32(scale["scale"]) + np.float32(scale.get("offset", 0.0))
+        values = values if fill is None else values.where(array != fill)
+    elif quantised or array.dtype.kind != "f":
+        raise StoreMismatchError(f"{path} says nothing of how its {array.dtype} are decoded (geoemb:quantization)")
+    else:
+        values = array.astype("float32")
+    if "tessera" in model[1].lower():
+        model = TESSERA
+    return _finished(values, box, model, _year(path), patch=_patch(said), gsd=float(said.get("geoemb:gsd", 10.0)))
+
+
+def _patch(said: dict[str, Any]) -> int:
+    return int(said.get("geoemb:chip_layout", {}).get("stride", [1])[0])
+
+
+def _renamed(array: xr.DataArray, path: str) -> dict[str, str]:
+    """New name of the dimension of vectors."""
+    pair = next((p for p in SPATIAL_DIMS if set(p) <= set(array.dims)), None)
+    others = [str(d) for d in array.dims if pair is not None and d not in (*pair, "time", "year", "t")]
+    if pair is None or len(others) != 1:
+        raise StoreMismatchError(f"{path}: cannot tell the dimension of vectors among {array.dims}")
+    return {others[0]: "embedding"}
+
+
+def _box(array: xr.DataArray, path: str, said: dict[str, Any] | None = None) -> GeoBox:
+    """The grid: after `spatial:` and `proj:` where they stand, else as coordinates have it."""
+    pair = next(p for p in SPATIAL_DIMS if set(p) <= set(array.dims))
+    others = {d: 0 for d in array.dims if d not in pair}
+    if said is not None and "spatial:transform" in said and ("proj:code" in said or "proj:wkt2" in said):
+        from affine import Affine
+
+        shape = (array.sizes[pair[0]], array.sizes[pair[1]])
+        return GeoBox(shape, Affine(*said["spatial:transform"][:6]), said.get("proj:code") or said["proj:wkt2"])
+    return grid.geobox(array.isel(others, drop=True))
+
+
+def _year(text: str) -> int | None:
+    years = _YEAR.findall(text)
+    return int(years[-1]) if years else None
+
+
+def _finished(
+    values: xr.DataArray, box: GeoBox, model: tuple[str, str], year: int | None, *, patch: int = 1, gsd: float = 10.0
+) -> xr.DataArray:
+    """Name, order, place, validity and provenance as `open_embeddings` gives them."""
+    pair = next(p for p in SPATIAL_DIMS if set(p) <= set(values.dims))
+    time = [d for d in ("time", "year", "t") if d in values.dims]
+    values = values.reset_coords(drop=True).drop_vars([d for d in values.coords if d not in time], errors="ignore")
+    values = values.rename(dict(zip(pair, ("y", "x"), strict=True)) | ({time[0]: "time"} if time else {}))
+    values = values.transpose(*(["time"] if time else []), "embedding", "y", "x").rename("embeddings")
+    if time and (labels := read_times(values["time"].variable)).dated:
+        values = values.assign_coords(time=labels.values)
+    elif not time and year is not None:
+        values = values.assign_coords(time=np.datetime64(f"{year}-01-01", "ns"))
+    if values.chunks is None:
+        values = values.chunk({"y": CHUNK, "x": CHUNK})
+    valid = np.isfinite(values.variable.isel(embedding=0)).astype("float32")
+    values = values.assign_coords(valid=valid)
+    values.attrs = {
+        "long_name": f"{model[0]} embeddings",
+        PREFIX + "model": model[0],
+        PREFIX + "model_alias": model[0],
+        PREFIX + "model_url": model[1],
+        PREFIX + "model_fingerprint": model[1],
+        PREFIX + "weights_status": "published",
+        PREFIX + "gsd": gsd / patch if patch > 1 else gsd,
+        PREFIX + "plan": to_json({"patch": patch}),
+        PREFIX + "dtype": "float32",
+    }
+    placed: xr.DataArray = grid.assign_grid(values, box)
+    return placed.drop_encoding()  # of a file in other chunks than a copy will have

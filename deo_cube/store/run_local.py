@@ -1,0 +1,178 @@
+"""Run blocks on threads or processes of this machine: a few at a time, the next one submitted as one ends."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from deo_cube.embedding import metadata, runtime
+from deo_cube.errors import DeoCubeError, DeviceError
+from deo_cube.progress import Progress
+from deo_cube.store.layout import Layout
+from deo_cube.store.template import own_geobox
+
+__all__ = ["Bar", "Comparison", "executor", "fly", "pickled", "unpickled_call", "workers"]
+
+Block = tuple[int, int, int]
+
+
+def workers(kind: str, num_workers: int | None) -> int:
+    """Threads or processes that run blocks on this machine."""
+    if kind == "synchronous":
+        return 1
+    return num_workers or runtime.cpu_lanes() + (0 if kind == "processes" else 2)
+
+
+@contextmanager
+def executor(kind: str, num_workers: int | None) -> Iterator[tuple[Executor, int]]:
+    """Yield an executor of this machine, and how many blocks to keep in flight on it."""
+    n = workers(kind, num_workers)
+    if kind == "processes":
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        # Not fork: torch's and GDAL's threads do not survive it.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(n, mp_context=spawn, initializer=_end_with_parent) as pool:
+            yield pool, 2 * n
+        return
+    with ThreadPoolExecutor(n, thread_name_prefix="deo_cube-block") as threads_pool:
+        yield threads_pool, n
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, however that ended.
+
+    A killed parent leaves its workers waiting for the next block, each of them with a loaded model.
+    """
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            # Not sys.exit, which would wait for the block that is running; blocks survive a kill.
+            os._exit(1)
+
+    threading.Thread(target=watch, name="deo_cube-parent", daemon=True).start()
+
+
+def fly(
+    executor: Executor,
+    slots: int,
+    jobs: Iterable[Any],
+    run: Callable[[Any], Any],
+    bar: Bar,
+    give_up: Callable[[], None],
+    results: Callable[[Block, Any], None] | None = None,
+) -> None:
+    """Run `jobs` (each with its `block`), `slots` at a time; stop at the first failure.
+
+    `give_up` is called then, before those in flight are waited for.
+
+    Raises
+    ------
+    DeviceError
+        If a worker process was killed.
+    """
+    jobs = iter(jobs)
+    flying: dict[Future[Any], Block] = {}
+    processes = type(executor).__name__ == "ProcessPoolExecutor"
+    try:
+        while True:
+            for job in itertools.islice(jobs, slots - len(flying)):
+                future = executor.submit(unpickled_call, run, pickled(job)) if processes else executor.submit(run, job)
+                flying[future] = job.block
+            if not flying:
+                return
+            finished, _ = wait(flying, return_when=FIRST_COMPLETED)
+            for future in finished:
+                block = flying.pop(future)
+                result = future.result()
+                if results is not None:
+                    results(block, result)
+                bar.update(block)
+    except BrokenExecutor as error:
+        # Of processes: one was killed from outside, or by the system.
+        killed = DeviceError(
+            "a worker process was killed: most likely it ran out of memory. Pass a smaller num_workers=, or embed "
+            "with a smaller block="
+        )
+        bar.note(killed)
+        give_up()
+        raise killed from error
+    except BaseException as error:
+        bar.note(error)
+        give_up()
+        raise
+    finally:
+        for future in flying:
+            future.cancel()
+
+
+def pickled(job: Any) -> bytes:
+    """A job as bytes: its graph holds functions defined in notebooks, which plain pickle cannot send."""
+    import cloudpickle
+
+    return bytes(cloudpickle.dumps(job))
+
+
+def unpickled_call(run: Callable[[Any], Any], job: bytes) -> Any:
+    """Do a pickled job."""
+    import cloudpickle
+
+    return run(cloudpickle.loads(job))
+
+
+class Bar(Progress):
+    """Progress over the blocks of a store, with the area per second.
+
+    `done` counts the blocks that earlier runs did.
+    """
+
+    def __init__(self, emb: xr.DataArray, layout: Layout, *, shown: bool, done: int = 0) -> None:
+        self._layout = layout
+        self._pixel_area = _patch_area(emb)
+        alias = emb.attrs.get(metadata.PREFIX + "model_alias", "embeddings")
+        total = int(np.prod(layout.blocks))
+        super().__init__(total, title=f"embed {alias}", done=done, rate_unit="km²/s", shown=shown)
+
+    def update(self, block: Block) -> None:
+        """Count a block that this run did."""
+        rows, columns = self._layout.region(block)
+        self.advance(amount=(rows.stop - rows.start) * (columns.stop - columns.start) * self._pixel_area)
+
+    def note(self, error: BaseException) -> None:
+        """Add to `error` how many blocks are safe."""
+        error.add_note(f"{self.done} of {self.total} blocks are done and safe; the same call resumes from there")
+
+
+class Comparison(Bar):
+    """Progress over the finished blocks of a store whose inputs are compared."""
+
+    def __init__(self, emb: xr.DataArray, layout: Layout, finished: int, *, shown: bool) -> None:
+        self._layout, self._pixel_area = layout, _patch_area(emb)
+        Progress.__init__(self, finished, title="compare inputs", rate_unit="km²/s", shown=shown)
+
+    def note(self, error: BaseException) -> None:
+        """Add nothing: no block is being done."""
+
+
+def _patch_area(emb: xr.DataArray) -> float:
+    """Square kilometres of a patch on the ground."""
+    from deo_cube.cube import grid
+
+    try:
+        dx, dy = grid.ground_resolution(own_geobox(emb))
+    except DeoCubeError:
+        return 0.0
+    return dx * dy / 1e6

@@ -1,0 +1,325 @@
+"""A store as STAC: an Item of it and a Collection of its kind, with the `emb:` extension v0.0.1.
+
+The extension (github.com/geo-embeddings/embeddings-stac-specification) says on the Collection what embeddings are, and
+on the Item how they came about; an Item has the store as its asset ``embeddings``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from deo_cube import arguments
+from deo_cube.cube import grid
+from deo_cube.cube.footprint import geobox_footprint
+from deo_cube.cube.times import dates
+from deo_cube.embedding import metadata
+from deo_cube.embedding.metadata import PREFIX
+from deo_cube.errors import StoreMismatchError
+from deo_cube.paths import is_url, local_path
+from deo_cube.store.open import open_embeddings
+
+if TYPE_CHECKING:
+    import pystac
+
+    from deo_cube.encoder.card import ModelCard
+
+__all__ = ["EMBEDDING_EXTENSION", "collection_of", "publish", "stac_item"]
+
+EMBEDDING_EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
+_EXTENSIONS = (
+    EMBEDDING_EXTENSION,
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+    "https://stac-extensions.github.io/datacube/v2.2.0/schema.json",
+)
+ZARR = "application/vnd.zarr; version=3"
+
+
+def stac_item(store: Any, *, id: str | None = None, href: str | None = None) -> pystac.Item:
+    """Describe a store as a STAC Item, from its metadata alone.
+
+    Parameters
+    ----------
+    store : path, URL or zarr store
+        Written by `emb.deo.to_zarr()`.
+    id : str, optional
+        Default: the store's name without its ending.
+    href : str, optional
+        Of the store, as readers of the Item will find it. Default: relative to the folder that it lies in.
+
+    Returns
+    -------
+    pystac.Item
+        With the extensions `emb:`, `proj:`, `processing:` and `cube:`; asset ``embeddings``. It is in no collection
+        yet: `publish` puts it into `collection_of` the same store.
+
+    Raises
+    ------
+    StoreMismatchError
+        If the store was not made by deo_cube, or has no date.
+    """
+    import pystac
+
+    emb = open_embeddings(store)
+    name = _name(store) if id is None else id
+    box = grid.geobox(emb.isel(embedding=0, drop=True))
+    geometry, bbox = geobox_footprint(box)
+    first, last = _dates(emb)
+    a = json.loads
+    facts = emb.attrs
+    radiometry, plan = a(facts[PREFIX + "radiometry"]), a(facts[PREFIX + "plan"])
+    epsg = box.crs.epsg
+    properties: dict[str, Any] = {
+        "title": f"{_what(emb)} of {_source(emb)}",
+        "gsd": float(facts[PREFIX + "gsd"]) * plan["patch"],
+        "proj:code": f"EPSG:{epsg}" if epsg else None,
+        "proj:shape": list(box.shape),
+        "proj:transform": list(box.transform)[:6],
+        "proj:bbox": list(box.boundingbox.bbox),
+        "processing:software": {"deo_cube": str(facts.get(PREFIX + "version", metadata.package_version()))},
+        "emb:runtime_parameters": {
+            "model": facts[PREFIX + "model"],
+            "weights_sha256": facts[PREFIX + "weights_sha256"],
+            "weights_status": facts[PREFIX + "weights_status"],
+            "layer": facts[PREFIX + "layer"],
+            "normalization": facts[PREFIX + "normalization"],
+            "bands": a(facts[PREFIX + "bands"]),
+            **{k: plan[k] for k in ("tile", "halo", "patch", "edge")},
+        },
+        "emb:preprocessing": {"format": "deo_cube:radiometry", "expression": radiometry},
+        "emb:spatial_coverage": "every patch of the grid; those without one valid pixel are no data",
+        **_cube(emb, box),
+    }
+    if PREFIX + "derived" in facts:
+        properties["processing:lineage"] = facts[PREFIX + "derived"]
+    if epsg is None:
+        properties["proj:wkt2"] = box.crs.wkt
+    if "item_ids" in emb.coords:
+        items = sorted({i for row in np.atleast_1d(emb["item_ids"].values) for i in str(row).split()})
+        properties["emb:runtime_parameters"]["source_items"] = items
+    if "scale_factor" in emb.encoding:
+        properties["emb:quantization"] = {
+            "method": "linear",
+            "original_dtype": "float32",
+            "quantized_dtype": "int8",
+            "scale": [float(emb.encoding["scale_factor"])],
+            "offset": [0.0],
+        }
+    one = first == last
+    item = pystac.Item(
+        id=name,
+        geometry=_plain(geometry),
+        bbox=bbox,
+        datetime=first if one else None,
+        start_datetime=None if one else first,
+        end_datetime=None if one else last,
+        properties=_plain(properties),
+        stac_extensions=list(_EXTENSIONS),
+    )
+    item.add_asset(
+        "embeddings",
+        pystac.Asset(
+            href or _relative(store),
+            title="embeddings (time, embedding, y, x) and their valid fraction",
+            media_type=ZARR,
+            roles=["data"],
+            extra_fields={"data_type": str(emb.encoding.get("dtype", emb.dtype))},
+        ),
+    )
+    source = metadata.SYNTHETIC if _synthetic(emb) else metadata.SOURCE
+    item.add_link(pystac.Link("emb:source-data", source, title=_source(emb)))
+    return item
+
+
+def collection_of(store: Any, *, description: str | None = None, license: str = "other") -> pystac.Collection:
+    """Describe the kind of embeddings that a store holds, as the Collection of its Item.
+
+    Parameters
+    ----------
+    store : path, URL or zarr store
+    description : str, optional
+    license : str
+        Of the embeddings: an SPDX identifier, or "other".
+
+    Returns
+    -------
+    pystac.Collection
+        With ``emb:type``, ``emb:dimensions``, ``data_type`` and the links ``emb:model`` and ``emb:source-data``, which
+        the extension requires. Its extent is the store's.
+    """
+    import pystac
+
+    emb = open_embeddings(store)
+    facts = emb.attrs
+    box = grid.geobox(emb.isel(embedding=0, drop=True))
+    patch = int(json.loads(facts[PREFIX + "plan"])["patch"])
+    first, last = _dates(emb)
+    state = " UNTRAINED: random weights." if facts[PREFIX + "weights_status"] == "untrained" else ""
+    extent = pystac.Extent(
+        pystac.SpatialExtent([list[float | int](geobox_footprint(box)[1])]), pystac.TemporalExtent([[first, last]])
+    )
+    fields: dict[str, Any] = {
+        "emb:type": "chip" if patch > 1 else "pixel",
+        "emb:dimensions": int(emb.sizes["embedding"]),
+        "data_type": str(emb.encoding.get("dtype", emb.dtype)),
+        "gsd": float(facts[PREFIX + "gsd"]) * patch,
+    }
+    if patch > 1:
+        fields["emb:chip_layout"] = {
+            "layout_type": "regular_grid",
+            "chip_size": [patch, patch],
+            "stride": [patch, patch],
+        }
+    model = facts[PREFIX + "model"]
+    dim = emb.sizes["embedding"]
+    told = f"{dim}-dimensional embeddings of {_source(emb)} by {model}, one per {patch} px.{state}"
+    if PREFIX + "derived" in facts:
+        told = (
+            f"Computed from embeddings of {_source(emb)} by {model}: {_what(emb)}, {dim} numbers per {patch} px.{state}"
+        )
+    collection = pystac.Collection(
+        collection_id(emb),
+        description or told,
+        extent,
+        license=license,
+        stac_extensions=[EMBEDDING_EXTENSION],
+        extra_fields=fields,
+    )
+    source = metadata.SYNTHETIC if _synthetic(emb) else metadata.SOURCE
+    collection.add_link(pystac.Link("emb:model", metadata.model_of(emb)))
+    collection.add_link(pystac.Link("emb:source-data", source, title=_source(emb)))
+    return collection
+
+
+def publish(
+    store: str | Path, *, model: str | Path | ModelCard | None = None, license: str = "other"
+) -> tuple[Path, Path, Path]:
+    """Write the Item, the Collection and the model's Item (MLM) of a store beside it, linked to each other.
+
+    Parameters
+    ----------
+    store : path
+        A store in a folder. For ``emb.zarr`` the files are ``emb.item.json``, ``emb.collection.json`` and
+        ``emb.model.json``.
+    model : str, path or ModelCard, optional
+        Where its card is, if not under the name that the store has for it: the folder of a training run.
+    license : str
+        Of the embeddings: an SPDX identifier, or "other".
+
+    Returns
+    -------
+    tuple of Path
+        Item, Collection, model.
+
+    Raises
+    ------
+    StoreMismatchError
+        If there is no store of this package, or it is not in a folder.
+    UnknownModelError
+        If the card of the model that made it is not at hand: pass `model`.
+    """
+    import pystac
+
+    from deo_cube.store.model_item import model_item
+
+    if isinstance(store, str) and is_url(store):
+        raise StoreMismatchError(f"publish writes files beside a folder, which {store} is not: use stac_item(store)")
+    path = local_path(arguments.path("store", store))
+    item, collection = stac_item(path), collection_of(path, license=license)
+    emb = open_embeddings(path)
+    card = model_item(
+        emb.attrs[PREFIX + "model"] if model is None else model, weights_sha256=emb.attrs[PREFIX + "weights_sha256"]
+    )
+    stem = path.parent / path.name.removesuffix(".zarr")
+    files = tuple(stem.with_name(f"{stem.name}.{kind}.json") for kind in ("item", "collection", "model"))
+    names = [f"./{f.name}" for f in files]
+    collection.links = [link for link in collection.links if link.rel != "emb:model"]
+    things: tuple[pystac.STACObject, ...] = (item, collection, card)
+    derived = PREFIX + "derived" in emb.attrs
+    for thing in things[:2]:
+        if derived:
+            # Not the model's own output: the model is where it comes from.
+            thing.add_link(pystac.Link("derived_from", names[2], "application/geo+json", title=card.id))
+        else:
+            thing.add_link(pystac.Link("emb:model", names[2], "application/geo+json", title=card.id))
+    if derived:
+        collection.add_link(pystac.Link("emb:model", metadata.model_of(emb)))
+    item.collection_id = collection.id
+    item.add_link(pystac.Link("collection", names[1], "application/json"))
+    collection.add_link(pystac.Link("item", names[0], "application/geo+json", title=item.id))
+    for file, thing in zip(files, things, strict=True):
+        written = thing.to_dict(include_self_link=False, transform_hrefs=False)
+        file.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return files  # type: ignore[return-value]
+
+
+def collection_id(emb: xr.DataArray) -> str:
+    """Name of the collection: of all stores by one model and layer."""
+    derived = "-derived" if PREFIX + "derived" in emb.attrs else ""
+    return f"{emb.attrs[PREFIX + 'model']}-{emb.attrs[PREFIX + 'layer']}{derived}"
+
+
+def _what(emb: xr.DataArray) -> str:
+    return str(emb.attrs.get(PREFIX + "derived", f"{emb.attrs[PREFIX + 'model_alias']} embeddings"))
+
+
+def _name(store: Any) -> str:
+    text = str(store).rstrip("/") if isinstance(store, str | os.PathLike) else "embeddings"
+    return text.rsplit("/", 1)[-1].removesuffix(".zarr")
+
+
+def _relative(store: Any) -> str:
+    return str(store) if is_url(store) else f"./{local_path(store).name}"
+
+
+def _dates(emb: xr.DataArray) -> tuple[Any, Any]:
+    if "time" not in emb.coords:
+        raise StoreMismatchError(
+            "the embeddings have no time, and a STAC Item must: embed a cube with a coordinate time, "
+            "cube.assign_coords(time=...)"
+        )
+    stamps = dates(emb["time"], "a STAC Item").tz_localize("UTC")
+    return stamps.min().to_pydatetime(), stamps.max().to_pydatetime()
+
+
+def _synthetic(emb: xr.DataArray) -> bool:
+    return bool(emb.attrs.get(PREFIX + "synthetic", 0))
+
+
+def _source(emb: xr.DataArray) -> str:
+    return "a synthetic scene (no real data)" if _synthetic(emb) else "Sentinel-2"
+
+
+def _cube(emb: xr.DataArray, box: Any) -> dict[str, Any]:
+    """Dimensions and variables after the datacube extension."""
+    y, x = (str(d) for d in emb.dims[-2:])
+    west, south, east, north = box.boundingbox.bbox
+    system = box.crs.epsg or box.crs.wkt
+    patch = abs(float(box.transform.a))
+    dimensions: dict[str, Any] = {
+        x: {"type": "spatial", "axis": "x", "extent": [west, east], "step": patch, "reference_system": system},
+        y: {"type": "spatial", "axis": "y", "extent": [south, north], "step": patch, "reference_system": system},
+        "embedding": {"type": "embedding", "extent": [0, emb.sizes["embedding"] - 1]},
+    }
+    if "time" in emb.dims:
+        stamps = [t.isoformat() + "Z" for t in dates(emb["time"], "a STAC Item")]
+        dimensions["time"] = {"type": "temporal", "extent": [min(stamps), max(stamps)], "values": stamps}
+    plane = [str(d) for d in emb.dims if d != "embedding"]
+    return {
+        "cube:dimensions": dimensions,
+        "cube:variables": {
+            "embeddings": {"type": "data", "dimensions": [str(d) for d in emb.dims]},
+            "valid": {"type": "auxiliary", "dimensions": plane, "description": "valid fraction of the patch, 0..1"},
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Plain JSON values only, without those that are None."""
+    return json.loads(json.dumps({k: v for k, v in value.items() if v is not None}))

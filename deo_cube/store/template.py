@@ -1,0 +1,169 @@
+"""The metadata of a store: attributes, coordinates and empty arrays, made in memory as the bytes that are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from deo_cube.cube import grid
+from deo_cube.embedding import metadata
+from deo_cube.store import objects, seal
+from deo_cube.store.layout import FINGERPRINT, GENERATION, ROOT, STATE, Layout, fill
+from deo_cube.store.record import GROUP
+
+__all__ = ["BLOCKS", "FORMAT", "IDENTITY", "WINDOW", "Template", "make", "own_geobox", "root_bytes"]
+
+#: Patches along a side of the chunks inside a shard.
+INNER = 64
+IDENTITY = metadata.PREFIX + "identity"
+WINDOW = metadata.PREFIX + "window"
+#: Blocks along time, y and x.
+BLOCKS = metadata.PREFIX + "blocks"
+#: Version of the layout. Stores without it are of the first: their record is a Zarr array, and nothing is sealed.
+FORMAT = metadata.PREFIX + "format"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The metadata of a store, as they are written before the first block.
+
+    `root` is the group's own document, without state and generation; `objects` are all others by key, seal included.
+    """
+
+    root: dict[str, Any]
+    objects: Mapping[str, bytes]
+
+
+def root_bytes(root: Mapping[str, Any], state: str, generation: str = "") -> bytes:
+    """Return a group's document in a state, as it is stored."""
+    attributes = {k: v for k, v in root["attributes"].items() if k not in (STATE, GENERATION)} | {STATE: state}
+    if generation:
+        attributes[GENERATION] = generation
+    return json.dumps({**root, "attributes": attributes}, indent=2).encode()
+
+
+def make(emb: xr.DataArray, layout: Layout, fields: Mapping[str, Any]) -> Template:
+    """Return the metadata of a store of `emb`.
+
+    Parameters
+    ----------
+    emb : DataArray
+        What will be written.
+    layout : Layout
+        Of `emb`.
+    fields : mapping
+        Its identity, from `metadata.identity`.
+    """
+    memory = zarr.storage.MemoryStore()
+    _write(emb, memory, layout, fields)
+    written = dict(objects.contents(memory))
+    root: dict[str, Any] = json.loads(written.pop(ROOT))
+    sealed = {**written, ROOT: root_bytes(root, "writing")}
+    return Template(root, {**written, seal.KEY: seal.make(sealed)})
+
+
+def _write(emb: xr.DataArray, store: zarr.storage.MemoryStore, layout: Layout, fields: Mapping[str, Any]) -> None:
+    y, x = str(emb.dims[-2]), str(emb.dims[-1])
+    box = stored_geobox(emb, layout)
+    coords = _coordinates(emb, layout, box, (y, x))
+    derived = metadata.derivation(emb)
+    how = {} if derived is None else {metadata.PREFIX + "derived": derived}
+    attrs = {
+        **metadata.conventions(emb, box, (y, x)),
+        **{k: v for k, v in emb.attrs.items() if k.startswith(metadata.PREFIX)},
+        **how,
+        "title": f"{emb.attrs.get(metadata.PREFIX + 'model_alias', 'deo_cube')} embeddings of Sentinel-2",
+        WINDOW: [*layout.lead, *emb.shape[-2:]],
+        WINDOW + "_transform": list(own_geobox(emb).transform)[:6],
+        IDENTITY: metadata.to_json(fields),
+        FINGERPRINT: metadata.fingerprint(fields),
+        BLOCKS: list(layout.blocks),
+        FORMAT: 2,
+    }
+    coords.attrs = attrs
+    coords.to_zarr(store, mode="a", zarr_format=3, consolidated=False)
+    root = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
+    dim = emb.sizes["embedding"]
+    time = (emb.shape[0],) if len(layout.dims) == 4 else ()
+    names = [str(d) for d in emb.dims]
+    ones = (1,) * len(time)
+    inner = tuple(_inner(s) for s in layout.shard)
+    others = " ".join(str(n) for n in coords.coords if n not in names)
+    common = {"coordinates": f"valid {others}".strip(), "grid_mapping": "spatial_ref"}
+    kept = {k: _plain(v) for k, v in emb.attrs.items() if k not in ("grid_mapping", "coordinates")}
+    root.create_array(
+        "embeddings",
+        shape=(*time, dim, *layout.shape),
+        shards=(*ones, dim, *layout.shard),
+        chunks=(*ones, dim, *inner),
+        dtype=emb.dtype,
+        fill_value=fill(emb.dtype),
+        dimension_names=names,
+        attributes=kept | how | common,
+        compressors=_codec(),
+    )
+    root.create_array(
+        "valid",
+        shape=(*time, *layout.shape),
+        shards=(*ones, *layout.shard),
+        chunks=(*ones, *inner),
+        dtype="float32",
+        fill_value=0.0,
+        dimension_names=[n for n in names if n != "embedding"],
+        attributes={"long_name": "valid fraction of the patch's pixels", "units": "1", "grid_mapping": "spatial_ref"},
+        compressors=_codec(),
+    )
+    root.create_group(GROUP)
+
+
+def _codec() -> Any:
+    # Lossless codecs gain about 10 % on embeddings, so the quickest level; empty patches shrink to nothing at any.
+    return zarr.codecs.ZstdCodec(level=1)
+
+
+def _inner(shard: int) -> int:
+    """Largest divisor of a shard's side up to `INNER`; the whole side where only slivers divide it."""
+    best = max(d for d in range(1, min(shard, INNER) + 1) if shard % d == 0)
+    return best if best >= min(shard, 16) else shard
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def own_geobox(emb: xr.DataArray) -> GeoBox:
+    """Grid of the embeddings, without the store's margin."""
+    dims = emb.dims[-2:]
+    # Of the coordinates alone: slicing the array would list a task for every block.
+    places = {n: c.variable for n, c in emb.coords.items() if n != "valid" and set(c.dims) <= set(dims)}
+    return grid.geobox(xr.DataArray(np.broadcast_to(np.float32(0), emb.shape[-2:]), dims=dims, coords=places))
+
+
+def stored_geobox(emb: xr.DataArray, layout: Layout) -> GeoBox:
+    """Grid of the store: the array's, and the margin before it."""
+    box = own_geobox(emb)
+    a = box.transform
+    top, left = layout.lead
+    return GeoBox(layout.shape, Affine(a.a, a.b, a.c - left * a.a, a.d, a.e, a.f - top * a.e), box.crs)
+
+
+def _coordinates(emb: xr.DataArray, layout: Layout, box: GeoBox, dims: tuple[str, str]) -> xr.Dataset:
+    keep = {
+        n: c.variable.load()
+        for n, c in emb.coords.items()
+        if n not in (*dims, "valid", "spatial_ref") and not set(c.dims) & set(dims)
+    }
+    empty = xr.Dataset({"_": (dims, np.broadcast_to(np.float32(0), layout.shape))}, coords=keep)
+    placed = grid.assign_grid(empty, box, dims).drop_vars("_")
+    if layout.lead == (0, 0):
+        # No margin: the array's own coordinates, to the last bit.
+        placed = placed.assign_coords({d: emb[d] for d in dims if d in emb.coords})
+    return placed

@@ -1,0 +1,431 @@
+"""`emb.deo.to_zarr()`: blocks in flight on whatever scheduler is in use, each read, encoded and written by one task.
+
+One path for all schedulers: a job is the small graph of one block and where it goes, and runs on threads or processes
+here (`run_local.py`) or on a cluster's workers (`run_distributed.py`). The job's graph is computed inside its task, so
+a scheduler sees one task per block, whatever the source; nothing is parked between workers. Jobs are made as they are
+needed, and the progress record is read as they are made: a million blocks start as quickly as ten.
+
+Where a store is resumed, the inputs of the blocks that are done are compared with those of this call first
+(`inputs.py`), by jobs of the same kind that read and do not encode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from deo_cube import arguments
+from deo_cube.cube.coordinates import storable_coordinates
+from deo_cube.embedding import chunks, compute, graph, look, metadata
+from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
+from deo_cube.inputs import embeddings_of, refuse_foreign
+from deo_cube.store import announce, create, location, objects, run_local, sources
+from deo_cube.store.layout import Layout, Target, lost_shards
+from deo_cube.store.open import open_embeddings
+from deo_cube.store.record import Block, Record
+from deo_cube.store.scheduler import choose_scheduler
+
+__all__ = ["to_zarr"]
+
+log = logging.getLogger("deo_cube")
+
+#: Blocks whose graphs are cut out of the whole at a time.
+WAVE = 16
+#: Times that blocks are done which lost their entries while a run was at work.
+PASSES = 3
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a job's chunks are read, decided at the call."""
+
+    retries: int
+    timeout: float | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One block: its graph, its two keys, and where it goes."""
+
+    target: Target
+    block: tuple[int, int, int]
+    graph: Mapping[Any, Any]
+    values: Any
+    valid: Any
+    reading: Reading
+    run: str
+    """Which call of `to_zarr`: its chunks are kept apart from those of others."""
+
+
+def to_zarr(
+    emb: xr.DataArray,
+    path: Any,
+    *,
+    resume: bool | Literal["changed", "unchecked"] = True,
+    overwrite: bool = False,
+    progress: bool = True,
+    retries: int = 3,
+    read_timeout: float | None = 1800.0,
+    scheduler: str | None = None,
+    num_workers: int | None = None,
+    worker_timeout: float = 600.0,
+    storage_options: Mapping[str, Any] | None = None,
+) -> xr.DataArray:
+    """Write embeddings to a Zarr 3 store, block by block; go on where an earlier run stopped.
+
+    Parameters
+    ----------
+    emb : DataArray
+        From `ds.deo.embed()`, whole or sliced, lazy or computed.
+    path : path, URL or zarr store
+        The store: created, or resumed if it was begun by the same call.
+    resume : bool, "changed" or "unchecked"
+        What to do with a store that the same call began. True: compare the inputs of its finished blocks (pixels, SCL,
+        mask, and what is computed from the embeddings) with those of this call, refuse if any differ, and do the
+        others. "changed": do those again whose inputs differ, and the others. "unchecked": do not read the inputs of
+        finished blocks; you vouch for them. False: refuse a store that is there.
+
+        Comparing reads and does not encode. It is spared where the cube is read from files that are unchanged
+        since (Zarr on disk, STAC items).
+    overwrite : bool
+        Begin again, deleting what was there (only what deo_cube made).
+    progress : bool
+        Show a progress bar with the area done per second.
+    retries : int
+        Times that a chunk of the cube which could not be read is tried again, with growing pauses.
+    read_timeout : float, optional
+        Seconds after which a chunk that does not arrive counts as not read. None: wait for ever.
+    scheduler : {"threads", "processes", "synchronous", "distributed"}, optional
+        Default: the cluster of this process if there is one, else Dask's configured scheduler, else threads.
+    num_workers : int, optional
+        Blocks in flight, for threads and processes. Default: one a core and two more that read and write.
+    worker_timeout : float
+        Seconds to wait while a cluster has no worker, at the start or after the last one vanished.
+    storage_options : mapping, optional
+        Of the object store, where `path` is a URL. See `deo_cube.store.location.locate`.
+
+    Returns
+    -------
+    DataArray
+        The store, reopened lazily.
+
+    Raises
+    ------
+    StoreMismatchError
+        If another model, cube or plan began the store; the fields that differ are listed. If its finished blocks were
+        made from other inputs; these blocks are counted. If another run replaces the store meanwhile. If `emb` is not
+        laid out as embeddings are.
+    ValueError
+        For fewer than no retries, or no worker.
+    DeviceError
+        If the cluster has no worker, or none that fits.
+    OSError
+        If reading fails `retries` times, the disk is full, or the cluster's scheduler is lost: what is done is safe,
+        and the same call goes on.
+    """
+    if da.ARRAY_EXPR_ENABLED:
+        raise ArgumentError(
+            "to_zarr cannot take single blocks out of Dask's array expressions: start Python anew with "
+            "dask.config.set({'array.query-planning': False}) before dask.array is imported"
+        )
+    if not isinstance(emb, xr.DataArray):
+        emb = embeddings_of(emb)
+    _check(emb)
+    refuse_foreign(emb.variable, "emb", argument="emb")
+    if not isinstance(resume, str):
+        resume = arguments.boolean("resume", resume)
+    elif resume not in ("changed", "unchecked"):
+        raise ArgumentError(f"resume must be True, False, 'changed' or 'unchecked', got {resume!r}")
+    overwrite, progress = arguments.boolean("overwrite", overwrite), arguments.boolean("progress", progress)
+    retries = arguments.integer("retries", retries, minimum=0, error=ArgumentError)
+    if read_timeout is not None:
+        read_timeout = arguments.number("read_timeout", read_timeout, above=0, infinite=True)
+    worker_timeout = arguments.number("worker_timeout", worker_timeout, minimum=0, infinite=True)
+    if num_workers is not None:
+        num_workers = arguments.integer("num_workers", num_workers, error=ArgumentError)
+    place = location.locate(path, storage_options)
+    emb = _on_dask(storable_coordinates(emb))
+    layout = Layout.of(tuple(str(d) for d in emb.dims), emb.chunks or ())
+    kind = choose_scheduler(scheduler)
+    with _full_disk_said("the metadata", place):
+        if overwrite or create.nothing_at(place):
+            look.before_writing(emb, patience=read_timeout)
+        begun = create.create(emb, place, layout, resume=bool(resume), overwrite=overwrite)
+    token = sources.source_token(emb)
+    complete = create.is_complete(begun)
+    how = _Run(emb, kind, num_workers, Reading(retries, read_timeout), worker_timeout, progress)
+    if begun.found:
+        if (theirs := create.stored_layout(place)) != layout:
+            # Complete: nothing is left to write, and what is there is compared block by block.
+            layout = theirs
+            how = replace(how, emb=_on_dask(emb, layout))
+        begun = replace(begun, target=create.target(place, layout))
+        complete = _same_inputs(begun, how, resume, token, complete=complete) and complete
+        complete = not _forget_lost(begun.target, how.emb) and complete
+    if complete:
+        announce.complete(place, layout, checked=resume != "unchecked", shown=progress)
+        return open_embeddings(place)
+    _keep_token(place, token if resume != "unchecked" or not begun.found else None)
+    if begun.found:
+        begun = replace(begun, target=create.target(place, layout))
+    record = begun.target.record
+    done = record.count() if record.any() else 0
+    announce.opening(emb, layout, place, done, kind, num_workers)
+    for _ in range(PASSES):
+        with run_local.Bar(how.emb, layout, shown=progress, done=done) as bar:
+            how.jobs(begun.target, _todo(record, bar), run_job, bar)
+        if (done := record.count()) == record.total:
+            break  # else entries were deleted meanwhile, or damaged
+    with _full_disk_said("the metadata", place):
+        create.finish(begun)
+    announce.closing(place, bar)
+    return open_embeddings(place)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Where and how the jobs of one call run."""
+
+    emb: xr.DataArray
+    scheduler: str
+    num_workers: int | None
+    reading: Reading
+    patience: float
+    progress: bool
+
+    def jobs(
+        self,
+        target: Target,
+        blocks: Iterator[Block],
+        run_one: Callable[[Job], Any],
+        bar: run_local.Bar,
+        results: Callable[[Block, Any], None] | None = None,
+    ) -> None:
+        """Run one job per block; hand its result to `results`."""
+        run = uuid.uuid4().hex
+        jobs = _jobs(self.emb, target, blocks, self.reading, run)
+        if self.scheduler == "distributed":
+            from deo_cube.store.run_distributed import fly
+
+            runs = graph.runs(self.emb.data)
+            fly(jobs, run_one, bar, runs, run=run, patience=self.patience, results=results)
+            return
+        try:
+            with run_local.executor(self.scheduler, self.num_workers) as (executor, slots):
+                run_local.fly(executor, slots, jobs, run_one, bar, partial(chunks.forget, run), results)
+        finally:
+            chunks.forget(run)
+
+
+def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str | None, *, complete: bool) -> bool:
+    """Compare the inputs of finished blocks with those of this call; return whether all are the same.
+
+    Raises
+    ------
+    StoreMismatchError
+        If some differ and `resume` is not "changed".
+    """
+    target, place = begun.target, begun.target.store
+    stored = objects.read(objects.store_at(place), sources.KEY)
+    if resume == "unchecked" or (token is not None and stored == token.encode()):
+        return True
+    record = target.record
+    if resume == "changed":
+        create.check_not_source(how.emb, place)
+    differ: list[Block] = []
+    unknown: list[Block] = []
+
+    def note(block: Block, same: bool | None) -> None:
+        if same is None:
+            unknown.append(block)
+        elif not same:
+            differ.append(block)
+
+    with run_local.Comparison(how.emb, target.layout, record.count(), shown=how.progress) as bar:
+        how.jobs(target, _done(record), check_job, bar, note)
+    if unknown:
+        warnings.warn(
+            f"{place} was begun by an earlier version, which did not record what blocks were made from: whether "
+            f"{len(unknown)} finished blocks come from this cube cannot be known. overwrite=True begins again",
+            UserWarning,
+            stacklevel=4,
+        )
+    if not differ:
+        if complete and not unknown:
+            _keep_token(place, token)
+        return True
+    if resume != "changed":
+        raise StoreMismatchError(
+            f"{len(differ)} of {record.count()} finished blocks of {place} were made from other inputs than this call "
+            f"has: other pixels, SCL or mask, or another computation (first: time, row, column {min(differ)}). Pass "
+            "resume='changed' to do these blocks again, overwrite=True to begin again, or choose another path"
+        )
+    if complete:
+        create.restart(objects.store_at(place))  # first, so that the store never claims more than it holds
+    for block in differ:
+        record.forget(block)
+    return False
+
+
+def _forget_lost(target: Target, emb: xr.DataArray) -> bool:
+    """Delete the entries of blocks whose shards are gone, so that they are done again; return whether there are any."""
+    backend = objects.store_at(target.store)
+    lost = lost_shards(backend, target.layout, emb.dtype, emb.sizes["embedding"], target.record)
+    if lost:
+        log.warning("%s: %d finished blocks have lost their shards, and are done again", target.store, len(lost))
+        create.restart(backend)  # first, so that the store never claims more than it holds
+    for block in lost:
+        target.record.forget(block)
+    return bool(lost)
+
+
+def _keep_token(place: Any, token: str | None) -> None:
+    """Note which sources all finished blocks come from."""
+    backend = objects.store_at(place)
+    stored = objects.read(backend, sources.KEY)
+    if token is None and stored is not None:
+        objects.delete(backend, sources.KEY)
+    elif token is not None and stored != token.encode():
+        objects.write(backend, sources.KEY, token.encode())
+
+
+def _check(emb: xr.DataArray) -> None:
+    dims = tuple(emb.dims)
+    if len(dims) not in (3, 4) or dims[-3] != "embedding" or 0 in emb.shape:
+        raise StoreMismatchError(
+            f"to_zarr writes embeddings (time, embedding, y, x) or (embedding, y, x) that are not empty; got {dims} of "
+            f"shape {emb.shape}. Order them, emb.transpose('time', 'embedding', 'y', 'x'); "
+            "keep a single row or column as one, emb.isel(x=[10])"
+        )
+    if metadata.PREFIX + "dtype" in emb.attrs and str(emb.dtype) not in ("float16", "float32", "float64", "int8"):
+        raise StoreMismatchError(f"embeddings are float16, float32 or int8, got {emb.dtype}")
+
+
+def _on_dask(emb: xr.DataArray, layout: Layout | None = None) -> xr.DataArray:
+    """`emb` with one chunk per block, all embedding dimensions together and one date each, and with `valid`."""
+    if "valid" not in emb.coords:
+        # From elsewhere: a patch is valid where it has numbers.
+        rest = [d for d in emb.dims if d != "embedding"]
+        emb = emb.assign_coords(valid=emb.notnull().all("embedding").astype("float32").transpose(*rest))
+    y, x = emb.dims[-2:]
+    chunks: dict[Any, Any] = {"embedding": -1}
+    if emb.ndim == 4:
+        chunks[emb.dims[0]] = 1
+    if layout is not None:
+        chunks |= {y: layout.chunks[1], x: layout.chunks[2]}
+    elif emb.chunks is None:
+        chunks |= {y: min(128, emb.sizes[y]), x: min(128, emb.sizes[x])}
+    emb = emb.chunk(chunks)
+    sizes = dict(zip(emb.dims, emb.chunks or (), strict=True))
+    valid = emb["valid"].variable
+    return emb.assign_coords(valid=valid.chunk({d: sizes[d] for d in valid.dims}))
+
+
+def _todo(record: Record, bar: run_local.Bar) -> Iterator[Block]:
+    """Blocks without an entry, row by row, all dates of a place one after another: they share source chunks.
+
+    The record is read as it is gone through, a few rows ahead.
+    """
+    _, rows, columns = record.blocks
+    # Another process may be at work on the same store: start elsewhere, so that the two do not go in step.
+    start = os.getpid() if record.any() else 0
+    first = start // rows % columns
+    for row, numbers in record.rows(start % rows):
+        if numbers.any():
+            bar.found(int(np.count_nonzero(numbers)))
+        for column in (*range(first, columns), *range(first)):
+            for t in np.flatnonzero(numbers[:, column] == 0):
+                yield int(t), row, column
+
+
+def _done(record: Record) -> Iterator[Block]:
+    """Blocks with an entry, in the order of `_todo`."""
+    for row, numbers in record.rows():
+        for column in range(numbers.shape[1]):
+            for t in np.flatnonzero(numbers[:, column]):
+                yield int(t), row, column
+
+
+def _jobs(
+    emb: xr.DataArray, target: Target, todo: Iterator[tuple[int, int, int]], reading: Reading, run: str
+) -> Iterator[Job]:
+    values, valid = emb.data, emb["valid"].data
+    whole = graph.merged(values, valid)
+    four = emb.ndim == 4
+    while wave := list(itertools.islice(todo, WAVE)):
+        keys = {
+            b: ((values.name, *((b[0],) if four else ()), 0, *b[1:]), (valid.name, *((b[0],) if four else ()), *b[1:]))
+            for b in wave
+        }
+        part = graph.cut(whole, [k for pair in keys.values() for k in pair])
+        for b, (v, f) in keys.items():
+            yield Job(target, b, compute.subgraph(part, [v, f]), v, f, reading, run)
+
+
+def run_job(job: Job) -> None:
+    """Read, encode and write one block; nothing, if its entry is there already."""
+    target = job.target
+    complete = target.check()
+    if target.record.entry(job.block) is not None:
+        return
+    if complete:
+        raise StoreMismatchError(f"{target.store} is marked complete, and lacks block {job.block}: make the call again")
+    (values, valid), inputs = _compute(job)
+    try:
+        with _full_disk_said(f"block {job.block}", target.store):
+            target.open().write(job.block, values, valid, inputs)
+    except FileNotFoundError:
+        # Another process finished the store meanwhile, this block too, and swept up what it took for remains.
+        if target.record.entry(job.block) is None:
+            raise
+
+
+@contextlib.contextmanager
+def _full_disk_said(what: str, place: Any) -> Iterator[None]:
+    """Say of a full disk what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DeoCubeError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        full = StorageError(f"no space left for {what} of {place}: free some and make the same call again")
+        full.errno = error.errno
+        raise full from error
+
+
+def check_job(job: Job) -> bool | None:
+    """Return whether a finished block was made from the inputs that it would be made from now; None if not known."""
+    entry = job.target.record.entry(job.block)
+    if entry is None:
+        return True  # nothing is finished that could differ
+    (values, valid), inputs = _compute(job, encode=False)
+    if entry.inputs == inputs:
+        return True
+    if values is not None and not compute.encodes(job.graph):
+        # Nothing is encoded: the block itself was computed, and is compared.
+        return bool(entry.output == job.target.layout.checksum(job.block, values, valid))
+    return None if entry.inputs is None else False
+
+
+def _compute(job: Job, *, encode: bool = True) -> tuple[tuple[Any, Any], int]:
+    """Values and valid fraction of a block, without time, and the checksum of its inputs."""
+    with chunks.using(job.run) as reader:
+        load = partial(reader.read, retries=job.reading.retries, timeout=job.reading.timeout)
+        (values, valid), inputs = compute.compute_block(job.graph, [job.values, job.valid], load, encode=encode)
+    if values is None:
+        return (None, None), inputs
+    values, valid = (values[0], valid[0]) if values.ndim == 4 else (values, valid)
+    return (np.asarray(values), np.asarray(valid, dtype="float32")), inputs
