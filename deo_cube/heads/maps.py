@@ -18,6 +18,7 @@ from deo_cube.cube import grid
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.blend import blended
+from deo_cube.heads.bundled import bundled_head
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.head import Head, category_attrs, check_model, load_head
 from deo_cube.heads.upernet import multiscale
@@ -31,7 +32,11 @@ Array = NDArray[Any]
 
 
 def classify(
-    cube: xr.Dataset | xr.DataArray, head: Head | str | Path, *, probabilities: bool = False, **embed_options: Any
+    cube: xr.Dataset | xr.DataArray,
+    head: Head | str | Path | None = None,
+    *,
+    probabilities: bool = False,
+    **embed_options: Any,
 ) -> xr.DataArray:
     """One class a patch, from embeddings or straight from a cube.
 
@@ -39,8 +44,8 @@ def classify(
     ----------
     cube : Dataset or DataArray
         A Sentinel-2 cube, which is embedded with the head's model first; or embeddings.
-    head : Head or path
-        Of `fit_head` or `load_head`.
+    head : Head or path, optional
+        Of `fit_head` or `load_head`. Default: the head that comes with `model` (``model="dynamicworld"``).
     probabilities : bool
         Probabilities (time, class, y, x) float32 in place of classes.
     **embed_options
@@ -57,14 +62,18 @@ def classify(
         If the embeddings are of another model than the head's.
     """
     probabilities = arguments.boolean("probabilities", probabilities)
-    head = _head(head)
+    head, embed_options = _head(head, embed_options)
     return head.predict(_embedded(cube, head, embed_options), probabilities=probabilities)
 
 
 def segment(
-    cube: xr.Dataset | xr.DataArray, head: Head | str | Path, *, probabilities: bool = False, blend: bool = False,
+    cube: xr.Dataset | xr.DataArray,
+    head: Head | str | Path | None = None,
+    *,
+    probabilities: bool = False,
+    blend: bool = False,
     **embed_options: Any,
-) -> xr.DataArray:  # fmt: skip
+) -> xr.DataArray:
     """One class a pixel: the head's probabilities, bilinear between the centres of patches, the most probable drawn.
 
     A head that decodes finer than patches itself (conv with `upsample`) is interpolated from there. Arguments as of
@@ -75,9 +84,15 @@ def segment(
     models whose seams no halo makes small. It takes four times as long.
 
     Interpolation weighs valid patches only; pixels in patches without a valid pixel get no class.
+
+    Examples
+    --------
+    Dynamic World's land cover, from its published weights:
+
+    >>> land_cover = ds.deo.segment(model="dynamicworld", weights="weights")  # doctest: +SKIP
     """
     probabilities, blend = arguments.boolean("probabilities", probabilities), arguments.boolean("blend", blend)
-    head = _head(head)
+    head, embed_options = _head(head, embed_options)
     is_cube = not _is_embeddings(cube)
     if is_cube:
         cube = cube_of(cube)
@@ -134,14 +149,24 @@ def _is_embeddings(cube: Any) -> bool:
     return isinstance(cube, xr.DataArray) and "embedding" in cube.dims
 
 
-def _head(head: Any) -> Head:
+def _head(head: Any, options: dict[str, Any]) -> tuple[Head, dict[str, Any]]:
+    """Return the head, by default the model's own, and the options of `embed` that are left."""
+    if head is None:
+        model = options.get("model")
+        if not isinstance(model, str):
+            raise ArgumentError(
+                "head: expected a head of fit_head, the path of a saved one, or a model that comes with one, "
+                f"model='dynamicworld'; got model={model!r}"
+            )
+        # The head names model and layer; the user's other options stay.
+        return bundled_head(model), {k: v for k, v in options.items() if k != "model"}
     if isinstance(head, str | os.PathLike):
-        return load_head(Path(head))
+        return load_head(Path(head)), options
     if not isinstance(head, Head):
         raise ArgumentTypeError(
             f"head must be a head of fit_head, or the path of one that was saved; got {type(head).__name__}"
         )
-    return head
+    return head, options
 
 
 def _embedded(cube: xr.Dataset | xr.DataArray, head: Head, options: dict[str, Any]) -> xr.DataArray:
