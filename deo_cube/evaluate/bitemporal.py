@@ -13,7 +13,7 @@ from deo_cube.evaluate.dense import Tokens, encode_scene, fitted_on, name_of, pl
 from deo_cube.evaluate.probes import linear_probe
 from deo_cube.evaluate.readers import Scene
 from deo_cube.evaluate.scores import Score, histogram_counts, make_score, stopwatch
-from deo_cube.evaluate.splits import neighbourhoods, warn_of_leak
+from deo_cube.heads.splits import neighbourhoods, warn_of_leak
 
 __all__ = ["change"]
 

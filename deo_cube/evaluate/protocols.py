@@ -25,7 +25,7 @@ from deo_cube.evaluate.scores import (
     make_score,
     stopwatch,
 )
-from deo_cube.evaluate.splits import halves, split_groups, warn_of_leak
+from deo_cube.heads.splits import halves, split_groups, warn_of_leak
 
 __all__ = ["change", "classification", "land_cover", "level_shift", "segmentation"]
 

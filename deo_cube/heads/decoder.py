@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from deo_cube.arguments import integer, number
 from deo_cube.errors import ArgumentError
-from deo_cube.evaluate.decoders import apply_conv, conv_maker, drawn, neutral, standard
 from deo_cube.heads.classes import NO_CLASS, Classes
+from deo_cube.heads.decoders import apply_conv, conv_maker, drawn, neutral, standard
 from deo_cube.heads.head import Fitted, Model, category_attrs, check_model
 from deo_cube.heads.labels import burn_all
 from deo_cube.heads.vectors import geobox, spatial_dims

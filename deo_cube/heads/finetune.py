@@ -24,10 +24,10 @@ from deo_cube.embedding.embed import Prepared, embed, prepare
 from deo_cube.embedding.tiles import plan_tiles
 from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.errors import ArgumentError
-from deo_cube.evaluate.splits import blocks as space_blocks
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.head import fit_head
 from deo_cube.heads.labels import burn
+from deo_cube.heads.splits import blocks as space_blocks
 from deo_cube.inputs import cube_of
 
 __all__ = ["HEAD_FILE", "fit_tuned"]

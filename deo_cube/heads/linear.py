@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from deo_cube.arguments import boolean, integer, number
 from deo_cube.errors import ArgumentError, ArgumentTypeError
-from deo_cube.evaluate.splits import blocks
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled, thinned
 from deo_cube.heads.labels import Cases
+from deo_cube.heads.splits import blocks
 from deo_cube.heads.vectors import map_vectors
 
 __all__ = ["LinearHead"]

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from deo_cube.embedding.embed import embed
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import resolve
-from deo_cube.evaluate.decoders import upernet_blank, upernet_forward
 from deo_cube.heads.decoder import ConvHead
+from deo_cube.heads.decoders import upernet_blank, upernet_forward
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 
 __all__ = ["UPerNetHead", "multiscale"]

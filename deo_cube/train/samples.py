@@ -312,7 +312,7 @@ def _image_source(path: Path, spec: SourceSpec) -> ImageSource:
     names.sort(key=_class_and_number)
     held: list[str] = []
     if spec.hold_out:
-        from deo_cube.evaluate.splits import split_groups
+        from deo_cube.heads.splits import split_groups
 
         # The groups of `read_eurosat` and the split of `protocols.classification`: what that tests, training never saw.
         keys = [_class_and_number(n) for n in names]

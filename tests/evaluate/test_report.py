@@ -5,7 +5,7 @@ import pytest
 from deo_cube.evaluate.baselines import ImageStatistics, RawBands
 from deo_cube.evaluate.encoders import as_encode, untrained
 from deo_cube.evaluate.report import evaluate
-from deo_cube.evaluate.splits import LeakWarning
+from deo_cube.heads.splits import LeakWarning
 
 
 @pytest.mark.real

@@ -41,7 +41,7 @@ def test_halves_and_chips():
 
 @pytest.mark.filterwarnings("ignore:stripes")
 def test_a_split_without_a_gap_is_warned_of():
-    from deo_cube.evaluate.splits import LeakWarning
+    from deo_cube.heads.splits import LeakWarning
 
     with pytest.warns(LeakWarning, match="stripes, left leaks"):
         upernet_halves(RawBands(), scenes(1), task="stripes", chip=16, gap=-16, epochs=1, width=8, mirrored=False)

@@ -125,7 +125,7 @@ def test_images_fill_the_window_and_stay_on_the_scale(images_path: Path) -> None
 
 @pytest.mark.real
 def test_eurosat_tiles_that_are_tested_are_never_trained_on(shared: Path) -> None:
-    from deo_cube.evaluate.splits import split_groups
+    from deo_cube.heads.splits import split_groups
 
     source = open_source(f"{shared / 'data/eurosat_rgb/eurosat_rgb_shared.zip'},hold_out=0.5")
     assert isinstance(source, ImageSource)

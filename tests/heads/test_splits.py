@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from deo_cube.evaluate.splits import LeakWarning, blocks, halves, split_groups, warn_of_leak
+from deo_cube.heads.splits import LeakWarning, blocks, halves, split_groups, warn_of_leak
 
 
 @given(seed=st.integers(0, 999), share=st.floats(0.2, 0.8))

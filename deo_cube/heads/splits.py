@@ -1,4 +1,4 @@
-"""Splits that keep neighbours apart, and the warning when one does not."""
+"""Split labelled places into training and test places that are apart in space, and warn where they are not."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def warn_of_leak(train_xy: Array, test_xy: Array, reach: float, *, what: str = "
     if share > 0.01:
         warnings.warn(
             f"{what} leaks: {share:.0%} of the test cases lie within {reach:g} of a training case. Split by blocks "
-            f"with a buffer (deo_cube.evaluate.splits.blocks(x, y, size, buffer={reach:g})), or read the score as "
+            f"with a buffer (deo_cube.heads.splits.blocks(x, y, size, buffer={reach:g})), or read the score as "
             "recall of places already seen.",
             LeakWarning,
             stacklevel=3,
