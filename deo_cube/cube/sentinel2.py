@@ -1,9 +1,13 @@
-"""The bands of Sentinel-2's MSI, and reading them out of the many names that they go by."""
+"""The bands of Sentinel-2's MSI, and how names, titles and labels are read as one of them.
+
+GDAL, rioxarray and many other writers number what has no name ("Band1", "band_1", "B1 ... B4"). The same texts are
+designations of Sentinel-2 where a producer chose them, so a single text does not decide: `counted` judges the set.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -18,6 +22,7 @@ __all__ = [
     "names_colour",
     "other_sensor",
     "squeezed",
+    "counted",
 ]
 
 
@@ -126,7 +131,7 @@ def band_of_name(name: str) -> tuple[str, Literal["name", "alias"]] | None:
         near = named is not None and abs(SENTINEL2[named[0]].wavelength - float(stated[2])) <= 20
         return named if near else None
     if bare := _BARE.fullmatch(text):
-        return _canonical(bare[1]), "name"
+        return _designation(bare[1]), "name"
     if alias := _ALIASES.get(squeezed(text)):
         return alias, "alias"
     tokens = re.findall(r"[a-z0-9]+", text)
@@ -136,9 +141,9 @@ def band_of_name(name: str) -> tuple[str, Literal["name", "alias"]] | None:
     while tokens:
         token = tokens.pop(0)
         if match := _DESIGNATION.fullmatch(token):
-            found.append(_canonical(match[1]))
+            found.append(_designation(match[1]))
         elif token in ("b", "band") and tokens and _NUMBER.fullmatch(tokens[0]):
-            found.append(_canonical(tokens.pop(0)))
+            found.append(_designation(tokens.pop(0)))
         elif _COLOUR.fullmatch(token):
             colours.append(token)
         elif not _DECORATION.fullmatch(token):
@@ -188,6 +193,75 @@ def level_of(text: object) -> str | None:
     return f"L{found.pop()}" if len(found) == 1 else None
 
 
-def _canonical(number: str) -> str:
+def _designation(number: str) -> str:
     number = number.lstrip("0").upper()
     return f"B{number}" if number == "8A" else f"B{int(number):02d}"
+
+
+# --- names that count positions ---
+
+
+_NUMBERED = re.compile(r"(?<![a-z])(bands?|b|channel|layer)[\s_.:-]*(\d+a?)(?![a-z0-9])")
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """A text with one number after "b" or "band"."""
+
+    scheme: str
+    """The text without its number: texts of one scheme are judged together."""
+    word: bool
+    """The number follows a word ("Band 2"), not the letter alone ("B2")."""
+    number: str
+
+
+def counted(texts: Sequence[str | None]) -> tuple[bool, ...]:
+    """Tell which of the texts that name the layers of one cube only count them.
+
+    Parameters
+    ----------
+    texts : sequence of str or None
+        One per layer, all from the same place: the names of the variables, or their titles.
+
+    Returns
+    -------
+    tuple of bool
+        True for a text that is a position. A scheme in which ``8A`` occurs names bands of Sentinel-2, and so does a
+        colour beside the number. Otherwise a number after a word ("Band 2", "band_2") is a position; a number after
+        the letter alone is one where the set counts from 0 or 1 without a gap and without a leading zero ("B1", "B2",
+        "B3").
+
+    Examples
+    --------
+    >>> counted(["Band1", "Band2"]), counted(["B1", "B2", "B3"]), counted(["B2", "B3", "B4"]), counted(["B01", "B02"])
+    ((True, True), (True, True, True), (False, False, False), (False, False))
+    >>> counted(["band_2", "band_8A"]), counted(["Blue (band 1)", "SCL"])
+    ((False, False), (False, False))
+    """
+    numbered = [None if text is None else _numbered(text) for text in texts]
+    members: dict[str, list[_Numbered]] = {}
+    for entry in numbered:
+        if entry is not None:
+            members.setdefault(entry.scheme, []).append(entry)
+    positions = {scheme for scheme, entries in members.items() if _counts(entries)}
+    return tuple(entry is not None and entry.scheme in positions for entry in numbered)
+
+
+def _numbered(text: str) -> _Numbered | None:
+    lower = text.strip().lower()
+    found = list(_NUMBERED.finditer(lower))
+    if len(found) != 1 or names_colour(lower):
+        return None
+    (match,) = found
+    rest = lower[: match.start()] + match[1] + "#" + lower[match.end() :]
+    return _Numbered(re.sub(r"[\s_.:-]+", "", rest), match[1] != "b", match[2])
+
+
+def _counts(entries: Sequence[_Numbered]) -> bool:
+    numbers = [entry.number for entry in entries]
+    if any(number.endswith("a") for number in numbers):
+        return False
+    counting = sorted({int(n) for n in numbers})
+    gapless = counting[0] in (0, 1) and counting == list(range(counting[0], counting[0] + len(counting)))
+    padded = any(n.startswith("0") and n != "0" for n in numbers)
+    return (gapless or not padded) if entries[0].word else (gapless and not padded)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deo_cube.cube.positions import counted
-from deo_cube.cube.sentinel2 import band_of_name
+from deo_cube.cube.sentinel2 import band_of_name, counted
 from deo_cube.errors import ArgumentError, InputNotFoundError, MissingBandsError
 from deo_cube.evaluate.readers import ChipSet, read_eurosat
 from deo_cube.paths import local_path
