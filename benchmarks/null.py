@@ -12,7 +12,7 @@ import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
 from deo_cube.encoder.registry import register_encoder
 
@@ -57,4 +57,4 @@ def cube(shape: tuple[int, int], *, times: int, chunk: int, array: Any = None) -
     }
     ds = xr.Dataset(bands, attrs={"boa_add_offset": 0})
     ds = ds.assign_coords(time=np.datetime64("2024-06-01", "ns") + np.arange(times) * np.timedelta64(10, "D"))
-    return grid.assign_grid(ds, GeoBox(shape, Affine(10, 0, 0, 0, -10, 0), "EPSG:32633"))
+    return georeference.assign_grid(ds, GeoBox(shape, Affine(10, 0, 0, 0, -10, 0), "EPSG:32633"))

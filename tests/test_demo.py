@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deo_cube.cli import main
-from deo_cube.cube.grid import geobox
+from deo_cube.cube.georeference import geobox
 from deo_cube.cube.synthetic import synthetic_cube
 from tests.cube.range_server import serve
 from tests.cube.stac_api import stac_api

@@ -14,7 +14,7 @@ from odc.geo.geobox import GeoBox
 
 import deo_cube
 from benchmarks.race.measure import memory
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.embedding.plan import plan
 
 __all__ = ["figures", "lazy_cube"]
@@ -24,7 +24,7 @@ def lazy_cube(size: int, *, chunk: int, bands: tuple[str, ...], epsg: int = 3263
     """A cube of one date that would take as much memory as it says, were it read."""
     data = da.zeros((len(bands), size, size), chunks=(-1, chunk, chunk), dtype="uint16")
     cube = xr.DataArray(data, dims=("band", "y", "x"), coords={"band": list(bands)}, name="dn")
-    placed: xr.DataArray = grid.assign_grid(cube, GeoBox((size, size), Affine(10, 0, 0, 0, -10, 5000000), epsg))
+    placed: xr.DataArray = georeference.assign_grid(cube, GeoBox((size, size), Affine(10, 0, 0, 0, -10, 5000000), epsg))
     return placed
 
 

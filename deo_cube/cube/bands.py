@@ -16,10 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from deo_cube.cube.grid import dims
+from deo_cube.cube.georeference import dims
 from deo_cube.cube.sentinel2 import (
     SENTINEL2,
-    Band,
     band_of_name,
     bands_of_common_name,
     counted,

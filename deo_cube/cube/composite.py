@@ -10,12 +10,12 @@ import pandas as pd
 import xarray as xr
 
 from deo_cube import arguments
-from deo_cube.cube import grid, times
+from deo_cube.cube import georeference, times
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.footprint import centre
 from deo_cube.cube.masks import align_mask, check_classes, hidden_classes
-from deo_cube.cube.radiometry import OFFSET_COORD, Radiometry, decide_radiometry
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name
+from deo_cube.cube.units import OFFSET_COORD, Radiometry, decide_radiometry
 from deo_cube.errors import ArgumentError, MissingBandsError
 from deo_cube.inputs import cube_of, refuse_foreign
 
@@ -105,8 +105,8 @@ def composite(
     return _described(whole, cube, how, radiometry, [len(d) for d in groups.values()], mask)
 
 
-def _as_dataset(cube: xr.Dataset | xr.DataArray) -> tuple[xr.Dataset, grid.Dims]:
-    d = grid.dims(cube)
+def _as_dataset(cube: xr.Dataset | xr.DataArray) -> tuple[xr.Dataset, georeference.Dims]:
+    d = georeference.dims(cube)
     if d.time is None or cube.sizes[d.time] == 0:
         raise ArgumentError("a composite is of dates, and the cube has no dimension of time, or one of length 0")
     if isinstance(cube, xr.DataArray):
@@ -116,7 +116,7 @@ def _as_dataset(cube: xr.Dataset | xr.DataArray) -> tuple[xr.Dataset, grid.Dims]
     cube = times.as_dated(cube, d.time, "a composite")
     # What lies along time decides at the call; `Dataset.chunk` puts it on Dask with the pixels.
     cube = cube.assign_coords({n: c.variable.load() for n, c in cube.coords.items() if c.dims == ("time",)})
-    return cube, grid.dims(cube)
+    return cube, georeference.dims(cube)
 
 
 def _all_bands(cube: xr.Dataset) -> BandMatch:
@@ -146,7 +146,7 @@ def _canonical(cube: xr.Dataset, match: BandMatch, r: Radiometry) -> dict[str, x
     return bands
 
 
-def _hidden(cube: xr.Dataset, match: BandMatch, mask: Any, d: grid.Dims, r: Radiometry) -> xr.DataArray:
+def _hidden(cube: xr.Dataset, match: BandMatch, mask: Any, d: georeference.Dims, r: Radiometry) -> xr.DataArray:
     if isinstance(mask, xr.DataArray):
         if mask.dtype != bool:
             raise ArgumentError(
@@ -190,7 +190,7 @@ def _periods(cube: xr.Dataset, freq: str | None) -> dict[pd.Timestamp, list[int]
     keys = dates
     if freq == "D":
         # The satellite passes at one solar time everywhere; at the date line its pass and UTC's midnight meet.
-        lon, _ = centre(grid.geobox(cube))
+        lon, _ = centre(georeference.geobox(cube))
         keys = (dates + pd.Timedelta(hours=lon / 15)).floor("D")
         first = {k: dates[keys == k].min() for k in keys.unique().sort_values()}
         return {first[k]: [int(i) for i in np.flatnonzero(keys == k)] for k in first}
@@ -249,5 +249,5 @@ def _described(
         "deo_cube:composite": f"{how} of {', '.join(map(str, counts))} dates; {clouds}",
         "deo_cube:offset": f"a composite of canonical DN ({'; '.join(r.why)})",
     }
-    placed: xr.Dataset = grid.assign_grid(out, grid.geobox(cube))
+    placed: xr.Dataset = georeference.assign_grid(out, georeference.geobox(cube))
     return placed

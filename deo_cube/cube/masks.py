@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.cube.grid import Dims
+from deo_cube.cube.georeference import Dims
 from deo_cube.errors import ArgumentError
 
 __all__ = ["align_mask", "check_classes", "check_mask", "hidden_classes"]

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.cube.baseline import Offset, decide_offset
 from deo_cube.cube.footprint import footprint
 from deo_cube.cube.hrefs import read_allow
 from deo_cube.cube.items import find_assets, product_of_item, read_items, resolve_href
 from deo_cube.cube.placement import check_items_meet, check_one_crs, check_within_180, nothing_there, placement
 from deo_cube.cube.projection import complete_grids, set_grid
-from deo_cube.cube.radiometry import OFFSET_COORD, SCL_INVALID
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, level_of
+from deo_cube.cube.units import OFFSET_COORD, SCL_INVALID
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, MissingBandsError
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def _plain_errors(**said: Any) -> Iterator[None]:
 
 def _turned(cube: xr.Dataset, by: float) -> xr.Dataset:
     """Move the longitudes of a cube by whole turns, with the transform beside them."""
-    x = grid.dims(cube).x
+    x = georeference.dims(cube).x
     cube = cube.assign_coords({x: (x, cube[x].values + by, cube[x].attrs)})
     attrs = cube["spatial_ref"].attrs
     if "GeoTransform" in attrs:

@@ -15,7 +15,7 @@ from odc.geo.crs import CRS, CRSError
 from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
-from deo_cube.cube.grid import assign_grid
+from deo_cube.cube.georeference import assign_grid
 from deo_cube.cube.landscape import LAND_COVER, Landscape, draw_landscape, noise, smoothstep
 from deo_cube.cube.surfaces import BANDS, SPECTRA, Season, Surfaces
 from deo_cube.errors import ArgumentError, ArgumentTypeError

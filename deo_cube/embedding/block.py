@@ -18,8 +18,7 @@ from dask.base import normalize_token
 from numpy.typing import NDArray
 
 from deo_cube.cube.masks import check_mask, hidden_classes
-from deo_cube.cube.plausible import mixed_with_nodata
-from deo_cube.cube.radiometry import MIXED, Radiometry, implausible
+from deo_cube.cube.units import MIXED, Radiometry, implausible, mixed_with_nodata
 from deo_cube.embedding import inputs, runtime, transfer
 from deo_cube.embedding.graph import BlockIndex
 from deo_cube.embedding.tiles import TileCuts, TilePlan

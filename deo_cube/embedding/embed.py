@@ -19,11 +19,10 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
-from deo_cube.cube import coordinates, grid
+from deo_cube.cube import coordinates, georeference
 from deo_cube.cube.bands import BandMatch, match_bands
-from deo_cube.cube.evidence import product_levels
-from deo_cube.cube.radiometry import Radiometry, decide_radiometry
 from deo_cube.cube.times import check_times
+from deo_cube.cube.units import Radiometry, decide_radiometry, product_levels
 from deo_cube.embedding import graph, metadata, transfer
 from deo_cube.embedding.block import EmbedBlock, ValidBlock
 from deo_cube.embedding.chunks import CACHE_BYTES
@@ -60,7 +59,7 @@ class Prepared:
     match: BandMatch
     radiometry: Radiometry
     geobox: GeoBox
-    dims: grid.Dims
+    dims: georeference.Dims
     plan: TilePlan
     gather: graph.Gather
     sources: tuple[Any, ...]
@@ -73,7 +72,7 @@ class Prepared:
     def out_geobox(self) -> GeoBox:
         """Grid of the embeddings."""
         p = self.plan
-        return grid.embedding_geobox(
+        return georeference.embedding_geobox(
             self.geobox, patch=p.patch, top=-p.rows.out_offset, left=-p.columns.out_offset, shape=p.out_shape
         )
 
@@ -120,7 +119,7 @@ def prepare(
     ref = resolve(named, weights=weights, bands=wanted, layer=layer, normalize=normalize, locate=locate)
     card, stride = ref.card, ref.layer.stride
     cube = graph.with_loaded_coordinates(cube)
-    dims = grid.dims(cube)
+    dims = georeference.dims(cube)
     if dims.time is not None and cube.sizes[dims.time] == 0:
         raise ArgumentError(
             f"the cube has no dates: dimension {dims.time!r} has length 0. Widen the search that made it"
@@ -141,13 +140,13 @@ def prepare(
         if seen is not None:
             radiometry = decide_radiometry(cube, seen, units=units, offset=offset, nodata=nodata)
     with _collected(problems):
-        geobox = grid.geobox(cube)
+        geobox = georeference.geobox(cube)
         void = radiometry.nodata if radiometry is not None else None
-        grid.check_resolution(geobox, card.gsd, model=card.alias, nodata=void)
+        georeference.check_resolution(geobox, card.gsd, model=card.alias, nodata=void)
     with _collected(problems):
         arguments.choice("anchor", anchor, ("grid", "array"), error=TilePlanError)
         # Without a grid, sizes that do not fit each other are found all the same.
-        world = grid.anchor(geobox) if geobox is not None and anchor == "grid" else None
+        world = georeference.anchor(geobox) if geobox is not None and anchor == "grid" else None
         if geobox is not None or min(cube.sizes[dims.y], cube.sizes[dims.x]) > 0:
             plan = plan_tiles(
                 (cube.sizes[dims.y], cube.sizes[dims.x]),
@@ -178,7 +177,7 @@ def prepare(
         geobox=geobox,
         dims=dims,
         plan=plan,
-        gather=graph.Gather(plan, groups, south_up=grid.anchor(geobox).south_up),
+        gather=graph.Gather(plan, groups, south_up=georeference.anchor(geobox).south_up),
         sources=sources,
         times=cube.sizes[dims.time] if dims.time else 1,
         scl=scl,
@@ -340,7 +339,7 @@ def _wrap(cube: Cube, p: Prepared, values: Any, valid: Any, dtype: str) -> xr.Da
     valid_attrs = {"long_name": "valid fraction of the patch's pixels", "units": "1"}
     out = out.assign_coords(valid=xr.Variable((*time, y, x), valid, valid_attrs))
     out = out.assign_coords(coordinates.along_time(cube, p.dims.time, (y, x, "embedding", "valid", "spatial_ref")))
-    placed: xr.DataArray = grid.assign_grid(out, p.out_geobox, dims=(y, x))
+    placed: xr.DataArray = georeference.assign_grid(out, p.out_geobox, dims=(y, x))
     return placed
 
 
@@ -354,7 +353,7 @@ def _collected(problems: list[DeoCubeError]) -> Iterator[None]:
 
 
 def _part_of_match(
-    cube: Cube, bands: Sequence[str], dims: grid.Dims, given: Mapping[str, str] | None
+    cube: Cube, bands: Sequence[str], dims: georeference.Dims, given: Mapping[str, str] | None
 ) -> BandMatch | None:
     """The bands that a cube has, where it lacks some; where none can be told, its first layer in the place of one."""
     with contextlib.suppress(DeoCubeError):
@@ -377,7 +376,7 @@ def _used(cube: Cube, match: BandMatch | None) -> list[str]:
 
 
 def _fields(
-    cube: Cube, dims: grid.Dims, match: BandMatch, plan: TilePlan, scl: bool, hidden: xr.Variable | None
+    cube: Cube, dims: georeference.Dims, match: BandMatch, plan: TilePlan, scl: bool, hidden: xr.Variable | None
 ) -> tuple[tuple[tuple[graph.Field, ...], ...], tuple[Any, ...]]:
     """Where the pixels of bands, SCL and mask are: groups of fields for `Gather`, and their Dask arrays."""
     names = (dims.time, dims.band, dims.y, dims.x)

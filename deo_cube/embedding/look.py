@@ -16,8 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.cube.masks import check_classes, check_mask
-from deo_cube.cube.plausible import mistakes
-from deo_cube.cube.radiometry import Radiometry, implausible
+from deo_cube.cube.units import Radiometry, implausible, mistakes
 from deo_cube.embedding import compute, graph
 from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.windows import BlockIndex, Field, Gather

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.cube.bands import BandMatch
 from deo_cube.cube.masks import align_mask, check_classes, check_mask
-from deo_cube.cube.radiometry import Radiometry
+from deo_cube.cube.units import Radiometry
 from deo_cube.errors import ArgumentError, MissingBandsError
 from deo_cube.inputs import refuse_foreign
 
@@ -18,7 +18,7 @@ Mask = xr.DataArray | str | bool | None
 
 
 def mask_variable(
-    cube: xr.Dataset | xr.DataArray, mask: Mask, dims: grid.Dims, match: BandMatch | None
+    cube: xr.Dataset | xr.DataArray, mask: Mask, dims: georeference.Dims, match: BandMatch | None
 ) -> xr.Variable | None:
     """The mask that `mask` names or is; None where SCL alone decides, or nothing."""
     scl = match.scl if match is not None else None
@@ -46,7 +46,7 @@ def mask_variable(
     )
 
 
-def _aligned_mask(cube: xr.Dataset | xr.DataArray, mask: xr.DataArray | str, dims: grid.Dims) -> xr.Variable:
+def _aligned_mask(cube: xr.Dataset | xr.DataArray, mask: xr.DataArray | str, dims: georeference.Dims) -> xr.Variable:
     if isinstance(mask, str):
         if not isinstance(cube, xr.Dataset) or mask not in cube:
             raise ArgumentError(f"mask={mask!r} is not a variable of the cube: pass a boolean DataArray, or 'scl'")

@@ -22,7 +22,7 @@ import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube.evidence import product_levels
+from deo_cube.cube.units import product_levels
 from deo_cube.embedding import graph
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from deo_cube import arguments
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.embedding import graph, runtime, transfer
 from deo_cube.embedding.embed import Cube, Prepared, check_device, check_dtype, dtype_name, prepare
 from deo_cube.embedding.tiles import TilePlan
@@ -203,7 +203,7 @@ def plan(
 
 
 def _plan_of(p: Prepared, dtype: str, rate: float | None, device: str) -> Plan:
-    dx, dy = grid.ground_resolution(p.geobox)
+    dx, dy = georeference.ground_resolution(p.geobox)
     return Plan(
         model=f"{p.ref.card.alias} ({p.ref.card.name}), layer {p.ref.layer.name}",
         trained=p.ref.card.trained,

@@ -10,7 +10,7 @@ from typing import Any
 
 import xarray as xr
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.cube.times import read_times
 from deo_cube.embedding import metadata
 from deo_cube.embedding.embed import Cube, Prepared, prepare
@@ -92,12 +92,12 @@ def summarise(cube: Cube) -> Summary:
     """Look at names and metadata of a cube; read no pixel of a cube on Dask."""
     facts = []
     try:
-        dims = grid.dims(cube)
+        dims = georeference.dims(cube)
         sizes = ", ".join(f"{d} {cube.sizes[d]}" for d in (dims.time, dims.band, dims.y, dims.x) if d)
         facts.append(("size", sizes))
         facts += [("dates", when)] if (when := _dates(cube, dims.time)) else []
-        box = grid.geobox(cube)
-        dx, dy = grid.ground_resolution(box)
+        box = georeference.geobox(cube)
+        dx, dy = georeference.ground_resolution(box)
         facts.append(("CRS", f"EPSG:{box.crs.epsg}" if box.crs.epsg else str(box.crs.proj.name)))
         facts.append(("pixel", f"{dx:.3g} m x {dy:.3g} m on the ground"))
     except Exception as error:

@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube import arguments
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.embedding.embed import embed
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import resolve
@@ -151,7 +151,7 @@ def seam_report(
     if halos is None:
         own = -(-ref.card.halo // stride) * stride
         halos = sorted({0, *(size * k // 8 // stride * stride for k in (1, 2, 3)), own})
-    d = grid.dims(cube)
+    d = georeference.dims(cube)
     if d.time is not None:
         cube = cube.isel({d.time: [0]})
     if cube.sizes[d.y] > 1 and float(cube[d.y][0]) < float(cube[d.y][-1]):
@@ -162,7 +162,7 @@ def seam_report(
 
 
 def _measure(
-    cube: Any, model: Any, d: grid.Dims, halo: int, tile: int, stride: int, options: dict[str, Any]
+    cube: Any, model: Any, d: georeference.Dims, halo: int, tile: int, stride: int, options: dict[str, Any]
 ) -> SeamRow:
     core = tile - 2 * halo
     if core % stride or halo % stride:
@@ -216,7 +216,7 @@ def _shift(core: int, tile: int, stride: int) -> int:
     return max(core // 2 // stride * stride, stride)
 
 
-def _values(emb: xr.DataArray, d: grid.Dims) -> Array:
+def _values(emb: xr.DataArray, d: georeference.Dims) -> Array:
     """(D, rows, columns) float64, north first."""
     one: xr.DataArray = emb.isel(time=0) if "time" in emb.dims else emb
     v: Array = np.asarray(one.transpose("embedding", d.y, d.x).values, dtype="float64")

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.embedding.embed import embed, prepare
 from deo_cube.embedding.tiles import TilePlan
 from deo_cube.errors import ArgumentError
@@ -48,7 +48,7 @@ def blended(cube: xr.Dataset | xr.DataArray, head: Any, options: dict[str, Any])
     if options.get("anchor", "grid") != "grid":
         raise ArgumentError("blend=True shifts the tile grid itself: leave out anchor")
     prepared = prepare(cube, **{k: v for k, v in options.items() if k not in ("dtype", "batch_size", "device")})
-    plan, world = prepared.plan, grid.anchor(prepared.geobox)
+    plan, world = prepared.plan, georeference.anchor(prepared.geobox)
     first = head.predict(embed(cube, **options), probabilities=True)
     y, x = spatial_dims(first)
     half = plan.core // 2 // plan.patch * plan.patch

@@ -19,7 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.arguments import integer
-from deo_cube.cube.radiometry import canonical
+from deo_cube.cube.units import canonical
 from deo_cube.embedding.embed import Prepared, embed, prepare
 from deo_cube.embedding.tiles import plan_tiles
 from deo_cube.encoder.card import ModelCard, Weights

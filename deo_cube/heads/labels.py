@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube.arguments import choice
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.cube.georeference import crs_name
 from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
 from deo_cube.heads.cases import Cases, cases
@@ -164,7 +164,7 @@ def burn_all(
         classes = whole.only([whole.codes.index(c) for c in sorted(coded[one.values[i]] for i in one.kept)])
         dims = ("y", "x") if isinstance(like, GeoBox) else spatial_dims(like)
         attrs = {"long_name": "label"} | classes.attrs()
-        out.append(grid.assign_grid(xr.DataArray(codes, dims=dims, name="label", attrs=attrs), box, dims=dims))
+        out.append(georeference.assign_grid(xr.DataArray(codes, dims=dims, name="label", attrs=attrs), box, dims=dims))
     return out
 
 

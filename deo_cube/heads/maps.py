@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.blend import blended
@@ -123,7 +123,7 @@ def segment(
         name="probability" if probabilities else "class",
         attrs=category_attrs(head, probabilities=probabilities),
     )
-    return _cropped(out, grid.geobox(cube)) if is_cube else out
+    return _cropped(out, georeference.geobox(cube)) if is_cube else out
 
 
 @dataclass(frozen=True)
@@ -222,5 +222,5 @@ def _cropped(out: xr.DataArray, box: GeoBox) -> xr.DataArray:
     rows, cols = box.shape
     inside = out.isel({y: slice(max(row, 0), row + rows), x: slice(max(col, 0), col + cols)})
     if (inside.sizes[y], inside.sizes[x]) == (rows, cols):
-        return grid.assign_grid(inside, box, dims=(y, x))
+        return georeference.assign_grid(inside, box, dims=(y, x))
     return inside

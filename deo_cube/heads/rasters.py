@@ -13,7 +13,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.cube.georeference import crs_name
 from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
 from deo_cube.heads.cells import apply
@@ -105,7 +105,7 @@ def read_around(labels: Any, crs: Any, near: GeoBox, *, ignore_nodata: bool = Fa
 
 def _of_array(labels: xr.DataArray | xr.Dataset, crs: Any, near: GeoBox, ignore_nodata: bool) -> Raster:
     array = one_array(labels)
-    d = grid.dims(array)
+    d = georeference.dims(array)
     extra = [k for k in array.dims if k not in (d.y, d.x)]
     if any(array.sizes[k] > 1 for k in extra):
         one = next(k for k in extra if array.sizes[k] > 1)
@@ -131,7 +131,7 @@ def one_array(labels: xr.DataArray | xr.Dataset) -> xr.DataArray:
     """The only array on the map of a Dataset; a DataArray as it is."""
     if isinstance(labels, xr.DataArray):
         return labels
-    d = grid.dims(labels)
+    d = georeference.dims(labels)
     names = [str(k) for k, v in labels.data_vars.items() if {d.y, d.x} <= set(v.dims)]
     if len(names) != 1:
         raise ArgumentTypeError(f"labels are one raster, got a Dataset with {names}: pass one, labels[{names[0]!r}]")
@@ -147,14 +147,14 @@ def _placed(array: xr.DataArray, crs: Any, near: GeoBox) -> GeoBox:
         marks = {"spatial_ref", "crs_wkt", "grid_mapping_name", "GeoTransform"}
         bare = array.drop_vars([k for k, c in array.coords.items() if c.ndim == 0 and marks & set(c.attrs)])
         bare = bare.drop_attrs(deep=False).drop_encoding()
-        return grid.geobox(bare.odc.assign_crs(CRS(crs.to_wkt())))
+        return georeference.geobox(bare.odc.assign_crs(CRS(crs.to_wkt())))
     try:
-        return grid.geobox(array)
+        return georeference.geobox(array)
     except MissingCRSError:
         if array.odc.crs is not None:
             raise
     # What is wrong beside the lack of a CRS is said here.
-    box = grid.geobox(array.odc.assign_crs(near.crs))
+    box = georeference.geobox(array.odc.assign_crs(near.crs))
     slack = abs(near.resolution.x) / 1000
     if box.shape != near.shape or not np.allclose(box.boundingbox.bbox, near.boundingbox.bbox, rtol=0, atol=slack):
         raise MissingCRSError(

@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.errors import ArgumentError, MissingCRSError, SelectionError
 from deo_cube.inputs import embeddings_of
 
@@ -68,7 +68,7 @@ def as_embeddings(array: Any) -> xr.DataArray:
 
 def spatial_dims(array: xr.DataArray) -> tuple[str, str]:
     """Names of the dimensions along y and x."""
-    d = grid.dims(_plane(array))
+    d = georeference.dims(_plane(array))
     return d.y, d.x
 
 
@@ -80,7 +80,7 @@ def geobox(array: xr.DataArray) -> GeoBox:
     MissingCRSError
         If the array carries no CRS or no regular coordinates.
     """
-    return grid.geobox(_plane(array))
+    return georeference.geobox(_plane(array))
 
 
 def _plane(array: xr.DataArray) -> xr.DataArray:

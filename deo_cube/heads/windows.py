@@ -17,7 +17,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.embedding.graph import BlockIndex, Gather, as_fields, map_blocks_with_halo
 from deo_cube.embedding.tiles import BlockAxis, TilePlan, plan_tiles
 from deo_cube.heads.vectors import geobox, spatial_dims
@@ -86,7 +86,7 @@ def map_windows(
     lead = array.dims[: array.ndim - 3]
     dim, labels = next(iter(channels.items())) if channels else (None, ())
     box = geobox(array)
-    world = grid.anchor(box)
+    world = georeference.anchor(box)
     plan = plan_tiles(
         tuple(box.shape), origin=(world.row, world.col), tile=CORE + 2 * halo, halo=halo, patch=1, block=BLOCK
     )
@@ -107,7 +107,7 @@ def map_windows(
     out = xr.DataArray(values, dims=(*lead, *((dim,) if dim else ()), y, x), name=name, attrs=dict(attrs))
     kept = {k: c for k, c in array.coords.items() if not {y, x, along} & set(c.dims) and k != "spatial_ref"}
     out = out.assign_coords(kept | ({dim: list(labels)} if dim else {}))
-    return grid.assign_grid(out, finer(box, factor), dims=(y, x))
+    return georeference.assign_grid(out, finer(box, factor), dims=(y, x))
 
 
 @dataclass(frozen=True)

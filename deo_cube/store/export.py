@@ -18,7 +18,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.cube.plain import plain, text
@@ -86,12 +86,12 @@ def to_cog(
         arguments.choice("overviews", overviews, ("nearest", "average", "mode"))
     arguments.choice("compress", str(compress).lower(), COMPRESSIONS)
     flat, bands = _flat(array)
-    box = grid.geobox(_plane(flat, bands))
+    box = georeference.geobox(_plane(flat, bands))
     y, x = (str(d) for d in flat.dims[-2:])
     if box.transform.e > 0:
         # South-up files are valid, and read upside down by half of the world.
         flat = flat.isel({y: slice(None, None, -1)})
-        box = grid.geobox(_plane(flat, bands))
+        box = georeference.geobox(_plane(flat, bands))
     dtype = _tiff_dtype(flat.dtype)
     whole = dtype.kind in "iu"
     fill = flat.attrs.get("_FillValue", flat.attrs.get("nodata"))
@@ -306,10 +306,10 @@ def to_geoparquet(
     if arguments.number("min_valid", min_valid, minimum=0, maximum=1) == 1:
         raise ArgumentError("min_valid must be below 1, as rows with no more than it are left out; got 1")
     arguments.choice("geometry", geometry, ("point", "polygon"))
-    d = grid.dims(emb.isel(embedding=0, drop=True))
+    d = georeference.dims(emb.isel(embedding=0, drop=True))
     timed = "time" in emb.dims
     emb = emb.transpose(*(("time",) if timed else ()), "embedding", d.y, d.x)
-    box = grid.geobox(emb.isel(embedding=0, drop=True))
+    box = georeference.geobox(emb.isel(embedding=0, drop=True))
     vector = pa.list_(pa.float32(), emb.sizes["embedding"])
     fields = [("geometry", pa.binary()), ("valid", pa.float32()), ("embedding", vector)]
     if timed or "time" in emb.coords:

@@ -18,7 +18,7 @@ import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.cube.codecs import UNREADABLE, check_codecs
 from deo_cube.embedding import metadata
 from deo_cube.errors import StorageError, StoreMismatchError
@@ -301,9 +301,9 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     for k in (IDENTITY, WINDOW, WINDOW + "_transform", STATE, FINGERPRINT, GENERATION, BLOCKS, FORMAT):
         emb.attrs.pop(k, None)
     # The window's own transform, so that coordinates come back to the last bit.
-    crs = grid.geobox(ds).crs
+    crs = georeference.geobox(ds).crs
     box = GeoBox((height, width), Affine(*root.attrs[WINDOW + "_transform"]), crs)
-    placed: xr.DataArray = grid.assign_grid(emb, box, dims=(dims[-2], dims[-1]))
+    placed: xr.DataArray = georeference.assign_grid(emb, box, dims=(dims[-2], dims[-1]))
     return placed
 
 

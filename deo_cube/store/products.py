@@ -24,7 +24,7 @@ import xarray as xr
 import zarr
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.cube.codecs import check_codecs
 from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.cube.times import read_times
@@ -234,7 +234,7 @@ def _box(array: xr.DataArray, path: str, said: dict[str, Any] | None = None) -> 
 
         shape = (array.sizes[pair[0]], array.sizes[pair[1]])
         return GeoBox(shape, Affine(*said["spatial:transform"][:6]), said.get("proj:code") or said["proj:wkt2"])
-    return grid.geobox(array.isel(others, drop=True))
+    return georeference.geobox(array.isel(others, drop=True))
 
 
 def _year(text: str) -> int | None:
@@ -270,5 +270,5 @@ def _finished(
         PREFIX + "plan": to_json({"patch": patch}),
         PREFIX + "dtype": "float32",
     }
-    placed: xr.DataArray = grid.assign_grid(values, box)
+    placed: xr.DataArray = georeference.assign_grid(values, box)
     return placed.drop_encoding()  # of a file in other chunks than a copy will have

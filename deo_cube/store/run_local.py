@@ -169,10 +169,10 @@ class Comparison(Bar):
 
 def _patch_area(emb: xr.DataArray) -> float:
     """Square kilometres of a patch on the ground."""
-    from deo_cube.cube import grid
+    from deo_cube.cube import georeference
 
     try:
-        dx, dy = grid.ground_resolution(own_geobox(emb))
+        dx, dy = georeference.ground_resolution(own_geobox(emb))
     except DeoCubeError:
         return 0.0
     return dx * dy / 1e6

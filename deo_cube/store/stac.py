@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from deo_cube import arguments
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.times import dates
 from deo_cube.embedding import metadata
@@ -68,7 +68,7 @@ def stac_item(store: Any, *, id: str | None = None, href: str | None = None) -> 
 
     emb = open_embeddings(store)
     name = _name(store) if id is None else id
-    box = grid.geobox(emb.isel(embedding=0, drop=True))
+    box = georeference.geobox(emb.isel(embedding=0, drop=True))
     geometry, bbox = geobox_footprint(box)
     first, last = _dates(emb)
     a = json.loads
@@ -157,7 +157,7 @@ def collection_of(store: Any, *, description: str | None = None, license: str = 
 
     emb = open_embeddings(store)
     facts = emb.attrs
-    box = grid.geobox(emb.isel(embedding=0, drop=True))
+    box = georeference.geobox(emb.isel(embedding=0, drop=True))
     patch = int(json.loads(facts[PREFIX + "plan"])["patch"])
     first, last = _dates(emb)
     state = " UNTRAINED: random weights." if facts[PREFIX + "weights_status"] == "untrained" else ""

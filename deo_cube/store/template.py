@@ -13,7 +13,7 @@ import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.embedding import metadata
 from deo_cube.store import objects, seal
 from deo_cube.store.layout import FINGERPRINT, GENERATION, ROOT, STATE, Layout, fill
@@ -144,7 +144,7 @@ def own_geobox(emb: xr.DataArray) -> GeoBox:
     dims = emb.dims[-2:]
     # Of the coordinates alone: slicing the array would list a task for every block.
     places = {n: c.variable for n, c in emb.coords.items() if n != "valid" and set(c.dims) <= set(dims)}
-    return grid.geobox(xr.DataArray(np.broadcast_to(np.float32(0), emb.shape[-2:]), dims=dims, coords=places))
+    return georeference.geobox(xr.DataArray(np.broadcast_to(np.float32(0), emb.shape[-2:]), dims=dims, coords=places))
 
 
 def stored_geobox(emb: xr.DataArray, layout: Layout) -> GeoBox:
@@ -162,7 +162,7 @@ def _coordinates(emb: xr.DataArray, layout: Layout, box: GeoBox, dims: tuple[str
         if n not in (*dims, "valid", "spatial_ref") and not set(c.dims) & set(dims)
     }
     empty = xr.Dataset({"_": (dims, np.broadcast_to(np.float32(0), layout.shape))}, coords=keep)
-    placed = grid.assign_grid(empty, box, dims).drop_vars("_")
+    placed = georeference.assign_grid(empty, box, dims).drop_vars("_")
     if layout.lead == (0, 0):
         # No margin: the array's own coordinates, to the last bit.
         placed = placed.assign_coords({d: emb[d] for d in dims if d in emb.coords})

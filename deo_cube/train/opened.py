@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.cube.masks import check_classes, hidden_classes
-from deo_cube.cube.radiometry import Radiometry, implausible
+from deo_cube.cube.units import Radiometry, implausible
 from deo_cube.errors import AmbiguousUnitsError
 from deo_cube.train.pairs import FineImage
 
@@ -82,8 +82,8 @@ class OpenCube:
         `detail` is how many pixels of the fine RGB image that `spec` names make the side of one of the cube's.
         """
         from deo_cube.cube.bands import match_bands
-        from deo_cube.cube.grid import dims, geobox
-        from deo_cube.cube.radiometry import decide_radiometry
+        from deo_cube.cube.georeference import dims, geobox
+        from deo_cube.cube.units import decide_radiometry
 
         match = match_bands(cube, bands, model="the student", missing=spec.missing)  # type: ignore[arg-type]
         radiometry = decide_radiometry(

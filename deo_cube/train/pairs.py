@@ -67,7 +67,7 @@ class FineImage:
         import rasterio
         from odc.geo.geobox import GeoBox
 
-        from deo_cube.cube.grid import ground_resolution
+        from deo_cube.cube.georeference import ground_resolution
 
         try:
             source = rasterio.open(self.path)

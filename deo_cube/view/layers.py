@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.cube.grid import assign_grid
+from deo_cube.cube.georeference import assign_grid
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.head import Head
 from deo_cube.heads.pca import PCA, pca_rgb

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube.grid import ground_resolution
+from deo_cube.cube.georeference import ground_resolution
 from deo_cube.errors import ArgumentError, MissingCRSError
 from deo_cube.heads.cells import apply
 

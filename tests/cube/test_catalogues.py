@@ -8,8 +8,8 @@ import pytest
 
 from deo_cube.cube.bands import match_bands
 from deo_cube.cube.catalogues import CATALOGUES, Catalogue, catalogue, search
-from deo_cube.cube.radiometry import decide_radiometry
 from deo_cube.cube.stac import load_cube
+from deo_cube.cube.units import decide_radiometry
 from deo_cube.errors import AmbiguousUnitsError, CatalogueError
 from tests.cube.range_server import serve
 from tests.cube.stac_api import stac_api

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 import deo_cube
 from deo_cube.cube.bands import match_bands
-from deo_cube.cube.plausible import mixed_with_nodata
-from deo_cube.cube.radiometry import canonical, decide_radiometry
+from deo_cube.cube.units import canonical, decide_radiometry, mixed_with_nodata
 from deo_cube.errors import AmbiguousUnitsError
 
 BANDS = ("B04", "B03", "B02", "B08")
@@ -101,7 +100,7 @@ def test_values_warn_of_what_was_passed_and_do_not_refuse_it():
     dark = cube(np.full((4, 2, 32, 32), 300))
     with pytest.warns(UserWarning, match="offset=-1000 is taken as given"):
         r = decide(dark, offset=-1000)
-    assert deo_cube.cube.radiometry.implausible(dark.B02.values, r) is None  # nor does a task
+    assert deo_cube.cube.units.implausible(dark.B02.values, r) is None  # nor does a task
     filled = cube(np.where(np.arange(32) < 8, 65535, 1500))
     with pytest.warns(UserWarning, match="nodata=0"):
         r = decide(filled, **DN, nodata=0)

@@ -19,8 +19,7 @@ from affine import Affine
 from hypothesis import given
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube.georeference import Dims, dims, geobox
-from deo_cube.cube.grid import assign_grid
+from deo_cube.cube.georeference import Dims, assign_grid, dims, geobox
 from deo_cube.errors import MissingBandsError, MissingCRSError
 
 UTM = GeoBox((6, 9), Affine(10, 0, 600010, 0, -10, 5000020), "EPSG:32633")
@@ -385,7 +384,7 @@ def test_geobox_of_a_real_odc_stac_cube(shared):
 
 def test_reading_a_grid_loads_neither_torch_nor_gdal():
     code = (
-        "import sys, deo_cube.cube.grid; "
+        "import sys, deo_cube.cube.georeference; "
         "bad = {'torch', 'dask.array', 'distributed', 'rasterio', 'sklearn'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -15,7 +15,7 @@ from affine import Affine
 from hypothesis import given
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube.grid import (
+from deo_cube.cube.georeference import (
     Anchor,
     anchor,
     assign_grid,

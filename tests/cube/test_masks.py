@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 
 import deo_cube
 from deo_cube.cube.masks import align_mask, check_classes, check_mask, hidden_classes
-from deo_cube.cube.radiometry import SCL_INVALID
+from deo_cube.cube.units import SCL_INVALID
 from deo_cube.errors import ArgumentError
 
 SMALL = {"tile": 32, "halo": 8, "block": 64}
@@ -97,7 +97,7 @@ def test_shifted_masks_are_refused(part, sign, axis):
 
 
 GRID = scene(clouds=False)
-DIMS = deo_cube.cube.grid.dims(GRID)
+DIMS = deo_cube.cube.georeference.dims(GRID)
 
 
 def test_the_advice_for_a_mask_on_other_pixels_is_right():

@@ -19,7 +19,7 @@ from odc.geo.geom import Geometry
 from rasterio.transform import from_origin
 
 import deo_cube
-from deo_cube.cube.grid import geobox
+from deo_cube.cube.georeference import geobox
 from deo_cube.cube.stac import load_cube
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, MissingCRSError
 

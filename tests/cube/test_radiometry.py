@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from deo_cube.cube.bands import match_bands
-from deo_cube.cube.radiometry import Radiometry, canonical, decide_radiometry, implausible
 from deo_cube.cube.synthetic import synthetic_cube
+from deo_cube.cube.units import Radiometry, canonical, decide_radiometry, implausible
 from deo_cube.errors import AmbiguousUnitsError
 
 BANDS = ("B04", "B03", "B02")

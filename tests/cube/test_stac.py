@@ -11,9 +11,9 @@ import xarray as xr
 from rasterio.transform import from_origin
 
 from deo_cube.cube.bands import match_bands
-from deo_cube.cube.grid import geobox
-from deo_cube.cube.radiometry import canonical, decide_radiometry
+from deo_cube.cube.georeference import geobox
 from deo_cube.cube.stac import MODEL_BANDS, load_cube
+from deo_cube.cube.units import canonical, decide_radiometry
 from deo_cube.errors import AmbiguousUnitsError, MissingBandsError, MissingCRSError
 from tests.cube.range_server import serve
 from tests.cube.stac_api import stac_api

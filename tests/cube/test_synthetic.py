@@ -12,7 +12,7 @@ import pytest
 import rioxarray  # noqa: F401
 import xarray as xr
 
-from deo_cube.cube.grid import Dims, anchor, dims, geobox, ground_resolution
+from deo_cube.cube.georeference import Dims, anchor, dims, geobox, ground_resolution
 from deo_cube.cube.landscape import LAND_COVER
 from deo_cube.cube.synthetic import BANDS, _encode, synthetic_cube
 

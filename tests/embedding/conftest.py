@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.encoder import catalog
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
 from deo_cube.encoder.registry import register_encoder
@@ -105,5 +105,5 @@ def cube_at(
     if times:
         ds = ds.assign_coords(time=np.datetime64("2024-06-01", "ns") + np.arange(t) * np.timedelta64(10, "D"))
     ds.attrs["boa_add_offset"] = 0
-    ds = grid.assign_grid(ds, GeoBox(shape, transform, f"EPSG:{epsg}"))
+    ds = georeference.assign_grid(ds, GeoBox(shape, transform, f"EPSG:{epsg}"))
     return ds.chunk(chunks) if chunks else ds

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
 import deo_cube
-from deo_cube.cube import grid
-from deo_cube.cube.radiometry import Radiometry
+from deo_cube.cube import georeference
+from deo_cube.cube.units import Radiometry
 from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.embed import embed, prepare
 from deo_cube.encoder import catalog
@@ -73,7 +73,7 @@ def cube_of(value: float, at: tuple[int, int]) -> xr.Dataset:
     values[0, at[0], at[1]] = value
     ds = xr.Dataset({"B04": (("time", "y", "x"), values)}, attrs={"boa_add_offset": 0})
     ds = ds.assign_coords(time=np.array(["2024-06-01"], "datetime64[ns]"))
-    return grid.assign_grid(ds, GeoBox((96, 96), Affine(10, 0, 0, 0, -10, 0), "EPSG:32633"))
+    return georeference.assign_grid(ds, GeoBox((96, 96), Affine(10, 0, 0, 0, -10, 0), "EPSG:32633"))
 
 
 @pytest.fixture

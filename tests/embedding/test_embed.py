@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import deo_cube
 from deo_cube import errors
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.embedding.embed import embed
 from deo_cube.encoder.card import Layer
 from deo_cube.encoder.encoder import Encoder
@@ -172,7 +172,7 @@ def test_crs_transform_and_corner_are_read_alike_by_rioxarray_and_odc(south_up: 
 
     cube = cube_at((64, 64), times=1, row=7, col=11, south_up=south_up)
     emb = embed(cube, **SMALL)
-    box = grid.geobox(emb.isel(embedding=0, drop=True))
+    box = georeference.geobox(emb.isel(embedding=0, drop=True))
     assert emb.rio.transform() == box.transform == emb.odc.geobox.transform
     assert emb.rio.crs.to_epsg() == 32633
     west, south, east, north = emb.isel(time=0).rio.bounds()
@@ -191,7 +191,7 @@ def test_degrees_and_longitude_latitude_names() -> None:
     step = 8.983152841195215e-05  # 10 m at the equator
     cube = cube_at((64, 64), times=1, row=-100, col=50, epsg=4326, resolution=step)
     named = cube.rename(x="longitude", y="latitude")
-    named = grid.assign_grid(named, grid.geobox(cube), dims=("latitude", "longitude"))
+    named = georeference.assign_grid(named, georeference.geobox(cube), dims=("latitude", "longitude"))
     emb = embed(named, **SMALL)
     assert emb.dims == ("time", "embedding", "latitude", "longitude")
     assert (emb.values == embed(cube, **SMALL).values).all()

@@ -14,7 +14,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 import deo_cube
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.embedding import runtime
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.plan import plan
@@ -28,7 +28,7 @@ def large_cube(n: int, chunk: int = 1024) -> xr.Dataset:
     zeros = da.zeros((1, n, n), chunks=(1, chunk, chunk), dtype="uint16")
     ds = xr.Dataset({b: (("time", "y", "x"), zeros, {"units": "DN"}) for b in BANDS})
     ds = ds.assign_coords(time=[np.datetime64("2024-06-01", "ns")]).assign_attrs(boa_add_offset=0)
-    return grid.assign_grid(ds, GeoBox((n, n), Affine(10, 0, 399960, 0, -10, 5000040), "EPSG:32633"))
+    return georeference.assign_grid(ds, GeoBox((n, n), Affine(10, 0, 399960, 0, -10, 5000040), "EPSG:32633"))
 
 
 def test_counts_are_those_of_embed() -> None:

@@ -7,7 +7,7 @@ import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube.grid import assign_grid
+from deo_cube.cube.georeference import assign_grid
 
 
 def truth(rows: int, cols: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 
 import deo_cube
-from deo_cube.cube.grid import anchor, geobox
+from deo_cube.cube.georeference import anchor, geobox
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
 from deo_cube.encoder.catalog import register_encoder
 from deo_cube.heads.head import fit_head

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from deo_cube.cube.grid import geobox
+from deo_cube.cube.georeference import geobox
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.head import Head, fit_head, load_head
 from deo_cube.heads.labels import burn

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from shapely.geometry import LineString, MultiPoint, Point, Polygon, box
 
-from deo_cube.cube.grid import assign_grid
+from deo_cube.cube.georeference import assign_grid
 from deo_cube.errors import MissingCRSError
 from deo_cube.heads.labels import burn, cases
 from tests.heads.fields import embeddings, on_dask

@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 import deo_cube
-from deo_cube.cube.grid import geobox
+from deo_cube.cube.georeference import geobox
 from deo_cube.heads.head import fit_head
 from deo_cube.heads.maps import classify, segment
 from tests.heads.fields import embeddings, no_compute, on_dask

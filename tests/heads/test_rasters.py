@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube.grid import assign_grid
+from deo_cube.cube.georeference import assign_grid
 from deo_cube.errors import ArgumentTypeError, DeoCubeError, LabelsError, MissingCRSError
 from deo_cube.heads.head import fit_head
 from deo_cube.heads.labels import burn, burn_all

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, StorageError
 from deo_cube.store.export import _pooled, to_cog, to_geoparquet
 
@@ -37,7 +37,7 @@ def embeddings(times: int = 2, dim: int = 5, dtype: str = "float32", south_up: b
     emb.attrs = {"deo_cube:model": "tiny", "long_name": "x"}
     if dtype == "int8":
         emb.attrs |= {"scale_factor": 0.05, "_FillValue": np.int8(-128)}
-    placed: xr.DataArray = grid.assign_grid(emb, BOX.flipy() if south_up else BOX)
+    placed: xr.DataArray = georeference.assign_grid(emb, BOX.flipy() if south_up else BOX)
     return placed
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deo_cube
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import StoreMismatchError
 from deo_cube.store import create
@@ -64,7 +64,7 @@ def test_what_is_written_is_what_was_embedded(tmp_path: Path, row: int, col: int
     xr.testing.assert_equal(emb.compute(), got.compute())
     assert got.dims == emb.dims
     assert got.dtype == emb.dtype
-    a, b = (grid.geobox(e.isel(embedding=0, drop=True)) for e in (emb, got))
+    a, b = (georeference.geobox(e.isel(embedding=0, drop=True)) for e in (emb, got))
     assert a == b
     assert got.rio.transform() == emb.rio.transform()
     assert verify_store(tmp_path / "e.zarr").complete

@@ -12,7 +12,7 @@ import zarr
 from odc.geo.geobox import GeoBox
 from rasterio.transform import from_origin
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.errors import MissingCRSError, StoreMismatchError
 from deo_cube.store.open import open_embeddings
 
@@ -49,7 +49,7 @@ def check(emb: xr.DataArray, expected: np.ndarray, model: str, transform: object
     assert (emb.name, emb.dtype) == ("embeddings", np.float32)
     np.testing.assert_allclose(emb.values, expected, rtol=1e-6)
     np.testing.assert_array_equal(emb.valid.values, np.isfinite(expected).all(0).astype("float32"))
-    box = grid.geobox(emb.isel(embedding=0, drop=True))
+    box = georeference.geobox(emb.isel(embedding=0, drop=True))
     assert box == GeoBox((H, W), transform or from_origin(300000, 5800000, 10, 10), "EPSG:32630")
     assert emb.attrs["deo_cube:model"] == model
     assert emb.time.dt.year.item() == 2024

@@ -16,7 +16,7 @@ from pyproj import Transformer
 
 from deo_cube.cube.composite import composite
 from deo_cube.cube.footprint import centre, cut_at_180, geobox_footprint, lonlat_bbox, touches, unwrapped
-from deo_cube.cube.grid import assign_grid, check_resolution
+from deo_cube.cube.georeference import assign_grid, check_resolution
 from deo_cube.cube.synthetic import synthetic_cube
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import ArgumentError, ResolutionMismatchError

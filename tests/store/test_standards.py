@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
-from deo_cube.cube import grid
+from deo_cube.cube import georeference
 from deo_cube.cube.synthetic import synthetic_cube
 from deo_cube.embedding.embed import embed
 from deo_cube.encoder.card import ModelCard
@@ -36,8 +36,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     proj = "+proj=tmerc +lon_0=15.1 +k=0.9996 +x_0=500000 +datum=WGS84"
     from odc.geo.geobox import GeoBox
 
-    box = grid.geobox(odd)
-    odd = grid.assign_grid(odd, GeoBox(box.shape, box.transform, proj))
+    box = georeference.geobox(odd)
+    odd = georeference.assign_grid(odd, GeoBox(box.shape, box.transform, proj))
     to_zarr(embed(odd, tile=64, halo=16, block=64), folder / "odd.zarr", progress=False)
     return {"int8": folder / "int8.zarr", "odd": folder / "odd.zarr"}
 
@@ -94,7 +94,7 @@ def test_the_item_and_its_collection_validate(stores: dict[str, Path], name: str
     jsonschema.validate(core(item, pystac.STACObjectType.ITEM), EMB_ITEM)
     jsonschema.validate(core(collection_of(stores[name]), pystac.STACObjectType.COLLECTION), EMB_COLLECTION)
     emb = open_embeddings(stores[name])
-    box = grid.geobox(emb.isel(embedding=0, drop=True))
+    box = georeference.geobox(emb.isel(embedding=0, drop=True))
     assert item.properties["proj:shape"] == list(box.shape)
     assert item.properties["proj:transform"] == list(box.transform)[:6]
     assert item.properties["gsd"] == 40.0
@@ -193,7 +193,7 @@ def test_plain_xarray_rioxarray_and_odc_geo_read_values_and_places(stores: dict[
         # JSON has no float32: plain xarray scales int8 in float64, open_embeddings in float32.
         np.testing.assert_allclose(there.values, ours.values, rtol=1e-6)
         one = ours.isel(time=0)
-        box = grid.geobox(one.isel(embedding=0, drop=True))
+        box = georeference.geobox(one.isel(embedding=0, drop=True))
         plain = ds["embeddings"].isel(time=0).sel(x=ours.x, y=ours.y)
         assert plain.rio.transform().almost_equals(box.transform, precision=1e-6)
         assert plain.rio.crs == box.crs.to_wkt()
