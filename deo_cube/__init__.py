@@ -19,9 +19,9 @@ from deo_cube.errors import DeoCubeError
 from deo_cube.options import set_options
 
 if TYPE_CHECKING:
-    from deo_cube.cube.catalogues import search
     from deo_cube.cube.composite import composite
-    from deo_cube.cube.files import open_cube
+    from deo_cube.cube.open import open_cube
+    from deo_cube.cube.stac_catalogs import search
     from deo_cube.cube.synthetic import synthetic_cube
     from deo_cube.embedding.embed import embed
     from deo_cube.embedding.load import load_cube
@@ -95,9 +95,9 @@ _moved.install()
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOMES = {
-    "deo_cube.cube.catalogues": ("search",),
+    "deo_cube.cube.stac_catalogs": ("search",),
     "deo_cube.cube.composite": ("composite",),
-    "deo_cube.cube.files": ("open_cube",),
+    "deo_cube.cube.open": ("open_cube",),
     "deo_cube.cube.synthetic": ("synthetic_cube",),
     "deo_cube.encoder.card": ("ModelCard",),
     "deo_cube.encoder.describe": ("describe", "describe_timm"),

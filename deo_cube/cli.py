@@ -85,7 +85,7 @@ def embed(
     allow: Annotated[tuple[str, ...], arg(help="hosts, folders, prefixes of URLs that STAC items may name")] = (),
 ) -> None:
     """Embed a cube into a Zarr store; run it again to go on after a stop."""
-    from deo_cube.cube.files import open_cube
+    from deo_cube.cube.open import open_cube
     from deo_cube.embedding.embed import embed as embed_cube
     from deo_cube.store.write import to_zarr
 
@@ -149,7 +149,7 @@ def plan(
     allow: Annotated[tuple[str, ...], arg(help="hosts, folders, prefixes of URLs that STAC items may name")] = (),
 ) -> None:
     """Count tiles, tokens, bytes and time before embedding."""
-    from deo_cube.cube.files import open_cube
+    from deo_cube.cube.open import open_cube
     from deo_cube.embedding.plan import plan as plan_cube
 
     given: dict[str, Any] = {"weights": weights, "bands": _bands(bands), "missing": missing, "units": units}
@@ -231,7 +231,7 @@ def segment(
     allow: Annotated[tuple[str, ...], arg(help="hosts, folders, prefixes of URLs that STAC items may name")] = (),
 ) -> None:
     """Map classes with a head that `fit_head(...).save(...)` wrote."""
-    from deo_cube.cube.files import open_cube
+    from deo_cube.cube.open import open_cube
     from deo_cube.heads.maps import segment as segment_cube
     from deo_cube.store.announce import computing
     from deo_cube.store.open import is_embeddings, open_embeddings

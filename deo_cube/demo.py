@@ -12,7 +12,7 @@ from typing import Any
 
 import xarray as xr
 
-from deo_cube.cube.catalogues import search
+from deo_cube.cube.stac_catalogs import search
 from deo_cube.cube.synthetic import synthetic_cube
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.load import load_cube

@@ -20,9 +20,8 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.cube.instants import is_cftime, of_cftime
 from deo_cube.cube.plain import is_missing, jsonable, plain, text, writable
-from deo_cube.cube.times import dating, of_units, read_times, to_numpy
+from deo_cube.cube.times import dating, is_cftime, of_cftime, of_units, read_times, to_numpy
 
 __all__ = ["along_time", "storable_attrs", "storable_coordinates", "storable_variable"]
 

@@ -14,13 +14,20 @@ import numpy as np
 import xarray as xr
 
 from deo_cube.cube import georeference
-from deo_cube.cube.baseline import Offset, decide_offset
+from deo_cube.cube.boa_offset import Offset, decide_offset
 from deo_cube.cube.footprint import footprint
 from deo_cube.cube.hrefs import read_allow
-from deo_cube.cube.items import find_assets, product_of_item, read_items, resolve_href
-from deo_cube.cube.placement import check_items_meet, check_one_crs, check_within_180, nothing_there, placement
-from deo_cube.cube.projection import complete_grids, set_grid
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, level_of
+from deo_cube.cube.stac_grid import (
+    check_items_meet,
+    check_one_crs,
+    check_within_180,
+    complete_grids,
+    nothing_there,
+    placement,
+    set_grid,
+)
+from deo_cube.cube.stac_items import find_assets, product_of_item, read_items, resolve_href
 from deo_cube.cube.units import OFFSET_COORD, SCL_INVALID
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, MissingBandsError
 
@@ -130,7 +137,7 @@ def load_cube(
     """
     import odc.stac
 
-    from deo_cube.cube.access import access  # late: rasterio and odc-loader are heavy
+    from deo_cube.cube.stac_reader import access  # late: rasterio and odc-loader are heavy
 
     if offset != "auto":
         offset = _offset(offset)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from deo_cube import arguments
 from deo_cube.cube.bands import BandMatch
-from deo_cube.cube.baseline import ADD_OFFSET, PRODUCT_KEYS, Offset, Product, decide_offset, stated_offset
+from deo_cube.cube.boa_offset import ADD_OFFSET, PRODUCT_KEYS, Offset, Product, decide_offset, stated_offset
 from deo_cube.cube.georeference import dims
 from deo_cube.cube.sentinel2 import level_of
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError

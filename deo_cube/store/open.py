@@ -19,7 +19,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import georeference
-from deo_cube.cube.codecs import UNREADABLE, check_codecs
+from deo_cube.cube.open import UNREADABLE, check_codecs
 from deo_cube.embedding import metadata
 from deo_cube.errors import StorageError, StoreMismatchError
 from deo_cube.paths import expand, is_url, local_path

@@ -25,8 +25,8 @@ import zarr
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import georeference
-from deo_cube.cube.codecs import check_codecs
 from deo_cube.cube.georeference import SPATIAL_DIMS
+from deo_cube.cube.open import check_codecs
 from deo_cube.cube.times import read_times
 from deo_cube.embedding.metadata import PREFIX, to_json
 from deo_cube.errors import MissingCRSError, StoreMismatchError
@@ -66,7 +66,7 @@ def open_layout(path: Any) -> xr.DataArray | None:
     MissingCRSError
         For a tile whose place cannot be found.
     StorageError
-        See `codecs.check_codecs`.
+        See `check_codecs`.
     """
     text = expand(path) if isinstance(path, str | os.PathLike) else str(path)
     ending = text.rsplit("/", 1)[-1].rpartition(".")[2].lower()

@@ -264,7 +264,7 @@ def open_source(text: str, fill: tuple[float, ...] = (0.0,) * len(MS_BANDS), *, 
     files = _cube_files(spec.path)[spec.phase :: spec.every]
     if not files:
         raise InputNotFoundError(f"no cube at {spec.path}")
-    from deo_cube.cube.files import open_cube
+    from deo_cube.cube.open import open_cube
 
     # GeoTIFFs are read as plain arrays: without Dask there is no graph to walk for every window.
     opens = [_Opener(open_cube, f, {"chunks": None} if f.lower().endswith((".tif", ".tiff")) else {}) for f in files]

@@ -14,8 +14,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.cube.bands import BandMatch, match_bands
-from deo_cube.cube.files import open_cube
 from deo_cube.cube.georeference import dims, geobox
+from deo_cube.cube.open import open_cube
 from deo_cube.cube.times import read_times
 from deo_cube.cube.units import Radiometry, decide_radiometry, implausible
 from deo_cube.embedding import metadata

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from deo_cube.cube.access import Access, access, sign_planetary_computer
 from deo_cube.cube.stac import load_cube
+from deo_cube.cube.stac_reader import Access, access, sign_planetary_computer
 from deo_cube.errors import MissingExtraError
 from tests.cube.range_server import serve
 from tests.cube.test_stac import flat, gdal_http, product, remote  # noqa: F401 - a fixture
@@ -144,7 +144,7 @@ def test_files_of_the_copernicus_data_space_are_asked_for_at_its_own_endpoint(tm
         monkeypatch.setenv(key, value)
     with serve(tmp_path) as server:
         preset = {"AWS_S3_ENDPOINT": server.url.removeprefix("http://"), "AWS_VIRTUAL_HOSTING": "FALSE"}
-        monkeypatch.setattr("deo_cube.cube.access.CATALOGUES", {"cdse": stand_in(tuple(preset.items()))})
+        monkeypatch.setattr("deo_cube.cube.stac_reader.CATALOGUES", {"cdse": stand_in(tuple(preset.items()))})
         ds = load_cube([local])
         assert server.requests == []
         with rasterio.Env():
@@ -156,6 +156,6 @@ def test_files_of_the_copernicus_data_space_are_asked_for_at_its_own_endpoint(tm
 def stand_in(gdal):
     from dataclasses import replace
 
-    from deo_cube.cube.catalogues import CATALOGUES
+    from deo_cube.cube.stac_catalogs import CATALOGUES
 
     return replace(CATALOGUES["cdse"], gdal=gdal)

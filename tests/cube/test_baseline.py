@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deo_cube.cube.baseline import ADD_OFFSET, Product, decide_offset, stated_offset
+from deo_cube.cube.boa_offset import ADD_OFFSET, Product, decide_offset, stated_offset
 
 COGS = "https://sentinel-cogs.s3.us-west-2.amazonaws.com/sentinel-s2-l2a-cogs/29/R/KH/2020/2/x/B02.tif"
 RAW = {

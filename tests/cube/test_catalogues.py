@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from deo_cube.cube.bands import match_bands
-from deo_cube.cube.catalogues import CATALOGUES, Catalogue, catalogue, search
 from deo_cube.cube.stac import load_cube
+from deo_cube.cube.stac_catalogs import CATALOGUES, Catalogue, catalogue, search
 from deo_cube.cube.units import decide_radiometry
 from deo_cube.errors import AmbiguousUnitsError, CatalogueError
 from tests.cube.range_server import serve
@@ -62,7 +62,7 @@ def test_each_catalogue_becomes_a_cube_whose_offset_is_decided_or_asked_for(name
 
 
 def test_items_of_four_catalogues_choose_the_right_file_of_each_band():
-    from deo_cube.cube.items import find_assets, read_items
+    from deo_cube.cube.stac_items import find_assets, read_items
 
     hrefs = {}
     for name in CATALOGUES:

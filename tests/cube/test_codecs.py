@@ -12,8 +12,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from deo_cube.cube.codecs import check_store
-from deo_cube.cube.files import open_cube
+from deo_cube.cube.open import check_store, open_cube
 from deo_cube.cube.synthetic import synthetic_cube
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import DeoCubeError, StorageError, StoreMismatchError

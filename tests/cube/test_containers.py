@@ -17,8 +17,8 @@ import zarr
 from rasterio.transform import from_origin
 
 import deo_cube
-from deo_cube.cube.files import open_cube
 from deo_cube.cube.georeference import geobox
+from deo_cube.cube.open import open_cube
 from deo_cube.cube.units import decide_radiometry
 from deo_cube.errors import (
     ArgumentError,

@@ -9,8 +9,7 @@ import pytest
 import xarray as xr
 
 import deo_cube
-from deo_cube.cube import files
-from deo_cube.cube.files import open_cube
+from deo_cube.cube.open import open_cube
 from deo_cube.errors import MissingExtraError
 
 
@@ -50,7 +49,7 @@ def test_without_a_reader_of_netcdf_the_message_installs_one(
             raise ImportError(name)
         return kept(name, *rest)
 
-    monkeypatch.setattr(files, "find_spec", lambda name: None)
+    monkeypatch.setattr("deo_cube.cube.open.find_spec", lambda name: None)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match="pip install netCDF4"):
         open_cube(tmp_path / "c.nc", engine="netcdf4")

@@ -3,7 +3,7 @@ import json
 import pystac
 import pytest
 
-from deo_cube.cube.items import asset_scale, find_assets, product_of_item, read_items, resolve_href
+from deo_cube.cube.stac_items import asset_scale, find_assets, product_of_item, read_items, resolve_href
 from deo_cube.errors import MissingBandsError
 
 TIFF, JP2 = "image/tiff; application=geotiff; profile=cloud-optimized", "image/jp2"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from deo_cube.cube.catalogues import CATALOGUES
+from deo_cube.cube.stac_catalogs import CATALOGUES
 
 __all__ = ["ADD_OFFSET", "PRODUCT_KEYS", "Offset", "Product", "bucket_of", "decide_offset", "stated_offset"]
 

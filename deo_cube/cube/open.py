@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from deo_cube import arguments
-from deo_cube.cube import references, safe
-from deo_cube.cube.codecs import check_store
 from deo_cube.cube.georeference import SPATIAL_DIMS
-from deo_cube.cube.hrefs import read_allow
+from deo_cube.cube.hrefs import Origin, check_href, read_allow
+from deo_cube.cube.sentinel2 import SENTINEL2
 from deo_cube.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -29,7 +32,336 @@ from deo_cube.errors import (
 )
 from deo_cube.paths import expand, is_url
 
-__all__ = ["open_cube"]
+__all__ = [
+    "OBJECT_CODECS",
+    "check_codecs",
+    "check_store",
+    "is_parquet",
+    "is_references",
+    "open_references",
+    "is_safe",
+    "item_of_safe",
+    "open_cube",
+]
+
+# --- codecs ---
+
+
+#: How zarr meets an unknown codec or data type.
+UNREADABLE = (ValueError, KeyError, TypeError, RuntimeError)
+#: Codecs that decode to Python objects.
+OBJECT_CODECS = frozenset({"json", "json2", "msgpack", "msgpack2", "pickle"})
+
+
+def check_store(
+    store: Any, *, path: str = "", storage_options: Mapping[str, Any] | None = None, zarr_format: Any = None
+) -> None:
+    """Refuse a Zarr store whose arrays are decoded to Python objects, or by codecs that are not installed.
+
+    Parameters
+    ----------
+    store : path, URL or zarr store
+        Of which the group `path` is looked at. A place without a group is left to the reader.
+    path : str
+        Group in the store.
+    storage_options, zarr_format
+        As of `zarr.open_group`.
+
+    Raises
+    ------
+    StorageError
+        See `check_codecs`.
+    """
+    options = None if storage_options is None else dict(storage_options)
+    try:
+        group = zarr.open_group(store, mode="r", path=path, storage_options=options, zarr_format=zarr_format)
+    except FileNotFoundError:  # that it is missing, the reader says
+        return
+    except UNREADABLE as error:  # consolidated metadata is decoded at once
+        raise _unreadable(store, error) from error
+    check_codecs(group)
+
+
+def check_codecs(group: zarr.Group) -> None:
+    """Refuse a group of which an array is decoded to Python objects, or by a codec that is not installed.
+
+    Raises
+    ------
+    StorageError
+        With the array and the codec.
+    """
+    try:
+        arrays = list(group.arrays())
+    except UNREADABLE as error:
+        raise _unreadable(group.store_path, error) from error
+    for name, array in arrays:
+        names = {n.removeprefix("numcodecs.") for n in _codec_names(array.metadata)}
+        if bad := sorted(names & OBJECT_CODECS):
+            raise StorageError(
+                f"array {name!r} of {group.store_path} is decoded by {bad}, which makes Python objects of its bytes "
+                "and may run code from the store; expected numbers or text. Where you trust its writer, open it "
+                "yourself with xarray.open_zarr, numcodecs permitting, and pass the dataset"
+            )
+
+
+def _unreadable(store: Any, error: Exception) -> StorageError:
+    return StorageError(
+        f"{store} holds an array that cannot be decoded here: {type(error).__name__}: {error}. Install the package "
+        "that has its codec, or have the store written with the codecs of Zarr (blosc, zstd, gzip)"
+    )
+
+
+def _codec_names(metadata: Any) -> Iterator[str]:
+    if metadata.zarr_format == 2:
+        for codec in (*(metadata.filters or ()), metadata.compressor):
+            if codec is not None:
+                yield str(codec.codec_id)
+    else:
+        for codec in metadata.codecs:
+            yield from _names_of_codec(codec.to_dict())
+
+
+def _names_of_codec(codec: Any) -> Iterator[str]:
+    """The name of a Zarr 3 codec, and of those inside it (shards hold chunks and an index with codecs of their own)."""
+    if isinstance(codec, str):
+        yield codec
+    elif isinstance(codec, Mapping):
+        yield str(codec.get("name", ""))
+        configuration = codec.get("configuration") or {}
+        for inner in (*configuration.get("codecs", ()), *configuration.get("index_codecs", ())):
+            yield from _names_of_codec(inner)
+
+
+# --- references of kerchunk and VirtualiZarr ---
+
+
+_ZARR_KEYS = (".zgroup", ".zmetadata", "zarr.json", ".zattrs")
+
+
+def is_parquet(text: str) -> bool:
+    """Return whether a folder holds references as Parquet."""
+    folder = Path(text)
+    return folder.is_dir() and (folder / ".zmetadata").exists() and not (folder / ".zgroup").exists()
+
+
+def is_references(text: str, largest: int) -> bool:
+    """Return whether a JSON file of at most `largest` bytes holds references."""
+    path = Path(text)
+    if path.stat().st_size > largest:
+        return False
+    written = path.read_text(encoding="utf-8", errors="replace")
+    if '"refs"' not in written and not any(f'"{key}"' in written for key in _ZARR_KEYS):
+        return False
+    try:
+        found = json.loads(written)
+    except ValueError:
+        return False
+    return isinstance(found, Mapping) and ("refs" in found or bool(set(_ZARR_KEYS) & found.keys()))
+
+
+def open_references(text: str, allow: Sequence[str] = ()) -> Any:
+    """Open references as a Zarr store, to be read only.
+
+    Raises
+    ------
+    ArgumentError
+        For references that are generated by a program (`gen`), or hold nothing.
+    HrefRefusedError
+        For files inside this network that `allow` does not name.
+    MissingExtraError
+        For Parquet without a reader of it.
+    """
+    import fsspec
+    import zarr
+
+    path = Path(text)
+    given: Any = str(path)
+    options: dict[str, Any] = {}
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        given = {"version": 1, "refs": _plain_refs(found, path, allow)}
+    else:
+        options = {"lazy": True, "remote_protocol": "file"}
+    try:
+        fs = fsspec.filesystem("reference", fo=given, asynchronous=True, skip_instance_cache=True, **options)
+        return zarr.storage.FsspecStore(fs, read_only=True, path="")
+    except ImportError as error:
+        raise MissingExtraError(f"references as Parquet need a reader: pip install fastparquet ({error})") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise StorageError(f"fsspec cannot read the references {text}: {str(error)[:200]}") from error
+
+
+def _plain_refs(found: Mapping[str, Any], path: Path, allow: Sequence[str]) -> dict[str, Any]:
+    """References without templates, each target checked once."""
+    templates = found.get("templates") or {}
+    if found.get("gen") or any("{{" in str(t) for t in templates.values()):
+        raise ArgumentError(
+            f"{path} generates its references by a program (gen, templates of templates), which is not run: write them "
+            "out with kerchunk.utils.consolidate"
+        )
+    refs = found.get("refs", found)
+    if not refs:
+        raise ArgumentError(f"{path} holds references to nothing: wanted keys of a Zarr store, as kerchunk writes them")
+    origin, checked, plain = Origin("file", text=str(path)), dict[str, str](), {}
+    for key, value in refs.items():
+        if not isinstance(value, list) or not value or not isinstance(value[0], str):
+            plain[key] = value
+            continue
+        if value[0] not in checked:
+            target = value[0]
+            for name, text in templates.items():
+                target = target.replace("{{" + name + "}}", text)
+            if "{{" in target:
+                raise ArgumentError(f"{path}: the template of {value[0]!r} is not stated")
+            if "://" not in target and not os.path.isabs(target) and (path.parent / target).exists():
+                target = str((path.parent / target).resolve())
+            check_href(target, origin, allow, f"chunk {key} of {path.name}")
+            checked[value[0]] = target
+        plain[key] = [checked[value[0]], *value[1:]]
+    return plain
+
+
+# --- SAFE products ---
+
+
+_IMAGE = re.compile(r"_(B\d\w|SCL)(?:_(\d\d)m)?\.(?:jp2|tiff?)$", re.I)
+_NAME = re.compile(r"S2[A-D]_MSI(L1C|L2A)_(\d{8}T\d{6})_N(\d\d)(\d\d)_R\d{3}_T\w{5}_\d{8}T\d{6}", re.I)
+#: Bytes of a metadata file above which it is not one.
+_LARGEST_METADATA = 50_000_000
+
+
+def is_safe(text: str) -> bool:
+    """Return whether a folder or zip is a SAFE product, by its metadata file."""
+    path = Path(text)
+    if path.is_dir():
+        return any(path.glob("MTD_MSIL*.xml"))
+    if path.suffix.lower() == ".zip" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(_is_metadata(n) for n in archive.namelist())
+    return False
+
+
+def _is_metadata(name: str) -> bool:
+    return bool(re.search(r"\.SAFE/MTD_MSIL\w+\.xml$", name, re.I))
+
+
+def item_of_safe(text: str) -> dict[str, Any]:
+    """Describe a SAFE product as a STAC item: bands in their own resolution, offset and baseline as stated in it.
+
+    Parameters
+    ----------
+    text : str
+        The folder, or its zip.
+
+    Raises
+    ------
+    InputNotFoundError
+        For a product without metadata or images.
+    StorageError
+        For metadata that cannot be read.
+    """
+    path = Path(text)
+    if path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            metadata = next(n for n in names if _is_metadata(n))
+            _check_size(archive.getinfo(metadata).file_size, metadata)
+            written = archive.read(metadata)
+        root = metadata.rpartition("/")[0]
+        hrefs = [f"/vsizip/{path.resolve()}/{n}" for n in names if n.startswith(root)]
+        product = root.rpartition("/")[2]
+    else:
+        found = sorted(path.glob("MTD_MSIL*.xml"))
+        hrefs = sorted(str(p.resolve()) for p in path.rglob("*") if p.is_file())
+        if not found:
+            raise InputNotFoundError(
+                f"{text} is no SAFE product: it has no MTD_MSIL2A.xml. Give the folder that holds this file"
+            )
+        _check_size(found[0].stat().st_size, str(found[0]))
+        written, product = found[0].read_bytes(), path.resolve().name
+    stated = _metadata_of(written, product)
+    assets = _assets(hrefs, stated)
+    if not set(assets) - {"SCL"}:
+        raise InputNotFoundError(
+            f"{text} holds no images of bands (GRANULE/*/IMG_DATA/.../*_B02_10m.jp2): download the product whole"
+        )
+    return {
+        **{"type": "Feature", "stac_version": "1.0.0", "id": product.removesuffix(".SAFE"), "links": []},
+        **{"geometry": None, "stac_extensions": [], "assets": assets},
+        "properties": {
+            "datetime": stated["datetime"],
+            "s2:product_uri": product,
+            "s2:processing_baseline": stated["baseline"],
+            "s2:product_type": stated["type"],
+            **({} if stated["clouds"] is None else {"eo:cloud_cover": stated["clouds"]}),
+        },
+    }
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > _LARGEST_METADATA:
+        raise StorageError(f"{name} has {size} bytes: not the metadata of a product")
+
+
+def _metadata_of(written: bytes, product: str) -> dict[str, Any]:
+    """Date, baseline, type, cloud cover and offset of a product, from its metadata."""
+    try:
+        tree = ElementTree.fromstring(written)
+    except ElementTree.ParseError as error:
+        raise StorageError(f"the metadata of {product} cannot be read: {error}") from error
+
+    def texts(tag: str) -> list[str]:
+        return [(e.text or "").strip() for e in tree.iter() if e.tag.rpartition("}")[2].upper() == tag]
+
+    named = _NAME.search(product)
+    when = next(iter(texts("PRODUCT_START_TIME") or texts("DATATAKE_SENSING_START")), "")
+    if not when and named:
+        d = named[2]
+        when = f"{d[:4]}-{d[4:6]}-{d[6:8]}T{d[9:11]}:{d[11:13]}:{d[13:15]}Z"
+    if not when:
+        raise StorageError(f"{product} does not say when it was sensed (PRODUCT_START_TIME)")
+    baseline = next(iter(texts("PROCESSING_BASELINE")), f"{named[3]}.{named[4]}" if named else "")
+    clouds = next(iter(texts("CLOUD_COVERAGE_ASSESSMENT")), None)
+    added = {float(v) for v in texts("BOA_ADD_OFFSET") + texts("RADIO_ADD_OFFSET") if v}
+    value = next(iter(texts("BOA_QUANTIFICATION_VALUE") + texts("QUANTIFICATION_VALUE")), "10000")
+    return {
+        "datetime": when,
+        "baseline": baseline,
+        "type": f"S2MSI{'1C' if 'L1C' in product.upper() else '2A'}",
+        "clouds": None if clouds is None else float(clouds),
+        "add": added.pop() if len(added) == 1 else 0.0 if not added else None,
+        "quantification": float(value),
+    }
+
+
+def _assets(hrefs: list[str], stated: dict[str, Any]) -> dict[str, Any]:
+    """One asset per band: the image in the resolution nearest to the band's own."""
+    best: dict[str, tuple[float, str]] = {}
+    for href in hrefs:
+        match = _IMAGE.search(href)
+        if match is None or "/IMG_DATA/" not in href:
+            continue
+        band = match[1].upper()
+        own = SENTINEL2[band].gsd if band in SENTINEL2 else 20
+        off = abs(float(match[2] or own) - own)
+        if band not in best or off < best[band][0]:
+            best[band] = (off, href)
+    scale = 1 / stated["quantification"]
+    described = {"data_type": "uint16", "nodata": 0, "scale": scale}
+    if stated["add"] is not None:
+        described["offset"] = stated["add"] * scale
+    return {
+        band: {
+            "href": href,
+            "type": "image/jp2" if href.lower().endswith("jp2") else "image/tiff",
+            "raster:bands": [{"data_type": "uint8", "nodata": 0} if band == "SCL" else described],
+        }
+        for band, (_, href) in best.items()
+    }
+
+
+# --- opening ---
+
 
 RASTERS = (".tif", ".tiff", ".jp2", ".vrt", ".img")
 NETCDF = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5")
@@ -72,7 +404,7 @@ def open_cube(path: Any, *, group: str | None = None, **options: Any) -> xr.Data
         If the package that reads it is not installed.
     """
     if not isinstance(path, str | os.PathLike):
-        return _zarr(_store_of(path), type(path).__name__, group, options)
+        return _open_zarr(_store_of(path), type(path).__name__, group, options)
     arguments.path("path", path)
     text = expand(path)
     local = not is_url(text)
@@ -82,27 +414,27 @@ def open_cube(path: Any, *, group: str | None = None, **options: Any) -> xr.Data
     ending = Path(text).suffix.lower()
     if gdal or ending in RASTERS:
         _no_group(group, text)
-        return _raster(text, options)
-    if local and (ending == ".safe" or safe.is_safe(text)):
+        return _open_raster(text, options)
+    if local and (ending == ".safe" or is_safe(text)):
         _no_group(group, text)
         from deo_cube.cube.stac import load_cube
 
-        return load_cube(safe.item_of_safe(text), **options)
+        return load_cube(item_of_safe(text), **options)
     if ending == ".zip" and local:
-        return _zipped(text, group, options)
-    if ending in (".parq", ".parquet") and references.is_parquet(text):
-        return _zarr(references.open_references(text, read_allow(options.pop("allow", ()))), text, group, options)
+        return _open_zip(text, group, options)
+    if ending in (".parq", ".parquet") and is_parquet(text):
+        return _open_zarr(open_references(text, read_allow(options.pop("allow", ()))), text, group, options)
     if local and Path(text).is_dir():
         if _is_icechunk(Path(text)):
-            return _zarr(_icechunk(text), text, group, options)
-        return _zarr(text, text, group, options)
+            return _open_zarr(_icechunk(text), text, group, options)
+        return _open_zarr(text, text, group, options)
     if ending == ".zarr":
-        return _zarr(text, text, group, options)
+        return _open_zarr(text, text, group, options)
     if ending in NETCDF:
-        return _netcdf(text, group, options)
+        return _open_netcdf(text, group, options)
     if ending in (".json", ".geojson"):
-        if local and references.is_references(text, _LARGEST_JSON):
-            return _zarr(references.open_references(text, read_allow(options.pop("allow", ()))), text, group, options)
+        if local and is_references(text, _LARGEST_JSON):
+            return _open_zarr(open_references(text, read_allow(options.pop("allow", ()))), text, group, options)
         _no_group(group, text)
         from deo_cube.cube.stac import load_cube
 
@@ -164,7 +496,7 @@ def _store_of(given: Any) -> Any:
 # --- Zarr -----------------------------------------------------------------------------------------
 
 
-def _zarr(store: Any, text: str, group: str | None, options: dict[str, Any]) -> xr.Dataset:
+def _open_zarr(store: Any, text: str, group: str | None, options: dict[str, Any]) -> xr.Dataset:
     given: dict[str, Any] = {"decode_coords": "all", "mask_and_scale": False, **options}
 
     def read(name: str | None) -> xr.Dataset:
@@ -202,7 +534,7 @@ def _has_zarr_metadata(folder: Path) -> bool:
 def _no_zarr(folder: Path) -> str:
     """Words about a folder that is not a Zarr store: what it holds, and what opens that."""
     held = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    below = [p for p in held if p.is_dir() and (_has_zarr_metadata(p) or safe.is_safe(str(p)))]
+    below = [p for p in held if p.is_dir() and (_has_zarr_metadata(p) or is_safe(str(p)))]
     files = [p for p in held if p.suffix.lower() in (*RASTERS, *NETCDF, ".json", ".zip")]
     found = below or files
     if not found:
@@ -278,7 +610,7 @@ def _listed(names: list[str]) -> str:
 # --- containers -----------------------------------------------------------------------------------
 
 
-def _zipped(text: str, group: str | None, options: dict[str, Any]) -> xr.Dataset | xr.DataArray:
+def _open_zip(text: str, group: str | None, options: dict[str, Any]) -> xr.Dataset | xr.DataArray:
     """A zip of a Zarr store, or of one raster."""
     from zarr.storage import ZipStore
 
@@ -295,18 +627,18 @@ def _zipped(text: str, group: str | None, options: dict[str, Any]) -> xr.Dataset
         # xarray looks for consolidated metadata at the root of a zip alone.
         options = {"consolidated": False, **options}
         if group is not None:
-            return _zarr(store, text, inside, options)
+            return _open_zarr(store, text, inside, options)
         if roots[0] == "":
-            return _zarr(store, text, None, options)
-        first = _zarr(store, text, roots[0], options)
+            return _open_zarr(store, text, None, options)
+        first = _open_zarr(store, text, roots[0], options)
         if _is_cube(first):
             return first
-        groups = {n: _zarr(store, text, n, options) for n in roots[1:] if _is_group(store, n)}
+        groups = {n: _open_zarr(store, text, n, options) for n in roots[1:] if _is_group(store, n)}
         return _only(text, {n.removeprefix(f"{roots[0]}/"): ds for n, ds in groups.items()}, first)
     _no_group(group, text)
     rasters = [n for n in names if n.lower().endswith(RASTERS)]
     if len(rasters) == 1:
-        return _raster(f"/vsizip/{text}/{rasters[0]}", options)
+        return _open_raster(f"/vsizip/{text}/{rasters[0]}", options)
     if rasters:
         raise ArgumentError(
             f"{text} holds {len(rasters)} rasters: {_listed(rasters)}. Open one: "
@@ -343,7 +675,7 @@ def _icechunk(text: str) -> Any:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _netcdf(text: str, group: str | None, options: dict[str, Any]) -> xr.Dataset:
+def _open_netcdf(text: str, group: str | None, options: dict[str, Any]) -> xr.Dataset:
     given = {"chunks": {}, "decode_coords": "all", "mask_and_scale": False, **options}
     try:
         if group is not None:
@@ -373,7 +705,7 @@ def _netcdf_groups(text: str, given: Mapping[str, Any]) -> dict[str, xr.Dataset]
     return {n.strip("/"): ds for n, ds in xr.open_groups(text, **given).items() if n.strip("/")}
 
 
-def _raster(text: str, options: dict[str, Any]) -> xr.DataArray:
+def _open_raster(text: str, options: dict[str, Any]) -> xr.DataArray:
     import rioxarray
 
     with _plain_errors(text, "rioxarray.open_rasterio", options):

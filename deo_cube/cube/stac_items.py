@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from deo_cube.cube.baseline import Product
+from deo_cube.cube.boa_offset import Product
 from deo_cube.cube.hrefs import FROM_FILE, allowed, check_href, internal_host, origin_of
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, bands_of_common_name, squeezed
 from deo_cube.errors import (
