@@ -104,24 +104,23 @@ def summarise(cube: Cube) -> Summary:
         facts.append(("grid", _reason(error)))
     models = []
     names = list_models()
-    for alias, here in zip(names["alias"], names["offline"], strict=True):
+    for alias, weights in zip(names["alias"], names["state"], strict=True):
         try:
             found = card(alias)
             p = prepare(cube, found, locate=False)
             if not any(k == "units" for k, _ in facts):
                 facts.append(("units", "; ".join(p.radiometry.why)))
-            models.append((alias, True, _fits(p, found, here)))
+            models.append((alias, True, _fits(p, found, weights)))
         except Exception as error:
             models.append((alias, False, _reason(error)))
     return Summary(tuple(facts), _told_once(models))
 
 
-def _fits(p: Prepared, found: ModelCard, here: bool) -> str:
+def _fits(p: Prepared, found: ModelCard, weights: str) -> str:
     side = found.patch * found.gsd
     how = ", ".join(b if b == v else f"{b} from {v!r}" for b, v in zip(p.match.bands, p.match.variables, strict=True))
     clouds = f"clouds from {p.match.scl!r}" if p.match.scl else "no cloud mask (SCL)"
-    state = "" if found.trained else "; UNTRAINED weights"
-    state += "" if here else "; its weights are not on this machine"
+    state = f"; {weights}" if found.trained else "; UNTRAINED weights"
     return f"one {found.dim}-vector for {side:g} x {side:g} m{state}\nreads {how}; {clouds}"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.locate import local_weights
+from deo_cube.encoder.locate import local_weights, weights_state
 from deo_cube.errors import ArgumentError, ArgumentTypeError, UnknownModelError
 from deo_cube.paths import local_path
 
@@ -175,7 +175,8 @@ def list_models() -> pd.DataFrame:
     -------
     DataFrame
         alias, name, bands (number of each stem's, by stem), patch (output stride, px), dim, tile, halo (px), gsd (m),
-        weights (`published`, `trained`, `untrained`), licence of the weights, and whether they are on this machine.
+        weights (`published`, `trained`, `untrained`), licence of the weights, whether they are on this machine
+        (`offline`), and `state`: here, can be fetched, or absent, and whether hash and reference vector prove them.
     """
     import pandas as pd
 
@@ -195,6 +196,7 @@ def list_models() -> pd.DataFrame:
                 "weights": c.weights.status,
                 "licence": c.license_weights,
                 "offline": not c.weights.file or local_weights(c) is not None,
+                "state": weights_state(c),
             }
         )
     return pd.DataFrame(rows).sort_values("alias", ignore_index=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.families import build_network, seeded_network
+from deo_cube.encoder.hub import recorded_reference
 from deo_cube.encoder.matmul import prefer_onednn
 from deo_cube.encoder.network_hash import HashedNetwork, content_hash, hash_network, network_hash
 from deo_cube.encoder.weights import check_weights, load_weights
@@ -61,12 +63,15 @@ def load(ref: EncoderRef, device: str | None = "cpu", *, check: bool = True) -> 
         normalization=ref.normalization,
         device=device,
     )
-    distance = reference_distance(card, network, device) if check else None
-    if distance is not None and card.reference is not None and not distance <= card.reference.tolerance:
-        raise WeightsMismatchError(
-            f"{card.alias} on {device} misses its reference vector by {distance:.2g} (allowed: "
-            f"{card.reference.tolerance:g}): weights, code or device give other numbers than those the card promises"
-        )
+    reference = card.reference or recorded_reference(card, ref.weights_sha256)
+    if check and reference is not None:
+        distance = reference_distance(dataclasses.replace(card, reference=reference), network, device)
+        if distance is not None and not distance <= reference.tolerance:
+            source = "the card promises" if card.reference else "were recorded when the weights were taken from the hub"
+            raise WeightsMismatchError(
+                f"{card.alias} on {device} misses its reference vector by {distance:.2g} (allowed: "
+                f"{reference.tolerance:g}): weights, code or device give other numbers than those that {source}"
+            )
     return encoder
 
 

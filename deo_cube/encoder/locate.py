@@ -1,7 +1,8 @@
-"""Where the weights of a card are: given, in the user's folder, beside the card, or on the hub at a pinned revision.
+"""Find the weights of a card: given, in the user's folder, beside the card, at the publisher's address or on the hub.
 
 A file is known by its SHA-256. Where the card states none (the publisher gives none), the hash of the first download is
-kept in the cache and later files of that name and revision must have it. Needs no torch.
+kept in the cache and later files of that name and revision must have it. Needs no torch, except where files of a hub's
+repository have to be compared with the network (`hub`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from deo_cube import arguments
+from deo_cube.encoder import hub
 from deo_cube.encoder.card import ModelCard, Weights
+from deo_cube.encoder.hub import HUB
 from deo_cube.encoder.weights import sniff
 from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
 from deo_cube.options import get_option
@@ -33,10 +37,10 @@ __all__ = [
     "hub_cache",
     "hub_silence",
     "local_weights",
+    "weights_state",
 ]
 
 FOLDER_VARIABLE = "DEO_CUBE_WEIGHTS"
-HUB = "https://huggingface.co"
 #: The file of a repository that holds a model of timm.
 PRETRAINED = "model.safetensors"
 
@@ -58,15 +62,16 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
     """The weights file of a card, downloaded if need be.
 
     Looked for, in this order: `weights` (a file, or a folder that holds one of the card's name); the folder
-    `DEO_CUBE_WEIGHTS`; the card's own folder; the hub's cache; the hub, unless offline. A `.safetensors` of the same
-    name is taken before the published `.pth`, unless the card states the hash of the latter.
+    `DEO_CUBE_WEIGHTS`; the card's own folder; the caches; and, unless offline, the publisher's address or the hub. A
+    `.safetensors` of the same name is taken before the published `.pth`, unless the card states the hash of the latter.
+    Where the name of the file on the hub is not known, the one that fills the network is taken (`hub.choose`).
 
     Parameters
     ----------
     card : ModelCard
         Whose weights.
-    weights : path, optional
-        Where they are, if the caller knows.
+    weights : path or str, optional
+        A file or folder, or an address on the hub, ``hf://OWNER/NAME[@REVISION][/FILE]``.
     offline : bool, optional
         Never reach for the network. Default: the option `offline`.
 
@@ -83,6 +88,9 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
         If the file found is no weights file, or has another hash.
     """
     offline = get_option("offline") if offline is None else offline
+    if isinstance(weights, str | Path) and str(weights).startswith("hf:/"):
+        # A Path, as the command line makes, holds one slash only.
+        return check_file(card, _from_address(card, "hf://" + str(weights)[3:].lstrip("/"), offline))
     if weights is not None:
         path = local_path(arguments.path("weights", weights))
         if path.is_dir():
@@ -95,12 +103,17 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
         return check_file(card, path)
     found = local_weights(card)
     if found is None:
-        if card.weights.repo is None or offline:
+        if offline or not _fetchable(card):
             raise WeightsNotFoundError(_not_found(card, offline))
-        _require_hash(card)
-        found = _download(card.weights, _not_found(card, offline=False))
+        found = _fetch(card)
     check_file(card, found)
-    if card.weights.sha256 is None and hub_cache() in found.parents:
+    choice = hub.recorded_choice(card) if card.weights.sha256 is None else None
+    if choice is not None and found == _cached(_as_weights(choice)) and file_sha256(found) != choice.sha256:
+        raise WeightsMismatchError(
+            f"{found} was taken for {card.alias} with SHA-256 {choice.sha256}; now it has {file_sha256(found)}, at the "
+            "same revision. Delete the file to download it again"
+        )
+    if card.weights.sha256 is None and hub_cache() in found.parents and found == _cached(card.weights):
         _compare_with_first(card.weights, found)
     return found
 
@@ -161,23 +174,89 @@ def _require_hash(card: ModelCard) -> None:
     from deo_cube.encoder.catalog import bundled_cards
 
     w = card.weights
-    places = [(b.weights.repo, b.weights.revision, b.weights.file) for b in bundled_cards().values()]
-    if w.sha256 is None and (w.repo, w.revision, w.file) not in places:
+    places = [(b.weights.repo, b.weights.revision, b.weights.file, b.weights.url) for b in bundled_cards().values()]
+    if w.sha256 is None and (w.repo, w.revision, w.file, w.url) not in places:
         raise WeightsMismatchError(
             f"the card of {card.alias} states no SHA-256 of {w.file} in {w.repo}, so it is not downloaded. Write the "
             "hash that the publisher gives into weights.sha256 of the card, or download the file and pass weights=PATH"
         )
 
 
+def _fetchable(card: ModelCard) -> bool:
+    """Whether the card says where its weights can be had from: a file of known hash, or a repository of the hub."""
+    return bool(card.weights.file) and (_has_url(card.weights) or hub.address_of(card) is not None)
+
+
+def _has_url(w: Weights) -> bool:
+    return w.url is not None and w.sha256 is not None
+
+
+def _fetch(card: ModelCard) -> Path:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    w, advice = card.weights, _not_found(card, offline=False)
+    if w.repo is None and _has_url(w):
+        return _download_url(w, advice)
+    _require_hash(card)
+    address = hub.address_of(card)
+    assert address is not None
+    if w.repo is None:
+        return hub.choose(card, address)
+    try:
+        return _download(w, advice)
+    except WeightsNotFoundError as error:
+        if w.sha256 is not None or not isinstance(error.__cause__, EntryNotFoundError):
+            raise
+        # The publisher may have renamed the file; no hash ties the card to its name.
+        return hub.choose(card, dataclasses.replace(address, file=None), without=[w.file])
+
+
+def _from_address(card: ModelCard, text: str, offline: bool) -> Path:
+    address = hub.parse_address(text)
+    if address.file is not None:
+        cached = _cached(Weights("published", address.file, repo=address.repo, revision=address.revision))
+        if cached is not None:
+            return cached
+    if offline:
+        raise WeightsNotFoundError(
+            f"weights={text!r} is not on this machine, and offline is set: deo_cube.set_options(offline=False) allows "
+            "the network"
+        )
+    return hub.choose(card, address)
+
+
+def _as_weights(choice: hub.Choice) -> Weights:
+    return Weights("published", choice.file, repo=choice.repo, revision=choice.revision)
+
+
+def weights_state(card: ModelCard) -> str:
+    """Return where the weights of a card are and whether they are proven, without reading a file or the network."""
+    if not card.weights.file:
+        return "made by its factory" if card.architecture.get("family") == "callable" else "no weights file"
+    proof = "" if card.weights.sha256 is not None and card.reference is not None else ", not proven"
+    if local_weights(card) is not None:
+        return "weights here" + proof
+    if _fetchable(card):
+        source = "its publisher" if card.weights.repo is None and _has_url(card.weights) else "the hub"
+        return f"weights can be fetched from {source}" + proof
+    return "weights not on this machine" + proof
+
+
 def local_weights(card: ModelCard) -> Path | None:
-    """The card's weights on this machine: in `DEO_CUBE_WEIGHTS`, beside the card, or in the hub's cache; else None."""
+    """The card's weights on this machine: in `DEO_CUBE_WEIGHTS`, beside the card, or in a cache; else None."""
     for folder in (os.environ.get(FOLDER_VARIABLE), card.folder):
         found = _in_folder(card, local_path(folder)) if folder else None
         if found is not None:
             if folder == card.folder:
                 _check_inside(found, Path(folder))
             return found
-    return _cached(card.weights)
+    found = _cached(card.weights)
+    if found is None and _has_url(card.weights):
+        found = next((p for p in [_url_cache(card.weights)] if p.is_file()), None)
+    if found is None and card.weights.sha256 is None and card.weights.status == "published":
+        choice = hub.recorded_choice(card)
+        found = None if choice is None else _cached(_as_weights(choice))
+    return found
 
 
 def _cached(w: Weights) -> Path | None:
@@ -244,12 +323,14 @@ def _not_found(card: ModelCard, offline: bool) -> str:
         f"{FOLDER_VARIABLE} = {folder}" if folder else f"{FOLDER_VARIABLE} (not set)",
         card.folder or "no folder of the card",
     ]
-    if w.repo is not None:
+    if hub.address_of(card) is not None:
         looked.append(f"hub cache {hub_cache()}")
+    if _has_url(w):
+        looked.append(f"download cache {_url_cache(w).parent}")
     where = f"{w.repo} at revision {w.revision} on huggingface.co" if w.repo else w.url or "its publisher"
     network = (
         "The network was not asked, because offline is set (deo_cube.set_options(offline=False) to allow it). "
-        if w.repo is not None and offline
+        if _fetchable(card) and offline
         else ""
     )
     return (
@@ -305,6 +386,35 @@ def hub_silence(url: str = "", *, timeout: float = 5.0, tries: int = 2) -> str |
         except OSError as error:
             why = str(error) or type(error).__name__
     return why
+
+
+def _url_cache(w: Weights) -> Path:
+    return Path(get_option("cache_dir")) / "files" / str(w.sha256)[:16] / Path(w.file).name
+
+
+def _download_url(w: Weights, advice: str, *, timeout: float = 30.0) -> Path:
+    """Return the file at `w.url` in the cache; it is moved there once it is whole and has its hash."""
+    assert w.url is not None
+    place = _url_cache(w)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=place.parent, suffix=".part")
+    digest = hashlib.sha256()
+    try:
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(w.url, timeout=timeout) as answer:
+            while piece := answer.read(2**20):
+                digest.update(piece)
+                file.write(piece)
+        if digest.hexdigest() != w.sha256:
+            raise WeightsMismatchError(
+                f"{w.url} is not the file that the card describes: expected SHA-256 {w.sha256}, got "
+                f"{digest.hexdigest()}. Get the file elsewhere and pass weights=PATH"
+            )
+        os.replace(part, place)
+    except OSError as error:
+        raise WeightsNotFoundError(f"{w.file} could not be downloaded from {w.url}: {error}\n{advice}") from error
+    finally:
+        Path(part).unlink(missing_ok=True)
+    return place
 
 
 def _download(w: Weights, advice: str) -> Path:

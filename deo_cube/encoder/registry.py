@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deo_cube.encoder.card import ModelCard, Normalization
 from deo_cube.encoder.catalog import Entry, card, find, list_models, register_encoder
+from deo_cube.encoder.hub import place_in_cache, recorded_reference, remember
 from deo_cube.encoder.locate import file_sha256, find_weights
 from deo_cube.encoder.normalize import choose_normalization
 from deo_cube.encoder.ref import EncoderRef
@@ -84,10 +85,14 @@ def _weights(entry: Entry, weights: str | Path | None) -> tuple[str | None, str,
 
         hashed = source_hash(c, entry.factory)
         return None, hashed.sha256, tuple(sorted(hashed.sources.items()))
-    path = find_weights(c, weights).resolve()
+    found = find_weights(c, weights)
+    path = found.resolve()
     sha256 = file_sha256(path)
     if c.weights.sha256 is None:
         _check_structure(c, str(path), sha256)
+        address = place_in_cache(found)
+        if address is not None and c.reference is None and recorded_reference(c, sha256) is None:
+            remember(c, address, path, sha256)
     return str(path), sha256, ()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from deo_cube.encoder.card import ModelCard
+from deo_cube.encoder.hub import recorded_reference
 from deo_cube.encoder.registry import resolve
 
 __all__ = ["Verification", "verify"]
@@ -29,6 +31,8 @@ class Verification:
     """Largest deviation from the reference vector, relative to its largest value; None if the card has none."""
     tolerance: float | None
     device: str
+    recorded: bool = False
+    """Whether the vector is not the card's but was recorded when the weights were taken from the hub."""
 
     @property
     def ok(self) -> bool:
@@ -38,7 +42,7 @@ class Verification:
     @property
     def proven(self) -> bool:
         """The file has the card's hash, and the loaded model gives the card's reference vector."""
-        return self.ok and self.distance is not None and self.hash == "as stated"
+        return self.ok and self.distance is not None and self.hash == "as stated" and not self.recorded
 
     def __repr__(self) -> str:
         source = Path(self.file).name if self.file else "its factory"
@@ -49,6 +53,11 @@ class Verification:
         )  # fmt: skip
         if self.distance is None:
             said.append("its card has no reference vector, so that these are the weights meant is NOT proven")
+        elif self.ok and self.recorded:
+            said.append(
+                f"the vector recorded with this file is met (off by {self.distance:.1e}), but its card has none, so "
+                "that these are the published weights is NOT proven"
+            )
         elif self.ok:
             said.append(f"the reference vector is met (off by {self.distance:.1e}, allowed {self.tolerance:.0e})")
         else:
@@ -86,13 +95,15 @@ def verify(name: str | Path | ModelCard, *, weights: str | Path | None = None, d
     ref = resolve(name, weights=weights)
     encoder = ref.load(device, check=False)
     card = ref.card
+    reference = card.reference or recorded_reference(card, ref.weights_sha256)
     return Verification(
         model=card.alias,
         status=card.weights.status,
         file=ref.weights,
         sha256=ref.weights_sha256,
         hash="as stated" if card.weights.sha256 is not None and ref.weights is not None else "not stated",
-        distance=reference_distance(card, encoder.network, device),  # type: ignore[arg-type]
-        tolerance=card.reference.tolerance if card.reference is not None else None,
+        distance=reference_distance(dataclasses.replace(card, reference=reference), encoder.network, device),  # type: ignore[arg-type]
+        tolerance=reference.tolerance if reference is not None else None,
         device=device,
+        recorded=card.reference is None and reference is not None,
     )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["check_weights", "load_weights", "match_state", "read_state", "sniff"]
+__all__ = ["check_weights", "load_weights", "match_state", "matched_state", "read_state", "sniff"]
 
 #: Wrappers of training (DDP, torch.compile, the student's trunk, TorchGeo's feature extractor), outermost first or not.
 PREFIXES = ("student.", "module.", "_orig_mod.", "backbone.", "feat_extr.")
@@ -238,8 +238,7 @@ def load_weights(network: nn.Module, path: str | Path, *, prefixes: Sequence[str
     """
     import torch
 
-    shapes, indices = _layout(network)
-    state = match_state(read_state(path), shapes, where=path, prefixes=prefixes, indices=indices)
+    state = matched_state(network, path, prefixes=prefixes)
     broken = [name for name, t in state.items() if not bool(torch.isfinite(t).all())]
     if broken:
         raise WeightsMismatchError(f"{path}: {len(broken)} tensors hold NaN or infinite values{_list(broken)}")
@@ -254,8 +253,19 @@ def check_weights(network: nn.Module, path: str | Path, *, prefixes: Sequence[st
     WeightsMismatchError
         See `read_state` and `match_state`.
     """
+    matched_state(network, path, prefixes=prefixes)
+
+
+def matched_state(network: nn.Module, path: str | Path, *, prefixes: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Return the tensors of a file under the names of `network`, which may be on the meta device.
+
+    Raises
+    ------
+    WeightsMismatchError
+        See `read_state` and `match_state`.
+    """
     shapes, indices = _layout(network)
-    match_state(read_state(path), shapes, where=path, prefixes=prefixes, indices=indices)
+    return match_state(read_state(path), shapes, where=path, prefixes=prefixes, indices=indices)
 
 
 def _layout(network: nn.Module) -> tuple[dict[str, torch.Size], dict[str, Tensor]]:

@@ -141,6 +141,8 @@ class Published:
     card: ModelCard
     known: bool
     """Whether the sizes are those of a published model."""
+    contribution: ModelCard
+    """The card completed by what was measured: hash, place on the hub where known, and reference vector."""
     data: str = ""
     questions: tuple[Question, ...] = ()
 
@@ -153,7 +155,7 @@ class Published:
         """Everything as JSON text; written to `path` where one is given."""
         d = {
             "file": self.file, "sha256": self.sha256, "keys": dataclasses.asdict(self.form), "model": self.card.name,
-            "published_sizes": self.known, "data": self.data,
+            "published_sizes": self.known, "data": self.data, "card": self.contribution.to_dict(),
             "questions": [
                 {"question": q.text, "verdict": q.verdict,
                  "answers": {a: [s.to_dict() for s in both] for a, both in zip(q.answers, q.scores, strict=True)},
@@ -181,6 +183,9 @@ class Published:
         else:
             lines += ["", f"on {self.data}; 95 % intervals, paired for differences:", ""]
             lines += [str(q) for q in self.questions]
+        proof = {k: self.contribution.to_dict()[k] for k in ("name", "weights", "reference")}
+        lines += ["", "To contribute: these fields of the card, as measured here (--json has the whole card).", ""]
+        lines.append(json.dumps(proof, indent=2))
         return "\n".join(lines)
 
 
@@ -226,6 +231,7 @@ def verify_published(
     """
     from deo_cube.encoder.families import build_network
     from deo_cube.encoder.locate import file_sha256
+    from deo_cube.encoder.publish import with_reference
     from deo_cube.encoder.weights import load_weights
     from deo_cube.errors import WeightsNotFoundError
 
@@ -237,13 +243,26 @@ def verify_published(
     load_weights(network, path, prefixes=card.weights.key_prefixes)
     network.eval().requires_grad_(False).to(device)
     known = not card.name.endswith(".file")
-    found = Published(str(path), file_sha256(path), key_form(path), card, known)
+    sha256 = file_sha256(path)
+    proven = with_reference(_with_place(card, path, sha256), network)
+    found = Published(str(path), sha256, key_form(path), card, known, proven)
     if data is None:
         return found
     chips = data if isinstance(data, ChipSet) else read_chips(data, bands=bands, offset=offset, limit=limit)
     return dataclasses.replace(
         found, data=f"{len(chips)} chips of {chips.name}", questions=_ask(network, card, chips, sizes, device)
     )
+
+
+def _with_place(card: ModelCard, path: Path, sha256: str) -> ModelCard:
+    """Return the card with the hash of the file, and where the hub has it if the file is in the hub's cache."""
+    from deo_cube.encoder.hub import place_in_cache
+
+    weights = dataclasses.replace(card.weights, file=path.name, sha256=sha256)
+    address = place_in_cache(path)
+    if address is not None and address.file is not None:
+        weights = dataclasses.replace(weights, file=address.file, repo=address.repo, revision=address.revision)
+    return dataclasses.replace(card, weights=weights)
 
 
 def _ask(network: Any, card: ModelCard, chips: ChipSet, sizes: Sequence[int], device: str) -> tuple[Question, ...]:

@@ -140,10 +140,14 @@ def test_what_to_put_where_is_said(elsewhere: Path, monkeypatch: pytest.MonkeyPa
         find_weights(a_card(), elsewhere)
 
 
-def test_vitb_is_not_downloaded_and_says_why(elsewhere: Path) -> None:
+def test_vitb_is_looked_for_on_the_hub(elsewhere: Path, hub: Hub) -> None:
     card = bundled_cards()["vitb"]
     with pytest.raises(WeightsNotFoundError, match="Get DEO_vit_b.pth from https://huggingface.co/SolaireTheSun/DEO"):
+        find_weights(card, offline=True)
+    assert hub.requests == []
+    with pytest.raises(WeightsNotFoundError, match="weights="):
         find_weights(card, offline=False)
+    assert {p.partition("?")[0] for _, p in hub.requests} >= {"/api/models/SolaireTheSun/DEO/revision/main"}
     assert any("not known" in limit for limit in card.limits)
 
 
@@ -258,9 +262,11 @@ def test_a_login_page_from_the_hub_is_named(elsewhere: Path, hub: Hub) -> None:
 def test_no_such_file_on_the_hub(elsewhere: Path, hub: Hub) -> None:
     with (
         set_options(offline=False),
-        pytest.raises(WeightsNotFoundError, match=r"could not be downloaded.*EntryNotFound"),
+        pytest.raises(WeightsNotFoundError, match=r"weights="),
     ):
         find_weights(published())
+    # A file that is gone may have been renamed, so the repository's files are listed.
+    assert any("/api/models/" in path for _, path in hub.requests)
 
 
 def test_no_hub(elsewhere: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
