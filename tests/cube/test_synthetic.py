@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,21 @@ import rioxarray  # noqa: F401
 import xarray as xr
 
 from deo_cube.cube.georeference import Dims, anchor, dims, geobox, ground_resolution
-from deo_cube.cube.landscape import LAND_COVER
-from deo_cube.cube.synthetic import BANDS, _encode, synthetic_cube
+from deo_cube.cube.synthetic import (
+    BANDS,
+    CROPS,
+    LAND_COVER,
+    SPECTRA,
+    TABLE,
+    Season,
+    Surfaces,
+    _encode,
+    draw_landscape,
+    noise,
+    smoothstep,
+    synthetic_cube,
+)
+from deo_cube.errors import ArgumentError
 
 
 @pytest.fixture(scope="module")
@@ -192,20 +206,22 @@ def test_dates_may_be_given():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "argument"),
     [
-        ({"size": 1}, "at least 2 pixels"),
-        ({"bands": ["B01"]}, "got B01"),
-        ({"units": "dB"}, "'dB'"),
-        ({"offset": 1000}, "0 or -1000"),
-        ({"clouds": 2}, "clouds must be"),
-        ({"units": "reflectance", "dtype": "uint16"}, "floating-point"),
-        ({"times": 0}, "times must be"),
-        ({"crs": "EPSG:4326", "resolution": 10}, "in degrees"),
+        ({"size": 1}, "size"),
+        ({"size": (8, 8, 8)}, "size"),
+        ({"bands": ["B01"]}, "bands"),
+        ({"units": "dB"}, "units"),
+        ({"offset": 1000}, "offset"),
+        ({"clouds": 2}, "clouds"),
+        ({"dtype": "no dtype"}, "dtype"),
+        ({"units": "reflectance", "dtype": "uint16"}, "dtype"),
+        ({"times": 0}, "times"),
+        ({"crs": "EPSG:4326", "resolution": 10}, "resolution="),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+def test_arguments_that_cannot_be_drawn_are_refused(options, argument):
+    with pytest.raises(ArgumentError, match=argument):
         synthetic_cube(**{"size": 16, "chunks": None, **options})
 
 
@@ -215,3 +231,109 @@ def test_drawing_loads_neither_torch_nor_dask():
         "bad = {'torch', 'distributed', 'sklearn'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_every_class_occurs_in_the_shares_of_a_countryside():
+    for seed in range(3):
+        cover = draw_landscape(np.random.default_rng(seed), (512, 512)).land_cover
+        share = {name: float((cover == value).mean()) for name, value in LAND_COVER.items()}
+        assert sum(share.values()) == pytest.approx(1)
+        assert 0.25 < share["cropland"] < 0.7
+        assert 0.15 < share["tree_cover"] < 0.45
+        assert min(share.values()) > 1e-3, share
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (33, 70), (129, 64)])
+def test_any_shape_is_drawn_with_every_layer(shape):
+    landscape = draw_landscape(np.random.default_rng(1), shape)
+    for field in dataclasses.fields(landscape):
+        layer = getattr(landscape, field.name)
+        assert layer.shape == shape, field.name
+        assert np.isfinite(layer).all(), field.name
+    for name in ("conifer", "sealed", "roof", "road", "track", "hedge", "depth"):
+        layer = getattr(landscape, name)
+        assert layer.dtype == np.float32
+        assert 0 <= layer.min() <= layer.max() <= 1, name
+
+
+def test_equal_generators_draw_equal_landscapes_and_others_do_not():
+    first, again, other = (draw_landscape(np.random.default_rng(s), (96, 96)) for s in (3, 3, 4))
+    for field in dataclasses.fields(first):
+        np.testing.assert_array_equal(getattr(first, field.name), getattr(again, field.name))
+    assert (first.land_cover != other.land_cover).mean() > 0.3
+
+
+def test_parcels_are_fields_of_a_few_to_some_dozen_pixels():
+    parcel = draw_landscape(np.random.default_rng(0), (512, 512)).parcel
+    pixels = np.bincount(parcel.ravel())
+    pixels = pixels[pixels > 0]
+    assert 100 < np.average(pixels, weights=pixels) < 2000  # 1 to 20 hectares, as seen by a pixel
+    changes = (parcel[:, 1:] != parcel[:, :-1]).mean()
+    assert 0.03 < changes < 0.2
+
+
+def test_noise_has_the_slope_asked_for():
+    rng = np.random.default_rng(0)
+    field = noise(rng, (256, 256), slope=3, coarsest=128, finest=2)
+    assert (field.mean(), field.std()) == pytest.approx((0, 1), abs=1e-3)
+    power = np.abs(np.fft.rfft(field, axis=1)[:, 1:]) ** 2
+    frequency = np.fft.rfftfreq(256)[1:]
+    band = (frequency > 1 / 40) & (frequency < 1 / 5)
+    fitted = np.polyfit(np.log(frequency[band]), np.log(power.mean(0)[band]), 1)[0]
+    # Along a line, a field of slope s in two dimensions falls as s - 1.
+    assert fitted == pytest.approx(-2, abs=0.4)
+
+
+def test_smoothstep_is_soft_between_its_ends():
+    assert smoothstep(1, 3, np.array([0.0, 1.0, 2.0, 3.0, 9.0])).tolist() == [0, 0, 0.5, 1, 1]
+
+
+LANDSCAPE = draw_landscape(np.random.default_rng(0), (256, 256))
+SURFACES = Surfaces(LANDSCAPE)
+
+
+def ndvi(day: int) -> np.ndarray:
+    season = Season.of(day, 0)
+    red, infrared = SURFACES.reflect(season, "B04"), SURFACES.reflect(season, "B08")
+    return (infrared - red) / (infrared + red)
+
+
+def test_spectra_are_reflectances_of_all_bands():
+    for name, spectrum in SPECTRA.items():
+        assert len(spectrum) == len(BANDS) == 10, name
+        assert all(20 < v < 8000 for v in spectrum), name
+    assert sum(c.share for c in CROPS) == pytest.approx(1)
+
+
+def test_surfaces_look_like_their_class():
+    cover, index = LANDSCAPE.land_cover, ndvi(150)
+    median = {name: float(np.median(index[cover == value])) for name, value in LAND_COVER.items()}
+    assert median["water"] < 0
+    assert median["tree_cover"] > 0.75
+    assert median["grassland"] > 0.6
+    assert 0.05 < median["built_up"] < 0.45
+    assert -0.1 < median["bare"] < 0.5
+    swir = SURFACES.reflect(Season.of(150, 0), "B11")
+    assert np.median(swir[cover == LAND_COVER["water"]]) < 200
+
+
+def test_crops_grow_and_are_harvested_while_forests_keep_their_leaves():
+    fields = LANDSCAPE.land_cover == LAND_COVER["cropland"]
+    woods = LANDSCAPE.land_cover == LAND_COVER["tree_cover"]
+    april, june, august, october = (ndvi(day) for day in (110, 155, 215, 285))
+    summer_crops = fields & (april < 0.35) & (august > 0.6)
+    winter_crops = fields & (april > 0.5) & (august < 0.4)
+    assert 0.1 < summer_crops.sum() / fields.sum() < 0.6
+    assert 0.2 < winter_crops.sum() / fields.sum() < 0.7
+    assert (october[fields] < 0.4).mean() > 0.6
+    assert abs(np.median(june[woods]) - np.median(august[woods])) < 0.02
+
+
+def test_a_parcel_has_one_crop_and_its_own_pace():
+    season = Season.of(200, 0)
+    assert season.fields.shape == season.by_moisture.shape == (2 * TABLE, 10)
+    assert len(np.unique(season.fields[:1000, 6].round())) > 500
+    np.testing.assert_array_equal(season.fields, Season.of(200, 0).fields)
+    assert not np.array_equal(season.fields, Season.of(200, 1).fields)
+    assert Season.of(10, 0).leaf == 0
+    assert Season.of(180, 0).leaf == 1
