@@ -9,16 +9,15 @@ from deo_cube.cube import georeference
 from deo_cube.cube.bands import BandMatch
 from deo_cube.cube.masks import align_mask, check_classes, check_mask
 from deo_cube.cube.units import Radiometry
+from deo_cube.embedding.options import Mask
 from deo_cube.errors import ArgumentError, MissingBandsError
 from deo_cube.inputs import refuse_foreign
 
-__all__ = ["Mask", "check_scl", "mask_variable"]
-
-Mask = xr.DataArray | str | bool | None
+__all__ = ["check_scl", "mask_variable"]
 
 
 def mask_variable(
-    cube: xr.Dataset | xr.DataArray, mask: Mask, dims: georeference.Dims, match: BandMatch | None
+    cube: xr.Dataset | xr.DataArray, mask: Mask | None, dims: georeference.Dims, match: BandMatch | None
 ) -> xr.Variable | None:
     """The mask that `mask` names or is; None where SCL alone decides, or nothing."""
     scl = match.scl if match is not None else None

@@ -8,7 +8,7 @@ from typing import Literal
 
 from deo_cube import arguments
 from deo_cube.cube.bands import BandMatch, match_bands
-from deo_cube.embedding.embed import Cube
+from deo_cube.embedding.prepare import Cube
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import card
 from deo_cube.inputs import cube_of

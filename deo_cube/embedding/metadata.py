@@ -23,10 +23,10 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube.units import product_levels
-from deo_cube.embedding import graph
+from deo_cube.embedding import graph, transfer
 
 if TYPE_CHECKING:
-    from deo_cube.embedding.embed import Prepared
+    from deo_cube.embedding.prepare import Prepared
     from deo_cube.encoder.card import ModelCard
 
 __all__ = [
@@ -92,7 +92,7 @@ def to_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def provenance(p: Prepared, dtype: str, cube: xr.Dataset | xr.DataArray) -> dict[str, Any]:
+def provenance(p: Prepared, cube: xr.Dataset | xr.DataArray) -> dict[str, Any]:
     """Attributes of embeddings: model, weights, plan, band match, radiometry, and what the cube says it is."""
     card, plan = p.ref.card, p.plan
     facts = {
@@ -122,7 +122,9 @@ def provenance(p: Prepared, dtype: str, cube: xr.Dataset | xr.DataArray) -> dict
             }
         ),
         "masks": to_json({"scl": p.scl, "hide_scl": p.hide_scl, "mask": len(p.gather.groups) > 1 + p.scl}),
-        "dtype": dtype,
+        "dtype": p.dtype,
+        "precision": p.precision,
+        "tolerance": transfer.TOLERANCE[p.precision],
     }
     said = {
         k: cube.attrs[k] for k in (PREFIX + k for k in ("synthetic", "composite", "mask_clouds")) if k in cube.attrs

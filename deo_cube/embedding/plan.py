@@ -13,13 +13,13 @@ import numpy as np
 from deo_cube import arguments
 from deo_cube.cube import georeference
 from deo_cube.embedding import graph, runtime, transfer
-from deo_cube.embedding.embed import Cube, Prepared, check_device, check_dtype, dtype_name, prepare
+from deo_cube.embedding.embed import check_device
+from deo_cube.embedding.options import split_options
+from deo_cube.embedding.prepare import Cube, Prepared, prepare
 from deo_cube.embedding.tiles import TilePlan
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef
-from deo_cube.errors import ArgumentError
 from deo_cube.options import Default, get_option
-from deo_cube.options import resolve as option
 from deo_cube.progress import duration, size
 
 __all__ = ["Plan", "known_rate", "measure_rate", "plan"]
@@ -179,30 +179,29 @@ def plan(
     1
     """
     measure = arguments.boolean("measure", measure)
-    if batch_size is not None:
-        arguments.integer("batch_size", batch_size, error=ArgumentError)
+    embed_options, run = split_options(
+        {"model": model, "dtype": dtype, "device": device, "precision": precision, "batch_size": batch_size} | options
+    )
     # Counting needs no weights; measuring does.
-    p = prepare(cube, model, **options, locate=measure)
-    dtype, precision = dtype_name(option("dtype", dtype)), str(option("precision", precision))
-    check_dtype(p.ref, dtype)
-    check_device(device, precision)
+    p = prepare(cube, embed_options, locate=measure)
+    check_device(run.device, p.precision)
     rates = _rates()
     # Where nothing is said, the device of which a rate is known: asking which there are would load torch.
-    known = (d for d in ("cuda:0", "mps") if _rate_key(p.ref, p.plan.tile, d, precision) in rates)
+    known = (d for d in ("cuda:0", "mps") if _rate_key(p.ref, p.plan.tile, d, p.precision) in rates)
     where = {"cuda": "cuda:0"}.get(device, device) if device else next(known, "cpu")
     rate: float | None
     if measure:
         where = runtime.choose_device(device)
-        transfer.check_precision(precision, where)
-        rate = measure_rate(p.ref, p.plan.tile, where, precision=precision)
-        rates[_rate_key(p.ref, p.plan.tile, where, precision)] = rate
+        transfer.check_precision(p.precision, where)
+        rate = measure_rate(p.ref, p.plan.tile, where, precision=p.precision)
+        rates[_rate_key(p.ref, p.plan.tile, where, p.precision)] = rate
         _save_rates(rates)
     else:
-        rate = rates.get(_rate_key(p.ref, p.plan.tile, where, precision))
-    return _plan_of(p, dtype, rate, where)
+        rate = rates.get(_rate_key(p.ref, p.plan.tile, where, p.precision))
+    return _plan_of(p, rate, where)
 
 
-def _plan_of(p: Prepared, dtype: str, rate: float | None, device: str) -> Plan:
+def _plan_of(p: Prepared, rate: float | None, device: str) -> Plan:
     dx, dy = georeference.ground_resolution(p.geobox)
     return Plan(
         model=f"{p.ref.card.alias} ({p.ref.card.name}), layer {p.ref.layer.name}",
@@ -210,7 +209,7 @@ def _plan_of(p: Prepared, dtype: str, rate: float | None, device: str) -> Plan:
         tiling=p.plan,
         times=p.times,
         dim=p.ref.layer.dim,
-        dtype=dtype,
+        dtype=p.dtype,
         bands=len(p.gather.groups[0]),
         itemsize=max(f.dtype.itemsize for f in p.gather.groups[0]),
         area_km2=dx * dy * p.plan.shape[0] * p.plan.shape[1] / 1e6,

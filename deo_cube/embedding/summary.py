@@ -13,7 +13,8 @@ import xarray as xr
 from deo_cube.cube import georeference
 from deo_cube.cube.times import read_times
 from deo_cube.embedding import metadata
-from deo_cube.embedding.embed import Cube, Prepared, prepare
+from deo_cube.embedding.options import EmbedOptions
+from deo_cube.embedding.prepare import Cube, Prepared, prepare
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import card, list_models
 from deo_cube.errors import DeoCubeError
@@ -107,7 +108,7 @@ def summarise(cube: Cube) -> Summary:
     for alias, weights in zip(names["alias"], names["state"], strict=True):
         try:
             found = card(alias)
-            p = prepare(cube, found, locate=False)
+            p = prepare(cube, EmbedOptions(model=found, dtype="float32"), locate=False)
             if not any(k == "units" for k, _ in facts):
                 facts.append(("units", "; ".join(p.radiometry.why)))
             models.append((alias, True, _fits(p, found, weights)))

@@ -17,7 +17,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.cube import georeference
-from deo_cube.embedding.embed import embed, prepare
+from deo_cube.embedding.embed import embed
+from deo_cube.embedding.options import split_options
+from deo_cube.embedding.prepare import prepare
 from deo_cube.embedding.tiles import TilePlan
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.vectors import spatial_dims
@@ -47,7 +49,7 @@ def blended(cube: xr.Dataset | xr.DataArray, head: Any, options: dict[str, Any])
         raise ArgumentError("blend=True works for heads on one layer; this head reads several")
     if options.get("anchor", "grid") != "grid":
         raise ArgumentError("blend=True shifts the tile grid itself: leave out anchor")
-    prepared = prepare(cube, **{k: v for k, v in options.items() if k not in ("dtype", "batch_size", "device")})
+    prepared = prepare(cube, split_options(options)[0])
     plan, world = prepared.plan, georeference.anchor(prepared.geobox)
     first = head.predict(embed(cube, **options), probabilities=True)
     y, x = spatial_dims(first)

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from deo_cube.arguments import integer
 from deo_cube.cube.units import canonical
-from deo_cube.embedding.embed import Prepared, embed, prepare
+from deo_cube.embedding.embed import embed
+from deo_cube.embedding.options import split_options
+from deo_cube.embedding.prepare import Prepared, prepare
 from deo_cube.embedding.tiles import plan_tiles
 from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.errors import ArgumentError
@@ -89,7 +91,7 @@ def fit_tuned(
     embed_options = {k: v for k, v in (embed_options or {}).items() if k not in ("dtype", "model")}
     if time is not None:
         cube = cube.sel(time=time)
-    prepared = prepare(cube, model, **embed_options)
+    prepared = prepare(cube, split_options({"model": model, "dtype": "float32"} | embed_options)[0])
     before = embed(cube, model, dtype="float32", **embed_options)
     burnt = burn(labels, before, **(burn_options or {}))
     training, held = _held_out(burnt)

@@ -21,7 +21,9 @@ import deo_cube
 from deo_cube.cube import georeference
 from deo_cube.cube.units import Radiometry
 from deo_cube.embedding.block import EmbedBlock
-from deo_cube.embedding.embed import embed, prepare
+from deo_cube.embedding.embed import embed
+from deo_cube.embedding.options import EmbedOptions
+from deo_cube.embedding.prepare import prepare
 from deo_cube.encoder import catalog
 from deo_cube.errors import EncoderOutputError
 from deo_cube.store.write import to_zarr
@@ -29,7 +31,7 @@ from deo_cube.store.write import to_zarr
 
 @pytest.fixture(scope="module")
 def block() -> EmbedBlock:
-    p = prepare(deo_cube.synthetic_cube(size=64, times=1), "tiny")
+    p = prepare(deo_cube.synthetic_cube(size=64, times=1), EmbedOptions(model="tiny"))
     return EmbedBlock(p.ref, p.plan, p.radiometry, p.channels, scl=False, hide_scl=False, dtype="float32")
 
 

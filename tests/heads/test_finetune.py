@@ -98,13 +98,18 @@ def test_only_the_last_blocks_change_and_the_folder_is_a_model(family, start, cu
 
 def test_the_blocks_are_trained_on_what_embed_would_show_them(start, cube):
     """Tiles of a cube lying south up, and of reflectance, are those of the cube in DN; every label is used once."""
-    from deo_cube.embedding.embed import prepare
+    from deo_cube.embedding.options import EmbedOptions
+    from deo_cube.embedding.prepare import prepare
     from deo_cube.heads.finetune import _windows
     from deo_cube.heads.labels import burn
 
     def tiles(c, **options):
         burnt = burn(c["land_cover"], c.deo.embed(start / "conv", **options))
-        found = list(_windows(c, prepare(c, start / "conv", **options), burnt.values, np.unique(burnt.values)))
+        found = list(
+            _windows(
+                c, prepare(c, EmbedOptions(model=start / "conv", **options)), burnt.values, np.unique(burnt.values)
+            )
+        )
         return *(np.stack([w[i] for w in found]) for i in (0, 1)), burnt
 
     pixels, targets, burnt = tiles(cube)

@@ -1,0 +1,221 @@
+"""Decide everything that `embed` needs from names and metadata: bands, units, grid, model and tiles. Read no pixel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+from odc.geo.geobox import GeoBox
+
+from deo_cube.cube import georeference
+from deo_cube.cube.bands import BandMatch, match_bands
+from deo_cube.cube.times import check_times
+from deo_cube.cube.units import Radiometry, decide_radiometry
+from deo_cube.embedding import graph
+from deo_cube.embedding.masks import check_scl, mask_variable
+from deo_cube.embedding.options import EmbedOptions, dtype_name
+from deo_cube.embedding.tiles import TilePlan, plan_tiles
+from deo_cube.encoder.registry import EncoderRef, resolve
+from deo_cube.errors import ArgumentError, DeoCubeError, TilePlanError, UnknownModelError, joined
+from deo_cube.inputs import cube_of, refuse_foreign
+from deo_cube.options import resolve as option
+
+__all__ = ["Cube", "Prepared", "prepare"]
+
+Cube = xr.Dataset | xr.DataArray
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Every decision that is made at the call: `embed` wraps them in a graph, `plan` counts them."""
+
+    ref: EncoderRef
+    match: BandMatch
+    radiometry: Radiometry
+    geobox: GeoBox
+    dims: georeference.Dims
+    plan: TilePlan
+    gather: graph.Gather
+    sources: tuple[Any, ...]
+    times: int
+    scl: bool
+    hide_scl: bool
+    channels: tuple[int, ...]
+    dtype: str
+    precision: str
+
+    @property
+    def out_geobox(self) -> GeoBox:
+        """Grid of the embeddings."""
+        p = self.plan
+        return georeference.embedding_geobox(
+            self.geobox, patch=p.patch, top=-p.rows.out_offset, left=-p.columns.out_offset, shape=p.out_shape
+        )
+
+
+def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True) -> Prepared:
+    """Decide everything that `embed` needs, or raise. Reads no pixel of a cube on Dask.
+
+    With ``locate=False`` the weights are not searched for, which is enough to count and to describe.
+
+    Raises
+    ------
+    DeoCubeError
+        As `embed`. Of a cube with several problems one error lists them all.
+    """
+    cube = cube_of(cube)
+    variables = dict(options.bands) if isinstance(options.bands, Mapping) else None
+    stem_bands = None if options.bands is None or variables is not None else list(options.bands)
+    ref = resolve(
+        option("model", options.model),
+        weights=options.weights,
+        bands=stem_bands,
+        layer=options.layer,
+        normalize=options.normalize,
+        locate=locate,
+    )
+    card, stride = ref.card, ref.layer.stride
+    cube = graph.with_loaded_coordinates(cube)
+    dims = georeference.dims(cube)
+    if dims.time is not None and cube.sizes[dims.time] == 0:
+        raise ArgumentError(
+            f"the cube has no dates: dimension {dims.time!r} has length 0. Widen the search that made it"
+        )
+    problems: list[DeoCubeError] = []
+    with _collected(problems):
+        check_times(cube, dims.time)
+    match = None
+    with _collected(problems):
+        stems = [stem.bands for stem in card.stems]
+        match = match_bands(
+            cube, ref.stem.bands, model=card.alias, given=variables, missing=options.missing, alternatives=stems
+        )
+    # Of a cube that lacks bands the others are looked at too, so that one error lists all that is wrong with it.
+    seen = match or _part_of_match(cube, ref.stem.bands, dims, variables)
+    radiometry = geobox = plan = None
+    with _collected(problems):
+        for name in _used(cube, seen):
+            refuse_foreign(cube[name].variable if name else cube.variable, name)
+        if seen is not None:
+            radiometry = decide_radiometry(
+                cube, seen, units=options.units, offset=options.offset, nodata=options.nodata
+            )
+    with _collected(problems):
+        geobox = georeference.geobox(cube)
+        void = radiometry.nodata if radiometry is not None else None
+        georeference.check_resolution(geobox, card.gsd, model=card.alias, nodata=void)
+    with _collected(problems):
+        # Without a grid, sizes that do not fit each other are found all the same.
+        world = georeference.anchor(geobox) if geobox is not None and options.anchor == "grid" else None
+        if geobox is not None or min(cube.sizes[dims.y], cube.sizes[dims.x]) > 0:
+            plan = plan_tiles(
+                (cube.sizes[dims.y], cube.sizes[dims.x]),
+                origin=(world.row, world.col) if world is not None else (0, 0),
+                tile=card.tile if options.tile is None else options.tile,
+                halo=-(-card.halo // stride) * stride if options.halo is None else options.halo,
+                patch=stride,
+                block=options.block,
+                edge=options.edge,
+            )
+    with _collected(problems):
+        hidden = mask_variable(cube, options.mask, dims, seen)
+    with _collected(problems):
+        if seen is not None and options.mask is not False:
+            check_scl(cube, seen, radiometry)
+    if problems:
+        raise joined(problems)
+    assert match is not None
+    assert radiometry is not None
+    assert geobox is not None
+    assert plan is not None
+    scl = match.scl is not None and options.mask is not False
+    dtype = dtype_name(option("dtype", options.dtype))
+    if dtype == "int8" and ref.layer.int8_scale is None:
+        raise UnknownModelError(
+            f"{card.alias} has no int8 scale for layer {ref.layer.name!r} (none was measured): pass dtype='float16'"
+        )
+    groups, sources = _fields(cube, dims, match, plan, scl, hidden)
+    return Prepared(
+        ref=ref,
+        match=match,
+        radiometry=radiometry,
+        geobox=geobox,
+        dims=dims,
+        plan=plan,
+        gather=graph.Gather(plan, groups, south_up=georeference.anchor(geobox).south_up),
+        sources=sources,
+        times=cube.sizes[dims.time] if dims.time else 1,
+        scl=scl,
+        hide_scl=scl and isinstance(options.mask, str) and options.mask in ("scl", "SCL", match.scl),
+        channels=tuple(i for i, v in enumerate(match.variables) if v is not None),
+        dtype=dtype,
+        precision=str(option("precision", options.precision)),
+    )
+
+
+@contextlib.contextmanager
+def _collected(problems: list[DeoCubeError]) -> Iterator[None]:
+    """Add an error that the block raises to `problems`; what is wrong besides is then found as well."""
+    try:
+        yield
+    except DeoCubeError as error:
+        problems.append(error)
+
+
+def _part_of_match(
+    cube: Cube, bands: Sequence[str], dims: georeference.Dims, given: Mapping[str, str] | None
+) -> BandMatch | None:
+    """The bands that a cube has, where it lacks some; where none can be told, its first layer in the place of one."""
+    with contextlib.suppress(DeoCubeError):
+        return match_bands(cube, bands, given=given, missing="mean")
+    if isinstance(cube, xr.DataArray):
+        if dims.band is None or not cube.sizes[dims.band]:
+            return None
+        return BandMatch("", (bands[0],), (str(cube[dims.band].values[0]),), ("given",), dims.band, (0,))
+    numbers = {n: v for n, v in cube.data_vars.items() if isinstance(n, str) and v.dtype.kind in "fiu"}
+    layers = [n for n, v in numbers.items() if {dims.y, dims.x} <= set(v.dims)]
+    return BandMatch("", (bands[0],), (layers[0],), ("given",)) if layers and dims.band is None else None
+
+
+def _used(cube: Cube, match: BandMatch | None) -> list[str]:
+    """Names of the variables that are read; "" for a DataArray itself."""
+    if isinstance(cube, xr.DataArray):
+        return [""]
+    names = (*match.variables, match.scl) if match is not None else cube.data_vars
+    return [n for n in names if isinstance(n, str)]
+
+
+def _fields(
+    cube: Cube, dims: georeference.Dims, match: BandMatch, plan: TilePlan, scl: bool, hidden: xr.Variable | None
+) -> tuple[tuple[tuple[graph.Field, ...], ...], tuple[Any, ...]]:
+    """Where the pixels of bands, SCL and mask are: groups of fields for `Gather`, and their Dask arrays."""
+    names = (dims.time, dims.band, dims.y, dims.x)
+    like = min(plan.block, 256)  # of what is not on Dask: small, for a halo touches its neighbours' chunks whole
+    arrays: list[Any] = []
+
+    def one(variable: xr.Variable, positions: Sequence[int] = (0,)) -> tuple[graph.Field, ...]:
+        fields, array = graph.as_fields(variable, names, positions, like)
+        arrays.append(array)
+        return fields
+
+    if isinstance(cube, xr.Dataset):
+        bands = tuple(f for v in match.variables if v is not None for f in one(cube[v].variable))
+    else:
+        bands = one(cube.variable, [i for i in match.indices if i is not None])
+    if not bands:
+        raise TilePlanError("the cube has none of the model's bands")
+    groups = [bands]
+    if scl and match.scl is not None:
+        groups.append(one(cube[match.scl].variable) if isinstance(cube, xr.Dataset) else _scl_band(cube, match, bands))
+    if hidden is not None:
+        groups.append(one(hidden))
+    return tuple(groups), tuple(arrays)
+
+
+def _scl_band(cube: xr.DataArray, match: BandMatch, bands: tuple[graph.Field, ...]) -> tuple[graph.Field, ...]:
+    labels = [str(v) for v in cube[match.band_dim].values]
+    first = bands[0]
+    return (graph.Field(first.name, first.chunks, first.axes, labels.index(str(match.scl)), first.dtype),)
