@@ -121,7 +121,7 @@ class Bench:
     @cached_property
     def eurosat(self) -> ChipSet:
         """400 tiles a class; half of their runs train probes, the others test."""
-        return read_eurosat(self.data / "eurosat_rgb", limit=60 if self.light else 400)
+        return read_eurosat(self.data / "eurosat_rgb", limit=60 if self.light else 400, spatial=False)
 
     @cached_property
     def tiles(self) -> list[Scene]:

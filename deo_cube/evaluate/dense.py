@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deo_cube.errors import ArgumentError
 
-__all__ = ["Encode", "Tokens", "encode_scene", "fitted_on", "name_of", "places", "pool_chips"]
+__all__ = ["Encode", "Tokens", "encode_scene", "encode_scenes", "fitted_on", "name_of", "places", "pool_chips"]
 
 Array = NDArray[Any]
 
@@ -123,6 +123,30 @@ def encode_scene(
             out[:, i : i + n, j : j + n] = features[:, k : k + n, k : k + n]
     assert out is not None
     return Tokens(out[:, : -(-rows // stride), : -(-cols // stride)], stride, (rows, cols))
+
+
+SMALL = 32
+"""Scenes of one size up to this many pixels are encoded together, each with its own mirror image around it."""
+
+
+def encode_scenes(encode: Encode, scenes: Sequence[Any], *, tile: int = 64, halo: int = 16) -> list[Tokens]:
+    """Encode each scene by `encode_scene`; small ones of one size in batches, mirrored by half of their side."""
+    shapes = {s.image.shape for s in scenes}
+    _, rows, cols = next(iter(shapes))
+    if len(shapes) > 1 or rows != cols or rows > SMALL or rows % 16:
+        return [encode_scene(encode, s.image, s.bands, valid=s.valid, tile=tile, halo=halo) for s in scenes]
+    edge = rows // 2
+    out = []
+    for start in range(0, len(scenes), 128):
+        images = np.stack([s.image for s in scenes[start : start + 128]])
+        padded = np.pad(images, ((0, 0), (0, 0), (edge, edge), (edge, edge)), mode="symmetric")
+        z = np.asarray(encode(padded, scenes[0].bands), dtype="float32")
+        stride = padded.shape[2] // z.shape[2]
+        if edge % stride:
+            raise ArgumentError(f"stride {stride} of the encoder does not divide the {edge} px around a chip")
+        k, n = edge // stride, rows // stride
+        out += [Tokens(f[:, k : k + n, k : k + n], stride, (rows, cols)) for f in z]
+    return out
 
 
 def name_of(encode: Any, name: str | None = None) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.evaluate.bitemporal import change
-from deo_cube.evaluate.dense import Tokens, encode_scene, fitted_on, name_of, places, pool_chips
+from deo_cube.evaluate.dense import Tokens, encode_scene, encode_scenes, fitted_on, name_of, places, pool_chips
 from deo_cube.evaluate.probes import choose, knn, linear_probe
 from deo_cube.evaluate.readers import ChipSet, Scene
 from deo_cube.evaluate.scores import (
@@ -27,7 +27,7 @@ from deo_cube.evaluate.scores import (
 )
 from deo_cube.heads.splits import halves, split_groups, warn_of_leak
 
-__all__ = ["change", "classification", "land_cover", "level_shift", "segmentation"]
+__all__ = ["change", "classification", "land_cover", "level_shift", "segmentation", "transfer"]
 
 Array = NDArray[Any]
 
@@ -132,8 +132,8 @@ def _majority(label: Array, valid: Array, size: int) -> tuple[Array, Array]:
     return codes[share.argmax(axis=0)], share.sum(axis=0) >= 0.5
 
 
-def _cases(scenes: Sequence[Scene], tokens: Sequence[Tokens], size: int, block: int) -> dict[str, Array]:
-    """All patches (`size` > 1) or a quarter of the pixels (`size` 1) of the scenes with features, label, place."""
+def _cases(scenes: Sequence[Scene], tokens: Sequence[Tokens], size: int, block: int, step: int = 2) -> dict[str, Array]:
+    """Cases of the scenes with features, label, place: all patches (`size` > 1) or pixels in steps (`size` 1)."""
     x, y, scene, rows, cols = [], [], [], [], []
     for i, (s, t) in enumerate(zip(scenes, tokens, strict=True)):
         if size > 1:
@@ -143,8 +143,8 @@ def _cases(scenes: Sequence[Scene], tokens: Sequence[Tokens], size: int, block: 
             at = r * size + size // 2, c * size + size // 2
         else:
             label, ok = s.label, s.valid & (s.label >= 0)
-            r, c = np.nonzero(ok[::2, ::2])
-            r, c = 2 * r, 2 * c
+            r, c = np.nonzero(ok[::step, ::step])
+            r, c = step * r, step * c
             x.append(t.at(r, c))
             at = r, c
         y.append(label[r, c])
@@ -266,6 +266,77 @@ def land_cover(
 def level_shift(encode: Any, l2a: Sequence[Scene], l1c: Sequence[Scene], **options: Any) -> list[Score]:
     """Trained on L2A and tested on L1C of the other half: task ``L2A to L1C/patch``. Options as of `land_cover`."""
     return land_cover(encode, l2a, test_scenes=l1c, task="L2A to L1C", **{"pixels": False, **options})
+
+
+def transfer(
+    encode: Any,
+    train: Sequence[Scene],
+    test: Sequence[Scene],
+    *,
+    task: str,
+    name: str | None = None,
+    patch: int = 8,
+    block: int = 32,
+    most: int = 8000,
+    step: int = 2,
+    tile: int = 64,
+    halo: int = 16,
+    metric: str = "macro F1",
+    encoded: tuple[Sequence[Tokens], Sequence[Tokens]] | None = None,
+) -> list[Score]:
+    """Score other places than those of training: linear probes on the scenes `train`, tested on all of `test`.
+
+    Classes that no training scene shows are left out of the test: nothing could have been learnt of them.
+
+    Parameters
+    ----------
+    train, test : sequence of Scene
+        Labels of one legend.
+    task : str
+        Name of the task in the scores.
+    patch, block, most, tile, halo, metric
+        As of `land_cover`.
+    step : int
+        Pixels in steps of this many rows and columns are cases.
+    encoded : (tokens of train, tokens of test), optional
+        Where the scenes are encoded already.
+
+    Returns
+    -------
+    list of Score
+        `metric` of ``<task>/patch`` and ``<task>/pixel``; intervals over blocks of `block` pixels of the test scenes.
+    """
+    start, who = stopwatch(), name_of(encode, name)
+    if encoded is None:
+        encode = fitted_on(encode, [s.image for s in train], train[0].bands)
+        encoded = (
+            encode_scenes(encode, train, tile=tile, halo=halo),
+            encode_scenes(encode, test, tile=tile, halo=halo),
+        )
+    train_tokens, test_tokens = encoded
+    encoding, scores = stopwatch() - start, []
+    leak = leak_between(train, test, halo)
+    for what, size in (("patch", patch), ("pixel", 1)):
+        start = stopwatch()
+        a = _cases(train, train_tokens, size, block, step)
+        b = _cases(test, test_tokens, size, block, step)
+        some = np.random.default_rng(0).permutation(len(a["y"]))[:most]
+        probe = linear_probe(a["x"][some], a["y"][some], groups=a["block"][some])
+        known = np.isin(b["y"], np.unique(a["y"][some]))
+        codes = np.unique(np.concatenate([a["y"], b["y"]]))
+        truth, predicted = (np.searchsorted(codes, v) for v in (b["y"][known], probe.predict(b["x"][known])))
+        counts = confusion_counts(truth, predicted, b["block"][known], int(b["block"].max()) + 1, len(codes))
+        scores.append(
+            make_score(
+                who, f"{task}/{what}", metric, [counts],
+                tested=len(truth), labels=len(some), seconds=encoding + stopwatch() - start, leak=leak,
+                protocol=f"logistic regression on standardised frozen features of {what}s"
+                + (f" of {patch} px" if size > 1 else f" (every {step}. row and column)")
+                + f", C by held-out blocks; {len(train)} scenes train, {len(test)} others test; intervals over blocks "
+                f"of {block} px",
+            )
+        )  # fmt: skip
+    return scores
 
 
 def leak_between(train: Sequence[Scene], test: Sequence[Scene], halo: int) -> float | None:

@@ -8,15 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deo_cube.embedding.metadata import package_version
 from deo_cube.errors import ArgumentError, InputNotFoundError
 from deo_cube.evaluate import benchmarks, chips, geobench, readers
 from deo_cube.evaluate.baselines import BASELINES, BurnRatio
 from deo_cube.evaluate.bitemporal import change
+from deo_cube.evaluate.dense import encode_scenes, fitted_on
 from deo_cube.evaluate.encoders import ModelEncode, as_encode, untrained
-from deo_cube.evaluate.protocols import classification, land_cover, level_shift, segmentation
+from deo_cube.evaluate.protocols import classification, land_cover, level_shift, segmentation, transfer
 from deo_cube.evaluate.scores import Difference, Score, compare
 from deo_cube.evaluate.upernet import upernet, upernet_halves
+from deo_cube.evaluate.values import class_shares, regression, series
 from deo_cube.paths import local_path
 
 if TYPE_CHECKING:
@@ -155,6 +159,58 @@ def _land_cover(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
     return lambda e: land_cover(e, a, pixels=not quick, **_cut(e)) + level_shift(e, a, c, **_cut(e))
 
 
+WORLD_CHIPS = 2500
+"""Worldwide chips that are read, the first of the file (their order is random): 2000 train, 500 test."""
+
+
+def _world(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    chips, train = readers.read_worldcover16(folder, limit=500 if quick else WORLD_CHIPS)
+    near = next((p / TILES for p in folder.parents[:2] if (p / TILES).is_dir()), None)
+    levels = () if near is None else ("L1C", "L2A")
+    tiles = {v: [_with_bands(s, chips[0].bands) for s in readers.read_terramesh(near, level=v)] for v in levels}  # type: ignore[arg-type]
+    esri = np.array([readers.WORLDCOVER_AS_ESRI[c] for c in sorted(readers.WORLDCOVER_AS_ESRI)], "int16")
+    renamed = [replace(c, label=esri[c.label]) for c in chips]
+    fit, held = np.flatnonzero(train), np.flatnonzero(~train)
+
+    def run(e: Any) -> list[Score]:
+        cut = _cut(e)
+        known = fitted_on(e, [chips[i].image for i in fit], chips[0].bands)
+        tokens = encode_scenes(known, chips, **cut)
+
+        def part(scenes: Sequence[readers.Scene], which: Any) -> tuple[list[readers.Scene], list[Any]]:
+            return [scenes[i] for i in which], [tokens[i] for i in which]
+
+        (a, ta), (b, tb) = part(chips, fit), part(chips, held)
+        scores = transfer(e, a, b, task="world", step=4, encoded=(ta, tb), **cut)
+        scores += regression(
+            e, chips, class_shares(chips, 1), train, task="tree cover", unit="share of the patch", patch=16,
+            encoded=tokens,
+        )  # fmt: skip
+        (a, ta), (b, tb) = part(renamed, fit), part(renamed, held)
+        for level, own in tiles.items():
+            to = encode_scenes(known, own, **cut)
+            scores += transfer(e, a, own, task=f"world to tiles, {level}", step=4, encoded=(ta, to), **cut)
+            scores += transfer(e, own, b, task=f"tiles to world, {level}", step=4, encoded=(to, tb), **cut)
+        return scores
+
+    return run
+
+
+def _with_bands(scene: readers.Scene, bands: Sequence[str]) -> readers.Scene:
+    return replace(scene, image=scene.image[[scene.bands.index(b) for b in bands]], bands=tuple(bands))
+
+
+def _biomass(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    scenes, values = readers.read_biomassters(folder)
+    each = np.eye(len(scenes), dtype=bool)
+    return lambda e: regression(e, scenes, values, each, task="biomass", unit="t/ha", **_cut(e))
+
+
+def _series(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
+    data = readers.read_worldcereal(folder)
+    return lambda e: series(e, data)
+
+
 def _beetle(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
     plots = readers.read_beetle(folder)
     plots = plots[: LIGHT_RUN["plots"]] if quick else plots
@@ -215,6 +271,7 @@ def _cut(encode: Any) -> dict[str, Any]:
     return {k: int(getattr(encode, k)) for k in ("tile", "halo") if hasattr(encode, k)}
 
 
+WORLD, TILES = "places/gcp_worldcover16", "landcover_terramesh"
 EXTRA = {"beetle": (BurnRatio(),)}
 """Baselines that belong to one task."""
 
@@ -222,6 +279,9 @@ TASKS: dict[str, tuple[tuple[str, ...], Callable[[Path, bool], Callable[[Any], l
     "eurosat": (("eurosat_rgb", "EuroSAT_RGB", "EuroSAT", "2750"), _eurosat),
     "eurosat ms": (("EuroSAT_MS", "EuroSATallBands", "eurosat_ms"), _eurosat_ms),
     "land cover": (("landcover_terramesh", "TerraMesh"), _land_cover),
+    "world": ((WORLD, "gcp_worldcover16"), _world),
+    "biomass": (("places/biomassters", "biomassters"), _biomass),
+    "series": (("tables",), _series),
     "beetle": (("change_barkbeetle",), _beetle),
     "floods": (("flood_sen1floods11", "sen1floods11", "Sen1Floods11"), _floods),
     "oscd": (("OSCD", "oscd"), _oscd),

@@ -25,6 +25,7 @@ __all__ = [
     "compare",
     "confusion_counts",
     "histogram_counts",
+    "value_counts",
     "macro_f1",
     "make_score",
     "mean_iou",
@@ -90,7 +91,28 @@ def average_precision(counts: Array) -> Array:
     return cast(Array, (precision * counts[..., 1, :]).sum(axis=-1) / total)
 
 
+def value_counts(truth: Array, predicted: Array, groups: Array, n: int) -> Array:
+    """(n, 5): cases, sums of truth and of its square, of squared and of absolute errors, of the groups 0..n-1."""
+    truth, error = np.asarray(truth, "float64"), np.asarray(predicted, "float64") - truth
+    columns = (np.ones_like(truth), truth, truth**2, error**2, np.abs(error))
+    return np.stack([np.bincount(groups, weights=c, minlength=n) for c in columns], axis=1)
+
+
+def explained(counts: Array) -> Array:
+    """R2, the share of the variance of the truth that is explained, from (..., 5) counts."""
+    n, total, square, error, _ = np.moveaxis(counts, -1, 0)
+    variance = square - total**2 / np.maximum(n, 1)
+    return cast(Array, 1 - error / np.maximum(variance, 1e-9))
+
+
+def absolute_error(counts: Array) -> Array:
+    """Mean absolute error, from (..., 5) counts."""
+    return cast(Array, counts[..., 4] / np.maximum(counts[..., 0], 1))
+
+
 METRICS: dict[str, Value] = {
+    "R2": explained,
+    "mean absolute error": absolute_error,
     "accuracy": accuracy,
     "macro F1": macro_f1,
     "mean IoU": mean_iou,

@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 import rasterio
 
-from deo_cube.evaluate.readers import TERRAMESH_OFFSET, read_beetle, read_eurosat, read_sen1floods11, read_terramesh
+from deo_cube.errors import ArgumentError, InputNotFoundError
+from deo_cube.evaluate.readers import (
+    TERRAMESH_OFFSET,
+    read_beetle,
+    read_biomassters,
+    read_eurosat,
+    read_sen1floods11,
+    read_terramesh,
+    read_worldcereal,
+    read_worldcover16,
+)
 
 
 def tif(path, array, **kind):
@@ -92,7 +102,7 @@ def test_beetle_and_floods(tmp_path):
 def test_the_real_data(shared):
     data = shared / "data"
     e = read_eurosat(data / "eurosat_rgb", limit=5)
-    assert (len(e), len(e.classes)) == (50, 10)
+    assert (len(e), len(e.classes), int(e.train.sum())) == (100, 10, 50)
     assert 200 < e.images.mean() < 2000
     l1c, l2a = (read_terramesh(data / "landcover_terramesh", level=k) for k in ("L1C", "L2A"))
     for a, b in zip(l1c, l2a, strict=True):
@@ -107,3 +117,65 @@ def test_the_real_data(shared):
     assert np.concatenate([p.label.ravel() for p in plots]).mean() == pytest.approx(0.139, abs=0.02)
     (flood,) = read_sen1floods11(data / "flood_sen1floods11")
     assert set(np.unique(flood.label)) == {-1, 0, 1}
+
+
+@pytest.fixture
+def split_eurosat(tmp_path):
+    """Two classes of six tiles each, of which two train, two choose and two test."""
+    from PIL import Image
+
+    lists = {"train": [], "val": [], "test": []}
+    for c, level in (("Forest", 40), ("River", 120)):
+        (tmp_path / "EuroSAT" / c).mkdir(parents=True)
+        for n in range(1, 7):
+            name = f"{c}_{n}.jpg"
+            Image.fromarray(np.full((64, 64, 3), level + n, "uint8")).save(tmp_path / "EuroSAT" / c / name)
+            lists[("train", "val", "test")[n % 3]].append(name)
+    (tmp_path / "splits").mkdir()
+    for part, names in lists.items():
+        (tmp_path / "splits" / f"eurosat-spatial-{part}.txt").write_text("\n".join(names) + "\n")
+    return tmp_path
+
+
+def test_eurosat_has_its_official_spatial_split_where_the_lists_are(split_eurosat):
+    data = read_eurosat(split_eurosat)
+    # Numbers 2 and 5 of each class are of the test list; train and val train.
+    assert (~data.train).sum() == 4
+    assert data.train.sum() == 8
+    to_choose = read_eurosat(split_eurosat, part="val")
+    assert len(to_choose) == 8
+    assert (~to_choose.train).sum() == 4
+    assert read_eurosat(split_eurosat, spatial=False).train is None
+    assert read_eurosat(split_eurosat, limit=1).train.sum() == 2
+    with pytest.raises(ArgumentError, match="part"):
+        read_eurosat(split_eurosat, part="both")
+    (split_eurosat / "splits" / "eurosat-spatial-val.txt").unlink()
+    assert read_eurosat(split_eurosat).train is None
+    with pytest.raises(InputNotFoundError, match="spatial=False"):
+        read_eurosat(split_eurosat, spatial=True)
+
+
+@pytest.mark.real
+def test_the_test_part_of_the_spatial_split_is_read_whole_and_apart(shared):
+    data = read_eurosat(shared / "data" / "eurosat_rgb", classes=["Forest", "River"])
+    names = (shared / "data" / "eurosat_rgb" / "splits" / "eurosat-spatial-test.txt").read_text().split()
+    assert 0 < (~data.train).sum() <= sum(n.startswith(("Forest", "River")) for n in names)
+
+
+@pytest.mark.real
+def test_worldwide_chips_biomass_and_series_are_read(shared):
+    places = shared / "data" / "places"
+    scenes, train = read_worldcover16(places / "gcp_worldcover16", limit=50)
+    assert (len(scenes), train.sum(), scenes[0].image.shape) == (50, 40, (10, 16, 16))
+    assert scenes[0].label.max() <= 8
+    chips, values = read_biomassters(places / "biomassters")
+    assert [c.image.shape for c in chips] == [(10, 256, 256)] * 2
+    assert 0 <= np.nanmin(values) < np.nanmax(values) < 1000
+    data = read_worldcereal(shared / "data" / "tables")
+    assert data.values.shape == (500, 12, 10)
+    # A vegetated field: near infrared above red, in the order of the names.
+    near, red = (data.values[data.valid][:, data.bands.index(b)].mean() for b in ("B08", "B04"))
+    assert near > 1.5 * red
+    assert np.bincount(data.labels).tolist() == [305, 97, 69, 29]
+    with pytest.raises(InputNotFoundError, match="gcp_worldcover16"):
+        read_worldcover16(places / "biomassters")
