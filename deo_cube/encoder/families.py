@@ -32,6 +32,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "swin": ("deo_cube.encoder.swin", "DeoSwin"),
     "conv": ("deo_cube.encoder.mobilenet", "DeoConv"),
     "dynamicworld": ("deo_cube.encoder.dynamicworld", "DynamicWorld"),
+    "galileo": ("deo_cube.encoder.galileo", "Galileo"),
 }
 
 # torch's global generator is what initialisation draws from; two threads must not share a seed's stream.

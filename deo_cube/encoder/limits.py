@@ -95,6 +95,14 @@ OPTIONS: Mapping[str, Mapping[str, _Allowed]] = {
         "seed": _SEED,
     },
     "dynamicworld": {},
+    "galileo": {
+        "dim": _WIDTH,
+        "depth": _DEPTH,
+        "heads": _DEPTH,
+        "patch": _Allowed("integer", 1, 8),
+        "month": _Allowed("integer", 0, 11),
+        "mlp_ratio": _RATIO,
+    },
     "timm": {"model": _NAME, "pretrained": _SWITCH, "options": _NAME, "seed": _SEED},
 }
 
@@ -212,6 +220,8 @@ def _parameters(family: str, a: Mapping[str, Any], channels: Sequence[int]) -> f
     if family == "conv":
         return float(inputs * a.get("local", 128) * 9 + len(channels) * dim * (2 * a.get("local", 128) + 2048))
     block = 4 + 2 * a.get("mlp_ratio", 4.0)
+    if family == "galileo":
+        return float(29 * 64 * dim + a.get("depth", 4) * block * dim**2)
     stem = inputs * dim * a.get("patch", 8) ** 2
     if family == "vit":
         return float(stem + a.get("grid", 28) ** 2 * dim + a.get("depth", 12) * block * dim**2)

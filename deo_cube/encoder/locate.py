@@ -188,7 +188,9 @@ def _fetchable(card: ModelCard) -> bool:
 
 
 def _has_url(w: Weights) -> bool:
-    return w.url is not None and w.sha256 is not None
+    """Whether `w.url` is the address of a file whose hash the card states."""
+    names = {w.file, *(a.file for a in w.alternatives)}
+    return w.url is not None and w.sha256 is not None and w.url.rpartition("/")[2] in names
 
 
 def _fetch(card: ModelCard) -> Path:
@@ -233,7 +235,9 @@ def weights_state(card: ModelCard) -> str:
     """Return where the weights of a card are and whether they are proven, without reading a file or the network."""
     if not card.weights.file:
         return "made by its factory" if card.architecture.get("family") == "callable" else "no weights file"
-    proof = "" if card.weights.sha256 is not None and card.reference is not None else ", not proven"
+    proof = ", not proven"
+    if card.reference is not None:
+        proof = "" if card.weights.sha256 is not None else ", proven by a reference vector only"
     if local_weights(card) is not None:
         return "weights here" + proof
     if _fetchable(card):
