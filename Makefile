@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-lowest lint bench docs notebooks wheel clean
+.PHONY: demo test test-lowest coverage lint bench docs notebooks wheel clean
 
 demo: $(STAMP)
 	$(BIN)/deo-cube demo
@@ -16,12 +16,17 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+
+# The report is in htmlcov/ and coverage.xml.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q --cov --cov-report=term:skip-covered --cov-report=html --cov-report=xml
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.race
 
 docs: $(STAMP)
-	$(BIN)/pip install -q -e ".[docs]" -c constraints.txt
+	$(BIN)/python -m pip install -q --group docs -c constraints.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 notebooks: $(STAMP)
@@ -39,8 +44,9 @@ wheel: $(STAMP)
 LOWEST := $(VENV)-lowest
 test-lowest:
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/pip install -q -e ".[benchmarks,stac,stackstac,store,train,vector,view,viz]" -c constraints-lowest.txt
-	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt "pytest>=9" pytest-timeout pytest-xdist hypothesis jsonschema \
+	$(LOWEST)/bin/python -m pip install -q "pip>=25.1"
+	$(LOWEST)/bin/python -m pip install -q -e ".[all]" -c constraints-lowest.txt
+	$(LOWEST)/bin/python -m pip install -q -c constraints-lowest.txt "pytest>=9" pytest-timeout pytest-xdist hypothesis jsonschema \
 		netCDF4 psutil httpx2 websockets "moto[s3,server]"
 	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -q tests/cube tests/encoder tests/embedding tests/store tests/heads tests/test_lowest.py
 
@@ -49,5 +55,6 @@ clean:
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -e ".[dev]" -c constraints.txt
+	$(BIN)/python -m pip install -q "pip>=25.1"  # the first that knows dependency groups
+	$(BIN)/python -m pip install -q -e ".[all]" --group dev -c constraints.txt
 	touch $@

@@ -1,6 +1,6 @@
 """Maps from clicked points: how good on a real flood, and how fast for a whole scene.
 
-python benchmarks/clicks.py DATA [flood|scene]        (DATA holds flood_sen1floods11/ and scenes/)
+python -m benchmarks.clicks DATA [flood|scene]        (DATA holds flood_sen1floods11/ and scenes/)
 
 Writes docs/data/clicks_flood.json and clicks_scene.json, and docs/img/clicks.png: the scene, the points and the map.
 """

@@ -1,7 +1,7 @@
-"""Write the tables of docs/evaluation.md from docs/data/*.json: python benchmarks/evaluation_tables.py.
+"""Write the tables of docs/evaluation.md from docs/data/*.json: python -m benchmarks.evaluation_tables.
 
-``deo-cube evaluate tiny DATA --out docs/data/evaluation_tiny.json``, benchmarks/seams.py and benchmarks/clicks.py write
-them.
+``deo-cube evaluate tiny DATA --out docs/data/evaluation_tiny.json``, `benchmarks.seams` and `benchmarks.clicks`
+write them.
 """
 
 from __future__ import annotations

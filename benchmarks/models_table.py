@@ -1,4 +1,4 @@
-"""Write the table of models in docs/models.md from the cards: python benchmarks/models_table.py."""
+"""Write the table of models in docs/models.md from the cards: python -m benchmarks.models_table."""
 
 from __future__ import annotations
 

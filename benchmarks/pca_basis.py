@@ -1,4 +1,4 @@
-"""Fit the basis of colours that is bundled for a model: python benchmarks/pca_basis.py DATA [MODEL].
+"""Fit the basis of colours that is bundled for a model: python -m benchmarks.pca_basis DATA [MODEL].
 
 The scenes are those of DATA/scenes with all bands; the file goes to deo_cube/heads/bases/FINGERPRINT.json, found by
 `pca_rgb` for embeddings of that very model, weights and layer. Run it again when the weights change.

@@ -1,4 +1,4 @@
-"""How large the seams of a model are, per halo: benchmarks/seams.py MODEL [--untrained] [--size N] [--halos H ...].
+"""Measure the seams of a model per halo: python -m benchmarks.seams MODEL [--untrained] [--size N] [--halos H ...].
 
 Writes docs/data/seams_MODEL.json and docs/img/seam_MODEL.png. `--untrained` takes the network of the card with random
 weights, for models whose weights are not at hand: what its shape does at a border, not what its training made of it.

@@ -1,4 +1,4 @@
-"""How much of the bare encoder's speed is left end to end: read, embed, write. `make bench`.
+"""Measure how much of the bare encoder's speed is left end to end: `python -m benchmarks.throughput`.
 
 One process, all cases interleaved in every round, so that a noisy machine disturbs them alike; ratios are of medians,
 with the spread over rounds. The bare encoder is timed in its best threading: one caller with all cores, or one caller a

@@ -224,7 +224,7 @@ def test_the_evaluation_page_shows_the_committed_figures() -> None:
 
     page = WRITTEN["docs/evaluation.md"]
     assert "<!-- table scores: begin -->" in page
-    assert page == with_tables(page), "run: python benchmarks/evaluation_tables.py"
+    assert page == with_tables(page), "run: python -m benchmarks.evaluation_tables"
 
 
 def test_parameters_told_of_together_are_entries_of_their_own() -> None:

@@ -10,7 +10,7 @@ from deo_cube.encoder.catalog import bundled_cards
 
 def test_the_table_is_the_cards() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    assert text == with_table(text), "run: python benchmarks/models_table.py"
+    assert text == with_table(text), "run: python -m benchmarks.models_table"
     for alias in bundled_cards():
         assert f"| `{alias}` |" in text
 
