@@ -30,3 +30,16 @@ def shared() -> Path:
     if folder is None:
         pytest.skip("real data not found: set DEO_CUBE_DATA to the folder that holds data/")
     return folder
+
+
+@pytest.fixture
+def gdal_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have GDAL read from servers on loopback: without a proxy, and nothing from its cache."""
+    for name, value in {
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif",
+        "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127.0.0.1",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+    }.items():
+        monkeypatch.setenv(name, value)

@@ -10,14 +10,14 @@ import pytest
 from deo_cube.cli import main
 from deo_cube.cube.georeference import geobox
 from deo_cube.cube.synthetic import synthetic_cube
+from tests.cube.items import product, remote
 from tests.cube.range_server import serve
 from tests.cube.stac_api import stac_api
-from tests.cube.test_stac import gdal_http, product, remote  # noqa: F401 - a fixture
 
 
 def test_the_live_demo_embeds_the_clearest_date_of_a_catalogue(
     tmp_path: Path,
-    gdal_http: None,  # noqa: F811
+    gdal_http: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("pystac_client")

@@ -22,9 +22,9 @@ from deo_cube.cube.hrefs import Origin, allowed, check_href, internal_host, read
 from deo_cube.cube.stac import load_cube
 from deo_cube.errors import ArgumentTypeError, CatalogueError, DeoCubeError, HrefRefusedError
 from deo_cube.options import set_options
+from tests.cube.items import flat, product, remote
 from tests.cube.range_server import serve
 from tests.cube.stac_api import stac_api
-from tests.cube.test_stac import flat, gdal_http, product, remote  # noqa: F401 - a fixture
 
 PUBLIC = Origin("remote", frozenset({"stac.example.org"}), "https://stac.example.org/v1")
 
@@ -200,7 +200,7 @@ def test_a_local_file_named_by_an_item_from_a_network_is_refused_and_the_advice_
 
 def test_a_loopback_server_is_asked_only_for_what_came_from_it(
     tmp_path: Path,
-    gdal_http: None,  # noqa: F811
+    gdal_http: None,
 ) -> None:
     local = product(tmp_path, "a", {"B02": flat(7, (64, 64))}, offset=0)
     with serve(tmp_path) as server:
@@ -227,7 +227,7 @@ def test_a_loopback_server_is_asked_only_for_what_came_from_it(
             load_cube("https://stac.example.org/items.json")
 
 
-def test_items_of_a_search_name_no_files_of_this_machine(tmp_path: Path, gdal_http: None) -> None:  # noqa: F811
+def test_items_of_a_search_name_no_files_of_this_machine(tmp_path: Path, gdal_http: None) -> None:
     pystac_client = pytest.importorskip("pystac_client")
     local = product(tmp_path, "a", {"B02": flat(7, (64, 64))}, offset=0)
     with serve(tmp_path) as server, stac_api([{**local, "collection": "c"}], tmp_path) as url:
@@ -241,7 +241,7 @@ def test_items_of_a_search_name_no_files_of_this_machine(tmp_path: Path, gdal_ht
 
 def test_a_vrt_behind_a_server_does_not_lead_to_files_of_this_machine(
     tmp_path: Path,
-    gdal_http: None,  # noqa: F811
+    gdal_http: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CPL_VSIL_CURL_ALLOWED_EXTENSIONS", ".tif,.vrt")

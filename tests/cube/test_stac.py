@@ -1,78 +1,23 @@
 import json
 import math
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pystac
 import pytest
 import rasterio
 import xarray as xr
-from rasterio.transform import from_origin
 
 from deo_cube.cube.bands import match_bands
 from deo_cube.cube.georeference import geobox
 from deo_cube.cube.stac import MODEL_BANDS, load_cube
 from deo_cube.cube.units import canonical, decide_radiometry
 from deo_cube.errors import AmbiguousUnitsError, MissingBandsError, MissingCRSError
+from tests.cube.items import flat, product, remote
 from tests.cube.range_server import serve
 from tests.cube.stac_api import stac_api
 
 RAW = {"s2:processing_baseline": "04.00"}
-
-
-def write(path, values, *, west=400000.0, north=5300000.0, crs="EPSG:32632", resolution=10.0):
-    values = np.asarray(values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    profile = {
-        "driver": "GTiff",
-        "count": 1,
-        "dtype": values.dtype,
-        "height": values.shape[0],
-        "width": values.shape[1],
-    }
-    with rasterio.open(
-        path, "w", **profile, crs=crs, transform=from_origin(west, north, resolution, resolution), nodata=0
-    ) as file:
-        file.write(values, 1)
-
-
-def product(folder, name, bands, *, when="2022-03-05T10:29:21Z", offset=None, west=400000.0, crs=32632, **properties):
-    """An item with real files: `bands` gives the pixels, `offset` what raster:bands states."""
-    from pyproj import Transformer
-
-    assets = {}
-    for band, values in bands.items():
-        write(folder / name / f"{band}.tif", values, west=west, crs=f"EPSG:{crs}")
-        stated = {"data_type": str(values.dtype), "nodata": 0}
-        if offset is not None and band.lower() != "scl":
-            stated |= {"scale": 1e-4, "offset": offset}
-        assets[band] = {"href": str(folder / name / f"{band}.tif"), "type": "image/tiff", "raster:bands": [stated]}
-    height, width = values.shape
-    corners = [(west, 5300000 - 10 * height), (west + 10 * width, 5300000.0)]
-    (x0, y0), (x1, y1) = (Transformer.from_crs(crs, 4326, always_xy=True).transform(*c) for c in corners)
-    ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
-    return {
-        "type": "Feature",
-        "stac_version": "1.0.0",
-        "stac_extensions": ["https://stac-extensions.github.io/projection/v1.1.0/schema.json"],
-        "id": name,
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "bbox": [x0, y0, x1, y1],
-        "properties": {
-            "datetime": when,
-            "proj:epsg": crs,
-            "proj:shape": [height, width],
-            "proj:transform": [10.0, 0.0, west, 0.0, -10.0, 5300000.0],
-            **properties,
-        },
-        "links": [],
-        "assets": assets,
-    }
-
-
-def flat(value, shape=(32, 32), dtype="uint16"):
-    return np.full(shape, value, dtype)
 
 
 # --- real items -----------------------------------------------------------------------------------
@@ -425,25 +370,6 @@ def test_assets_that_are_not_there_are_refused(tmp_path):
 
 
 # --- over the wire --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gdal_http(monkeypatch):
-    for name, value in {
-        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-        "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif",
-        "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127.0.0.1",
-        "NO_PROXY": "127.0.0.1,localhost",
-        "no_proxy": "127.0.0.1,localhost",
-    }.items():
-        monkeypatch.setenv(name, value)
-
-
-def remote(item, folder, url):
-    item = json.loads(json.dumps(item))
-    for asset in item["assets"].values():
-        asset["href"] = f"{url}/{Path(asset['href']).relative_to(folder).as_posix()}"
-    return item
 
 
 def test_remote_files_are_read_when_asked_and_no_more_than_asked(tmp_path, gdal_http):

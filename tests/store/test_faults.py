@@ -23,8 +23,8 @@ from deo_cube.embedding.embed import embed
 from deo_cube.store import location
 from deo_cube.store.open import open_embeddings, status, verify_store
 from deo_cube.store.write import to_zarr
+from tests.cube.items import flat, product, remote
 from tests.cube.range_server import Served, serve
-from tests.cube.test_stac import flat, gdal_http, product, remote  # noqa: F401
 from tests.embedding.conftest import BANDS, cube_at
 from tests.store.test_write import SMALL, tree, undisturbed  # noqa: F401
 
@@ -122,7 +122,7 @@ def scene(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     return tmp_path, item
 
 
-def test_tokens_that_expire_in_the_middle_of_a_job_are_replaced(scene, gdal_http) -> None:  # noqa: F811
+def test_tokens_that_expire_in_the_middle_of_a_job_are_replaced(scene, gdal_http) -> None:
     folder, item = scene
     chunks = {"x": 64, "y": 64}
     to_zarr(embed(load_cube([item], chunks=chunks), **SMALL), folder / "local.zarr", progress=False)
@@ -136,7 +136,7 @@ def test_tokens_that_expire_in_the_middle_of_a_job_are_replaced(scene, gdal_http
     np.testing.assert_array_equal(a.values, b.values)
 
 
-def test_a_network_that_goes_away_is_said_so_and_the_job_goes_on_when_it_is_back(scene, gdal_http) -> None:  # noqa: F811
+def test_a_network_that_goes_away_is_said_so_and_the_job_goes_on_when_it_is_back(scene, gdal_http) -> None:
     folder, item = scene
     chunks = {"x": 32, "y": 32}
     with serve(folder) as server:

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import json
 import pickle
 import time
@@ -13,13 +15,13 @@ import rasterio
 from deo_cube.cube.stac import load_cube
 from deo_cube.cube.stac_reader import Access, access, sign_planetary_computer
 from deo_cube.errors import MissingExtraError
+from tests.cube.items import flat, product, remote
 from tests.cube.range_server import serve
-from tests.cube.test_stac import flat, gdal_http, product, remote  # noqa: F401 - a fixture
 
 BLOB = "https://sentinel2l2a01.blob.core.windows.net/sentinel2-l2/06/V/VN/B04.tif"
 
 
-def test_an_href_is_signed_at_each_read_and_not_before(tmp_path, gdal_http):  # noqa: F811
+def test_an_href_is_signed_at_each_read_and_not_before(tmp_path, gdal_http):
     local = product(tmp_path, "a", {"B02": flat(7, (64, 64))}, offset=0)
     asked = []
 
@@ -37,7 +39,7 @@ def test_an_href_is_signed_at_each_read_and_not_before(tmp_path, gdal_http):  # 
             assert any(f"token={turn}" in path for _, path in server.requests)
 
 
-def test_a_server_that_falls_silent_is_given_up(tmp_path, gdal_http, monkeypatch):  # noqa: F811
+def test_a_server_that_falls_silent_is_given_up(tmp_path, gdal_http, monkeypatch):
     local = product(tmp_path, "a", {"B02": flat(7, (64, 64))}, offset=0)
     with serve(tmp_path) as server:
         ds = load_cube([remote(local, tmp_path, server.url)], patch_url=lambda href: f"{href}?silent")

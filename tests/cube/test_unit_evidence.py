@@ -1,10 +1,13 @@
 """Units, offset and nodata of cubes that have been through arithmetic, casts, resampling and other tools."""
 
+from __future__ import annotations
+
 import re
 import warnings
 
 import numpy as np
 import pytest
+import rioxarray  # noqa: F401
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -314,3 +317,53 @@ def test_dates_of_other_units_are_named():
     values = np.random.default_rng(0).uniform(200, 4000, (4, 2, 32, 32))
     values[:, 1] /= 1e4
     refused(cube(values, dtype="float32"), "at 1 of 2 time steps (2022-06-06)", **DN)
+
+
+TEN_BANDS = ["B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"]
+
+
+def cube_with_edge(void: float, edge: float, dtype: str = "uint16", **attrs: float) -> xr.Dataset:
+    """A lazy cube whose western quarter is `edge` and whose first row is `void`."""
+    rng = np.random.default_rng(1)
+    bands = {}
+    for band in TEN_BANDS:
+        values = rng.integers(300, 4000, (64, 64)).astype(dtype)
+        values[:, :16] = edge
+        values[0] = void
+        bands[band] = (("y", "x"), values, attrs)
+    grid = 10 * (np.arange(64) + 0.5)
+    return xr.Dataset(bands, {"y": 5e6 - grid, "x": 6e5 + grid}).chunk().rio.write_crs(32633)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "void", "attrs"),
+    [
+        ("uint16", 65535, {"_FillValue": 65535}),  # netCDF's own fill value, which references state
+        ("int16", -9999, {"_FillValue": -9999}),
+        ("float32", np.nan, {"_FillValue": np.nan}),
+    ],
+)
+@pytest.mark.parametrize("what", ["values", "valid"])
+def test_zeros_in_all_bands_are_not_data_because_another_value_is_stated(dtype, void, attrs, what) -> None:
+    ds = cube_with_edge(void, 0, dtype, **attrs)
+    emb = ds.deo.embed(units="dn", offset=0)
+    with pytest.raises(AmbiguousUnitsError, match="nodata=0") as error:
+        (emb if what == "values" else emb.valid).compute()
+    if np.isfinite(void):
+        # The message's own words, for a cube that holds both.
+        text = str(error.value)
+        call = text[text.index("cube.where(") : text.index(" first)")]
+        ds = eval(call, {"cube": ds})
+    right = cube_with_edge(0, 0).deo.embed(units="dn", offset=0).compute()
+    found = ds.deo.embed(units="dn", offset=0, nodata=0).compute()
+    np.testing.assert_array_equal(found.valid, right.valid)
+    np.testing.assert_allclose(found, right, atol=0.02)
+    assert right.valid[8, 0] == 0
+
+
+def test_zeros_are_data_where_the_caller_says_so_or_single_bands_hold_them() -> None:
+    said = cube_with_edge(65535, 0, _FillValue=65535).deo.embed(units="dn", offset=0, nodata=65535)
+    assert float(said.valid[8, 0]) == 1
+    ds = cube_with_edge(65535, 500, _FillValue=65535)
+    ds["B02"] = ds["B02"].where(ds["B02"] != 500, 0)  # clipped at zero, as dark water is in one band
+    assert float(ds.deo.embed(units="dn", offset=0).valid[8, 0]) == 1

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import json
 import re
 import socket
@@ -11,9 +13,9 @@ from deo_cube.cube.stac import load_cube
 from deo_cube.cube.stac_catalogs import CATALOGUES, Catalogue, catalogue, search
 from deo_cube.cube.units import decide_radiometry
 from deo_cube.errors import AmbiguousUnitsError, CatalogueError
+from tests.cube.items import flat, product, remote
 from tests.cube.range_server import serve
 from tests.cube.stac_api import stac_api
-from tests.cube.test_stac import flat, gdal_http, product, remote  # noqa: F401 - a fixture
 
 ITEMS = Path(__file__).parents[1] / "data" / "items"
 
@@ -168,7 +170,7 @@ def test_a_search_answers_in_order_and_filters_clouds_even_where_the_api_cannot(
     assert not [p for _, p in server.requests if p.endswith(".tif")]
 
 
-def test_tiles_of_one_day_are_merged_and_no_more_is_read_than_wanted(api, monkeypatch, gdal_http):  # noqa: F811
+def test_tiles_of_one_day_are_merged_and_no_more_is_read_than_wanted(api, monkeypatch, gdal_http):
     url, server, pixels = api
     items = search(url, collection="sentinel-2-test", bbox=AREA, max_cloud=20)
     server.forget()
@@ -191,7 +193,7 @@ def test_tiles_of_one_day_are_merged_and_no_more_is_read_than_wanted(api, monkey
     assert server.sent - sent <= 200_000
 
 
-def test_an_api_by_url_feeds_a_composite_and_an_embedding(api, gdal_http):  # noqa: F811
+def test_an_api_by_url_feeds_a_composite_and_an_embedding(api, gdal_http):
     from deo_cube.cube.composite import composite
 
     url, _, pixels = api
