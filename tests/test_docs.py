@@ -155,7 +155,7 @@ def test_named_scripts_and_modules_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     made = {*MADE, *(f"docs/notebooks/{n}.{e}" for n in HOOKS.NOTEBOOKS for e in ("md", "ipynb"))}
-    made |= {"docs/changelog.md", "docs/contributing.md"}
+    made |= {"docs/architecture.md", "docs/changelog.md", "docs/contributing.md"}
     for target in re.findall(r"\]\(([^)#\s]+)", PAGES[page]):
         if "://" not in target and not target.startswith("mailto:"):
             path = (ROOT / page).parent / target
@@ -166,7 +166,7 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
 def test_every_notebook_has_a_page_and_every_extra_a_purpose() -> None:
     assert set(HOOKS.NOTEBOOKS) == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(HOOKS.EXTRAS) == set(extras) - {"dev"}
+    assert set(HOOKS.EXTRAS) == set(extras)
     assert all(f"`{name}`" in HOOKS.extras_table() for name in HOOKS.EXTRAS)
 
 
@@ -225,6 +225,24 @@ def test_the_evaluation_page_shows_the_committed_figures() -> None:
     page = WRITTEN["docs/evaluation.md"]
     assert "<!-- table scores: begin -->" in page
     assert page == with_tables(page), "run: python -m benchmarks.evaluation_tables"
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[\w]+/)*[\w]+(?:\.py|/))`", text))
+    assert len(named) > 20
+    missing = {n for n in named if not ((ROOT / "deo_cube" / n).exists() or (ROOT / n).exists())}
+    assert not missing
+
+
+def test_the_table_of_numbers_shows_the_committed_figures() -> None:
+    from benchmarks.numbers_table import PAGES as SHOWN
+    from benchmarks.numbers_table import with_table
+
+    for page, links in SHOWN.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert "<!-- numbers: begin -->\n\n|" in text
+        assert text == with_table(text, links), "run: python -m benchmarks.numbers_table"
 
 
 def test_parameters_told_of_together_are_entries_of_their_own() -> None:

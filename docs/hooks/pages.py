@@ -29,17 +29,16 @@ NOTEBOOKS = {
 }
 #: What the extras are for.
 EXTRAS = {
-    "gpu": "several GPUs in one machine: a worker a GPU (Linux)",
+    "all": "everything below but `gpu`",
+    "gpu": "several GPUs in one machine: one worker per GPU (Linux)",
     "viz": "pictures: `deo-cube demo`, `.plot`",
     "vector": "labels and results as GeoDataFrame, GeoJSON or GeoParquet",
     "train": "`python -m deo_cube.train`: augmentation",
     "stac": "signed addresses of the Planetary Computer",
     "store": "object stores (S3, GCS, Azure) for stores of embeddings",
     "benchmarks": "labelled data sets in HDF5, for `deo-cube evaluate`",
-    "race": "the other packages of `make bench`, each measured only where it is installed",
     "view": "`deo-cube view`: stores in a browser",
     "stackstac": "cubes loaded with stackstac",
-    "docs": "building these pages",
 }
 
 
@@ -48,7 +47,7 @@ def generated() -> Iterator[tuple[str, str | bytes]]:
     yield from model_pages()
     yield from notebook_pages()
     yield "reference/cli.md", command_page()
-    for name in ("CHANGELOG", "CONTRIBUTING"):
+    for name in ("ARCHITECTURE", "CHANGELOG", "CONTRIBUTING"):
         text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
         yield f"{name.lower()}.md", text.replace("](docs/", "](")
 
