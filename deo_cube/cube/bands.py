@@ -1,4 +1,4 @@
-"""Which variable of a cube feeds which band of a model: by name and metadata, never by position.
+"""Match the variables of a cube to the bands of a model, by name and metadata, never by position.
 
 Evidence about one variable, strongest first: the argument `bands=` of the caller; a Sentinel-2 designation as its name
 (``B02``, ``b2``); a decorated designation or a word for it (``S2-L2A-B02``, ``B02_10m``, ``blue``, ``rededge1``), also
@@ -34,11 +34,11 @@ __all__ = ["NEAREST_NM", "BandMatch", "How", "Layer", "layers_of", "match_bands"
 
 
 WAVELENGTH_NM = 15.0
-"""Opted-in wavelength matching: a stated centre may be this far from the band's (the units of the mission and the
-catalogues differ by up to 13 nm)."""
+"""Largest distance between a stated centre and the band's where wavelengths are matched on request. The units of the
+mission and the catalogues differ by up to 13 nm."""
 
 CONTRADICTION_NM = 60.0
-"""A stated centre further than this from the band that the name says proves that the name is another sensor's."""
+"""If a stated centre is farther than this from the band of the name, the name is another sensor's."""
 
 _TITLES = ("long_name", "title", "description", "eo:name", "band_name")
 _SENSOR_KEYS = frozenset(
@@ -49,13 +49,13 @@ _SENSOR_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class Layer:
-    """One variable or label, and everything that is said about it."""
+    """One variable or label, with all its names and metadata."""
 
     label: str
     index: int | None
     """Position along the band dimension; None for a variable of a Dataset."""
     names: tuple[str, ...]
-    """Its name, then its titles; without those that only count positions or follow another sensor's numbers."""
+    """Its name, then its titles; without those that only count positions or follow the numbers of another sensor."""
     common_name: str | None
     wavelength: float | None
     """nm"""
@@ -73,7 +73,7 @@ class _LayerTexts:
 
 
 def layers_of(cube: xr.Dataset | xr.DataArray) -> tuple[str | None, list[Layer]]:
-    """Name of the band dimension (None for a Dataset), and the layers that may be bands.
+    """Return the name of the band dimension (None for a Dataset) and the layers that may be bands.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def _entry(
 
 
 def _named_layers(said: Sequence[_LayerTexts], cube: xr.Dataset | xr.DataArray) -> list[Layer]:
-    """Keep of each layer's names those that say something about the band."""
+    """Drop the names of each layer that only count positions or follow the numbers of another sensor."""
     places = list(zip(*(s.texts for s in said), strict=True))
     positional = list(zip(*(counted(place) for place in places), strict=True)) if said else []
     sensor = _other_sensor(cube)
@@ -172,7 +172,7 @@ def _named_layers(said: Sequence[_LayerTexts], cube: xr.Dataset | xr.DataArray) 
 
 
 def _at_wavelength(text: str, wavelength: float | None) -> bool:
-    """Whether the stated centre confirms the band that a text names."""
+    """Return whether the stated centre confirms the band that a text names."""
     named = band_of_name(text)
     return (
         named is not None
@@ -182,12 +182,12 @@ def _at_wavelength(text: str, wavelength: float | None) -> bool:
 
 
 def _other_sensor(cube: xr.Dataset | xr.DataArray) -> str | None:
-    """Another sensor that attributes or coordinates name as the source of the cube."""
-    said: list[Any] = [v for k, v in cube.attrs.items() if str(k).lower().split(":")[-1] in _SENSOR_KEYS]
+    """Return another sensor that attributes or coordinates name as the source of the cube, if any."""
+    values: list[Any] = [v for k, v in cube.attrs.items() if str(k).lower().split(":")[-1] in _SENSOR_KEYS]
     for key, coord in cube.coords.items():
         if str(key).lower().split(":")[-1] in _SENSOR_KEYS and coord.ndim <= 1:
-            said += np.ravel(coord.values).tolist()
-    return next((word for v in said if (word := other_sensor(v)) is not None), None)
+            values += np.ravel(coord.values).tolist()
+    return next((word for v in values if (word := other_sensor(v)) is not None), None)
 
 
 def _wavelength_of(attrs: Mapping[Any, Any]) -> float | None:
@@ -198,7 +198,7 @@ def _wavelength_of(attrs: Mapping[Any, Any]) -> float | None:
 
 
 def _nm(value: Any) -> float | None:
-    """Nanometres of a stated wavelength, which catalogues give in micrometres."""
+    """Convert a stated wavelength to nanometres; catalogues give micrometres."""
     if isinstance(value, str):
         parsed = re.match(r"\s*([0-9.]+)", value)
         value = parsed[1] if parsed else None
@@ -224,7 +224,7 @@ are so close (32 nm); the next pair, B05 and B06, is 36 nm apart on the slope of
 
 @dataclass(frozen=True)
 class BandMatch:
-    """Which variable (or label along the band dimension) feeds which band, and by what evidence."""
+    """The variable (or label along the band dimension) of each band, and how it was found."""
 
     model: str
     bands: tuple[str, ...]
@@ -244,14 +244,15 @@ class BandMatch:
         n = len(self.bands)
         if n == 0 or len(self.variables) != n or len(self.how) != n or len(self.indices) not in (0, n):
             raise ArgumentError(
-                f"{n} bands, {len(self.variables)} variables, {len(self.how)} reasons do not fit together"
+                f"bands, variables, how and indices must be of one length, got {n}, {len(self.variables)}, "
+                f"{len(self.how)} and {len(self.indices)}"
             )
         for band, variable, how in zip(self.bands, self.variables, self.how, strict=True):
             if (variable is None) != (how == "mean"):
                 raise ArgumentError(f"band {band}: variable {variable!r} cannot be matched by {how!r}")
 
     def to_attrs(self) -> dict[str, Any]:
-        """The match as plain JSON values, for the attributes of a result."""
+        """Return the match as JSON values, for the attributes of a result."""
         matched = zip(self.bands, self.variables, self.how, strict=True)
         return {
             "model": self.model,
@@ -306,15 +307,15 @@ def match_bands(
     model : str
         For messages.
     given : mapping of str to str, optional
-        Band to variable or label; beats all other evidence. ``{"SCL": ...}`` names the scene classification.
+        Band to variable or label; overrides all other evidence. ``{"SCL": ...}`` names the scene classification.
     missing : {"raise", "nearest", "mean"}
-        What to do for a band that the cube lacks: refuse; take the spectrally nearest 10 or 20 m band of the cube if
-        its centre is within 35 nm (B08 and B8A stand in for each other, nothing else does); or mark it to be filled
-        with the training mean.
+        How to treat a band that the cube lacks: refuse; take the spectrally nearest 10 or 20 m band of the cube if
+        its centre is within 35 nm (B08 and B8A replace each other, no other pair does); or mark it to be filled with
+        the training mean.
     wavelength : bool
         Also match by centre wavelength alone, within 15 nm.
     alternatives : sequence of sequence of str
-        Other sets of bands that the model reads, for the message where `bands` are not all there.
+        Other sets of bands that the model reads, for the message where some of `bands` are missing.
 
     Returns
     -------
@@ -336,23 +337,23 @@ def match_bands(
     notes: list[str] = []
     claims = _claims_of_caller(given or {}, bands, layers, model)
     claims = _all_claims(layers, claims, wavelength, notes)
-    found = {b: _best(b, claims) for b in SENTINEL2}
+    best = {b: _best(b, claims) for b in SENTINEL2}
 
     chosen: list[tuple[Layer | None, How]] = []
-    lacking: list[str] = []
+    missing_bands: list[str] = []
     for band in bands:
-        claim = found[band]
+        claim = best[band]
         if claim is not None:
             chosen.append((claim.layer, claim.how))
         elif missing == "mean":
             chosen.append((None, "mean"))
-        elif missing == "nearest" and (near := _nearest(band, found)) is not None:
+        elif missing == "nearest" and (near := _nearest(band, best)) is not None:
             chosen.append((near.layer, "nearest"))
         else:
-            lacking.append(band)
-    if lacking or all(layer is None for layer, _ in chosen):
+            missing_bands.append(band)
+    if missing_bands or all(layer is None for layer, _ in chosen):
         raise MissingBandsError(
-            _missing_message(cube, model, bands, lacking, layers, found, notes, missing, alternatives)
+            _missing_message(cube, model, bands, missing_bands, layers, best, notes, missing, alternatives)
         )
     scl = _scl(given or {}, layers)
     if isinstance(cube, xr.Dataset):
@@ -372,11 +373,11 @@ def match_bands(
 def _check_dims(cube: xr.Dataset, names: Iterable[str]) -> None:
     d = dims(cube)
     for name in names:
-        strange = [str(k) for k in cube[name].dims if k not in (d.time, d.y, d.x)]
-        if strange:
+        extra_dims = [str(k) for k in cube[name].dims if k not in (d.time, d.y, d.x)]
+        if extra_dims:
             raise MissingBandsError(
                 f"a band has the dimensions time, y and x; {name!r} has {tuple(map(str, cube[name].dims))}. "
-                f"Select from {strange[0]!r}, cube.isel({strange[0]}=0), or rename it if it is one of them"
+                f"Select from {extra_dims[0]!r}, cube.isel({extra_dims[0]}=0), or rename it if it is one of them"
             )
 
 
@@ -400,10 +401,10 @@ def _claims_of_caller(
 
 
 def _all_claims(layers: Sequence[Layer], given: Sequence[_Claim], wavelength: bool, notes: list[str]) -> list[_Claim]:
-    """Claims of all layers, those of the caller first.
+    """Return the claims of all layers, those of the caller first.
 
-    Two layers or more that prove to be another sensor's make the bare designations of the others worthless, as they
-    follow the numbers of that sensor.
+    If two or more layers prove to be another sensor's, the bare designations of the others are dropped, as they follow
+    the numbers of that sensor.
     """
     taken = {c.layer.label for c in given}
     claims: list[_Claim] = []
@@ -432,7 +433,7 @@ def _squeezed_names(layers: Sequence[Layer]) -> set[str]:
 
 
 def _confirmed(claim: _Claim) -> bool:
-    """Whether more than a bare designation says that the layer is this band."""
+    """Return whether more than a bare designation identifies the layer as this band."""
     layer, band = claim.layer, claim.band
     near = layer.wavelength is not None and abs(layer.wavelength - SENTINEL2[band].wavelength) <= CONTRADICTION_NM
     words = any(not is_designation(n) and (band_of_name(n) or ("",))[0] == band for n in layer.names)
@@ -442,37 +443,37 @@ def _confirmed(claim: _Claim) -> bool:
 def _claims_of_layer(
     layer: Layer, layers: Sequence[Layer], wavelength: bool, notes: list[str], against: list[str]
 ) -> Iterator[_Claim]:
-    """What one layer claims to be: one band at most, none where its names contradict each other.
+    """Yield the band that one layer claims to be, if its names do not contradict each other.
 
-    `against` collects what proves that the layer is not the band that it is called.
+    `against` collects the proofs that the layer is not the band of its name.
     """
     if layer.foreign is not None:
         against.append(f"{layer.label!r} follows the numbers of {layer.foreign}, which metadata name as the sensor")
-    said: dict[str, How] = {}
-    called = _squeezed_names(layers)
+    named_bands: dict[str, How] = {}
+    all_names = _squeezed_names(layers)
     for name in layer.names:
         named = band_of_name(name)
         # Digital Earth Australia counts B11 and B12 as swir_2 and swir_3.
-        if squeezed(name) == "swir2" and "swir3" in called:
+        if squeezed(name) == "swir2" and "swir3" in all_names:
             notes.append(
                 f"{layer.label!r} beside a swir_3 is B11 as Digital Earth Australia counts, and B12 as others do"
             )
             named = None
         # FORCE calls B08 BROADNIR, and then B8A NIR.
-        if squeezed(name) == "nir" and called & {"broadnir", "nirbroad"}:
+        if squeezed(name) == "nir" and all_names & {"broadnir", "nirbroad"}:
             named = ("B8A", "alias")
         if named:
-            said.setdefault(named[0], named[1])
-    thermal = next((n for n in layer.names if said and _OTHER_RANGE.search(n.lower())), None)
+            named_bands.setdefault(named[0], named[1])
+    thermal = next((n for n in layer.names if named_bands and _OTHER_RANGE.search(n.lower())), None)
     if thermal is not None:
-        against.append(f"{layer.label!r} is called {thermal!r}, so it is not Sentinel-2's {next(iter(said))}")
+        against.append(f"{layer.label!r} is called {thermal!r}, so it is not Sentinel-2's {next(iter(named_bands))}")
         return
-    if len(said) > 1:
+    if len(named_bands) > 1:
         names = ", ".join(layer.names)
-        against.append(f"{layer.label!r} is called {' and '.join(said)} at once ({names})")
+        against.append(f"{layer.label!r} is called {' and '.join(named_bands)} at once ({names})")
         return
-    if said:
-        ((band, how),) = said.items()
+    if named_bands:
+        ((band, how),) = named_bands.items()
         if layer.wavelength is not None and abs(layer.wavelength - SENTINEL2[band].wavelength) > CONTRADICTION_NM:
             against.append(f"{layer.label!r} is centred at {layer.wavelength:g} nm, so it is not Sentinel-2's {band}")
             return
@@ -521,22 +522,22 @@ def _best(band: str, claims: Sequence[_Claim]) -> _Claim | None:
     return of_band[0] if of_band else None
 
 
-def _nearest(band: str, found: Mapping[str, _Claim | None]) -> _Claim | None:
-    def apart(other: str) -> float:
+def _nearest(band: str, best: Mapping[str, _Claim | None]) -> _Claim | None:
+    def distance(other: str) -> float:
         return abs(SENTINEL2[other].wavelength - SENTINEL2[band].wavelength)
 
-    near = [b for b, claim in found.items() if claim and SENTINEL2[b].gsd <= 20 and apart(b) <= NEAREST_NM]
-    return found[min(near, key=apart)] if near else None
+    near = [b for b, claim in best.items() if claim and SENTINEL2[b].gsd <= 20 and distance(b) <= NEAREST_NM]
+    return best[min(near, key=distance)] if near else None
 
 
 def _scl(given: Mapping[str, str], layers: Sequence[Layer]) -> Layer | None:
-    wanted = next((str(v) for k, v in given.items() if k.upper() == "SCL"), None)
-    if wanted is not None:
+    label = next((str(v) for k, v in given.items() if k.upper() == "SCL"), None)
+    if label is not None:
         for la in layers:
-            if la.label == wanted:
+            if la.label == label:
                 return la
         raise MissingBandsError(
-            f"bands= says that SCL is {wanted!r}, which is not in the cube: "
+            f"bands= says that SCL is {label!r}, which is not in the cube: "
             f"it has {', '.join(la.label for la in layers)}"
         )
     pattern = re.compile(
@@ -598,24 +599,24 @@ def _missing_message(
 
 
 def _naming(cube: xr.Dataset | xr.DataArray, counted: Sequence[Layer], n: int) -> str:
-    """How to name bands that only have positions; which band is where, the file's producer knows."""
+    """Return advice on naming bands that only have positions; only the file's producer knows their order."""
     if isinstance(cube, xr.DataArray):
         dim = dims(cube).band
         return (
-            f"The labels along {dim!r} are mere positions, which do not say what band they are. Look up the order of "
+            f"The labels along {dim!r} are only positions, which do not identify a band. Look up the order of "
             f'the bands where the file comes from, and name all {n} in that order: cube.assign_coords({dim}=["B..", '
             "...])"
         )
     first = ", ".join(f'"{la.label}": "B.."' for la in counted[:2])
     more = ", ..." if len(counted) > 2 else ""
     return (
-        f"{', '.join(la.label for la in counted)} are mere positions, which do not say what band they are. Look up the "
+        f"{', '.join(la.label for la in counted)} are only positions, which do not identify a band. Look up the "
         f"order of the bands where the file comes from, and name them: ds.rename({{{first}{more}}})"
     )
 
 
 def _similar(band: str, free: Sequence[Layer], layers: Sequence[Layer], proposed: Iterable[str]) -> str:
-    """Label that is spelled like a name of `band`, with the same numbers; "..." where none is."""
+    """Return the label that is spelled like a name of `band`, with the same numbers; "..." without one."""
     labels = [la.label for la in free if la.label not in set(proposed)]
     if {"swir2", "swir3"} <= _squeezed_names(layers):
         as_counted = {"B11": "swir2", "B12": "swir3"}.get(band)

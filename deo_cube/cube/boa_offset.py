@@ -1,13 +1,13 @@
-"""Whether the DN of a Sentinel-2 product, as they lie in a file, carry the +1000 of processing baseline 04.00.
+"""Decide whether the DN in the files of a Sentinel-2 product carry the +1000 of processing baseline 04.00.
 
 Products of baseline 04.00 and later are published as DN = reflectance x 10000 + 1000 (0 stays "no data"); archives that
 harmonise subtract the 1000 again. The sensing date decides nothing, since Collection 1 reprocessed older scenes under
-baseline 05.00. What decides, if it agrees, is: the baseline, the place of the file, the catalogue's flag
+baseline 05.00. These decide, if they agree: the baseline, the storage location of the file, the catalogue's flag
 `boa_offset_applied`, and the scale and offset stated for the file (`raster:bands`).
 
-Two defects of one catalogue (Earth Search, sentinel-2-l2a; its issues 9, 66 and 71) are known and met here:
-`raster:bands` says offset -0.1 on files from which it was subtracted, where the flag is true and right; and the flag is
-false on files of both kinds, with -0.1 stated for both, so that nothing but the pixels tells them apart.
+Two defects of one catalogue (Earth Search, sentinel-2-l2a; its issues 9, 66 and 71) are handled here: `raster:bands`
+states an offset of -0.1 for files from which it was subtracted, where the flag is true and right; and the flag is false
+for files of both kinds, with -0.1 stated for both, so that only the pixels differ.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ _PRODUCT_KEYS = ("s2:product_uri", "s2:datatake_id", "s2:granule_id", "sentinel:
 _FLAG_KEYS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 
 PRODUCT_KEYS = (*_BASELINE_KEYS, *_PRODUCT_KEYS, *_FLAG_KEYS, "earthsearch:s3_path")
-"""Properties of an item that `Product.read` looks at."""
+"""Properties of an item that `Product.read` uses."""
 
 
 @dataclass(frozen=True)
 class Offset:
-    """What is to be added to the DN in a file, and why."""
+    """DN to add to the values of a file, and the reason."""
 
-    add: float | None
-    """DN; None where the evidence does not decide."""
-    why: str
+    dn: float | None
+    """None where the evidence does not decide."""
+    reason: str
     contradiction: bool = False
-    """The evidence says both."""
+    """Whether the evidence contradicts itself."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """Everything said about one product's offset."""
+    """Statements about the offset of one product."""
 
     baselines: frozenset[float] = frozenset()
-    """As the properties and the product's names have it; one, where they agree."""
+    """From the properties and the product's names; one, where they agree."""
     applied: bool | None = None
     """The catalogue's `boa_offset_applied`."""
     places: frozenset[str] = frozenset()
-    """Where its files lie: ``raw: <bucket>``, ``harmonised: <bucket>``; other places say nothing and are left out."""
+    """Storage of its files: ``raw: <bucket>``, ``harmonised: <bucket>``; others decide nothing and are left out."""
     stated: frozenset[float] = frozenset()
     """Offsets stated beside a scale for its files, in DN."""
 
@@ -85,50 +85,52 @@ def decide_offset(product: Product) -> Offset:
     Returns
     -------
     Offset
-        Undecided where nothing is said, or where what is said contradicts itself.
+        Undecided where there is no evidence, or where it contradicts itself.
     """
     early = {b < FIRST_BASELINE for b in product.baselines}
     names = " and ".join(f"{b:05.2f}" for b in sorted(product.baselines))
+    stated = ", ".join(f"{s:g}" for s in sorted(product.stated))
     if len(early) > 1:
         return Offset(None, f"its properties and names give baselines {names}", contradiction=True)
     if early == {True}:
         if any(product.stated):
-            stated = ", ".join(f"{s:g}" for s in sorted(product.stated))
             return Offset(None, f"baseline {names} carries no offset, yet {stated} DN are stated for its files", True)
         return Offset(0.0, f"baseline {names} is before 04.00, so there is no offset, whatever other flags say")
-
     if odd := sorted(s for s in product.stated if abs(s) > 1 and abs(s - ADD_OFFSET) > 1):
         listed = ", ".join(f"{s:g}" for s in odd)
         return Offset(None, f"an offset of {listed} DN is stated, which is neither 0 nor -1000", contradiction=True)
-    known = early == {False}
-    said: list[tuple[float, str]] = []
+    return _weigh(product, known=early == {False}, names=names)
+
+
+def _weigh(product: Product, *, known: bool, names: str) -> Offset:
+    """Decide for a baseline of 04.00 or later (`known`), or an unknown one, where each piece of evidence is sound."""
+    evidence: list[tuple[float, str]] = []
     for place in sorted(product.places):
         kind, bucket = place.split(": ", 1)
         if kind == "harmonised":
-            said.append((0.0, f"files in {bucket!r} are harmonised"))
+            evidence.append((0.0, f"files in {bucket!r} are harmonised"))
         elif known:
-            said.append((ADD_OFFSET, f"files in {bucket!r} hold the DN as published under baseline {names}"))
+            evidence.append((ADD_OFFSET, f"files in {bucket!r} hold the DN as published under baseline {names}"))
     if product.applied is True:
-        said.append((0.0, "boa_offset_applied is true"))
+        evidence.append((0.0, "boa_offset_applied is true"))
     elif product.applied is False and known:
         reason = f"boa_offset_applied is false under baseline {names}"
         if not any(p.startswith("raw") for p in product.places):
-            said_of_both = "which its catalogue says of files that carry the offset and of files that do not"
-            return Offset(None, ", ".join([*(r for _, r in said), f"{reason}, {said_of_both}"]), contradiction=True)
-        said.append((ADD_OFFSET, reason))
-    agreed = product.applied is True and bool(product.places) and {add for add, _ in said} == {0.0}
-    for offset in sorted(product.stated):
-        # Flag and place agree that it was subtracted: this is the known stale statement, of no weight against the two.
-        if not (agreed and offset == ADD_OFFSET):
-            said.append((offset, f"raster:bands states an offset of {offset:g} DN"))
-    why = ", ".join(reason for _, reason in said)
-    if len({add for add, _ in said}) > 1:
-        return Offset(None, why, contradiction=True)
-    if said:
-        stale = agreed and ADD_OFFSET in product.stated
-        return Offset(
-            said[0][0], why + (" (raster:bands still says -1000, as is known of this catalogue)" if stale else "")
-        )
+            of_both = "which its catalogue says of files that carry the offset and of files that do not"
+            return Offset(None, ", ".join([*(r for _, r in evidence), f"{reason}, {of_both}"]), contradiction=True)
+        evidence.append((ADD_OFFSET, reason))
+    # Flag and place agree that it was subtracted: this is the known stale statement, of no weight against the two.
+    harmonised = product.applied is True and bool(product.places) and {dn for dn, _ in evidence} == {0.0}
+    for dn in sorted(product.stated):
+        if not (harmonised and dn == ADD_OFFSET):
+            evidence.append((dn, f"raster:bands states an offset of {dn:g} DN"))
+    reasons = ", ".join(reason for _, reason in evidence)
+    if len({dn for dn, _ in evidence}) > 1:
+        return Offset(None, reasons, contradiction=True)
+    if evidence:
+        stale = harmonised and ADD_OFFSET in product.stated
+        note = " (raster:bands still says -1000, as is known of this catalogue)" if stale else ""
+        return Offset(evidence[0][0], reasons + note)
     if known:
         return Offset(
             None, f"baseline {names} adds 1000 to the DN, but nothing says whether the file still carries them"
@@ -160,14 +162,14 @@ def _flag(value: Any) -> bool | None:
 
 
 def stated_offset(scale: Any, offset: Any) -> float | None:
-    """DN of an offset stated together with the scale of reflectance, or of DN (1); None for no statement."""
+    """Return the DN of an offset stated together with the scale of reflectance, or of DN (1); None without one."""
     try:
         per_dn, constant = float(scale), float(offset)
     except (TypeError, ValueError):
         return None
     if 0.9e-2 <= per_dn <= 1.1e-2:  # per cent
         per_dn, constant = per_dn / 100, constant / 100
-    if per_dn == 1 and constant:  # GDAL's default (1, 0) says nothing
+    if per_dn == 1 and constant:  # GDAL's default (1, 0) states nothing
         return constant if math.isfinite(constant) else None
     if not (0.9e-4 <= per_dn <= 1.1e-4 and math.isfinite(constant)):
         return None
@@ -186,7 +188,7 @@ def _place(href: str) -> str | None:
 
 
 def bucket_of(href: str) -> str:
-    """Name of the bucket or storage account that an href points into; empty for other places."""
+    """Return the name of the bucket or storage account that an href points into; empty for other places."""
     if href.startswith("/vsi"):
         _, _, driver, *rest = f"/{href}".split("/")
         return rest[0] if driver in ("vsis3", "vsigs", "vsiaz") and rest else bucket_of("/".join(rest))

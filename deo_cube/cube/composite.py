@@ -131,9 +131,9 @@ def _all_bands(cube: xr.Dataset) -> BandMatch:
 def _canonical(cube: xr.Dataset, match: BandMatch, r: Radiometry) -> dict[str, xr.DataArray]:
     """Bands as float32 DN without offset, NaN where there is no data: `radiometry.canonical`, lazily."""
     steps = cube.sizes["time"]
-    add = xr.DataArray(np.broadcast_to(np.asarray(r.add), (steps,)), dims="time")
+    add = xr.DataArray(np.broadcast_to(np.asarray(r.offset), (steps,)), dims="time")
     # Whole numbers below 2**24 are exact in float32; fractions are computed in float64 and rounded once.
-    exact = "float32" if r.scale == 1.0 and all(float(a).is_integer() for a in r.add) else "float64"
+    exact = "float32" if r.scale == 1.0 and all(float(a).is_integer() for a in r.offset) else "float64"
     bands = {}
     for band, name in zip(match.bands, match.variables, strict=True):
         assert name is not None
@@ -247,7 +247,7 @@ def _described(
     kept = {k: v for k, v in cube.attrs.items() if str(k).startswith("deo_cube:") or k in ("title", "product_level")}
     out.attrs = kept | {
         "deo_cube:composite": f"{how} of {', '.join(map(str, counts))} dates; {clouds}",
-        "deo_cube:offset": f"a composite of canonical DN ({'; '.join(r.why)})",
+        "deo_cube:offset": f"a composite of canonical DN ({'; '.join(r.reasons)})",
     }
     placed: xr.Dataset = georeference.assign_grid(out, georeference.geobox(cube))
     return placed

@@ -196,13 +196,13 @@ def load_cube(
     if not laid.tyx_bins:
         raise nothing_there(len(plain), place)
     groups: list[list[int]] = laid.grouped_idx
-    adds = [_meeting([decided[i].add for i in g]) for g in groups]
+    adds = [_meeting([decided[i].dn for i in g]) for g in groups]
     if None in adds:
         steps = [cube.isel(time=[t]) for t in range(len(groups))]
         same = {k: v for k, v in odc_options.items() if k not in ("anchor", "align")} | {"geobox": laid.gbt.base}
         for t, group in enumerate(groups):
             if adds[t] is None:
-                parts = {add: [i for i in group if decided[i].add == add] for add in {decided[i].add for i in group}}
+                parts = {add: [i for i in group if decided[i].dn == add] for add in {decided[i].dn for i in group}}
                 pieces = [(load(which, _all_alike, **same), float(add or 0)) for add, which in sorted(parts.items())]
                 steps[t] = _mosaic(pieces).assign_coords(time=steps[t]["time"])
         cube = xr.concat(steps, "time")
@@ -390,7 +390,7 @@ def _annotated(
         if variable.dtype.kind in "iu":
             variable.attrs["units"] = "DN"
         variable.attrs |= {"common_name": band.common_name, "center_wavelength": band.wavelength / 1000}
-    reasons = Counter(d.why for d in decided)
+    reasons = Counter(d.reason for d in decided)
     levels = {str(_level(i)) for i in items}
     if len(levels) == 1 and levels != {"None"}:
         cube.attrs["product_level"] = levels.pop()

@@ -18,7 +18,7 @@ from dask.base import normalize_token
 from numpy.typing import NDArray
 
 from deo_cube.cube.masks import check_mask, hidden_classes
-from deo_cube.cube.units import MIXED, Radiometry, implausible, mixed_with_nodata
+from deo_cube.cube.units import MIXED, Radiometry, find_unit_error, mixed_with_nodata
 from deo_cube.embedding import inputs, runtime, transfer
 from deo_cube.embedding.graph import BlockIndex
 from deo_cube.embedding.tiles import TileCuts, TilePlan
@@ -84,7 +84,7 @@ def _check_values(bands: Array, good: NDArray[np.bool_], radiometry: Radiometry,
     """Refuse values that cannot be what the call took them for; the same for embeddings and valid fractions."""
     step = max(1, min(good.shape) // 64)
     sample = bands[:, ::step, ::step][:, good[::step, ::step]]
-    problem = implausible(sample, radiometry, index.time) if sample.size else None
+    problem = find_unit_error(sample, radiometry, index.time) if sample.size else None
     if problem is None and radiometry.nodata is not None and "nodata" not in radiometry.given:
         mixed = any(mixed_with_nodata(band, radiometry.nodata) for band in bands if band.dtype.kind == "f")
         problem = MIXED.format(layers="a band", nodata=radiometry.nodata) if mixed else None
@@ -264,7 +264,7 @@ class EmbedBlock:
                 blank |= x == (float(np.float32(r.nodata)) if stored == np.float32 else r.nodata)
         if hidden is not None:
             blank = blank | torch.as_tensor(hidden)[:, None]
-        add = r.add[time if len(r.add) > 1 else 0]
+        add = r.at(time)
         if not (float(r.scale).is_integer() and float(add).is_integer()):
             x = x.to(torch.float64)
         if (r.scale, add) != (1, 0):

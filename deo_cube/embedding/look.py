@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.cube.masks import check_classes, check_mask
-from deo_cube.cube.units import Radiometry, implausible, mistakes
+from deo_cube.cube.units import Radiometry, find_mistakes, find_unit_error
 from deo_cube.embedding import compute, graph
 from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.windows import BlockIndex, Field, Gather
@@ -96,7 +96,7 @@ def _check(emb: xr.DataArray) -> None:
     for i in range(picks):
         run, gather, index = blocks[round(i * (len(blocks) - 1) / max(1, picks - 1))]
         for t, values in looked.values(gather, index, bands[i % len(bands)]):
-            problem = implausible(np.stack(list(values.values())), run.radiometry, t)
+            problem = find_unit_error(np.stack(list(values.values())), run.radiometry, t)
             if problem:
                 raise AmbiguousUnitsError(f"a look at the cube (date {t}) before anything is written: {problem}")
             samples |= values
@@ -107,7 +107,7 @@ def _check(emb: xr.DataArray) -> None:
 
 def _refuse_units(samples: Mapping[Field, Array], r: Radiometry) -> None:
     """Refuse what only all bands together tell, as of an 8-bit image."""
-    found = mistakes(list(samples.values()), r, add=0.0)
+    found = find_mistakes(list(samples.values()), r, offset=0.0)
     if texts := [m.text for m in found if m.topic == "units" and m.topic not in r.given]:
         raise AmbiguousUnitsError(f"a look at the cube before anything is written: {'. '.join(texts)}")
 

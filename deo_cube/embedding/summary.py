@@ -110,7 +110,7 @@ def summarise(cube: Cube) -> Summary:
             found = card(alias)
             p = prepare(cube, EmbedOptions(model=found, dtype="float32"), locate=False)
             if not any(k == "units" for k, _ in facts):
-                facts.append(("units", "; ".join(p.radiometry.why)))
+                facts.append(("units", "; ".join(p.radiometry.reasons)))
             models.append((alias, True, _fits(p, found, weights)))
         except Exception as error:
             models.append((alias, False, _reason(error)))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.cube.masks import check_classes, hidden_classes
-from deo_cube.cube.units import Radiometry, implausible
+from deo_cube.cube.units import Radiometry, find_unit_error
 from deo_cube.errors import AmbiguousUnitsError
 from deo_cube.train.pairs import FineImage
 
@@ -42,7 +42,7 @@ def _check_values(arrays: list[Any], scl: Any, radiometry: Radiometry) -> None:
     bands = [a for a in arrays if a is not None]
     step = max(1, max(bands[0].shape[1:]) // 128)
     for t in range(bands[0].shape[0]):
-        problem = implausible(np.stack([b[t, ::step, ::step].ravel() for b in bands]), radiometry, t)
+        problem = find_unit_error(np.stack([b[t, ::step, ::step].ravel() for b in bands]), radiometry, t)
         if problem:
             raise AmbiguousUnitsError(f"date {t} of the cube: {problem}")
     if scl is not None and radiometry.scl_invalid:
@@ -116,7 +116,7 @@ class OpenCube:
             scl = None if scl is None else scl.values
             _check_values(arrays, scl, radiometry)
         return cls(
-            arrays, scl, radiometry.scale, radiometry.add, radiometry.nodata, radiometry.scl_invalid, shape, fine
+            arrays, scl, radiometry.scale, radiometry.offset, radiometry.nodata, radiometry.scl_invalid, shape, fine
         )
 
     def read(self, random: np.random.Generator, size: int, fill: tuple[float, ...]) -> Looked:

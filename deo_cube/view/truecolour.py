@@ -17,7 +17,7 @@ from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.georeference import dims, geobox
 from deo_cube.cube.open import open_cube
 from deo_cube.cube.times import read_times
-from deo_cube.cube.units import Radiometry, decide_radiometry, implausible
+from deo_cube.cube.units import Radiometry, decide_radiometry, find_unit_error
 from deo_cube.embedding import metadata
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, DeoCubeError
 from deo_cube.heads import vectors
@@ -107,7 +107,7 @@ class TrueColour:
             span = np.maximum(high - low, 1e-12)
             scale, add = np.tile(1 / span, (n, 1)), np.tile(-low / span, (n, 1))
             return cls(places, source, scale, add, 0.0, times, note, credit)
-        offsets = np.broadcast_to(np.asarray(r.add, "float64"), (n,))[:, None]
+        offsets = np.broadcast_to(np.asarray(r.offset, "float64"), (n,))[:, None]
         scale, add = np.full((n, 3), r.scale / WHITE), np.repeat(offsets, 3, axis=1) / WHITE
         return cls(places, source, scale, add, r.nodata, times, note, credit)
 
@@ -160,7 +160,7 @@ def _radiometry(
     """Units of the cube, None where they are not clear, and the note that says where they come from."""
     shown, doubt = f"reflectance 0 to {WHITE / 10000:g}", ""
     if emb is not None and (recorded := _of_record(emb, times)) is not None:
-        doubt = implausible(some, recorded) or ""
+        doubt = find_unit_error(some, recorded) or ""
         if not doubt:
             return recorded, f"{shown}, units as the embeddings record them"
         doubt = f"; not the units of the embeddings: {doubt.partition(':')[0]}"

@@ -88,9 +88,9 @@ def test_two_claims_on_a_par_are_refused():
 
 
 def test_labels_without_a_name_are_refused():
-    with pytest.raises(MissingBandsError, match=r"mere positions.*\n?.*assign_coords\(band="):
+    with pytest.raises(MissingBandsError, match=r"assign_coords\(band="):
         match_bands(stack([1, 2, 3]), ["B02"])
-    with pytest.raises(MissingBandsError, match="mere positions"):
+    with pytest.raises(MissingBandsError, match="assign_coords"):
         match_bands(stack(None, dummy=[0, 0, 0]), ["B02"])
 
 
@@ -128,13 +128,13 @@ def test_no_permutation_of_positions_is_ever_matched(counter, first, order, wher
 @given(st.integers(3, 12).flatmap(lambda n: st.permutations(range(1, n + 1))), st.data())
 def test_a_part_of_numbered_words_is_refused_too(order, data):
     kept = data.draw(st.lists(st.sampled_from(order), min_size=1, unique=True))
-    with pytest.raises(MissingBandsError, match="mere positions"):
+    with pytest.raises(MissingBandsError, match="rename"):
         match_bands(dataset([f"Band{i}" for i in kept]), ["B02"], missing="mean")
 
 
 def test_gdal_numbers_variables_by_position():
     four = {f"Band{i}": {"long_name": f"GDAL Band Number {i}"} for i in range(1, 5)}
-    with pytest.raises(MissingBandsError, match="Band1, Band2, Band3, Band4 are mere positions") as error:
+    with pytest.raises(MissingBandsError, match="Band1, Band2, Band3, Band4 ") as error:
         match_bands(dataset([*four], **four), ["B04", "B03", "B02"])
     assert 'ds.rename({"Band1": "B.."' in str(error.value)
     # The advice, followed with what the producer knows:
@@ -384,7 +384,7 @@ def test_a_match_is_plain_data():
     assert tokenize(again) == tokenize(match)
     other = match_bands(dataset(["B02", "B8A"]), ["B02", "B08", "B11"], model="m", missing="mean")
     assert tokenize(other) != tokenize(match)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="variables"):
         BandMatch("m", ("B02",), (), ())
     with pytest.raises(ValueError, match="cannot be matched"):
         BandMatch("m", ("B02",), (None,), ("name",))

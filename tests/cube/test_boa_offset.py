@@ -63,9 +63,9 @@ def decide(properties, href="", scales=()):
 )
 def test_what_decides(properties, href, scales, add):
     offset = decide(properties, href, scales)
-    assert offset.add == add
+    assert offset.dn == add
     assert not offset.contradiction
-    assert offset.why
+    assert offset.reason
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_what_decides(properties, href, scales, add):
 )
 def test_what_contradicts_itself(properties, href, scales):
     offset = decide(properties, href, scales)
-    assert offset.add is None
+    assert offset.dn is None
     assert offset.contradiction
 
 
@@ -110,7 +110,7 @@ def test_the_sensing_date_changes_nothing(date, properties, href):
 )
 def test_the_baseline_is_read_wherever_it_stands(properties):
     assert Product.read(properties).baselines == {4.0}
-    assert decide(properties, RAW["aws"]).add == ADD_OFFSET
+    assert decide(properties, RAW["aws"]).dn == ADD_OFFSET
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_dates_before_and_after_baseline_04_meet():
     same = np.isclose(made.B04.values, alone.B04.values, equal_nan=True, atol=2)
     assert same.mean() > 0.99
     again = decide_radiometry(made, match_bands(made, MODEL_BANDS))
-    assert (again.units, again.scale, again.add, again.nodata) == ("dn", 1.0, (0.0,), None)
+    assert (again.units, again.scale, again.offset, again.nodata) == ("dn", 1.0, (0.0,), None)
 
 
 def test_nothing_is_read_at_the_call_and_the_result_stays_lazy(monkeypatch):

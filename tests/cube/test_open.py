@@ -344,7 +344,7 @@ def test_safe_products_give_the_pixels_of_their_images(
     assert found["eo:cloud_cover"].values.tolist() == [12.5]
     assert found.attrs["product_level"] == "L2A"
     match = found.deo.match("tiny")
-    assert decide_radiometry(found, match).add == (float(offset or 0),)
+    assert decide_radiometry(found, match).offset == (float(offset or 0),)
     assert found.deo.embed("tiny").sizes["embedding"] == 192
 
 

@@ -44,10 +44,10 @@ def test_real_time_series_give_the_pixels_of_their_files(shared, place):
     match = match_bands(ds, MODEL_BANDS, missing="nearest")
     assert dict(zip(match.bands, match.variables, strict=True))["B08"] == "B8A"
     decided = decide_radiometry(ds, match)
-    assert (decided.units, decided.add, decided.nodata, match.scl) == ("dn", (0.0,), 0.0, "SCL")
+    assert (decided.units, decided.offset, decided.nodata, match.scl) == ("dn", (0.0,), 0.0, "SCL")
     # Baseline 04.00, yet free of the offset: scale 1e-4 with offset 0 is an explicit statement about these files.
     assert set(ds["s2:processing_baseline"].values) == {"04.00"}
-    assert any("raster:bands states an offset of 0 DN" in w for w in decided.why)
+    assert any("raster:bands states an offset of 0 DN" in w for w in decided.reasons)
 
 
 @pytest.mark.real
@@ -115,7 +115,7 @@ def test_stackstac_cubes_of_the_same_items(shared):
         match = match_bands(cube, wanted)
         assert (match.indices, match.scl_index) == ((3, 2, 0), 1)
         decided = decide_radiometry(cube, match)
-        assert (decided.units, decided.add) == (units, (0.0,))
+        assert (decided.units, decided.offset) == (units, (0.0,))
         loaded = cube.isel(time=0).compute()
         values = np.stack([canonical(loaded.values[i], decided) for i in match.indices])
         expected = values if expected is None else expected
@@ -139,7 +139,7 @@ def test_stackstac_of_a_stale_statement_is_mended(tmp_path):
         cube = stackstac.stack(items, resolution=10, epsg=32632)
     assert np.nanmin(cube.values) < -0.02
     decided = decide_radiometry(cube, match_bands(cube, ["B02", "B03"]))
-    assert decided.add == (1000.0,)
+    assert decided.offset == (1000.0,)
     values = canonical(cube.isel(time=0).values, decided)
     assert set(np.unique(values[np.isfinite(values)])) == {700.0, 900.0}
     assert load_cube(items)["boa_add_offset"].values.tolist() == [0.0]
@@ -163,7 +163,7 @@ def test_stackstac_of_items_that_differ_drops_what_it_applied(tmp_path):
         decide_radiometry(scaled, match)
     given = decide_radiometry(scaled, match, units="reflectance", offset=0)
     decided = decide_radiometry(raw, match)
-    assert decided.add == (0.0, -1000.0)
+    assert decided.offset == (0.0, -1000.0)
     for t in range(2):
         for cube, how in ((scaled, given), (raw, decided)):
             values = canonical(cube.isel(time=t).values, how, t)
@@ -198,9 +198,9 @@ def test_the_decision_survives_a_store_and_a_change_of_form(tmp_path):
     stacked = ds[["B02"]].to_array("band")
     for cube in (ds, stored, stored.load(), stacked, ds.astype("float32")):
         decided = decide_radiometry(cube, match_bands(cube, ["B02"]))
-        assert (decided.units, decided.add, decided.nodata) == ("dn", (0.0, -1000.0), 0.0)
-    assert decide_radiometry(ds.isel(time=1), match_bands(ds, ["B02"])).add == (-1000.0,)
-    assert decide_radiometry(ds.sel(time="2022-03"), match_bands(ds, ["B02"])).add == (0.0,)
+        assert (decided.units, decided.offset, decided.nodata) == ("dn", (0.0, -1000.0), 0.0)
+    assert decide_radiometry(ds.isel(time=1), match_bands(ds, ["B02"])).offset == (-1000.0,)
+    assert decide_radiometry(ds.sel(time="2022-03"), match_bands(ds, ["B02"])).offset == (0.0,)
 
 
 def test_undecided_items_load_and_are_refused_by_name_later(tmp_path):
@@ -212,11 +212,11 @@ def test_undecided_items_load_and_are_refused_by_name_later(tmp_path):
         AmbiguousUnitsError, match="nothing says whether the file still carries them.*Pass offset=-1000"
     ):
         decide_radiometry(ds, match)
-    assert decide_radiometry(ds, match, offset=-1000).add == (-1000.0,)
+    assert decide_radiometry(ds, match, offset=-1000).offset == (-1000.0,)
     told = load_cube(items, offset=-1000)
     decided = decide_radiometry(told, match)
-    assert decided.add == (-1000.0,)
-    assert any("passed to load_cube" in w for w in decided.why)
+    assert decided.offset == (-1000.0,)
+    assert any("passed to load_cube" in w for w in decided.reasons)
     with pytest.raises(ValueError, match="offset must be"):
         load_cube(items, offset="yes")
 

@@ -53,7 +53,7 @@ def test_the_device_gets_the_same_numbers_as_numpy_makes(
     if nodata is not None and values.dtype.kind == "f":
         values[1, :, 2, 2] = nodata
     hidden = rng.random((2, 8, 8)) < 0.2 if hide else None
-    radiometry = Radiometry("dn", scale=scale[0], add=(scale[1],), nodata=nodata, scl_invalid=(), why=())
+    radiometry = Radiometry("dn", scale=scale[0], offset=(scale[1],), nodata=nodata, scl_invalid=(), reasons=())
     other = EmbedBlock(block.ref, block.plan, radiometry, block.channels, scl=False, hide_scl=False, dtype="float32")
     by_numpy = other._canonical(values, hidden, 0, values.dtype).numpy()
     # What has crossed to a device are tensors.
