@@ -73,7 +73,7 @@ def _race(race: dict[str, Any]) -> list[str]:
 
 
 def _foretold(races: Sequence[dict[str, Any]]) -> list[str]:
-    lines = ["| model | halo | block | foretold by `plan` | measured | error |", "|---|---|---|---|---|---|"]
+    lines = ["| model | halo | block | predicted by `plan` | measured | error |", "|---|---|---|---|---|---|"]
     for race in races:
         for c in race["cases"].values():
             if c["runner"] == OURS and c["seconds"] and race["foretold"]:
