@@ -1,30 +1,126 @@
-"""The command line: `deo-cube demo | embed | plan | models | verify | segment | evaluate | bench | publish | ...`.
+"""Embed Sentinel-2 cubes, map classes and look at the result. Flags are the arguments of the Python functions.
 
-Flags are the arguments of the verbs.
-
-Exit status: 0 done, 1 something found wrong (`verify`, `doctor`) or a fault of deo_cube, 2 a mistake in the call or an
-input, disk or network that cannot be used, 130 interrupted.
+Exit status: 0 success; 1 a problem was found (`verify`, `doctor`), or a bug in deo_cube; 2 an argument, input, disk or
+network that cannot be used; 130 interrupted.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from deo_cube import shell
-from deo_cube.errors import ArgumentError
+from deo_cube.embedding.options import EmbedOptions, Model, RunOptions, changed_options
+from deo_cube.errors import ArgumentError, DeoCubeError
+from deo_cube.flags import INTEGER, TEXT
 from deo_cube.paths import is_url, local_path
 
 __all__ = ["COMMANDS", "main"]
+
+
+_OF_HEAD = "(default: the head's)"
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise errors of options so that `main` prints them: tyro prints a ValueError itself, in Python's words."""
+    try:
+        yield
+    except DeoCubeError as error:
+        raise ExceptionGroup("options", [error]) from None
+
+
+class _EmbedFlags(EmbedOptions):
+    """Options that decide the embeddings, and with them what a store can be resumed with."""
+
+    def __post_init__(self) -> None:
+        with _refusals():
+            super().__post_init__()
+
+
+class _RunFlags(RunOptions):
+    """Options that decide how embeddings are computed. None changes a number."""
+
+    def __post_init__(self) -> None:
+        with _refusals():
+            super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _SegmentFlags(_EmbedFlags):
+    """Options of embedding a cube."""
+
+    model: Annotated[
+        Model | None,
+        TEXT,
+        arg(
+            help="folder of the training run, if the head's model is not known",
+            help_behavior_hint="(default: the head's)",
+        ),
+    ] = None
+    layer: Annotated[str | None, TEXT, arg(help="layer of the model", help_behavior_hint="(default: the head's)")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReadFlags:
+    """Options of opening the cube."""
+
+    group: Annotated[
+        str | None,
+        TEXT,
+        arg(help="group of a Zarr or netCDF store that holds the cube", help_behavior_hint="(default: the root)"),
+    ] = None
+    allow: Annotated[
+        tuple[str, ...],
+        arg(
+            help="hosts, folders or URL prefixes that STAC items may name",
+            metavar="[STR ...]",
+            help_behavior_hint="(default: those of the items)",
+        ),
+    ] = ()
+
+    def given(self) -> dict[str, Any]:
+        """Return the arguments of `open_cube` that were passed."""
+        return ({} if self.group is None else {"group": self.group}) | ({"allow": self.allow} if self.allow else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoreFlags:
+    """Options of writing the store. None changes a number."""
+
+    scheduler: Annotated[
+        str | None,
+        TEXT,
+        arg(
+            help="threads, processes, synchronous, or a Dask scheduler: tcp://... or its file, .json",
+            help_behavior_hint="(default: threads)",
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        INTEGER,
+        arg(help="blocks in flight, for threads and processes", help_behavior_hint="(default: cores + 2)"),
+    ] = None
+    retries: Annotated[int, arg(help="further attempts to read a chunk")] = 3
+    read_timeout: Annotated[float, arg(help="seconds after which reading a chunk counts as failed")] = 1800.0
+    worker_timeout: Annotated[float, arg(help="seconds to wait while a cluster has no worker")] = 600.0
+    resume: Annotated[
+        Literal["check", "changed", "unchecked"],
+        arg(help="finished blocks: compare their inputs; redo those whose inputs changed; or do not compare"),
+    ] = "check"
+    overwrite: Annotated[bool, arg(help="replace the store")] = False
+    progress: Annotated[bool, arg(help="show the progress bar")] = True
 
 
 def demo(
@@ -47,119 +143,50 @@ def demo(
 def embed(
     cube: Annotated[Positional[str], arg(help="cube: .zarr, .nc, .tif, or .json of STAC items", metavar="CUBE")],
     out: Annotated[
-        Positional[str], arg(help="Zarr store of embeddings; resumed if it was begun by the same call", metavar="OUT")
+        Positional[str], arg(help="Zarr store of embeddings; resumed if the same call began it", metavar="OUT")
     ],
-    model: Annotated[str, arg(help="name of a model, or folder of a training run")] = "tiny",
-    weights: Annotated[Path | None, arg(help="weights file")] = None,
-    bands: Annotated[tuple[str, ...], arg(help="B04=red B08=4 ...: band of the model, variable of the cube")] = (),
-    missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
-    units: Annotated[Literal["auto", "dn", "reflectance", "percent", "uint8_rgb"], arg(help="of the values")] = "auto",
-    offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
-    nodata: Annotated[str, arg(help="stored value that means no measurement: auto, none or a number")] = "auto",
-    mask: Annotated[str | None, arg(help="variable that is True where a pixel must not count, or scl")] = None,
-    normalize: Annotated[str | None, arg(help="normalization of the model, by name")] = None,
-    tile: Annotated[int | None, arg(help="tile, pixels; decides the numbers")] = None,
-    halo: Annotated[int | None, arg(help="context on each side, pixels; decides the numbers")] = None,
-    block: Annotated[int | None, arg(help="task and shard, pixels")] = None,
-    layer: Annotated[str | None, arg(help="layer of the model")] = None,
-    anchor: Annotated[Literal["grid", "array"], arg(help="where tiles begin: CRS origin, or corner")] = "grid",
-    edge: Annotated[Literal["pad", "drop"], arg(help="patches partly outside the cube")] = "pad",
-    dtype: Annotated[Literal["float16", "float32", "int8"], arg(help="of the store")] = "float16",
-    batch_size: Annotated[int | None, arg(help="tiles at once")] = None,
-    device: Annotated[str | None, arg(help="cpu, cuda, cuda:1")] = None,
-    precision: Annotated[Literal["float32", "bfloat16"], arg(help="of the network's matrix products")] = "float32",
-    scheduler: Annotated[
-        str | None, arg(help="threads, processes, synchronous, or a Dask scheduler: tcp://... or its file, .json")
-    ] = None,
-    workers: Annotated[int | None, arg(help="blocks in flight, for threads and processes")] = None,
-    retries: Annotated[int, arg(help="tries more for a chunk that could not be read")] = 3,
-    read_timeout: Annotated[float, arg(help="seconds after which a chunk counts as not read")] = 1800.0,
-    worker_timeout: Annotated[float, arg(help="seconds to wait for workers while a cluster has none")] = 600.0,
-    resume: Annotated[
-        Literal["check", "changed", "unchecked"],
-        arg(help="finished blocks: compare their inputs; do those again whose inputs changed; or do not compare"),
-    ] = "check",
-    overwrite: Annotated[bool, arg(help="begin again")] = False,
-    progress: Annotated[bool, arg(help="show the progress bar")] = True,
-    group: Annotated[str | None, arg(help="of a Zarr or netCDF store that keeps its cube in a group")] = None,
-    allow: Annotated[tuple[str, ...], arg(help="hosts, folders, prefixes of URLs that STAC items may name")] = (),
+    *,
+    embedding: OmitArgPrefixes[_EmbedFlags],
+    run: OmitArgPrefixes[_RunFlags],
+    store: OmitArgPrefixes[_StoreFlags],
+    read: OmitArgPrefixes[_ReadFlags],
 ) -> None:
-    """Embed a cube into a Zarr store; run it again to go on after a stop."""
+    """Embed a cube into a Zarr store. The same command resumes an interrupted run."""
     from deo_cube.cube.open import open_cube
     from deo_cube.embedding.embed import embed as embed_cube
     from deo_cube.store.write import to_zarr
 
-    # The cluster first: a device that is not here may be there.
-    with _log_lines(progress), _cluster(scheduler) as kind:
-        emb = embed_cube(
-            open_cube(cube, **_where(group, allow)),
-            model,
-            weights=weights,
-            bands=_bands(bands),
-            missing=missing,
-            units=units,
-            offset=_number(offset),
-            nodata=_number(nodata),
-            mask=mask,
-            normalize=normalize,
-            tile=tile,
-            halo=halo,
-            block=block,
-            layer=layer,
-            anchor=anchor,
-            edge=edge,
-            dtype=dtype,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-        )
-        done = to_zarr(
-            emb,
+    # The cluster first: a device that this machine lacks may be one of its workers'.
+    with _log_lines(store.progress), _cluster(store.scheduler) as scheduler:
+        stored = to_zarr(
+            embed_cube(open_cube(cube, **read.given()), **changed_options(embedding, run)),
             out,
-            resume=True if resume == "check" else resume,
-            overwrite=overwrite,
-            progress=progress,
-            retries=retries,
-            read_timeout=read_timeout,
-            scheduler=kind,
-            num_workers=workers,
-            worker_timeout=worker_timeout,
+            resume=True if store.resume == "check" else store.resume,
+            overwrite=store.overwrite,
+            progress=store.progress,
+            retries=store.retries,
+            read_timeout=store.read_timeout,
+            scheduler=scheduler,
+            num_workers=store.workers,
+            worker_timeout=store.worker_timeout,
         )
-    print(f"{out}: {', '.join(f'{d} {n}' for d, n in done.sizes.items())}, {done.dtype}")
+    print(f"{out}: {', '.join(f'{d} {n}' for d, n in stored.sizes.items())}, {stored.dtype}")
 
 
 def plan(
     cube: Annotated[Positional[str], arg(help="cube: .zarr, .nc, .tif, or .json of STAC items", metavar="CUBE")],
-    model: Annotated[str, arg(help="name of a model, or folder of a training run")] = "tiny",
-    weights: Annotated[Path | None, arg(help="--measure: weights file")] = None,
-    bands: Annotated[tuple[str, ...], arg(help="B04=red B08=4 ...: band of the model, variable of the cube")] = (),
-    missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
-    units: Annotated[Literal["auto", "dn", "reflectance", "percent", "uint8_rgb"], arg(help="of the values")] = "auto",
-    offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
-    nodata: Annotated[str, arg(help="stored value that means no measurement: auto, none or a number")] = "auto",
-    tile: Annotated[int | None, arg(help="tile, pixels")] = None,
-    halo: Annotated[int | None, arg(help="context on each side, pixels")] = None,
-    block: Annotated[int | None, arg(help="task and shard, pixels")] = None,
-    layer: Annotated[str | None, arg(help="layer of the model")] = None,
-    edge: Annotated[Literal["pad", "drop"], arg(help="patches partly outside the cube")] = "pad",
-    dtype: Annotated[Literal["float16", "float32", "int8"], arg(help="of the store")] = "float16",
-    device: Annotated[str | None, arg(help="cpu, cuda, cuda:1")] = None,
-    measure: Annotated[bool, arg(help="encode a few tiles to learn the rate")] = False,
-    group: Annotated[str | None, arg(help="of a Zarr or netCDF store that keeps its cube in a group")] = None,
-    allow: Annotated[tuple[str, ...], arg(help="hosts, folders, prefixes of URLs that STAC items may name")] = (),
+    measure: Annotated[bool, arg(help="encode a few tiles to measure the rate")] = False,
+    *,
+    embedding: OmitArgPrefixes[_EmbedFlags],
+    run: OmitArgPrefixes[_RunFlags],
+    read: OmitArgPrefixes[_ReadFlags],
 ) -> None:
     """Count tiles, tokens, bytes and time before embedding."""
     from deo_cube.cube.open import open_cube
     from deo_cube.embedding.plan import plan as plan_cube
 
-    given: dict[str, Any] = {"weights": weights, "bands": _bands(bands), "missing": missing, "units": units}
-    given |= {"offset": _number(offset), "nodata": _number(nodata), "tile": tile, "halo": halo, "block": block}
-    given |= {"layer": layer, "edge": edge, "dtype": dtype, "device": device}
-    print(
-        shell.in_flags(
-            repr(plan_cube(open_cube(cube, **_where(group, allow)), model, measure=measure, **given)), ["measure"]
-        )
-    )
+    counts = plan_cube(open_cube(cube, **read.given()), measure=measure, **changed_options(embedding, run))
+    print(shell.in_flags(repr(counts), ["measure"]))
 
 
 def models() -> None:
@@ -219,16 +246,11 @@ def segment(
     ],
     head: Annotated[Positional[Path], arg(help="file of a saved head (.safetensors)", metavar="HEAD")],
     out: Annotated[Positional[Path], arg(help="class map: .tif, or .zarr", metavar="OUT")],
-    units: Annotated[Literal["auto", "dn", "reflectance", "percent", "uint8_rgb"], arg(help="of the values")] = "auto",
-    offset: Annotated[str, arg(help="DN to add: auto, 0 or -1000")] = "auto",
-    nodata: Annotated[str, arg(help="stored value that means no measurement: auto, none or a number")] = "auto",
-    bands: Annotated[tuple[str, ...], arg(help="B04=red B08=4 ...: band of the model, variable of the cube")] = (),
-    missing: Annotated[Literal["raise", "nearest", "mean"], arg(help="for a band the cube lacks")] = "raise",
-    mask: Annotated[str | None, arg(help="variable that is True where a pixel must not count, or scl")] = None,
-    model: Annotated[str | None, arg(help="folder of the training run, if the head's model is not known")] = None,
-    overwrite: Annotated[bool, arg(help="replace what is at OUT, whatever it is")] = False,
-    group: Annotated[str | None, arg(help="of a Zarr or netCDF store that keeps its cube in a group")] = None,
-    allow: Annotated[tuple[str, ...], arg(help="hosts, folders, prefixes of URLs that STAC items may name")] = (),
+    overwrite: Annotated[bool, arg(help="replace OUT, whatever it is")] = False,
+    *,
+    embedding: OmitArgPrefixes[_SegmentFlags],
+    run: OmitArgPrefixes[_RunFlags],
+    read: OmitArgPrefixes[_ReadFlags],
 ) -> None:
     """Map classes with a head that `fit_head(...).save(...)` wrote."""
     from deo_cube.cube.open import open_cube
@@ -240,12 +262,8 @@ def segment(
     tif = out.suffix.lower() in (".tif", ".tiff")
     if not overwrite:
         _check_out(out, tif=tif, inputs=(cube, head))
-    if is_embeddings(cube):
-        classes = segment_cube(open_embeddings(cube), head)
-    else:
-        given: dict[str, Any] = {"units": units, "offset": _number(offset), "nodata": _number(nodata), "mask": mask}
-        given |= {"bands": _bands(bands), "missing": missing} | ({} if model is None else {"model": model})
-        classes = segment_cube(open_cube(cube, **_where(group, allow)), head, **given)
+    pixels = open_embeddings(cube) if is_embeddings(cube) else open_cube(cube, **read.given())
+    classes = segment_cube(pixels, head, **changed_options(embedding, run))
     if tif:
         import rioxarray  # noqa: F401 - registers .rio
 
@@ -337,36 +355,11 @@ def _check_out(out: Path, *, tif: bool, inputs: tuple[str | Path, ...]) -> None:
         raise ArgumentError(f"{out} is there and is not a class map: name another path, or pass --overwrite")
 
 
-def _where(group: str | None, allow: tuple[str, ...]) -> dict[str, Any]:
-    """Options of `open_cube` that were given."""
-    return ({} if group is None else {"group": group}) | ({"allow": allow} if allow else {})
-
-
-def _number(text: str) -> Any:
-    """A number where `text` is one, None for "none", else the text."""
-    if text.strip().lower() == "none":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _bands(texts: tuple[str, ...]) -> Any:
-    """``B04=red B08=4`` as a mapping, ``B04 B03 B02`` as a list."""
-    named = [t.partition("=") for t in texts]
-    if len({bool(sign) for _, sign, _ in named}) > 1:
-        raise ArgumentError(f"--bands are names (B04 B03 B02), or names and variables (B04=red B03=green); got {texts}")
-    return {k: v for k, _, v in named} if named and named[0][1] else list(texts) or None
-
-
 class _Flags(logging.Formatter):
     """Log lines as messages of the command line, which name flags."""
 
-    flags = tuple(inspect.signature(embed).parameters)
-
     def format(self, record: logging.LogRecord) -> str:
-        return f"deo-cube: {shell.in_flags(record.getMessage(), self.flags)}"
+        return f"deo-cube: {shell.in_flags(record.getMessage(), _flags(['embed']))}"
 
 
 @contextmanager
@@ -398,9 +391,17 @@ def _cluster(scheduler: str | None) -> Iterator[str | None]:
 
 
 def _flags(args: list[str]) -> list[str]:
-    """Arguments of the command that is called which are flags, not positions."""
-    parameters = inspect.signature(COMMANDS[args[0]]).parameters if args and args[0] in COMMANDS else {}
-    return [name for name, p in parameters.items() if "Positional" not in str(p.annotation)]
+    """Return the arguments of the command in `args` that are flags, not positions, by their Python names."""
+    if not args or args[0] not in COMMANDS:
+        return []
+    names: list[str] = []
+    for name, hint in get_type_hints(COMMANDS[args[0]], include_extras=True).items():
+        group = get_type_hints(COMMANDS[args[0]])[name]
+        if is_dataclass(group):
+            names += [field.name for field in fields(group)]
+        elif "Positional" not in str(hint):
+            names.append(name)
+    return names
 
 
 #: Every command by its name; logic lives in the modules that they call.

@@ -32,6 +32,7 @@ __all__ = [
     "Model",
     "Normalize",
     "RunOptions",
+    "changed_options",
     "dtype_name",
     "split_options",
 ]
@@ -125,19 +126,6 @@ class EmbedOptions:
         if self.precision is not None:
             arguments.choice("precision", self.precision, PRECISIONS)
 
-    def changed(self) -> dict[str, Any]:
-        """Return the options that are not their defaults, by name."""
-        changed: dict[str, Any] = {}
-        for field in fields(EmbedOptions):
-            value, default = getattr(self, field.name), field.default
-            if isinstance(default, Default):
-                same = value is None or isinstance(value, Default)
-            else:  # masks are compared by identity only: their == is an array
-                same = value is default or (isinstance(value, str | int | float) and value == default)
-            if not same:
-                changed[field.name] = value
-        return changed
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -156,6 +144,21 @@ class RunOptions:
         if self.batch_size is not None:
             size = arguments.integer("batch_size", self.batch_size, error=ArgumentError)
             object.__setattr__(self, "batch_size", size)
+
+
+def changed_options(*options: EmbedOptions | RunOptions) -> dict[str, Any]:
+    """Return the options that are not their defaults, as keyword arguments of `embed`."""
+    changed: dict[str, Any] = {}
+    for group in options:
+        for field in fields(EmbedOptions if isinstance(group, EmbedOptions) else RunOptions):
+            value, default = getattr(group, field.name), field.default
+            if isinstance(default, Default):
+                same = value is None or isinstance(value, Default)
+            else:  # masks are compared by identity only: their == is an array
+                same = value is default or (isinstance(value, str | int | float) and value == default)
+            if not same:
+                changed[field.name] = value
+    return changed
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[EmbedOptions, RunOptions]:
