@@ -32,6 +32,7 @@ MOVED = {
     "deo_cube.engine.stac_item": "deo_cube.store.stac",
     "deo_cube.engine.tiles": "deo_cube.embedding.tiles",
     "deo_cube.engine.write": "deo_cube.store.write",
+    "deo_cube.evaluate.chips": "deo_cube.evaluate.readers",
     "deo_cube.evaluate.splits": "deo_cube.heads.splits",
 }
 

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.normalize import normalize
-from deo_cube.evaluate.bitemporal import change
-from deo_cube.evaluate.protocols import classification, land_cover
+from deo_cube.evaluate.protocols import change, classification, land_cover
 from deo_cube.evaluate.readers import RGB, ChipSet, Scene, read_beetle, read_eurosat, read_sen1floods11, read_terramesh
 from deo_cube.evaluate.scores import Score, resample
 from deo_cube.train.health import effective_rank

@@ -14,20 +14,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deo_cube.evaluate.bitemporal import change
-from deo_cube.evaluate.dense import Tokens, encode_scene, encode_scenes, fitted_on, name_of, places, pool_chips
-from deo_cube.evaluate.probes import choose, knn, linear_probe
-from deo_cube.evaluate.readers import ChipSet, Scene
+from deo_cube.errors import ArgumentError
+from deo_cube.evaluate.features import Tokens, encode_scene, encode_scenes, fitted_on, name_of, places, pool_chips
+from deo_cube.evaluate.readers import ChipSet, Scene, Series
 from deo_cube.evaluate.scores import (
     Score,
     accuracy_counts,
     confusion_counts,
+    histogram_counts,
     make_score,
     stopwatch,
+    value_counts,
 )
-from deo_cube.heads.splits import halves, split_groups, warn_of_leak
+from deo_cube.heads.probes import choose, knn, linear_probe, ridge_probe
+from deo_cube.heads.splits import blocks, halves, neighbourhoods, split_groups, warn_of_leak
 
-__all__ = ["change", "classification", "land_cover", "level_shift", "segmentation", "transfer"]
+__all__ = [
+    "change",
+    "class_shares",
+    "classification",
+    "land_cover",
+    "level_shift",
+    "patch_means",
+    "regression",
+    "segmentation",
+    "series",
+    "transfer",
+]
 
 Array = NDArray[Any]
 
@@ -394,3 +407,317 @@ def segmentation(
             f"by held-out scenes; {len(train)} scenes train, {len(test)} test",
         )
     ]  # fmt: skip
+
+
+DAMAGED = 0.25
+"""A patch counts as damaged from this share of its pixels."""
+
+
+def _share(label: Array, valid: Array, size: int) -> tuple[Array, Array]:
+    """Whether at least `DAMAGED` of each whole patch is 1, and whether at least half of its pixels are valid."""
+    h, w = label.shape[0] // size, label.shape[1] // size
+    lab, ok = (
+        a[: h * size, : w * size].reshape(h, size, w, size).mean(axis=(1, 3)) for a in ((label == 1) & valid, valid)
+    )
+    return (lab >= DAMAGED).astype(int), ok >= 0.5
+
+
+APART = 100
+"""Plots nearer to each other than this, in pixels, train and test together."""
+NARROW = 300
+"""Vectors up to this length may take any strength of regularisation: bands want next to none."""
+
+
+def change(
+    encode: Any,
+    scenes: Sequence[Scene],
+    *,
+    name: str | None = None,
+    task: str = "beetle",
+    patch: int = 8,
+    seeds: int = 3,
+    most: int = 12000,
+    tile: int = 64,
+    halo: int = 16,
+    pixels: bool = True,
+) -> list[Score]:
+    """Plots with two dates and a mask: what probes on both dates, on the second alone, and no labels at all make of it.
+
+    Two folds of plots, `seeds` times: each plot is scored by a probe that never saw it nor its neighbours. A probe that
+    sees the features of both dates side by side may recognise damage as well as see change; one that sees the second
+    date alone can only recognise; the cosine distance sees change alone. An encoder with `distance(before, after)` (an
+    index, say) gives its own in place of the cosine distance. All valid pixels are scored. Intervals are drawn over
+    neighbourhoods of plots. Without `pixels` the probes on pixels, which take most of the time, are left out.
+
+    Returns
+    -------
+    list of Score
+        Average precision of ``<task>/patch`` and ``<task>/pixel`` (both dates), ``<task>/second`` (pixels, the second
+        date alone) and ``<task>/cosine`` (pixels, no label used).
+    """
+    start, who = stopwatch(), name_of(encode, name)
+    if any(s.before is None for s in scenes):
+        raise ArgumentError(
+            f"{next(s.name for s in scenes if s.before is None)} has one date only: change wants `before`"
+        )
+    encode = fitted_on(encode, [im for s in scenes for im in (s.before, s.image) if im is not None], scenes[0].bands)
+    distance = getattr(encode, "distance", _cosine_distance)
+    cases: dict[str, list[Any]] = {"patch": [], "pixel": [], "second": []}
+    labels: dict[str, list[Array]] = {"patch": [], "pixel": []}
+    at: list[Array] = []
+    unlabelled = []
+    for s in scenes:
+        two = [encode_scene(encode, im, s.bands, valid=s.valid, tile=tile, halo=halo) for im in (s.before, s.image)]  # type: ignore[arg-type]
+        r, c = np.nonzero(s.valid)
+        apart = np.asarray(distance(two[0].values, two[1].values))
+        unlabelled.append(Tokens(apart[None], two[0].stride, two[0].shape).at(r, c)[:, 0])
+        both = Tokens(np.concatenate([t.values for t in two]), two[0].stride, two[0].shape)
+        labels["pixel"].append(s.label[r, c])
+        cases["pixel"].append((both, r, c))
+        cases["second"].append((two[1], r, c))
+        label, ok = _share(s.label, s.valid, patch)
+        pr, pc = np.nonzero(ok)
+        cases["patch"].append(both.patches(patch)[:, pr, pc].T)
+        labels["patch"].append(label[pr, pc])
+        at.append(np.stack([pr, pc], axis=1) * patch + patch // 2)
+    encoded = stopwatch() - start
+    near = _neighbours(scenes)
+    where = places(scenes, np.repeat(np.arange(len(at)), [len(a) for a in at]), *np.concatenate(at).T)
+    dim = int(both.values.shape[0])
+    scores: list[Score] = []
+    for what in ("patch", "pixel", "second")[: 3 if pixels else 1]:
+        start, kind = stopwatch(), "patch" if what == "patch" else "pixel"
+        y = np.concatenate(labels[kind])
+        plot = np.repeat(np.arange(len(scenes)), [len(v) for v in labels[kind]])
+        counts, leak = [], 0.0
+        for seed in range(seeds):
+            fold = np.random.default_rng(seed).permutation(int(near.max()) + 1)[near] % 2
+            if what == "patch":
+                leak = max(leak, warn_of_leak(where[fold[plot] == 0], where[fold[plot] == 1], patch + halo, what=task))
+            score = np.empty(len(y), "float32")
+            rng = np.random.default_rng(seed)
+            for side in (0, 1):
+                train, test = np.flatnonzero(fold[plot] != side), np.flatnonzero(fold[plot] == side)
+                some = np.sort(rng.choice(train, min(most, len(train)), replace=False))
+                probe = linear_probe(
+                    _take(cases[what], plot, some), y[some], groups=near[plot[some]],
+                    strengths=(0.001, 0.01, 0.1, *((1.0, 10.0, 100.0) if dim <= NARROW else ())),
+                )  # fmt: skip
+                for i in np.unique(plot[test]):
+                    score[plot == i] = probe.decision_function(_take(cases[what], plot, np.flatnonzero(plot == i)))
+            counts.append(histogram_counts(y, score, near[plot], int(near.max()) + 1))
+        scores.append(
+            make_score(
+                who, f"{task}/{what}", "average precision", counts,
+                tested=len(y), labels=min(most, len(y) // 2), seconds=encoded + stopwatch() - start,
+                leak=leak if what == "patch" else scores[0].leak,
+                protocol="logistic regression on standardised frozen features of "
+                + ("the second date alone" if what == "second" else "both dates")
+                + (f", patches of {patch} px, damaged from {DAMAGED:.0%} of them" if kind == "patch" else ", pixels")
+                + f", C by held-out plots; two folds of {len(scenes)} plots, those within {APART} px together, {seeds} "
+                "times; all valid pixels",
+            )
+        )  # fmt: skip
+    y, plot = np.concatenate(labels["pixel"]), np.repeat(np.arange(len(scenes)), [len(v) for v in labels["pixel"]])
+    index = hasattr(encode, "distance")
+    scores.append(
+        make_score(
+            who, f"{task}/cosine", "average precision",
+            [histogram_counts(y, np.concatenate(unlabelled), near[plot], int(near.max()) + 1)],
+            tested=len(y), labels=0, seconds=encoded,
+            protocol=("difference of the index" if index else "1 - cosine similarity of the two dates' features")
+            + f", bilinear to pixels, no label used; {len(scenes)} plots; all valid pixels",
+        )
+    )  # fmt: skip
+    return scores
+
+
+def _neighbours(scenes: Sequence[Scene]) -> Array:
+    """Neighbourhood of each scene; each its own where places are unknown."""
+    if any(s.corner is None for s in scenes):
+        return np.arange(len(scenes))
+    boxes = [(*s.corner, s.corner[0] + s.label.shape[0], s.corner[1] + s.label.shape[1]) for s in scenes if s.corner]
+    return neighbourhoods(np.array(boxes), APART)
+
+
+def _cosine_distance(a: Array, b: Array) -> Array:
+    dot = (a * b).sum(axis=0)
+    return np.asarray(1 - dot / np.maximum(np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0), 1e-12))
+
+
+def _take(features: list[Any], plots: Array, where: Array) -> Array:
+    """Features of cases `where` (sorted), whether they lie ready or are read off the tokens of each plot."""
+    out = []
+    for i in np.unique(plots[where]):
+        local = where[plots[where] == i] - np.searchsorted(plots, i)
+        held = features[i]
+        out.append(held[local] if isinstance(held, np.ndarray) else held[0].at(held[1][local], held[2][local]))
+    return np.concatenate(out)
+
+
+def patch_means(values: Array, valid: Array, size: int) -> tuple[Array, Array]:
+    """Mean of the valid values of each whole patch of `size` pixels, and whether at least half of it is valid."""
+    h, w = values.shape[0] // size, values.shape[1] // size
+    weight, total = (
+        a[: h * size, : w * size].reshape(h, size, w, size).sum(axis=(1, 3))
+        for a in (valid.astype("float64"), np.where(valid, values, 0).astype("float64"))
+    )
+    return total / np.maximum(weight, 1), weight >= size**2 / 2
+
+
+def class_shares(scenes: Sequence[Scene], code: int) -> list[Array]:
+    """Maps (H, W) of 1 where a scene has the class `code`, else 0: their patch means are its share."""
+    return [(s.label == code).astype("float32") for s in scenes]
+
+
+def regression(
+    encode: Any,
+    scenes: Sequence[Scene],
+    values: Sequence[Array],
+    train: Array,
+    *,
+    task: str,
+    unit: str,
+    name: str | None = None,
+    patch: int = 8,
+    block: int = 32,
+    most: int = 8000,
+    tile: int = 64,
+    halo: int = 16,
+    encoded: Sequence[Tokens] | None = None,
+) -> list[Score]:
+    """Score numbers per patch: ridge regression on frozen features, scenes of `train` against the others.
+
+    Parameters
+    ----------
+    scenes : sequence of Scene
+        Their labels are not read.
+    values : sequence of (H, W) arrays
+        The number of each pixel; a patch has the mean of its valid pixels.
+    train : (N,) or (S, N) bool
+        Scenes that train, the others test; S such splits are reported as seeds, and each tests some scenes.
+    task, unit : str
+        Name of the task, unit of the values.
+    patch : int
+        Side of a patch, pixels.
+    encoded : sequence of Tokens, optional
+        Where the scenes are encoded already.
+
+    Returns
+    -------
+    list of Score
+        R2 of ``<task>/R2`` and the mean absolute error (in `unit`, less is better) of ``<task>/MAE``; intervals over
+        blocks of `block` pixels of the test scenes.
+    """
+    start, who = stopwatch(), name_of(encode, name)
+    splits: Array = np.atleast_2d(np.asarray(train, dtype=bool))
+    if encoded is None:
+        used = [s.image for s, trains in zip(scenes, np.any(splits, axis=0).tolist(), strict=True) if trains]
+        encoded = encode_scenes(fitted_on(encode, used, scenes[0].bands), scenes, tile=tile, halo=halo)
+    features, truth, group, scene = [], [], [], []
+    for i, (s, v, t) in enumerate(zip(scenes, values, encoded, strict=True)):
+        mean, ok = patch_means(v, s.valid, patch)
+        r, c = np.nonzero(ok)
+        features.append(t.patches(patch)[:, r, c].T)
+        truth.append(mean[r, c])
+        scene.append(np.full(len(r), i))
+        group.append(np.stack([scene[-1], r * patch // block, c * patch // block], axis=1))
+    x, y, where = np.concatenate(features), np.concatenate(truth), np.concatenate(scene)
+    _, g = np.unique(np.concatenate(group), axis=0, return_inverse=True)
+    g = g.ravel()
+    counts, labels = [], 0
+    for split in splits:
+        fit = np.flatnonzero(split[where])
+        fit = np.sort(np.random.default_rng(0).permutation(fit)[:most])
+        test = np.flatnonzero(~split[where])
+        probe = ridge_probe(x[fit], y[fit], groups=g[fit])
+        # A share is never above one, a mass never below nothing: no prediction beyond what was seen.
+        predicted = np.clip(probe.predict(x[test]), y[fit].min(), y[fit].max())
+        counts.append(value_counts(y[test], predicted, g[test], int(g.max()) + 1))
+        labels = max(labels, len(fit))
+    total = np.sum(counts, axis=0)
+    seconds = stopwatch() - start
+    said = (
+        f"ridge regression on standardised frozen features of patches of {patch} px, its strength by held-out blocks; "
+        f"{len(splits)} split(s) of {len(scenes)} scenes, none trains and tests in one; intervals over blocks of "
+        f"{block} px"
+    )
+    return [
+        make_score(
+            who, f"{task}/{short}", metric, [total], tested=int(total[:, 0].sum()), labels=labels, seconds=seconds,
+            protocol=said if metric == "R2" else f"{said}; {unit}",
+        )
+        for short, metric in (("R2", "R2"), ("MAE", "mean absolute error"))
+    ]  # fmt: skip
+
+
+FLAT = 16
+"""Side, pixels, of the uniform image that an encoder of images is shown for one pixel of one date."""
+
+
+def series(
+    encode: Any,
+    data: Series,
+    *,
+    name: str | None = None,
+    block: float = 0.25,
+    buffer: float = 0.05,
+    folds: int = 5,
+) -> list[Score]:
+    """Score pixels with a series of dates: a linear probe on one vector per pixel, folds of blocks in space.
+
+    An encoder with ``series(values (N, T, C), valid (N, T), bands) -> (N, D)`` makes the vectors itself. Any other is
+    shown each date as a uniform image, and mean and standard deviation of its vectors over the valid dates are taken.
+
+    Parameters
+    ----------
+    block, buffer : float
+        Side of a block, and distance within which no training pixel lies from a test pixel, degrees.
+
+    Returns
+    -------
+    list of Score
+        Macro F1 of ``<data>/series``; intervals over blocks.
+    """
+    start, who = stopwatch(), name_of(encode, name)
+    x = series_vectors(encode, data)
+    splits = blocks(data.place[:, 0], data.place[:, 1], block, folds=folds, buffer=buffer)
+    _, group = np.unique(np.floor(data.place / block), axis=0, return_inverse=True)
+    group = group.ravel()
+    counts = np.zeros((int(group.max()) + 1, len(data.classes), len(data.classes)))
+    for train, test in splits:
+        probe = linear_probe(x[train], data.labels[train], groups=group[train], balanced=True)
+        counts += confusion_counts(
+            data.labels[test], probe.predict(x[test]), group[test], len(counts), len(data.classes)
+        )
+    return [
+        make_score(
+            who, f"{data.name}/series", "macro F1", [counts],
+            tested=len(x), labels=int(np.mean([t.sum() for t, _ in splits])), seconds=stopwatch() - start, leak=0.0,
+            protocol="balanced logistic regression on one standardised vector per pixel, C by held-out blocks; "
+            f"{folds} folds of blocks of {block:g} degrees with {buffer:g} degrees between training and test; "
+            "intervals over blocks",
+        )
+    ]  # fmt: skip
+
+
+def series_vectors(encode: Any, data: Series) -> Array:
+    """One vector per pixel (N, D): the encoder's own of a series, or mean and deviation of those of its dates."""
+    if hasattr(encode, "series"):
+        return np.asarray(encode.series(data.values, data.valid, data.bands))
+    pixel, date = np.nonzero(data.valid)
+    flat = np.broadcast_to(data.values[pixel, date][:, :, None, None], (len(pixel), len(data.bands), FLAT, FLAT))
+    encode = fitted_on(encode, flat[::12], data.bands)
+    pool = getattr(encode, "pool", None)
+    each: list[Array] = []
+    for i in range(0, len(flat), 256):
+        images = np.ascontiguousarray(flat[i : i + 256], dtype="float32")
+        each.append(np.asarray(pool(images, data.bands) if pool else encode(images, data.bands).mean(axis=(2, 3))))
+    z = np.concatenate(each).astype("float64")
+    n = np.maximum(np.bincount(pixel, minlength=len(data.values)), 1)[:, None]
+    mean = np.zeros((len(data.values), z.shape[1]))
+    np.add.at(mean, pixel, z)
+    mean /= n
+    spread = np.zeros_like(mean)
+    np.add.at(spread, pixel, (z - mean[pixel]) ** 2)
+    return np.concatenate([mean, np.sqrt(spread / n)], axis=1).astype("float32")

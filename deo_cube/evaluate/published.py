@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from deo_cube.encoder.card import ModelCard, Normalization, Stem
 from deo_cube.encoder.keyform import KeyForm, card_for, key_form
-from deo_cube.evaluate.chips import read_chips
 from deo_cube.evaluate.protocols import classification
-from deo_cube.evaluate.readers import RGB, ChipSet
+from deo_cube.evaluate.readers import RGB, ChipSet, read_chips
 from deo_cube.evaluate.scores import Difference, Score, compare
 from deo_cube.paths import local_path
 

@@ -12,15 +12,22 @@ import numpy as np
 
 from deo_cube.embedding.metadata import package_version
 from deo_cube.errors import ArgumentError, InputNotFoundError
-from deo_cube.evaluate import benchmarks, chips, geobench, readers
+from deo_cube.evaluate import public_sets, readers
 from deo_cube.evaluate.baselines import BASELINES, BurnRatio
-from deo_cube.evaluate.bitemporal import change
-from deo_cube.evaluate.dense import encode_scenes, fitted_on
-from deo_cube.evaluate.encoders import ModelEncode, as_encode, untrained
-from deo_cube.evaluate.protocols import classification, land_cover, level_shift, segmentation, transfer
+from deo_cube.evaluate.features import ModelEncode, as_encode, encode_scenes, fitted_on, untrained
+from deo_cube.evaluate.protocols import (
+    change,
+    class_shares,
+    classification,
+    land_cover,
+    level_shift,
+    regression,
+    segmentation,
+    series,
+    transfer,
+)
 from deo_cube.evaluate.scores import Difference, Score, compare
 from deo_cube.evaluate.upernet import upernet, upernet_halves
-from deo_cube.evaluate.values import class_shares, regression, series
 from deo_cube.paths import local_path
 
 if TYPE_CHECKING:
@@ -149,7 +156,7 @@ def _eurosat(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
 
 def _eurosat_ms(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
     data = replace(
-        chips.read_chips(folder, bands=EUROSAT_MS, limit=LIGHT_RUN["limit"] if quick else None), name="EuroSAT MS"
+        readers.read_chips(folder, bands=EUROSAT_MS, limit=LIGHT_RUN["limit"] if quick else None), name="EuroSAT MS"
     )
     return lambda e: classification(e, data, few=(10,) if quick else (1, 10, 100), seeds=2 if quick else 5)
 
@@ -233,13 +240,13 @@ def _floods(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
 
 
 def _oscd(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
-    cities = benchmarks.read_oscd(folder)
+    cities = public_sets.read_oscd(folder)
     return lambda e: change(e, cities, task="oscd", seeds=1 if quick else 3, **_cut(e))
 
 
 def _pastis(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
     limit = 20 if quick else None
-    train, valid, test = (benchmarks.read_pastis(folder, folds=f, limit=limit) for f in ((1, 2, 3), (4,), (5,)))
+    train, valid, test = (public_sets.read_pastis(folder, folds=f, limit=limit) for f in ((1, 2, 3), (4,), (5,)))
     return _segmented(train, valid, test, "pastis", quick)
 
 
@@ -257,12 +264,12 @@ def _segmented(
 
 
 def _geobench_chips(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
-    data = geobench.read_geobench_chips(folder, limit=LIGHT_RUN["limit"] if quick else None)
+    data = public_sets.read_geobench_chips(folder, limit=LIGHT_RUN["limit"] if quick else None)
     return lambda e: classification(e, data, few=(10,) if quick else (10, 100), gains=(), seeds=2 if quick else 5)
 
 
 def _geobench_scenes(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
-    parts = geobench.read_geobench_scenes(folder, limit=20 if quick else None)
+    parts = public_sets.read_geobench_scenes(folder, limit=20 if quick else None)
     return _segmented(*parts, folder.name, quick)
 
 

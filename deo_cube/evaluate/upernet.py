@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deo_cube.evaluate.dense import fitted_on, name_of, places
+from deo_cube.evaluate.features import fitted_on, name_of, places
 from deo_cube.evaluate.readers import Scene
 from deo_cube.evaluate.scores import METRICS, Score, confusion_counts, make_score, stopwatch
 from deo_cube.heads.decoders import upernet_blank, upernet_forward

@@ -71,7 +71,7 @@ def fit_local(network: DeoConv, windows: Mapping[str, Tensor], seed: int, typica
 
     `typical` above 0 has half of them prefer what is like much else: see `RandomConvolutions`.
     """
-    from deo_cube.evaluate.baselines import RandomConvolutions
+    from deo_cube.encoder.random_convolutions import RandomConvolutions
 
     for stem, x in windows.items():
         conv: Any = network.local[stem]

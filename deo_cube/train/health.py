@@ -92,7 +92,7 @@ def _moved(value: float, before: Sequence[float]) -> float:
 @torch.no_grad()
 def knn_score(network: nn.Module, vector: str, source: ImageSource, config: TrainConfig) -> float:
     """Accuracy of 5 nearest neighbours on training images of `source`: half of the runs ask, half answer."""
-    from deo_cube.evaluate.probes import knn
+    from deo_cube.heads.probes import knn
 
     files = sorted(source.files)
     step = max(1, len(files) // config.health.probe_size)

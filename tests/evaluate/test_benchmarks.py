@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deo_cube.evaluate.baselines import RawBands
-from deo_cube.evaluate.benchmarks import PASTIS_BANDS, read_oscd, read_pastis
+from deo_cube.evaluate.public_sets import PASTIS_BANDS, read_oscd, read_pastis
 from deo_cube.evaluate.readers import S2_13
 from deo_cube.evaluate.report import evaluate
 from tests.evaluate.test_readers import tif

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from deo_cube.evaluate.baselines import ImageStatistics, RandomConvolutions, RawBands, UntrainedNetwork
-from deo_cube.evaluate.bitemporal import change
-from deo_cube.evaluate.protocols import classification, land_cover, level_shift
+from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift
 from deo_cube.evaluate.readers import ChipSet, Scene, read_beetle, read_eurosat, read_terramesh
 
 BANDS = ("B04", "B03", "B02")

@@ -16,9 +16,8 @@ from deo_cube.encoder.keyform import card_for, key_form
 from deo_cube.encoder.normalize import normalize
 from deo_cube.encoder.swin import DeoSwin
 from deo_cube.errors import MissingBandsError, UnknownModelError, WeightsMismatchError, WeightsNotFoundError
-from deo_cube.evaluate.chips import read_chips
 from deo_cube.evaluate.published import Question, verify_published
-from deo_cube.evaluate.readers import ChipSet
+from deo_cube.evaluate.readers import ChipSet, read_chips
 
 MS = card("swinb").stem("ms")
 SIZES: dict = {"stems": {"ms": 10, "rgb": 3}, "dim": 8, "depths": (1, 1), "heads": (1, 2), "window": 2, "patch": 4}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from deo_cube.evaluate.baselines import RawBands
-from deo_cube.evaluate.encoders import as_encode
+from deo_cube.evaluate.features import as_encode
 from deo_cube.evaluate.readers import Scene, read_sen1floods11
 from deo_cube.evaluate.upernet import chips_of, upernet, upernet_halves
 from tests.evaluate.test_protocols import BANDS, scenes

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from deo_cube.evaluate.baselines import BandsWithContext, RawBands
-from deo_cube.evaluate.protocols import transfer
+from deo_cube.evaluate.protocols import patch_means, regression, series, transfer
 from deo_cube.evaluate.readers import Scene, Series
 from deo_cube.evaluate.scores import absolute_error, compare, explained, value_counts
-from deo_cube.evaluate.values import patch_means, regression, series
 from deo_cube.heads.splits import LeakWarning
 
 BANDS = ("B04", "B03", "B02")

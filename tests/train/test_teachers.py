@@ -34,8 +34,8 @@ def test_mobilenet_knows_eurosat(mobilenet: MobileNetTeacher, shared: Path) -> N
 
     Here with 30 labels a class and six classes, to be quick.
     """
-    from deo_cube.evaluate.probes import linear_probe
     from deo_cube.evaluate.readers import EUROSAT_DN, read_eurosat
+    from deo_cube.heads.probes import linear_probe
 
     classes = ("AnnualCrop", "Forest", "Highway", "Residential", "River", "SeaLake")
     data = read_eurosat(shared / "data/eurosat_rgb", classes=classes, limit=60, spatial=False)

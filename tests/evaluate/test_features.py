@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deo_cube.evaluate.dense import Tokens, encode_scene, pool_chips
+from deo_cube.evaluate.features import Tokens, encode_scene, pool_chips
 
 
 def averages(stride):

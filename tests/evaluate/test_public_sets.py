@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deo_cube.evaluate.baselines import RawBands
-from deo_cube.evaluate.geobench import read_geobench_chips, read_geobench_scenes
+from deo_cube.evaluate.public_sets import read_geobench_chips, read_geobench_scenes
 from deo_cube.evaluate.report import evaluate
 
 h5py = pytest.importorskip("h5py")

@@ -1,6 +1,6 @@
 import numpy as np
 
-from deo_cube.evaluate.probes import choose, knn, linear_probe
+from deo_cube.heads.probes import choose, knn, linear_probe
 
 
 def blobs(n, seed=0, noise=0.4):
