@@ -94,7 +94,7 @@ def _check_values(bands: Array, good: NDArray[np.bool_], radiometry: Radiometry,
 
 @dataclass(frozen=True)
 class ValidBlock:
-    """Valid fraction of the patches of one block: ``(1, rows, columns)`` float32 in 0..1."""
+    """Valid fraction of the patches of one block, ``(1, rows, columns)`` float32 in 0..1, without its embeddings."""
 
     plan: TilePlan
     radiometry: Radiometry
@@ -109,7 +109,7 @@ class ValidBlock:
 
 @dataclass(frozen=True)
 class EmbedBlock:
-    """Embeddings of the patches of one block: ``(1, D, rows, columns)`` in `dtype`.
+    """Embeddings of the patches of one block, ``(1, D, rows, columns)`` in `dtype`, and their valid fraction.
 
     Parameters
     ----------
@@ -154,8 +154,8 @@ class EmbedBlock:
         kept = (self.ref, self.plan, self.radiometry, self.channels, self.scl, self.hide_scl, self.dtype)
         return ("deo_cube.EmbedBlock", *(normalize_token(x) for x in (*kept, self.precision)))
 
-    def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> Array:
-        """Embed block `index` from its windows."""
+    def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> tuple[Array, NDArray[np.float32]]:
+        """Embed block `index` from its windows; the valid fraction is that of `ValidBlock`."""
         plan, bands = self.plan, windows[0]
         good = valid_pixels(windows, self.radiometry, scl=self.scl)
         _check_values(bands, good, self.radiometry, index)
@@ -222,12 +222,17 @@ class EmbedBlock:
                 raise self._not_finite(index, patch, bad, valid > 0, overflow=math.isfinite(float(exact)))
         return self._finish(kept, valid)
 
-    def stand_in(self, index: BlockIndex, windows: tuple[Array, ...]) -> Array:
-        """Return numbers in the shape of the block's embeddings that depend on its place alone, see `inputs.py`."""
+    @property
+    def alone(self) -> ValidBlock:
+        """The part that needs no encoder."""
+        return ValidBlock(self.plan, self.radiometry, self.scl)
+
+    def stand_in(self, index: BlockIndex, windows: tuple[Array, ...]) -> tuple[Array, NDArray[np.float32]]:
+        """Return numbers in place of the embeddings that depend on the block's place alone, see `inputs.py`."""
         plan = self.plan
         rows, columns = plan.rows.block(index.row), plan.columns.block(index.column)
         shape = (1, self.ref.layer.dim, rows.out_size, columns.out_size)
-        return inputs.stand_in(index, shape, np.dtype(self.dtype))
+        return inputs.stand_in(index, shape, np.dtype(self.dtype)), self.alone(index, windows)
 
     def _tiles_with_valid_core(self, good: NDArray[np.bool_], n_rows: int, n_columns: int) -> list[tuple[int, int]]:
         core, halo = self.plan.core, self.plan.halo
@@ -297,7 +302,7 @@ class EmbedBlock:
             return EncoderOutputError(said + "Keep them in float32: dtype='float32'")
         return EncoderOutputError(said + "Make the encoder give finite numbers there, or hide the pixels with mask=")
 
-    def _finish(self, values: NDArray[Any], valid: NDArray[np.float32]) -> Array:
+    def _finish(self, values: NDArray[Any], valid: NDArray[np.float32]) -> tuple[Array, NDArray[np.float32]]:
         nothing = valid == 0
         if self.dtype == "int8":
             scale = self.ref.layer.int8_scale
@@ -307,4 +312,4 @@ class EmbedBlock:
         else:
             out = values.astype(self.dtype, order="C")
             out[:, nothing] = np.nan
-        return out[None]
+        return out[None], valid[None]

@@ -18,7 +18,7 @@ import xarray as xr
 from deo_cube.cube import coordinates, georeference
 from deo_cube.cube.units import product_levels
 from deo_cube.embedding import graph, metadata, runtime, transfer
-from deo_cube.embedding.block import INT8_INVALID, EmbedBlock, ValidBlock
+from deo_cube.embedding.block import INT8_INVALID, EmbedBlock
 from deo_cube.embedding.chunks import CACHE_BYTES
 from deo_cube.embedding.options import EmbedOptions, Mask, RunOptions
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
@@ -163,14 +163,11 @@ def embed(
         precision=p.precision,
         compiled=get_option("compile"),
     )
-    valid_block = ValidBlock(p.plan, p.radiometry, p.scl)
-    placed: dict[str, Any] = {"times": p.times, "reverse_rows": p.gather.south_up}
-    values = graph.map_blocks_with_halo(
-        embed_block, p.gather, p.sources, leading=(p.ref.layer.dim,), dtype=np.dtype(p.dtype), name="embed", **placed
+    outputs = (
+        graph.Output("embed", (p.ref.layer.dim,), np.dtype(p.dtype)),
+        graph.Output("valid", (), np.dtype("float32"), alone=embed_block.alone),
     )
-    valid = graph.map_blocks_with_halo(
-        valid_block, p.gather, p.sources, leading=(), dtype=np.dtype("float32"), name="valid", **placed
-    )
+    values, valid = graph.map_blocks_with_halo(embed_block, p.gather, p.sources, outputs, times=p.times)
     return _wrap(cube, p, values, valid)
 
 

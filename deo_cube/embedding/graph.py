@@ -1,108 +1,178 @@
-"""The one module that builds Dask graphs: one task a block, on whatever chunks the cube has.
+"""Build the Dask graph of embeddings: one task per block, on whatever chunks the cube has.
 
-The graph holds one task a block besides the source's own (`map_overlap` takes 11 to 16 and seconds of optimisation for
-the same), see `gather.py`. Its layer is lazy: a task is made when it is asked for, so that a million blocks cost as
-little as one until they run, and `cut` takes a few blocks out of such a graph without listing the others.
+Besides the source's own tasks the graph holds one task per block (`map_overlap` takes 11 to 16 and seconds of
+optimisation for the same), see `windows.py`. A task may give several arrays, as values and valid fraction; each array
+then picks its own out of the task's result. Layers are lazy: a task is made when it is asked for, so that a million
+blocks cost as little as one until they run, and `cut` takes a few blocks out of such a graph without listing others.
 
-Where Dask's array expressions are on (`array.query-planning`), hand-written graphs are refused by Dask; the same
-function is then mapped through public slicing, `blockwise` and `concatenate`.
+Where Dask's array expressions are on (`array.query-planning`), Dask refuses hand-written graphs. The same tasks are
+then made through public slicing, `blockwise` and `concatenate`, one per block and array, and all of them at once;
+`layered` gives both kinds of graphs one form.
+
+This is the only module that uses private parts of Dask: `convert_legacy_task`, as xarray and odc-stac still write tasks
+as tuples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from graphlib import TopologicalSorter
 from itertools import product
 from math import prod
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeAlias
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
-from dask._task_spec import DataNode, GraphNode, List, Task, TaskRef, convert_legacy_task
+from dask._task_spec import convert_legacy_task
 from dask.base import tokenize
 from dask.blockwise import Blockwise
+from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
+from dask.task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 from numpy.typing import NDArray
 
 from deo_cube.embedding.windows import BlockIndex, Field, Gather, as_fields, read_amplification
 
 __all__ = [
     "RUN_FAILED",
+    "BlockCall",
     "BlockIndex",
-    "BlockLayer",
     "BlockTask",
     "Field",
     "Gather",
+    "Output",
+    "Result",
     "as_fields",
-    "block_layers",
-    "blocks_of",
+    "block_calls",
+    "block_tasks",
     "cut",
     "derived",
+    "is_result_alone",
+    "layered",
     "map_blocks_with_halo",
-    "merged",
     "read_amplification",
-    "runs",
     "sources",
     "stored",
     "with_loaded_coordinates",
 ]
 
 Array = NDArray[Any]
+#: What a block gives: one array, or several.
+Result: TypeAlias = Array | tuple[Array, ...]
+Run: TypeAlias = Callable[[BlockIndex, tuple[Array, ...]], Result]
 
 #: Start of the note on an error that came from a block's own work, not from reading the cube.
 RUN_FAILED = "deo_cube block failed"
 
 
 @dataclass(frozen=True)
-class BlockTask:
-    """What runs for one block. Frozen and small: every task of the graph shares it."""
-
-    run: Callable[[BlockIndex, tuple[Array, ...]], Array]
-    gather: Gather
-    reverse_rows: bool = False
-
-    def __call__(self, index: BlockIndex, chunks: Sequence[Array]) -> Array:
-        """Run on source chunks, in the order of `Gather.pieces`."""
-        return self.on_windows(index, self.gather.windows(index, chunks))
-
-    def on_planes(self, index: BlockIndex, *planes: Array) -> Array:
-        """Run on one array per field."""
-        return self.on_windows(index, self.gather.windows_of_planes(index, planes))
-
-    def on_windows(self, index: BlockIndex, windows: tuple[Array, ...], *, stand_in: bool = False) -> Array:
-        """Run on the windows of a block; with `stand_in`, an encoder gives numbers that depend on the place alone."""
-        try:
-            run = getattr(self.run, "stand_in", self.run) if stand_in else self.run
-            out = run(index, windows)
-        except Exception as error:
-            # Tells a failed encoder, which no retry mends, from a failed read; see store.py.
-            error.add_note(f"{RUN_FAILED}: {index}")
-            raise
-        return out[..., ::-1, :] if self.reverse_rows else out
-
-
-class BlockLayer(Layer):  # type: ignore[misc]
-    """The tasks of all blocks, each made when it is asked for.
+class Output:
+    """One of the arrays that the blocks give.
 
     Parameters
     ----------
     name : str
-        Of the array: the first element of its keys.
-    task : BlockTask
-        What runs for each block.
-    blocks : tuple of int
-        Chunks along each axis of the array.
+        Start of the array's key names.
+    leading : tuple of int
+        Sizes of the dimensions between time and y: ``(D,)`` for embeddings, ``()`` for a mask.
+    dtype : dtype
+        Of its values.
+    alone : callable, optional
+        Makes this array by itself, at less cost than the run that makes all of them: the valid fraction needs no
+        encoder. It runs for blocks of which nothing else is computed.
     """
 
-    def __init__(self, name: str, task: BlockTask, blocks: tuple[int, ...], annotations: Any = None) -> None:
+    name: str
+    leading: tuple[int, ...]
+    dtype: np.dtype[Any]
+    alone: Run | None = None
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """What runs for each block. Frozen and small: every task of the graph shares it."""
+
+    run: Run
+    gather: Gather
+    times: int
+
+    @property
+    def blocks(self) -> tuple[int, int, int]:
+        """Blocks along time, rows and columns."""
+        return (self.times, *self.gather.plan.blocks)
+
+    def index(self, position: Sequence[int]) -> BlockIndex:
+        """Return the block at a position among the chunks of an array: first of time, last of y and x."""
+        row = self.blocks[1] - 1 - position[-2] if self.gather.south_up else position[-2]
+        return BlockIndex(position[0], row, position[-1])
+
+    def on_windows(self, index: BlockIndex, windows: tuple[Array, ...], *, stand_in: bool = False) -> Result:
+        """Run on the windows of a block; with `stand_in`, an encoder gives numbers that depend on the place alone."""
+        try:
+            run = getattr(self.run, "stand_in", self.run) if stand_in else self.run
+            result = run(index, windows)
+        except Exception as error:
+            # Tells a failed encoder, which no retry fixes, from a failed read; see store/layout.py.
+            error.add_note(f"{RUN_FAILED}: {index}")
+            raise
+        if not self.gather.south_up:
+            return result
+        # Blocks are computed north up, and an array has the rows of its cube.
+        if isinstance(result, tuple):
+            return tuple(array[..., ::-1, :] for array in result)
+        return result[..., ::-1, :]
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """The function of one task of a graph: a block, computed from its source chunks in the order of `Gather.pieces`.
+
+    `output` is the position of the only array to give; None: all that the run gives.
+    """
+
+    task: BlockTask
+    index: BlockIndex
+    output: int | None = None
+
+    def __call__(self, *chunks: Array) -> Result:
+        """Compute the block."""
+        result = self.task.on_windows(self.index, self.task.gather.windows(self.index, chunks))
+        return result if self.output is None else result[self.output]
+
+    def node(self, key: Any) -> Task:
+        """Return the task of a graph that makes this call."""
+        return Task(key, self, *(TaskRef(piece.key) for piece in self.task.gather.pieces(self.index)))
+
+
+@dataclass(frozen=True)
+class _Pick:
+    """Takes one array out of a block's result.
+
+    Not `operator.getitem`: Dask's optimisation takes that for a slice of an array, and merges it with others.
+    """
+
+    output: int
+
+    def __call__(self, result: tuple[Array, ...]) -> Array:
+        return result[self.output]
+
+
+class _LazyLayer(Layer):  # type: ignore[misc]
+    """Tasks by position, each made when it is asked for; keys are ``(name, *position)``."""
+
+    def __init__(self, name: str, counts: tuple[int, ...], annotations: Any = None) -> None:
         super().__init__(annotations=annotations)
         self.output = name
-        self.task = task
-        self.blocks = blocks
+        self.counts = counts
+
+    @abstractmethod
+    def node(self, key: tuple[Any, ...]) -> GraphNode:
+        """Return the task of a key."""
 
     @property
     def has_legacy_tasks(self) -> bool:
@@ -120,33 +190,102 @@ class BlockLayer(Layer):  # type: ignore[misc]
     def __contains__(self, key: object) -> bool:
         return (
             isinstance(key, tuple)
-            and len(key) == 1 + len(self.blocks)
+            and len(key) == 1 + len(self.counts)
             and key[0] == self.output
-            and all(isinstance(i, Integral) and 0 <= int(i) < n for i, n in zip(key[1:], self.blocks, strict=True))
+            and all(isinstance(i, Integral) and 0 <= int(i) < n for i, n in zip(key[1:], self.counts, strict=True))
         )
 
-    def __getitem__(self, key: Any) -> Task:
+    def __getitem__(self, key: Any) -> GraphNode:
         if key not in self:
             raise KeyError(key)
-        row = self.blocks[-2] - 1 - key[-2] if self.task.reverse_rows else key[-2]
-        index = BlockIndex(key[1], row, key[-1])
-        return Task(key, self.task, index, List(*(TaskRef(p.key) for p in self.task.gather.pieces(index))))
+        return self.node(key)
 
     def __iter__(self) -> Iterator[Any]:
-        return ((self.output, *at) for at in product(*map(range, self.blocks)))
+        return ((self.output, *position) for position in product(*map(range, self.counts)))
 
     def __len__(self) -> int:
-        return prod(self.blocks)
+        return prod(self.counts)
 
     def cull(self, keys: set[Any], all_hlg_keys: Collection[Any]) -> tuple[Layer, Mapping[Any, set[Any]]]:
         """Make the tasks called `keys`, and name what they need."""
-        tasks = {key: self[key] for key in keys if key in self}
+        return self._culled({key: self.node(key) for key in keys if key in self})
+
+    def _culled(self, tasks: dict[Any, GraphNode]) -> tuple[Layer, Mapping[Any, set[Any]]]:
         needed = {key: set(task.dependencies) for key, task in tasks.items()}
         return MaterializedLayer(tasks, annotations=self.annotations), needed
 
 
+class BlockLayer(_LazyLayer):
+    """The tasks of all blocks: of an array, where blocks give one, else of results that arrays are picked out of.
+
+    Parameters
+    ----------
+    name : str
+        First element of the keys.
+    task : BlockTask
+        What runs for each block.
+    leading : int
+        Dimensions of the array between time and y; 0 for results, whose keys are ``(name, time, row, column)``.
+    """
+
+    def __init__(self, name: str, task: BlockTask, leading: int, annotations: Any = None) -> None:
+        times, rows, columns = task.blocks
+        super().__init__(name, (times, *(1,) * leading, rows, columns), annotations)
+        self.task = task
+
+    def node(self, key: tuple[Any, ...]) -> GraphNode:
+        """Return the task of a key."""
+        return BlockCall(self.task, self.task.index(key[1:])).node(key)
+
+
+class OutputLayer(_LazyLayer):
+    """The tasks of one of several arrays that blocks give: each picks it out of its block's result.
+
+    Parameters
+    ----------
+    name : str
+        First element of the keys.
+    blocks : BlockLayer
+        The results.
+    output : Output
+        The array.
+    position : int
+        Its position in the results.
+    """
+
+    def __init__(self, name: str, blocks: BlockLayer, output: Output, position: int, annotations: Any = None) -> None:
+        times, rows, columns = blocks.task.blocks
+        super().__init__(name, (times, *(1,) * len(output.leading), rows, columns), annotations)
+        self.blocks = blocks
+        self.alone = output.alone
+        self.position = position
+
+    def node(self, key: tuple[Any, ...]) -> GraphNode:
+        """Return the task of a key."""
+        return Task(key, _Pick(self.position), TaskRef(self._block(key)))
+
+    def _block(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.blocks.output, key[1], *key[-2:])
+
+    def cull(self, keys: set[Any], all_hlg_keys: Collection[Any]) -> tuple[Layer, Mapping[Any, set[Any]]]:
+        """Make the tasks called `keys`: where nothing else is asked of a block, its array is made alone.
+
+        `keys` holds those of other layers, too. The layers of arrays that can be made alone come after the others, see
+        `map_blocks_with_halo`, so that by now it holds the keys of all blocks of which others are asked for.
+        """
+        if self.alone is None:
+            return super().cull(keys, all_hlg_keys)
+        task = BlockTask(self.alone, self.blocks.task.gather, self.blocks.task.times)
+        tasks = {}
+        for key in keys:
+            if key in self:
+                shared = self._block(key) in keys
+                tasks[key] = self.node(key) if shared else BlockCall(task, task.index(key[1:])).node(key)
+        return self._culled(tasks)
+
+
 def with_loaded_coordinates(cube: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:
-    """`cube` with its coordinates of no or one dimension in memory.
+    """Return `cube` with its coordinates of no or one dimension in memory.
 
     ``ds.chunk()`` puts these on Dask as well, though they are dates, offsets and names rather than pixels. Computed in
     this thread, whatever scheduler is set.
@@ -160,88 +299,86 @@ def with_loaded_coordinates(cube: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.
 
 
 def map_blocks_with_halo(
-    run: Callable[[BlockIndex, tuple[Array, ...]], Array],
-    gather: Gather,
-    sources: Sequence[Any],
-    *,
-    times: int,
-    leading: tuple[int, ...],
-    dtype: np.dtype[Any],
-    name: str,
-    reverse_rows: bool = False,
-) -> Any:
-    """Map `run` over the blocks of a plan, one task a block.
+    run: Run, gather: Gather, sources: Sequence[Any], outputs: Sequence[Output], *, times: int
+) -> tuple[Any, ...]:
+    """Map `run` over the blocks of a plan, one task per block.
 
     Parameters
     ----------
     run : callable
-        ``run(index, windows) -> (1, *leading, rows, columns)``; frozen and deterministic to tokenise.
+        ``run(index, windows) -> (1, *leading, rows, columns)``, or a tuple of such arrays, one per output; frozen and
+        deterministic to tokenise.
     gather : Gather
         The windows it is given.
     sources : sequence of dask arrays
         Those that the gather's fields name.
+    outputs : sequence of Output
+        The arrays that `run` gives.
     times : int
         Time steps.
-    leading : tuple of int
-        Sizes of the dimensions between time and y: ``(D,)`` for embeddings, ``()`` for a mask.
-    dtype : dtype
-        Of the result.
-    name : str
-        Start of the graph's key names; the rest is a hash of all that decides the numbers.
-    reverse_rows : bool
-        Whether the output's rows run south to north, like a south-up cube's.
 
     Returns
     -------
-    dask.array.Array
-        ``(times, *leading, rows, columns)``, a chunk a block.
+    tuple of dask.array.Array
+        One per output, ``(times, *leading, rows, columns)``, one chunk per block; south up where the cube is.
     """
-    plan = gather.plan
-    token = tokenize(run, gather, [getattr(s, "name", s) for s in sources], times, leading, str(dtype), reverse_rows)
-    key = f"{name}-{token}"
-    row_chunks, column_chunks = plan.chunks
-    chunks = (
-        (1,) * times,
-        *((n,) for n in leading),
-        row_chunks[::-1] if reverse_rows else row_chunks,
-        column_chunks,
-    )
-    task = BlockTask(run, gather, reverse_rows)
-    blocks = tuple(len(c) for c in chunks)
+    task = BlockTask(run, gather, times)
+    described = [(o.name, o.leading, str(o.dtype)) for o in outputs]
+    token = tokenize(run, gather, [getattr(s, "name", s) for s in sources], times, described)
+    rows, columns = gather.plan.chunks
+    if gather.south_up:
+        rows = rows[::-1]
+    chunks = [((1,) * times, *((n,) for n in o.leading), rows, columns) for o in outputs]
     if da.ARRAY_EXPR_ENABLED:
-        return _by_public_api(task, sources, blocks, chunks, dtype)
-    layer = BlockLayer(key, task, blocks)
-    layered = HighLevelGraph.from_collections(key, layer, dependencies=_unique(sources))
-    return da.Array(layered, key, chunks, meta=np.empty((0,) * len(chunks), dtype))
-
-
-def _unique(sources: Sequence[Any]) -> list[Any]:
-    return list({s.name: s for s in sources}.values())
+        return tuple(
+            _by_public_api(task, sources, i if len(outputs) > 1 else None, output, chunks[i])
+            for i, output in enumerate(outputs)
+        )
+    unique = list({s.name: s for s in sources}.values())
+    names = [f"{o.name}-{token}" for o in outputs]
+    several = len(outputs) > 1
+    name = f"blocks-{token}" if several else names[0]
+    blocks = BlockLayer(name, task, 0 if several else len(outputs[0].leading))
+    graph = HighLevelGraph.from_collections(name, blocks, dependencies=unique)
+    if several:
+        picks = {n: OutputLayer(n, blocks, o, i) for i, (n, o) in enumerate(zip(names, outputs, strict=True))}
+        # An array that can be made alone reads the sources then. The others are said to depend on it, though they do
+        # not: layers are culled after those that depend on them, and it has to know of which blocks others are needed.
+        alone = {n for n, layer in picks.items() if layer.alone is not None}
+        needed = {n: {name, *graph.dependencies[name]} if n in alone else {name, *alone} for n in names}
+        graph = HighLevelGraph({**graph.layers, **picks}, {**graph.dependencies, **needed})
+    metas = [np.empty((0,) * len(chunks[i]), output.dtype) for i, output in enumerate(outputs)]
+    return tuple(da.Array(graph, n, chunks[i], meta=metas[i]) for i, n in enumerate(names))
 
 
 def _by_public_api(
-    task: BlockTask, sources: Sequence[Any], counts: tuple[int, ...], chunks: Any, dtype: np.dtype[Any]
+    task: BlockTask, sources: Sequence[Any], position: int | None, output: Output, chunks: tuple[tuple[int, ...], ...]
 ) -> Any:
-    """Do the same through public functions, for Dask's array expressions: slices, `blockwise`, `concatenate`."""
+    """Make one array through public functions, for Dask's array expressions: slices, `blockwise`, `concatenate`."""
     by_name = {s.name: s for s in sources}
-    fields = [f for group in task.gather.groups for f in group]
-    out = tuple(range(len(chunks)))
-    blocks = np.empty(counts, dtype=object)
-    for at in np.ndindex(*counts):
-        index = BlockIndex(at[0], counts[-2] - 1 - at[-2] if task.reverse_rows else at[-2], at[-1])
-        rows, columns = task.gather.read_ranges(index)
-        planes: list[Any] = []
-        for i, field in enumerate(fields):
-            plane = by_name[field.name][field.cut(index.time, rows, columns)]
-            planes += [plane.T if field.transposed else plane, (100 + 2 * i, 101 + 2 * i)]
+    ends = {name: [np.cumsum((0, *sizes)).tolist() for sizes in source.chunks] for name, source in by_name.items()}
+    if output.alone is not None:
+        # Arrays do not share tasks here: each is made alone where it can be.
+        task, position = BlockTask(output.alone, task.gather, task.times), None
+    axes = tuple(range(len(chunks)))
+    blocks = np.empty(tuple(map(len, chunks)), dtype=object)
+    for at in np.ndindex(*blocks.shape):
+        index = task.index(at)
+        arguments: list[Any] = []
+        for piece in task.gather.pieces(index):
+            name, *chunk = piece.key
+            limits = [slice(*ends[name][axis][i : i + 2]) for axis, i in enumerate(chunk)]
+            first = len(axes) + sum(map(len, arguments[1::2]))  # dimensions that no other argument has
+            arguments += [by_name[name][tuple(limits)], tuple(range(first, first + len(chunk)))]
         blocks[at] = da.blockwise(
-            partial(task.on_planes, index),
-            out,
-            *planes,
-            new_axes={axis: c[i] for axis, (c, i) in enumerate(zip(chunks, at, strict=True))},
+            BlockCall(task, index, position),
+            axes,
+            *arguments,
+            new_axes={axis: sizes[i] for axis, (sizes, i) in enumerate(zip(chunks, at, strict=True))},
             concatenate=True,
-            dtype=dtype,
-            meta=np.empty((0,) * len(chunks), dtype),
+            token=output.name,
+            dtype=output.dtype,
+            meta=np.empty((0,) * len(chunks), output.dtype),
         )
     for axis in reversed(range(blocks.ndim)):
         joined = np.empty(blocks.shape[:axis], dtype=object)
@@ -251,15 +388,57 @@ def _by_public_api(
     return blocks[()]
 
 
-def runs(array: Any) -> list[Any]:
-    """The callables that run for the blocks which `array` is made of: `EmbedBlock`, `ValidBlock`."""
-    return [layer.task.run for layer in block_layers(array)]
+def layered(*arrays: Any) -> tuple[HighLevelGraph, list[str]]:
+    """Return one graph of several arrays, in layers, and the first element of each array's keys in it.
+
+    The graph of an array expression is flat, and its keys are not called by the array's name.
+    """
+    if not da.ARRAY_EXPR_ENABLED:
+        return HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays)), [a.name for a in arrays]
+    layers: dict[str, dict[Any, Any]] = {}
+    names: list[str] = []
+    for array in arrays:
+        flat = array.__dask_graph__()
+        for key, value in flat.items():
+            layers.setdefault(_layer_of(key), {})[key] = _node(key, value, flat)
+        names.append(next(flatten([array.__dask_keys__()]))[0])
+    dependencies = {
+        name: {_layer_of(other) for node in layer.values() for other in node.dependencies} - {name}
+        for name, layer in layers.items()
+    }
+    return HighLevelGraph({name: MaterializedLayer(layer) for name, layer in layers.items()}, dependencies), names
 
 
-def block_layers(array: Any) -> list[BlockLayer]:
-    """The layers of blocks that `array` is made of."""
-    layers = getattr(array.__dask_graph__(), "layers", {})
-    return [layer for layer in layers.values() if isinstance(layer, BlockLayer)]
+def _node(key: Any, value: Any, keys: Container[Any]) -> GraphNode:
+    """Return what a graph has under a key as a task, or as data: a tuple is a task as Dask wrote them before 2024."""
+    node = convert_legacy_task(key, value, keys)
+    return node if isinstance(node, GraphNode) else DataNode(key, node)
+
+
+def _layer_of(key: Any) -> str:
+    return str(key[0] if isinstance(key, tuple) else key)
+
+
+def _layers_of(array: Any) -> Mapping[str, Layer]:
+    if not isinstance(array, da.Array):
+        return {}
+    layers: Mapping[str, Layer] = layered(array)[0].layers
+    return layers
+
+
+def block_tasks(array: Any) -> list[BlockTask]:
+    """Return what runs for the blocks that an array is made of: `EmbedBlock`, `ValidBlock`, with its windows."""
+    layers = _layers_of(array).values()
+    return list({id(task): task for layer in layers for task in _tasks_in(layer)}.values())
+
+
+def _tasks_in(layer: Layer) -> list[BlockTask]:
+    if isinstance(layer, BlockLayer):
+        return [layer.task]
+    if not da.ARRAY_EXPR_ENABLED:
+        return []  # the sources' layers, which may be long
+    calls = [getattr(node, "func", None) for node in layer.values()]
+    return [call.task for call in calls if isinstance(call, BlockCall)]
 
 
 def sources(*arrays: Any) -> list[Any] | None:
@@ -267,12 +446,12 @@ def sources(*arrays: Any) -> list[Any] | None:
 
     None where anything else is among the sources: arrays in memory, functions that read, other kinds of files.
     """
-    found: dict[int, Any] = {}
+    opened: dict[int, Any] = {}
     for array in arrays:
-        graph = array.__dask_graph__()
-        for name, layer in getattr(graph, "layers", {}).items():
+        graph, _ = layered(array)
+        for name, layer in graph.layers.items():
             leaf = not graph.dependencies[name]
-            if isinstance(layer, (Blockwise, BlockLayer)):
+            if isinstance(layer, (Blockwise, _LazyLayer)):
                 if leaf:
                     return None
                 continue
@@ -289,26 +468,42 @@ def sources(*arrays: Any) -> list[Any] | None:
                     leaf = leaf or not some
                 if leaf and not some:
                     return None
-                found |= {id(one): one for one in some}
-    return list(found.values())
+                opened |= {id(one): one for one in some}
+    return list(opened.values())
 
 
-def blocks_of(part: Mapping[Any, Any], kind: type) -> list[tuple[Any, Gather, BlockIndex]]:
-    """The blocks in a flat graph that a `kind` of callable runs for: that callable, its gather, and which block."""
-    tasks = [node for node in part.values() if isinstance(getattr(node, "func", None), BlockTask)]
-    return [(t.func.run, t.func.gather, t.args[0]) for t in tasks if isinstance(t.func.run, kind)]
+def block_calls(part: Mapping[Any, Any]) -> list[tuple[BlockCall, dict[tuple[Any, ...], Any]]]:
+    """Return the blocks in a flat graph, each with the keys of its source chunks there, by those of `Gather.pieces`."""
+    calls = []
+    for node in part.values():
+        call = getattr(node, "func", None)
+        if isinstance(call, BlockCall):
+            pieces = call.task.gather.pieces(call.index)
+            # Of array expressions, arguments are tasks in the task, each of one chunk.
+            keys = [a.key if isinstance(a, TaskRef) else next(iter(a.dependencies)) for a in node.args]
+            calls.append((call, dict(zip((piece.key for piece in pieces), keys, strict=True))))
+    return calls
+
+
+def is_result_alone(part: Mapping[Any, Any], key: Any) -> bool:
+    """Return whether a key of a flat graph is a block, or an array of one, of which nothing is computed."""
+    node = part[key]
+    while isinstance(node, Alias) or isinstance(getattr(node, "func", None), _Pick):
+        (key,) = node.dependencies
+        node = part[key]
+    return isinstance(getattr(node, "func", None), BlockCall)
 
 
 def stored(array: Any) -> list[Any]:
-    """The Zarr arrays that xarray would read `array` from; empty where it comes from anything else."""
-    layers = getattr(getattr(array, "dask", None), "layers", {})
+    """Return the Zarr arrays that xarray would read `array` from; none where it comes from anything else."""
     # Dask keeps what a graph reads from in a layer of its own, which holds nothing else.
-    values = [v for name, layer in layers.items() if str(name).startswith("original-") for v in layer.values()]
+    originals = [layer for name, layer in _layers_of(array).items() if str(name).startswith("original-")]
+    values = [value for layer in originals for value in layer.values()]
     return [a for a in (_unwrapped(getattr(v, "value", v)) for v in values) if isinstance(a, zarr.Array)]
 
 
 def _unwrapped(value: Any) -> Any:
-    """What xarray's lazily indexed arrays read from; any other value as it is."""
+    """Return what xarray's lazily indexed arrays read from; any other value as it is."""
     inner = value
     while hasattr(inner, "array") and type(inner).__module__.startswith("xarray."):
         inner = inner.array
@@ -325,31 +520,32 @@ _SAME_VALUES = (
 
 def derived(array: Any) -> list[str]:
     """Return what was computed on the way from embeddings to `array`, as Dask calls it: ``["mul"]`` for ``2 * emb``."""
-    graph = array.__dask_graph__()
-    layers = getattr(graph, "layers", {})
-    after = {name for name, layer in layers.items() if isinstance(layer, BlockLayer)}
+    graph, _ = layered(array)
+    layers = graph.layers
+    after = {name for name, layer in layers.items() if isinstance(layer, OutputLayer) or _tasks_in(layer)}
     if not after:  # embeddings that were opened
         after = {name for name in layers if not graph.dependencies[name]}
-    made: list[str] = []
-    for name in graph._toposort_layers() if after else ():
+    steps: list[str] = []
+    for name in _in_order(graph):
         if name not in after and graph.dependencies[name] & after:
             after.add(name)
             kind = name.rpartition("-")[0]
-            made += [] if kind.startswith(_SAME_VALUES) else [kind]
-    return made
+            steps += [] if kind.startswith(_SAME_VALUES) else [kind]
+    return steps
 
 
-def merged(*arrays: Any) -> HighLevelGraph:
-    """One graph of several arrays."""
-    return HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
+def _in_order(graph: HighLevelGraph) -> list[str]:
+    """Return the names of the layers, those that a layer needs before it."""
+    return list(TopologicalSorter(graph.dependencies).static_order())
 
 
 class _Keys:
     """Whether a graph has a key, without listing its keys."""
 
     def __init__(self, graph: HighLevelGraph) -> None:
-        self._lazy = {layer.output for layer in graph.layers.values() if isinstance(layer, (Blockwise, BlockLayer))}
-        self._listed = [layer for layer in graph.layers.values() if not isinstance(layer, (Blockwise, BlockLayer))]
+        lazy = (Blockwise, _LazyLayer)
+        self._lazy = {layer.output for layer in graph.layers.values() if isinstance(layer, lazy)}
+        self._listed = [layer for layer in graph.layers.values() if not isinstance(layer, lazy)]
 
     def __contains__(self, key: object) -> bool:
         try:
@@ -364,32 +560,30 @@ class _Keys:
 
 
 def cut(graph: HighLevelGraph, keys: Iterable[Any]) -> dict[Any, Any]:
-    """Only what `keys` need, as a flat graph. Not fused: `compute.py` tells reads from blocks by their tasks.
+    """Return only what `keys` need, as a flat graph. Not fused: `compute.py` tells reads from blocks by their tasks.
 
     `HighLevelGraph.cull` does the same, but lists all keys of layers on the way, each time.
     """
-    found: dict[Any, Any] = {}
-    wanted = set(keys)
+    part: dict[Any, Any] = {}
+    missing = set(keys)
     known = _Keys(graph)
-    for name in reversed(graph._toposort_layers()):
+    for name in reversed(_in_order(graph)):
         layer = graph.layers[name]
-        if isinstance(layer, (Blockwise, BlockLayer)):
-            mine = {k for k in wanted if isinstance(k, tuple) and k[0] == layer.output}
-            if mine:
-                wanted -= mine
-                culled, needed = layer.cull(mine, ())
-                found.update(culled)
-                wanted.update(*needed.values())
+        if isinstance(layer, (Blockwise, _LazyLayer)):
+            own = {k for k in missing if isinstance(k, tuple) and k[0] == layer.output}
+            if own:
+                culled, needed = layer.cull(own if isinstance(layer, Blockwise) else missing, ())
+                missing -= own
+                part.update(culled)
+                missing.update(*needed.values())
             continue
-        todo = [k for k in wanted if k in layer]
-        wanted.difference_update(todo)
+        todo = [k for k in missing if k in layer]
+        missing.difference_update(todo)
         while todo:
             key = todo.pop()
-            if key in found:
+            if key in part:
                 continue
-            found[key] = node = convert_legacy_task(key, layer[key], known)
-            if not isinstance(node, GraphNode):
-                found[key] = node = DataNode(key, node)
+            part[key] = node = _node(key, layer[key], known)
             for other in node.dependencies:
-                (todo.append if other in layer else wanted.add)(other)
-    return found
+                (todo.append if other in layer else missing.add)(other)
+    return part

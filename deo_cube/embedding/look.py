@@ -56,7 +56,7 @@ def before_writing(emb: xr.DataArray, *, patience: float | None = None) -> None:
     ArgumentError
         Where the scene classification or the mask holds other numbers.
     """
-    if emb.chunks is None or not any(isinstance(run, EmbedBlock) for run in graph.runs(emb.data)):
+    if emb.chunks is None or not any(isinstance(task.run, EmbedBlock) for task in graph.block_tasks(emb.data)):
         return
     problems: list[DeoCubeError] = []
     thread = threading.Thread(target=_look, args=(emb, problems), name="deo_cube-look", daemon=True)
@@ -82,12 +82,18 @@ def _check(emb: xr.DataArray) -> None:
     times = shape[0] if emb.ndim == 4 else 1
     dates = sorted({0, times // 2, times - 1} | {round(i * (times - 1) / 9) for i in range(10)})
     middle = (0, shape[-2] // 2, shape[-1] // 2)
-    keys = [(array.name, *((t,) if emb.ndim == 4 else ()), *middle) for t in dates]
-    part = graph.cut(graph.merged(array), keys)
-    blocks = sorted(graph.blocks_of(part, EmbedBlock), key=lambda block: block[2].time)
+    whole, (name,) = graph.layered(array)
+    part = graph.cut(whole, [(name, *((t,) if emb.ndim == 4 else ()), *middle) for t in dates])
+    blocks: list[tuple[EmbedBlock, Gather, BlockIndex]] = []
+    chunks: dict[tuple[Any, ...], Any] = {}
+    for call, chunk_keys in graph.block_calls(part):
+        if isinstance(call.task.run, EmbedBlock):
+            blocks.append((call.task.run, call.task.gather, call.index))
+            chunks |= chunk_keys
     if not blocks:
         return
-    looked = _Looked(part)
+    blocks.sort(key=lambda block: block[2].time)
+    looked = _Looked(part, chunks)
     run, gather, _ = blocks[0]
     # Bands of one chunk are looked at together; each group at another date, so that all bands and many dates are seen.
     bands = _together(gather.groups[0])
@@ -138,8 +144,9 @@ def _together(fields: tuple[Field, ...]) -> list[tuple[Field, ...]]:
 class _Looked:
     """Chunks that were read, within the limits."""
 
-    def __init__(self, part: Mapping[Any, Any]) -> None:
+    def __init__(self, part: Mapping[Any, Any], keys: Mapping[tuple[Any, ...], Any]) -> None:
         self._part = part
+        self._keys = keys
         self._bytes = 0.0
         self._seen: set[Any] = set()
 
@@ -157,12 +164,12 @@ class _Looked:
             piece.key in self._seen
             or size > CHUNK_BYTES
             or self._bytes + size > ALL_BYTES
-            or piece.key not in self._part
+            or piece.key not in self._keys
         ):
             return []
         self._seen.add(piece.key)
         self._bytes += size
-        chunk = np.asarray(compute.compute_one(self._part, piece.key))
+        chunk = np.asarray(compute.compute_one(self._part, self._keys[piece.key]))
         time = first.axes[0]
         start = 0 if time is None else index.time - int(piece.cut[time])  # type: ignore[arg-type]
         steps = range(1 if time is None else sizes[time])

@@ -194,12 +194,12 @@ def derivation(emb: xr.DataArray) -> str | None:
     if model is None:
         return None
     before = emb.attrs.get(PREFIX + "derived")
-    if emb.chunks is None or not (graph.block_layers(emb.data) or graph.stored(emb.data)):
+    if emb.chunks is None or not (graph.block_tasks(emb.data) or graph.stored(emb.data)):
         return str(before) if before is not None else f"values in memory, from {model} embeddings"
     steps = list(dict.fromkeys(_STEP.sub("", kind).replace("_", " ") for kind in graph.derived(emb.data)))
     if not steps:
         return None if before is None else str(before)
-    dates = max((layer.blocks[0] for layer in graph.block_layers(emb.data)), default=1)
+    dates = max((task.times for task in graph.block_tasks(emb.data)), default=1)
     over = " over time" if dates > 1 and "time" not in emb.coords else ""
     return f"{', '.join(steps)}{over} of {before or f'{model} embeddings'}"
 

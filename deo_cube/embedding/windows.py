@@ -6,7 +6,7 @@ overlapped first, so the numbers cannot depend on the source's chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import chain, product, takewhile
@@ -65,12 +65,6 @@ class Field:
             key[x_axis], cut[x_axis] = xi, xs
             found.append(Piece((self.name, *key), tuple(cut), (yd, xd)))
         return found
-
-    def cut(self, time: int, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[int | slice, ...]:
-        """Index into the whole array for the pixels ``[rows) x [columns)`` of one time step."""
-        t_axis, b_axis, y_axis, _ = self.axes
-        at: dict[int | None, int | slice] = {t_axis: time, b_axis: self.band, y_axis: slice(*rows)}
-        return tuple(at.get(axis, slice(*columns)) for axis in range(len(self.chunks)))
 
     @property
     def transposed(self) -> bool:
@@ -203,16 +197,6 @@ class Gather:
                 for piece in field.pieces(index.time, rows, columns):
                     values = next(feed)[piece.cut]
                     band[piece.into] = values.T if field.transposed else values
-
-        return tuple(self._window(index, group, fill) for group in self.groups)
-
-    def windows_of_planes(self, index: BlockIndex, planes: Iterable[Array]) -> tuple[Array, ...]:
-        """The same from one stitched array a field, as the cube has it."""
-        feed = iter(planes)
-
-        def fill(source: Array, group: Sequence[Field]) -> None:
-            for band in source:
-                band[...] = next(feed)
 
         return tuple(self._window(index, group, fill) for group in self.groups)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import georeference
-from deo_cube.embedding.graph import BlockIndex, Gather, as_fields, map_blocks_with_halo
+from deo_cube.embedding.graph import BlockIndex, Gather, Output, as_fields, map_blocks_with_halo
 from deo_cube.embedding.tiles import BlockAxis, TilePlan, plan_tiles
 from deo_cube.heads.vectors import geobox, spatial_dims
 
@@ -98,10 +98,8 @@ def map_windows(
     else:
         names = (str(lead[0]) if lead else None, along, y, x)
         fields, source = as_fields(array.variable, names, range(array.sizes[along]), BLOCK)
-        packed = map_blocks_with_halo(
-            run, Gather(plan, (fields,), world.south_up), [source], times=times, leading=leading,
-            dtype=np.dtype(dtype), name=name, reverse_rows=world.south_up,
-        )  # fmt: skip
+        output = Output(name, leading, np.dtype(dtype))
+        (packed,) = map_blocks_with_halo(run, Gather(plan, (fields,), world.south_up), [source], [output], times=times)
         values = _unpacked(packed, factor, south_up=world.south_up)
     values = values if lead else values[0]
     out = xr.DataArray(values, dims=(*lead, *((dim,) if dim else ()), y, x), name=name, attrs=dict(attrs))

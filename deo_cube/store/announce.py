@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from deo_cube.embedding import graph, metadata, runtime
+from deo_cube.embedding.block import EmbedBlock
 from deo_cube.errors import DeoCubeError
 from deo_cube.progress import duration, size
 from deo_cube.store import run_local
@@ -36,7 +37,7 @@ def opening(emb: xr.DataArray, layout: Layout, store: Any, done: int, kind: str,
     total = int(np.prod(layout.blocks))
     alias = emb.attrs.get(metadata.PREFIX + "model_alias", "embeddings")
     text = f"{store}: {total - done} of {total} blocks to do, {alias}, {_workers(kind, num_workers)}"
-    run = next((r for r in graph.runs(emb.data) if getattr(r, "ref", None) is not None), None)
+    run = next((t.run for t in graph.block_tasks(emb.data) if isinstance(t.run, EmbedBlock)), None)
     if run is not None and kind != "distributed":
         try:
             device = runtime.choose_device(run.device)
@@ -98,7 +99,7 @@ def computing(array: xr.DataArray, out: str | os.PathLike[str]) -> Iterator[None
     """Log the same lines around the computation of what was made from embeddings: a map of classes, say."""
     count, start = getattr(array.data, "npartitions", 1), time.perf_counter()
     text = f"{out}: {_count(count, 'block')} to do"
-    run = next((r for r in graph.runs(array.data) if getattr(r, "ref", None)), None) if array.chunks else None
+    run = next((t.run for t in graph.block_tasks(array.data) if isinstance(t.run, EmbedBlock)), None)
     if run is not None:
         device = runtime.choose_device(run.device)
         text += f", {run.ref.card.alias} on {device}, {_expected(run, array.sizes.get('time', 1), device)}"

@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 
@@ -136,11 +135,6 @@ def to_zarr(
         If reading fails `retries` times, the disk is full, or the cluster's scheduler is lost: what is done is safe,
         and the same call goes on.
     """
-    if da.ARRAY_EXPR_ENABLED:
-        raise ArgumentError(
-            "to_zarr cannot take single blocks out of Dask's array expressions: start Python anew with "
-            "dask.config.set({'array.query-planning': False}) before dask.array is imported"
-        )
     if not isinstance(emb, xr.DataArray):
         emb = embeddings_of(emb)
     _check(emb)
@@ -220,7 +214,7 @@ class _Run:
         if self.scheduler == "distributed":
             from deo_cube.store.run_distributed import fly
 
-            runs = graph.runs(self.emb.data)
+            runs = [task.run for task in graph.block_tasks(self.emb.data)]
             fly(jobs, run_one, bar, runs, run=run, patience=self.patience, results=results)
             return
         try:
@@ -362,12 +356,11 @@ def _done(record: Record) -> Iterator[Block]:
 def _jobs(
     emb: xr.DataArray, target: Target, todo: Iterator[tuple[int, int, int]], reading: Reading, run: str
 ) -> Iterator[Job]:
-    values, valid = emb.data, emb["valid"].data
-    whole = graph.merged(values, valid)
+    whole, (values, valid) = graph.layered(emb.data, emb["valid"].data)
     four = emb.ndim == 4
     while wave := list(itertools.islice(todo, WAVE)):
         keys = {
-            b: ((values.name, *((b[0],) if four else ()), 0, *b[1:]), (valid.name, *((b[0],) if four else ()), *b[1:]))
+            b: ((values, *((b[0],) if four else ()), 0, *b[1:]), (valid, *((b[0],) if four else ()), *b[1:]))
             for b in wave
         }
         part = graph.cut(whole, [k for pair in keys.values() for k in pair])

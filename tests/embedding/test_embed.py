@@ -112,12 +112,13 @@ def test_embedding_a_dask_cube_computes_nothing() -> None:
             emb.compute()
 
 
-def test_at_most_two_tasks_a_block() -> None:
+def test_one_task_per_block_and_a_pick_per_array() -> None:
     cube = cube_at((240, 240), times=3, chunks={"time": 1, "y": 60, "x": 60})
     emb = embed(cube, **SMALL)
     sources = {k for b in BANDS for k in dict(cube[b].data.__dask_graph__())}
     ours = set(dict(emb.__dask_graph__())) - sources
-    assert len(ours) <= 2 * emb.data.npartitions
+    assert len(ours) == 3 * emb.data.npartitions
+    assert len({k for k in ours if k[0].startswith("blocks-")}) == emb.data.npartitions
 
 
 def test_a_slice_reads_only_its_blocks() -> None:

@@ -6,18 +6,25 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import dask
 import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from dask.core import flatten
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deo_cube.embedding.graph import BlockIndex, Gather, as_fields, map_blocks_with_halo, read_amplification
+from deo_cube.embedding import runtime
+from deo_cube.embedding.embed import embed
+from deo_cube.embedding.graph import BlockIndex, Gather, Output, as_fields, map_blocks_with_halo, read_amplification
 from deo_cube.embedding.tiles import TilePlan, mirror
+from deo_cube.store.write import to_zarr
+from tests.embedding.conftest import cube_at
 
 DIMS = ("time", None, "y", "x")
 
@@ -48,16 +55,10 @@ class Means:
 
 def mapped(array: da.Array, plan: TilePlan, *, south_up: bool = False) -> da.Array:
     fields, source = as_fields(xr.Variable(("time", "y", "x"), array), DIMS, [0], plan.block)
-    return map_blocks_with_halo(
-        Means(plan),
-        Gather(plan, (fields,), south_up=south_up),
-        [source],
-        times=array.shape[0],
-        leading=(1,),
-        dtype=np.dtype(float),
-        name="means",
-        reverse_rows=south_up,
-    )
+    gather = Gather(plan, (fields,), south_up=south_up)
+    output = Output("means", (1,), np.dtype(float))
+    (out,) = map_blocks_with_halo(Means(plan), gather, [source], [output], times=array.shape[0])
+    return out
 
 
 def oracle(image: np.ndarray, plan: TilePlan) -> np.ndarray:
@@ -153,6 +154,64 @@ def test_one_task_a_block_besides_the_sources() -> None:
     blocks = 3 * plan.blocks[0] * plan.blocks[1]
     assert len(dict(out.__dask_graph__())) - len(dict(image.__dask_graph__())) == blocks
     assert out.npartitions == blocks
+
+
+@pytest.fixture
+def stitched(monkeypatch: pytest.MonkeyPatch) -> list[BlockIndex]:
+    """The blocks whose windows are stitched, as they are."""
+    indices: list[BlockIndex] = []
+    windows = Gather.windows
+
+    def counted(self: Gather, index: BlockIndex, chunks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        indices.append(index)
+        return windows(self, index, chunks)
+
+    monkeypatch.setattr(Gather, "windows", counted)
+    return indices
+
+
+EMB = {"model": "means", "units": "dn", "block": 48, "dtype": "float32"}
+
+
+def test_values_and_valid_fraction_are_stitched_once_per_block(stitched: list[BlockIndex], tmp_path: Path) -> None:
+    emb = embed(cube_at(chunks={"y": 50, "x": 64}), **EMB)
+    blocks = Counter(BlockIndex(*at) for at in np.ndindex(2, *emb.data.numblocks[-2:]))
+    whole = emb.compute(scheduler="sync")
+    assert Counter(stitched) == blocks
+    stitched.clear()
+    part = emb.isel(time=1, y=slice(3, 8), x=[5, 6]).compute(scheduler="sync")
+    assert len(stitched) == 1
+    np.testing.assert_array_equal(part, whole.isel(time=1, y=slice(3, 8), x=[5, 6]))
+    np.testing.assert_array_equal(part.valid, whole.valid.isel(time=1, y=slice(3, 8), x=[5, 6]))
+    stitched.clear()
+    to_zarr(emb, tmp_path / "e.zarr", progress=False)
+    assert Counter(stitched) == blocks
+
+
+def test_valid_fractions_alone_need_no_encoder(stitched: list[BlockIndex], monkeypatch: pytest.MonkeyPatch) -> None:
+    emb = embed(cube_at(chunks={"y": 50, "x": 64}), **EMB)
+    expected = emb.compute(scheduler="sync").valid
+    stitched.clear()
+    monkeypatch.setattr(runtime, "encoder", None)
+    np.testing.assert_array_equal(emb.valid.compute(scheduler="sync"), expected)
+    assert len(stitched) == emb.valid.data.npartitions
+
+
+def test_the_graph_is_the_same_for_every_way_to_compute_it() -> None:
+    emb = embed(cube_at(south_up=True, times=None, chunks={"y": 50, "x": 64}), **EMB)
+    values, valid = dask.compute(emb.data, emb.valid.data, scheduler="sync")
+    whole = dict(emb.valid.data.__dask_graph__()) | dict(emb.data.__dask_graph__())
+    for array, expected in ((emb.data, values), (emb.valid.data, valid)):
+        blocks = dask.get(whole, list(flatten(array.__dask_keys__())))
+        for at, block in zip(np.ndindex(*array.numblocks), blocks, strict=True):
+            np.testing.assert_array_equal(block, array.blocks[at].compute(scheduler="sync"))
+            np.testing.assert_array_equal(block, dask.compute(array, scheduler="threads")[0][_slices(array, at)])
+        np.testing.assert_array_equal(array.persist(scheduler="sync"), expected)
+
+
+def _slices(array: da.Array, at: tuple[int, ...]) -> tuple[slice, ...]:
+    ends = [np.cumsum((0, *sizes)) for sizes in array.chunks]
+    return tuple(slice(int(e[i]), int(e[i + 1])) for e, i in zip(ends, at, strict=True))
 
 
 def test_a_slice_runs_only_its_blocks() -> None:
