@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deo_cube.cube.masks import check_classes, check_mask
 from deo_cube.cube.units import Radiometry, find_mistakes, find_unit_error
-from deo_cube.embedding import compute, graph
+from deo_cube.embedding import graph
 from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.windows import BlockIndex, Field, Gather
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, DeoCubeError
@@ -169,7 +169,7 @@ class _Looked:
             return []
         self._seen.add(piece.key)
         self._bytes += size
-        chunk = np.asarray(compute.compute_one(self._part, self._keys[piece.key]))
+        chunk = np.asarray(graph.evaluate(self._part, [self._keys[piece.key]])[0])
         time = first.axes[0]
         start = 0 if time is None else index.time - int(piece.cut[time])  # type: ignore[arg-type]
         steps = range(1 if time is None else sizes[time])

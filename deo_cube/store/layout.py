@@ -7,7 +7,7 @@ Layout of the group::
     time, y, x, spatial_ref, ...               coordinates
     progress/crc32/c/<time>/<row>/<column>     one entry per block, written after its shards (`record.py`)
     progress/sealed.json                       a copy of the metadata, to find and repair damage (`seal.py`)
-    progress/sources                           evidence of which files the blocks were made from (`inputs.py`)
+    progress/sources                           evidence of which files the blocks were made from (`write.py`)
 
 A block is written in this order: `valid`, `embeddings`, then its entry. Each object is replaced as a whole: on disk it
 is written, synced, renamed, and its folder synced; on object stores it is one PUT. So an entry is never there without

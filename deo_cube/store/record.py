@@ -4,7 +4,8 @@ An entry is the object ``progress/crc32/c/<time>/<row>/<column>``: eight bytes, 
 
 - bits 0 to 31: the CRC-32 of what was written
 - bit 32: set, so that an entry of zeros is not an entry
-- bits 33 to 63: a checksum of what the block was made from (`inputs.py`); 0 where an earlier version did not record it
+- bits 33 to 63: a checksum of what the block was made from (`block.input_checksum`); 0 where an earlier version did
+  not record it
 
 Whatever else is found under such a name, as after a loss of power, is not an entry: the block is done again. Entries
 belong to no Zarr array, so that other readers of Zarr do not take the record for a picture; the bytes are those of the

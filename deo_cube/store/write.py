@@ -6,7 +6,7 @@ a scheduler sees one task per block, whatever the source; nothing is parked betw
 needed, and the progress record is read as they are made: a million blocks start as quickly as ten.
 
 Where a store is resumed, the inputs of the blocks that are done are compared with those of this call first
-(`inputs.py`), by jobs of the same kind that read and do not encode.
+(`block.input_checksum`), by jobs of the same kind that read and do not encode.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import xarray as xr
 
 from deo_cube import arguments
 from deo_cube.cube.coordinates import storable_coordinates
-from deo_cube.embedding import chunks, compute, graph, look, metadata
+from deo_cube.embedding import chunks, graph, look, metadata
+from deo_cube.embedding.block import compute_block
 from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
 from deo_cube.inputs import embeddings_of, refuse_foreign
 from deo_cube.store import announce, create, location, objects, run_local, sources
@@ -365,7 +366,7 @@ def _jobs(
         }
         part = graph.cut(whole, [k for pair in keys.values() for k in pair])
         for b, (v, f) in keys.items():
-            yield Job(target, b, compute.subgraph(part, [v, f]), v, f, reading, run)
+            yield Job(target, b, graph.subgraph(part, [v, f]), v, f, reading, run)
 
 
 def run_job(job: Job) -> None:
@@ -407,7 +408,7 @@ def check_job(job: Job) -> bool | None:
     (values, valid), inputs = _compute(job, encode=False)
     if entry.inputs == inputs:
         return True
-    if values is not None and not compute.encodes(job.graph):
+    if values is not None and not graph.has_blocks(job.graph):
         # Nothing is encoded: the block itself was computed, and is compared.
         return bool(entry.output == job.target.layout.checksum(job.block, values, valid))
     return None if entry.inputs is None else False
@@ -417,7 +418,7 @@ def _compute(job: Job, *, encode: bool = True) -> tuple[tuple[Any, Any], int]:
     """Values and valid fraction of a block, without time, and the checksum of its inputs."""
     with chunks.using(job.run) as reader:
         load = partial(reader.read, retries=job.reading.retries, timeout=job.reading.timeout)
-        (values, valid), inputs = compute.compute_block(job.graph, [job.values, job.valid], load, encode=encode)
+        (values, valid), inputs = compute_block(job.graph, [job.values, job.valid], load, encode=encode)
     if values is None:
         return (None, None), inputs
     values, valid = (values[0], valid[0]) if values.ndim == 4 else (values, valid)
