@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from deo_cube import shell
+from deo_cube import cli_errors
 from deo_cube.embedding.options import EmbedOptions, Model, RunOptions, changed_options
 from deo_cube.errors import ArgumentError, DeoCubeError
 from deo_cube.flags import INTEGER, TEXT
@@ -186,7 +186,7 @@ def plan(
     from deo_cube.embedding.plan import plan as plan_cube
 
     counts = plan_cube(open_cube(cube, **read.given()), measure=measure, **changed_options(embedding, run))
-    print(shell.in_flags(repr(counts), ["measure"]))
+    print(cli_errors.in_flags(repr(counts), ["measure"]))
 
 
 def models() -> None:
@@ -359,7 +359,7 @@ class _Flags(logging.Formatter):
     """Log lines as messages of the command line, which name flags."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"deo-cube: {shell.in_flags(record.getMessage(), _flags(['embed']))}"
+        return f"deo-cube: {cli_errors.in_flags(record.getMessage(), _flags(['embed']))}"
 
 
 @contextmanager
@@ -420,7 +420,7 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     flags = _flags(args)
     try:
-        with shell.warnings_as_lines(flags):
+        with cli_errors.warnings_as_lines(flags):
             status = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="deo-cube", description=__doc__, args=args)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone; what Python flushes at its end has nowhere to go either.
@@ -431,5 +431,5 @@ def main(args: list[str] | None = None) -> None:
         print(f"deo-cube: interrupted{resumed}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        raise SystemExit(shell.fail(error, flags)) from error
+        raise SystemExit(cli_errors.fail(error, flags)) from error
     raise SystemExit(status or 0)

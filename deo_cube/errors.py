@@ -1,7 +1,7 @@
 """Errors of the package, by name.
 
 Every error that a user's mistake causes is a `DeoCubeError` and also the builtin that a Python user would catch. A
-message says what was expected, what was found, and the argument or command that fixes it.
+message states what was expected, what was found, and the argument or command that fixes it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ArgumentTypeError(DeoCubeError, TypeError):
 
 
 class SelectionError(DeoCubeError, KeyError):
-    """A name, date or column that an argument selects is not among those there are."""
+    """A name, date or column that an argument selects does not exist."""
 
 
 class InputNotFoundError(DeoCubeError, FileNotFoundError):
@@ -65,11 +65,11 @@ class InputNotFoundError(DeoCubeError, FileNotFoundError):
 
 
 class LabelsError(DeoCubeError, ValueError):
-    """Labels that cannot be read, or that do not say which place is of which class."""
+    """Labels cannot be read, or do not assign places to classes."""
 
 
 class HrefRefusedError(DeoCubeError, PermissionError):
-    """An item or reference names a file that it may not: one of this machine, or inside its network."""
+    """An item or reference names a file that it may not: on this machine, or inside its network."""
 
 
 class StorageError(DeoCubeError, OSError):
@@ -81,7 +81,7 @@ class StorageRefusedError(StorageError, PermissionError):
 
 
 class StorageUnreachableError(StorageError, ConnectionError):
-    """An object store does not answer, or there is no such bucket."""
+    """An object store does not answer, or the bucket does not exist."""
 
 
 class MissingBandsError(DeoCubeError, KeyError):
@@ -89,7 +89,7 @@ class MissingBandsError(DeoCubeError, KeyError):
 
 
 class AmbiguousUnitsError(DeoCubeError, ValueError):
-    """The evidence does not decide units, offset or nodata, or contradicts itself."""
+    """The metadata do not decide units, offset or nodata, or contradict themselves."""
 
 
 class MissingCRSError(DeoCubeError, ValueError):
@@ -113,11 +113,11 @@ class ModelCardError(DeoCubeError, ValueError):
 
 
 class UnknownModelError(DeoCubeError, KeyError):
-    """No model, layer or normalisation goes by that name."""
+    """No model, layer or normalization has this name."""
 
 
 class WeightsNotFoundError(DeoCubeError, FileNotFoundError):
-    """The weights are in none of the places where they were looked for."""
+    """The weights are in none of the places that were searched."""
 
 
 class WeightsMismatchError(DeoCubeError, ValueError):
@@ -129,15 +129,15 @@ class StoreMismatchError(DeoCubeError, ValueError):
 
 
 class DeviceError(DeoCubeError, RuntimeError):
-    """The device is absent, too small, or no worker has it."""
+    """The device is missing or too small, or no worker has it."""
 
 
 class SchedulerError(DeoCubeError, ConnectionError):
-    """A Dask scheduler is not found, does not answer, or was lost during a run."""
+    """A Dask scheduler is missing, does not answer, or was lost during a run."""
 
 
 class CatalogueError(DeoCubeError, ConnectionError):
-    """A catalogue is not known, does not answer, or the network is switched off."""
+    """A catalogue is unknown or does not answer, or the option offline is set."""
 
 
 class MissingExtraError(DeoCubeError, ImportError):
@@ -163,7 +163,7 @@ class CubeProblemsError(DeoCubeError):
 
 
 def joined(problems: Sequence[DeoCubeError]) -> DeoCubeError:
-    """Make one error of several: the only one as it is, else a `CubeProblemsError` of the classes of all."""
+    """Join errors: a single one is returned unchanged, several become a `CubeProblemsError` of all their classes."""
     if len(problems) == 1:
         return problems[0]
     texts = [str(p).replace("\n", "\n   ") for p in problems]

@@ -1,4 +1,4 @@
-"""Paths as users write them: `~`, `file://` and URLs, expanded in one way wherever a path is taken."""
+"""Expand paths as users write them (`~`, `file://`, URLs), in one way for all arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["expand", "is_url", "local_path"]
 
 
 def is_url(path: object) -> bool:
-    """Return whether `path` is the URL of something elsewhere: any scheme but ``file``."""
+    """Return whether `path` is a URL with any scheme but ``file``."""
     text = str(path)
     return "://" in text and not text.lower().startswith("file://")
 
@@ -26,7 +26,7 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     ArgumentTypeError
         For anything but text and paths.
     ArgumentError
-        For a ``file://`` URL of another machine, and for the home folder of a user who does not exist.
+        For a ``file://`` URL of another machine, and for the home folder of an unknown user.
 
     Examples
     --------
@@ -34,26 +34,28 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     '/data/my cube.zarr'
     """
     if not isinstance(path, str | os.PathLike):
-        raise ArgumentTypeError(f"a path is text or a pathlib.Path, got {type(path).__name__}")
+        raise ArgumentTypeError(f"path must be a string or a pathlib.Path, got {type(path).__name__}")
     text = os.fspath(path)
     if isinstance(text, bytes):
         text = os.fsdecode(text)
     if text.lower().startswith("file:"):
         parts = urlsplit(text)
         if parts.netloc not in ("", "localhost"):
-            raise ArgumentError(f"{text} is a file of another machine, {parts.netloc}: file:// has three slashes here")
+            raise ArgumentError(
+                f"{text} is a file of another machine, {parts.netloc}: a local path is written with three slashes, file:///"
+            )
         text = url2pathname(parts.path) if os.name == "nt" else unquote(parts.path)
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ArgumentError(f"the path {text} begins with the home folder of a user who does not exist") from error
+        raise ArgumentError(f"path {text} begins with the home folder of a user who does not exist") from error
 
 
 def expand(path: str | os.PathLike[str]) -> str:
-    """Return `path` as text: a URL as it is, without a slash at its end, a local path as `local_path` has it.
+    """Return `path` as text: a URL unchanged but for slashes at its end, a local path expanded as by `local_path`.
 
     GDAL's ``/vsi...`` paths begin with a slash and stay as they are.
     """
     if isinstance(path, str) and path.startswith("/vsi"):
-        return path  # its doubled slashes mean something
+        return path  # doubled slashes have a meaning in GDAL
     return os.fspath(path).rstrip("/") if is_url(path) else str(local_path(path))

@@ -1,4 +1,4 @@
-"""Progress of a long job: a bar on a terminal or in a notebook, else one plain line per step on standard error."""
+"""Show the progress of a long job: a bar on a terminal or in a notebook, else plain lines on standard error."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ __all__ = ["Progress", "duration", "size"]
 
 #: Share of the work after which the next plain line is printed.
 STEP = 0.1
-#: Seconds after which the next plain line is printed; a twentieth of the time so far if that is longer.
+#: Seconds after which the next plain line is printed; a twentieth of the elapsed time if that is longer.
 PAUSE = 30.0
 
 
 class Progress:
     """Show how much of a job is done, at which rate, and how long the rest will take.
 
-    What an earlier run did counts as done, and never as speed.
+    Units of earlier runs count as done, but not for the rate.
 
     Parameters
     ----------
     total : int
         Units of work, those of earlier runs included.
     title : str
-        Begins each line.
+        Text at the start of each line.
     unit : str
-        What is counted, singular: block, step, round.
+        Noun for one unit, singular: block, step, round.
     done : int
-        Units that an earlier run did.
+        Units that earlier runs did.
     rate_unit : str, optional
-        Unit of the amounts that `advance` is given, whose rate is shown beside the units' own.
+        Unit of the amounts passed to `advance`, whose rate is shown beside that of the units.
     shown : bool
         False: print nothing.
     """
@@ -87,8 +87,8 @@ class Progress:
         """Time for the rest at the rate of this run; None before its first unit."""
         return None if not self.ran else self.seconds * (self.total - self.done) / self.ran
 
-    def found(self, units: int) -> None:
-        """Count units that are found done while the rest is listed; only those beyond the first count are new."""
+    def count_existing(self, units: int) -> None:
+        """Count units of earlier runs while the work is listed; only those beyond the initial count are new."""
         self._listed += units
         new = self._listed - self.earlier
         if new <= 0:
@@ -142,7 +142,7 @@ class Progress:
 
 
 def _draws_bars() -> bool:
-    """Whether a bar can be drawn over and over in the same place: on a terminal, or in a notebook."""
+    """Return whether a bar can be redrawn in place: on a terminal, or in a notebook."""
     if sys.stderr.isatty():
         return True
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
@@ -150,7 +150,7 @@ def _draws_bars() -> bool:
 
 
 def duration(seconds: float) -> str:
-    """A time in words: ``45 s``, ``12 min``, ``3.5 h``."""
+    """Format a time: ``45 s``, ``12 min``, ``3.5 h``."""
     if seconds < 9.95:
         return f"{seconds:.2g} s"
     if seconds < 120:
@@ -161,7 +161,7 @@ def duration(seconds: float) -> str:
 
 
 def size(n: float) -> str:
-    """A number of bytes in words: ``12.3 MB``."""
+    """Format a number of bytes: ``12.3 MB``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if n < 1000 or unit == "TB":
             return f"{n:.3g} {unit}"

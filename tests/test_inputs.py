@@ -15,7 +15,7 @@ import xarray as xr
 
 import deo_cube
 from deo_cube import errors
-from deo_cube.inputs import cube_of, embeddings_of
+from deo_cube.arguments import cube_of, embeddings_of
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from deo_cube import arguments
+from deo_cube.arguments import cube_of, refuse_foreign
 from deo_cube.cube import georeference, times
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.footprint import centre
@@ -17,7 +18,6 @@ from deo_cube.cube.masks import align_mask, check_classes, hidden_classes
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name
 from deo_cube.cube.units import OFFSET_COORD, Radiometry, decide_radiometry
 from deo_cube.errors import ArgumentError, MissingBandsError
-from deo_cube.inputs import cube_of, refuse_foreign
 
 __all__ = ["composite"]
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from deo_cube.arguments import cube_of
 from deo_cube.cube import coordinates, georeference
 from deo_cube.cube.units import product_levels
 from deo_cube.embedding import graph, metadata, runtime, transfer
@@ -24,7 +25,6 @@ from deo_cube.embedding.options import EmbedOptions, Mask, RunOptions
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
 from deo_cube.embedding.tiles import Edge
 from deo_cube.encoder.card import ModelCard
-from deo_cube.inputs import cube_of
 from deo_cube.options import Default, get_option
 
 __all__ = ["check_device", "embed"]

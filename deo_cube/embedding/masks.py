@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from deo_cube.arguments import refuse_foreign
 from deo_cube.cube import georeference
 from deo_cube.cube.bands import BandMatch
 from deo_cube.cube.masks import align_mask, check_classes, check_mask
 from deo_cube.cube.units import Radiometry
 from deo_cube.embedding.options import Mask
 from deo_cube.errors import ArgumentError, MissingBandsError
-from deo_cube.inputs import refuse_foreign
 
 __all__ = ["check_scl", "mask_variable"]
 

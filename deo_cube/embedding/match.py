@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from deo_cube import arguments
+from deo_cube.arguments import cube_of
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.embedding.prepare import Cube
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import card
-from deo_cube.inputs import cube_of
 from deo_cube.options import Default
 from deo_cube.options import resolve as option
 

@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
+from deo_cube.arguments import cube_of, refuse_foreign
 from deo_cube.cube import georeference
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.times import check_times
@@ -20,7 +21,6 @@ from deo_cube.embedding.options import EmbedOptions, dtype_name
 from deo_cube.embedding.tiles import TilePlan, plan_tiles
 from deo_cube.encoder.registry import EncoderRef, resolve
 from deo_cube.errors import ArgumentError, DeoCubeError, TilePlanError, UnknownModelError, joined
-from deo_cube.inputs import cube_of, refuse_foreign
 from deo_cube.options import resolve as option
 
 __all__ = ["Cube", "Prepared", "prepare"]

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.arguments import integer
+from deo_cube.arguments import cube_of, integer
 from deo_cube.cube.units import canonical
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.options import split_options
@@ -30,7 +30,6 @@ from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.head import fit_head
 from deo_cube.heads.labels import burn
 from deo_cube.heads.splits import blocks as space_blocks
-from deo_cube.inputs import cube_of
 
 __all__ = ["HEAD_FILE", "fit_tuned"]
 

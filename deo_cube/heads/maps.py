@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
+from deo_cube.arguments import cube_of, embeddings_of
 from deo_cube.cube import georeference
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import ArgumentError, ArgumentTypeError
@@ -24,7 +25,6 @@ from deo_cube.heads.head import Head, category_attrs, check_model, load_head
 from deo_cube.heads.upernet import multiscale
 from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.heads.windows import map_windows
-from deo_cube.inputs import cube_of, embeddings_of
 
 __all__ = ["classify", "segment"]
 

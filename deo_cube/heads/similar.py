@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.arguments import embeddings_of
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.cells import cells_of, north_up
 from deo_cube.heads.geometries import clean, into_grid
@@ -21,7 +22,6 @@ from deo_cube.heads.vectors import (
     select_time,
     spatial_dims,
 )
-from deo_cube.inputs import embeddings_of
 
 __all__ = ["similar"]
 

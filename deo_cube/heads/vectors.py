@@ -16,9 +16,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
+from deo_cube.arguments import embeddings_of
 from deo_cube.cube import georeference
 from deo_cube.errors import ArgumentError, MissingCRSError, SelectionError
-from deo_cube.inputs import embeddings_of
 
 __all__ = ["as_embeddings", "geobox", "map_vectors", "sample", "select_time", "spatial_dims"]
 

@@ -18,6 +18,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
+from deo_cube.arguments import embeddings_of, refuse_foreign
 from deo_cube.cube import georeference
 from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.georeference import SPATIAL_DIMS
@@ -25,7 +26,6 @@ from deo_cube.cube.plain import plain, text
 from deo_cube.cube.times import read_times
 from deo_cube.embedding.metadata import PREFIX, derivation
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError, StorageError
-from deo_cube.inputs import embeddings_of, refuse_foreign
 from deo_cube.paths import local_path
 
 __all__ = ["to_cog", "to_geoparquet"]

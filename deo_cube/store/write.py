@@ -27,11 +27,11 @@ import numpy as np
 import xarray as xr
 
 from deo_cube import arguments
+from deo_cube.arguments import embeddings_of, refuse_foreign
 from deo_cube.cube.coordinates import storable_coordinates
 from deo_cube.embedding import chunks, graph, look, metadata
 from deo_cube.embedding.block import compute_block
 from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
-from deo_cube.inputs import embeddings_of, refuse_foreign
 from deo_cube.store import announce, create, location, objects, run_local, sources
 from deo_cube.store.layout import Layout, Target, lost_shards
 from deo_cube.store.open import open_embeddings
@@ -340,7 +340,7 @@ def _todo(record: Record, bar: run_local.Bar) -> Iterator[Block]:
     first = start // rows % columns
     for row, numbers in record.rows(start % rows):
         if numbers.any():
-            bar.found(int(np.count_nonzero(numbers)))
+            bar.count_existing(int(np.count_nonzero(numbers)))
         for column in (*range(first, columns), *range(first)):
             for t in np.flatnonzero(numbers[:, column] == 0):
                 yield int(t), row, column

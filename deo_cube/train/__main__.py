@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from deo_cube import shell
+from deo_cube import cli_errors
 from deo_cube.errors import ArgumentError
 from deo_cube.train.config import PRESETS, TrainConfig
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; the same call resumes from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
-        return shell.fail(error, program="deo_cube.train")
+        return cli_errors.fail(error, program="deo_cube.train")
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"\n{out} is a model now: ds.deo.embed(model={str(out)!r})")
     return 0

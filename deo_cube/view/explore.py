@@ -15,10 +15,9 @@ from typing import Any
 
 import xarray as xr
 
-from deo_cube.arguments import integer
+from deo_cube.arguments import cube_of, embeddings_of, integer
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError, StorageError
 from deo_cube.heads.head import Head
-from deo_cube.inputs import cube_of, embeddings_of
 
 __all__ = ["Explorer", "explore", "serve"]
 

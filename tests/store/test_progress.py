@@ -84,9 +84,9 @@ def test_rate_and_time_left_count_this_run_alone(clock: Clock, capsys: pytest.Ca
         bar.advance(10, amount=20.0)
         assert (bar.rate, bar.seconds_left) == (2.0, 40.0)
         # Found done by another process meanwhile: less to do, no more speed. The first 50 were counted before.
-        bar.found(50)
+        bar.count_existing(50)
         assert (bar.done, bar.ran) == (60, 10)
-        bar.found(20)
+        bar.count_existing(20)
         assert (bar.done, bar.ran, bar.seconds_left) == (80, 10, 20.0)
     assert "60 of 100 blocks done, 2 km²/s, 40 s left" in capsys.readouterr().err
 

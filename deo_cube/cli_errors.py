@@ -1,7 +1,7 @@
-"""How a command ends when a call fails: one message in the shell's words and status 2, or a traceback for a fault.
+"""Report why a command failed: one message in terms of flags and status 2, or a traceback for a fault of the package.
 
-`fail` decides between the two. What the user, a file, the disk or the network caused is a message, whichever library
-noticed it; what is left is a fault of this package.
+`fail` decides between the two. A problem of the input, a file, the disk or the network gives a message, whichever
+library raised the error. Any other error is a fault of this package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deo_cube.errors import DeoCubeError
 
 __all__ = ["cause", "fail", "in_flags", "warnings_as_lines"]
 
-#: Libraries that read and write what a user names, by their top package: their complaints are about that.
+#: Libraries that read and write the files of users, by their top package: their errors are about these files.
 _LIBRARIES = {
     "aiohttp": "aiohttp",
     "botocore": "botocore",
@@ -49,9 +49,9 @@ _LIBRARIES = {
     "urllib3": "urllib3",
     "zarr": "zarr",
 }
-#: What a library raises where it was called wrongly, which is our fault.
+#: Errors that a library raises where it was called wrongly, which is a fault of this package.
 _FAULTS = (AssertionError, AttributeError, NameError, NotImplementedError, RecursionError, TypeError, UnboundLocalError)
-#: Arguments that go by another flag.
+#: Arguments whose flag has another name.
 _RENAMED = {"num_workers": "workers"}
 
 
@@ -61,11 +61,11 @@ def fail(error: Exception, parameters: Collection[str] = (), *, program: str = "
     Parameters
     ----------
     error : Exception
-        That ended the command.
+        The error that ended the command.
     parameters : collection of str
-        Arguments of the verb that are flags of the command, by their Python names.
+        Python names of the arguments that are flags of the command.
     program : str
-        Begins the lines.
+        Name at the start of each line.
     """
     text = cause(error)
     if text is None:
@@ -83,7 +83,7 @@ def fail(error: Exception, parameters: Collection[str] = (), *, program: str = "
 
 
 def cause(error: BaseException) -> str | None:
-    """Text of an error that the input, the disk, the network or the call caused; None for a fault of this package."""
+    """Return the text of an error of the input, disk, network or call; None for a fault of this package."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, DeoCubeError):
@@ -107,20 +107,20 @@ def cause(error: BaseException) -> str | None:
 
 
 def _library_of_frames(error: BaseException) -> str | None:
-    """Library of the innermost frame that is not of Python's own: where the error was raised, in effect."""
+    """Return the library of the innermost frame outside the standard library, where the error was raised in effect."""
     standard = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
-    found = None
+    library = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module, file = str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename
         if file.startswith(standard) and "-packages" not in file:
             continue
         reads = module.startswith(("xarray.backends", "xarray.coding", "xarray.conventions"))
-        found = "xarray" if reads else _LIBRARIES.get(module.partition(".")[0])
-    return found
+        library = "xarray" if reads else _LIBRARIES.get(module.partition(".")[0])
+    return library
 
 
 def in_flags(message: str, parameters: Collection[str]) -> str:
-    """`message` with the arguments that are `parameters` of a command written as its flags.
+    """Return `message` with the arguments of a command written as its flags.
 
     ``offset=-1000`` is ``--offset -1000``, ``overwrite=True`` is ``--overwrite``, ``bands={"B04": "red"}`` is
     ``--bands B04=red``, ``bands=["B04", "B03"]`` is ``--bands B04 B03``.

@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 import deo_cube
-from deo_cube import cli, shell
+from deo_cube import cli, cli_errors
 from deo_cube.errors import ArgumentError, MissingBandsError
 
 
@@ -42,8 +42,8 @@ from deo_cube.errors import ArgumentError, MissingBandsError
 )
 def test_arguments_become_flags(message: str, shown: str) -> None:
     flags = ["workers", "batch_size", "units", "offset", "tile", "overwrite", "measure", "progress", "bands", "nodata"]
-    assert shell.in_flags(message, [*flags, "edge", "weights", "mask"]) == shown
-    assert shell.in_flags(message, []) == message
+    assert cli_errors.in_flags(message, [*flags, "edge", "weights", "mask"]) == shown
+    assert cli_errors.in_flags(message, []) == message
 
 
 def run(*args: object) -> int:
@@ -117,10 +117,10 @@ def test_errors_of_the_network_and_of_projections_are_one_message() -> None:
     import urllib.request
 
     refused = caught(lambda: urllib.request.urlopen("http://127.0.0.1:9/", timeout=2))
-    assert "refused" in str(shell.cause(refused))
-    assert str(shell.cause(caught(lambda: CRS.from_user_input("EPSG:0")))).startswith("PROJ: ")
-    assert shell.cause(MemoryError()) is not None
-    assert shell.cause(ExceptionGroup("tasks", [MissingBandsError("no B08")])) == "no B08"
+    assert "refused" in str(cli_errors.cause(refused))
+    assert str(cli_errors.cause(caught(lambda: CRS.from_user_input("EPSG:0")))).startswith("PROJ: ")
+    assert cli_errors.cause(MemoryError()) is not None
+    assert cli_errors.cause(ExceptionGroup("tasks", [MissingBandsError("no B08")])) == "no B08"
 
 
 def test_a_fault_of_ours_shows_its_traceback_and_how_to_report_it(
@@ -182,7 +182,7 @@ def test_segment_does_not_delete_its_inputs(cube: Path, tmp_path: Path, capsys: 
 
 
 def test_warnings_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with warnings.catch_warnings(), shell.warnings_as_lines(["offset"]):
+    with warnings.catch_warnings(), cli_errors.warnings_as_lines(["offset"]):
         warnings.simplefilter("always")
         warnings.warn("offset=0 is taken\nas given", UserWarning, stacklevel=1)
     assert capsys.readouterr().err == "deo-cube: warning: --offset 0 is taken as given\n"
