@@ -107,6 +107,7 @@ BUILTIN_RAISES = {
     "accessor": (1, "hasattr asks by AttributeError"),
     "__init__": (1, "hasattr and import ask by AttributeError"),
     "arguments": (1, "caught beside, with what operator.index raises"),
+    "cli": (1, "tyro prints a ValueError itself, an ExceptionGroup passes"),
     "cube.georeference": (1, "caught beside, with what pyproj raises"),
     "cube.plain": (1, "the protocol of json.dumps(default=)"),
     "embedding.windows": (1, "a fault of this package"),
