@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 import tyro
 
-from deo_cube.encoder import mobilenet
+from deo_cube.encoder.networks import conv
 from deo_cube.encoder.registry import load_encoder
 
 
@@ -32,13 +32,13 @@ def main(tile: int = 320, rounds: int = 15) -> None:
     torch.set_num_threads(1)
     network: Any = load_encoder("tiny", device="cpu").network
     x = torch.randn(1, 10, tile, tile, generator=torch.Generator().manual_seed(0))
-    orders = {"channels last": mobilenet.channels_last, "channels first": lambda x: x}
+    orders = {"channels last": conv.channels_last, "channels first": lambda x: x}
     seconds: dict[str, list[float]] = {name: [] for name in orders}
     vectors: dict[str, torch.Tensor] = {}
     with torch.inference_mode():
         for _ in range(rounds + 1):
             for name, order in orders.items():
-                with mock.patch.object(mobilenet, "channels_last", order):
+                with mock.patch.object(conv, "channels_last", order):
                     start = time.perf_counter()
                     vectors[name] = network.forward_features(x, "ms", ("fused",))["fused"]
                     seconds[name].append(time.perf_counter() - start)

@@ -1,6 +1,6 @@
 """Float32 products on the CPU by MKL and by oneDNN: processor milliseconds a tile, one thread. Random weights.
 
-`python -m benchmarks.matmul`. See `deo_cube.encoder.matmul`.
+`python -m benchmarks.matmul`. See `deo_cube.encoder.devices`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import deo_cube
-from deo_cube.encoder.describe import describe_timm
+from deo_cube.encoder.registry import describe_timm
 
 CASES = {
     "vitb": (256, 1),

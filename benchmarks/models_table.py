@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deo_cube.encoder.catalog import bundled_cards
+from deo_cube.encoder.registry import bundled_cards
 
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- table of models: begin -->\n", "<!-- table of models: end -->\n"

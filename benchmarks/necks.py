@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from deo_cube.encoder.encoder import Encoder
-from deo_cube.encoder.mobilenet import DeoConv
+from deo_cube.encoder.networks.conv import DeoConv
 from deo_cube.encoder.registry import load_encoder
 from deo_cube.evaluate.protocols import change, land_cover, level_shift
 from deo_cube.evaluate.readers import read_beetle, read_terramesh

@@ -28,8 +28,7 @@ import xarray as xr
 
 import deo_cube
 from deo_cube.embedding import runtime
-from deo_cube.encoder.describe import describe_timm
-from deo_cube.encoder.registry import resolve
+from deo_cube.encoder.registry import describe_timm, resolve
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from deo_cube.embedding.match import match
     from deo_cube.embedding.plan import plan
     from deo_cube.encoder.card import ModelCard
-    from deo_cube.encoder.describe import describe, describe_timm
-    from deo_cube.encoder.registry import card, list_models, load_encoder, register_encoder
-    from deo_cube.encoder.verify import verify
+    from deo_cube.encoder.loading import verify
+    from deo_cube.encoder.registry import card, describe, describe_timm, list_models, load_encoder, register_encoder
     from deo_cube.evaluate.seam import seam_report
     from deo_cube.heads.change import change
     from deo_cube.heads.cluster import cluster
@@ -100,9 +99,15 @@ _HOMES = {
     "deo_cube.cube.open": ("open_cube",),
     "deo_cube.cube.synthetic": ("synthetic_cube",),
     "deo_cube.encoder.card": ("ModelCard",),
-    "deo_cube.encoder.describe": ("describe", "describe_timm"),
-    "deo_cube.encoder.registry": ("card", "list_models", "load_encoder", "register_encoder"),
-    "deo_cube.encoder.verify": ("verify",),
+    "deo_cube.encoder.registry": (
+        "card",
+        "describe",
+        "describe_timm",
+        "list_models",
+        "load_encoder",
+        "register_encoder",
+    ),
+    "deo_cube.encoder.loading": ("verify",),
     "deo_cube.embedding.embed": ("embed",),
     "deo_cube.store.export": ("to_cog", "to_geoparquet"),
     "deo_cube.embedding.load": ("load_cube",),

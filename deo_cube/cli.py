@@ -232,7 +232,7 @@ def verify(
         state = verify_store(what, repair=repair, progress=True)
         print(state)
         return 0 if state.complete else 1
-    from deo_cube.encoder.verify import verify as verify_model
+    from deo_cube.encoder.loading import verify as verify_model
 
     found = verify_model(what, weights=weights)
     print(found)

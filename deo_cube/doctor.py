@@ -178,7 +178,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _torchvision() -> Iterator[Finding]:
-    from deo_cube.encoder.timm_import import import_timm, prepare_torchvision
+    from deo_cube.encoder.networks.timm_import import import_timm, prepare_torchvision
 
     whole = prepare_torchvision()
     timm = import_timm()
@@ -284,8 +284,8 @@ def _cache() -> Iterator[Finding]:
 
 
 def _weights() -> Iterator[Finding]:
-    from deo_cube.encoder.catalog import known_cards
-    from deo_cube.encoder.locate import FOLDER_VARIABLE, local_weights
+    from deo_cube.encoder.registry import known_cards
+    from deo_cube.encoder.weights import FOLDER_VARIABLE, local_weights
 
     given = os.environ.get(FOLDER_VARIABLE)
     lines = []
@@ -300,7 +300,7 @@ def _weights() -> Iterator[Finding]:
 
 
 def _hub(timeout: float) -> Iterator[Finding]:
-    from deo_cube.encoder.locate import HUB, hub_silence
+    from deo_cube.encoder.weights import HUB, hub_silence
     from deo_cube.options import get_option
 
     endpoint = os.environ.get("HF_ENDPOINT") or HUB
@@ -320,7 +320,7 @@ def _hub(timeout: float) -> Iterator[Finding]:
 
 
 def _model() -> Iterator[Finding]:
-    from deo_cube.encoder.verify import verify
+    from deo_cube.encoder.loading import verify
 
     found = verify("tiny")
     yield Finding("model", "ok" if found.ok else "broken", str(found), "" if found.ok else "reinstall deo-cube")

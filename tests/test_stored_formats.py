@@ -21,7 +21,7 @@ import zarr
 
 import deo_cube
 from deo_cube.embedding import metadata
-from deo_cube.encoder import catalog
+from deo_cube.encoder import registry
 from tests.embedding.conftest import cube_at, means, means_card
 
 RECORDED = Path(__file__).parent / "data" / "stored_formats.json"
@@ -107,7 +107,7 @@ FACTS = {
 
 @pytest.fixture(autouse=True)
 def means_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "_registered", dict(catalog._registered))
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     deo_cube.register_encoder(means_card(), functools.partial(functools.partial, means))
 
 

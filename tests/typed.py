@@ -10,7 +10,7 @@ import xarray as xr
 import deo_cube
 from deo_cube.embedding.plan import Plan
 from deo_cube.encoder.encoder import Encoder
-from deo_cube.encoder.verify import Verification
+from deo_cube.encoder.loading import Verification
 from deo_cube.heads.head import Head
 
 

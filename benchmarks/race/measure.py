@@ -84,7 +84,7 @@ def race(
 ) -> dict[str, Any]:
     """Seconds of every case in every round; the bare encoder's tiles per second; what `plan` foretold.
 
-    The alternatives multiply matrices as torch does by default, unless `same_library`: `deo_cube.encoder.matmul`
+    The alternatives multiply matrices as torch does by default, unless `same_library`: `deo_cube.encoder.devices`
     chooses where deo_cube loads an encoder, and they would not.
     """
     prepare(setting)

@@ -22,7 +22,7 @@ import torch
 
 import deo_cube
 from benchmarks.race.setting import Setting
-from deo_cube.encoder.timm_import import prepare_torchvision
+from deo_cube.encoder.networks.timm_import import prepare_torchvision
 
 __all__ = ["BLOCKED", "RUNNERS", "bare", "check", "missing", "tasks_per_block"]
 

@@ -16,8 +16,7 @@ import xarray as xr
 import deo_cube
 from deo_cube.embedding import runtime
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.describe import describe_timm
-from deo_cube.encoder.registry import EncoderRef, resolve
+from deo_cube.encoder.registry import EncoderRef, describe_timm, resolve
 
 __all__ = ["Setting", "card_of", "linked_cube", "prepare", "ref_of"]
 

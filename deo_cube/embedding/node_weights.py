@@ -14,8 +14,8 @@ from pathlib import Path
 
 import dask
 
-from deo_cube.encoder.locate import file_sha256, find_weights
-from deo_cube.encoder.ref import EncoderRef
+from deo_cube.encoder.registry import EncoderRef
+from deo_cube.encoder.weights import file_sha256, find_weights
 from deo_cube.errors import DeoCubeError
 
 __all__ = ["PIECE", "fetch", "here", "is_here", "receive"]

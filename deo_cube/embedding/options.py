@@ -18,8 +18,7 @@ from tyro.conf import arg
 from deo_cube import arguments
 from deo_cube.constants import DTYPES, PRECISIONS
 from deo_cube.embedding.tiles import Edge
-from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.limits import MAX_TILE
+from deo_cube.encoder.card import MAX_TILE, ModelCard
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingBandsError, TilePlanError
 from deo_cube.flags import BANDS, INTEGER, NUMBER_OR_WORD, TEXT, choice
 from deo_cube.options import Default

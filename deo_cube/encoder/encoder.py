@@ -12,11 +12,11 @@ from torch import Tensor
 
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem
 from deo_cube.encoder.normalize import RGB, Units, choose_normalization, normalize, to_units
-from deo_cube.encoder.stems import choose_stem
+from deo_cube.encoder.registry import choose_stem
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, MissingBandsError, TilePlanError
 
 if TYPE_CHECKING:
-    from deo_cube.encoder.families import Network
+    from deo_cube.encoder.networks.adapters import Network
 
 __all__ = ["Encoder"]
 

@@ -126,7 +126,7 @@ def choose(card: ModelCard, address: Address, *, without: Sequence[str] = ()) ->
     WeightsMismatchError
         If no file fits, or several do with different values.
     """
-    from deo_cube.encoder.locate import file_sha256
+    from deo_cube.encoder.weights import file_sha256
 
     commit, sizes = _list(address)
     names, left_out = _candidates(card, sizes, address, without)
@@ -213,7 +213,7 @@ def _list(address: Address) -> tuple[str, dict[str, int | None]]:
     """Return the commit of a revision and the files there with their sizes."""
     from huggingface_hub import HfApi
 
-    from deo_cube.encoder.locate import hub_silence
+    from deo_cube.encoder.weights import hub_silence
 
     silence = hub_silence(f"{endpoint()}/api/models/{address.repo}")
     if silence is not None:
@@ -268,7 +268,7 @@ def _suffix(name: str) -> str:
 def _parameters(card: ModelCard) -> int:
     import torch
 
-    from deo_cube.encoder.families import build_network
+    from deo_cube.encoder.networks.adapters import build_network
 
     with torch.device("meta"):
         return sum(t.numel() for t in build_network(card).state_dict().values())
@@ -280,7 +280,7 @@ def _content(card: ModelCard, path: Path) -> str:
 
     import torch
 
-    from deo_cube.encoder.families import build_network
+    from deo_cube.encoder.networks.adapters import build_network
     from deo_cube.encoder.weights import matched_state
 
     with torch.device("meta"):
@@ -293,8 +293,8 @@ def _content(card: ModelCard, path: Path) -> str:
 
 
 def _reference(card: ModelCard, path: Path) -> Reference:
-    from deo_cube.encoder.families import build_network
-    from deo_cube.encoder.publish import with_reference
+    from deo_cube.encoder.loading import with_reference
+    from deo_cube.encoder.networks.adapters import build_network
     from deo_cube.encoder.weights import load_weights
 
     network = build_network(card)
@@ -307,7 +307,7 @@ def _reference(card: ModelCard, path: Path) -> Reference:
 def _download(address: Address) -> Path:
     from huggingface_hub import hf_hub_download
 
-    from deo_cube.encoder.locate import hub_cache
+    from deo_cube.encoder.weights import hub_cache
 
     assert address.file is not None
     try:

@@ -1,7 +1,7 @@
-"""What tells two networks apart that no weights file names: their tensors, and the code that computes with them.
+"""Hash a network that has no weights file from its tensors and its code.
 
 Code counts as it was written (see `source_code`), together with default arguments, captured variables, the arguments of
-`functools.partial`, and the constants and functions of its own module that it names. Versions of Python, paths, and
+`functools.partial`, and the constants and functions of its own module that it names. Python versions, paths and
 addresses of objects do not count. What a function changes itself (a counter, a cache) is state and does not count.
 
 A function that is sent to another process by value (from a notebook, by cloudpickle) may have no source there.

@@ -1,25 +1,425 @@
-"""From a model's name to an encoder: the door of this room. Loads no torch before a network is needed."""
+"""Find a model by name, and decide everything about how it is used: card, stem, layer, statistics, weights.
+
+Models are bundled cards, folders of training runs, plug-ins, and what this session registered. The result is an
+`EncoderRef`, a few hundred bytes that a task graph carries in place of a network. No torch is imported before a network
+is needed.
+"""
 
 from __future__ import annotations
 
+import difflib
 import functools
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import socket
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from deo_cube.encoder.card import ModelCard, Normalization
-from deo_cube.encoder.catalog import Entry, card, find, list_models, register_encoder
+import pandas as pd
+
+from deo_cube import arguments
+from deo_cube.cube.sentinel2 import band_of_name
+from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights, WeightsStatus
 from deo_cube.encoder.hub import place_in_cache, recorded_reference, remember
-from deo_cube.encoder.locate import file_sha256, find_weights
 from deo_cube.encoder.normalize import choose_normalization
-from deo_cube.encoder.ref import EncoderRef
-from deo_cube.encoder.stems import choose_stem
-from deo_cube.errors import ArgumentError
+from deo_cube.encoder.weights import check_file, file_sha256, find_weights, local_weights, weights_state
+from deo_cube.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    MissingBandsError,
+    UnknownModelError,
+    WeightsMismatchError,
+    WeightsNotFoundError,
+)
+from deo_cube.paths import local_path
 
 if TYPE_CHECKING:
     from deo_cube.encoder.encoder import Encoder
 
-__all__ = ["EncoderRef", "card", "list_models", "load_encoder", "register_encoder", "resolve"]
+__all__ = [
+    "CARDS",
+    "EncoderRef",
+    "Entry",
+    "SENTINEL2_STATISTICS",
+    "bundled_cards",
+    "card",
+    "choose_stem",
+    "describe",
+    "describe_timm",
+    "find",
+    "known_cards",
+    "list_models",
+    "load_encoder",
+    "register_encoder",
+    "resolve",
+]
+
+#: Folder of the bundled cards and the weights beside them.
+CARDS = Path(__file__).parent / "cards"
+GROUP = "deo_cube.encoders"
+
+Factory = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A card, and what makes its network where its family does not."""
+
+    card: ModelCard
+    factory: Factory | None = None
+
+
+_registered: dict[str, Entry] = {}
+
+
+@functools.lru_cache(maxsize=1)
+def bundled_cards() -> dict[str, ModelCard]:
+    """Cards that come with the package, by alias."""
+    found = (ModelCard.load(path) for path in sorted(CARDS.glob("*.json")))
+    return {c.alias: c for c in found}
+
+
+@functools.lru_cache(maxsize=1)
+def _plugins() -> dict[str, Entry]:
+    """Encoders of installed packages: each entry point is a function of no arguments that returns card and factory."""
+    found: dict[str, Entry] = {}
+    for point in entry_points(group=GROUP):
+        try:
+            made = point.load()()
+            entry = Entry(made) if isinstance(made, ModelCard) else Entry(*made)
+        except Exception as error:  # one broken plug-in must not take the others away
+            warnings.warn(
+                f"the encoder plug-in {point.name!r} ({point.value}) failed: {type(error).__name__}: {error}. "
+                "It must be a function without arguments that returns a ModelCard, or (ModelCard, factory)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            continue
+        found[entry.card.alias] = entry
+    return found
+
+
+def known_cards() -> dict[str, Entry]:
+    """Everything that has a name, by alias: what comes with the package goes before plug-ins."""
+    bundled = {alias: Entry(c) for alias, c in bundled_cards().items()}
+    return {**_plugins(), **_registered, **bundled}
+
+
+def register_encoder(card: ModelCard, factory: Factory | None = None) -> ModelCard:
+    """Make an encoder known by its card's alias, for this session.
+
+    Parameters
+    ----------
+    card : ModelCard
+        What it is; `describe` and `describe_timm` write one in a line.
+    factory : callable, optional
+        A function without arguments that returns the network: a timm model, a module with
+        ``forward_features(x, stem, layers)``, or a function from a normalised batch [B, C, H, W] to a map [B, D, h, w].
+        It runs in every process that encodes, under a fixed seed, and must be picklable (by cloudpickle, for Dask).
+        Default: the card's family builds the network.
+
+    Returns
+    -------
+    ModelCard
+        `card`.
+
+    Raises
+    ------
+    ValueError
+        If the alias or name is that of a bundled model.
+    TypeError
+        If `factory` is no function, or the network itself.
+    """
+    if not isinstance(card, ModelCard):
+        raise ArgumentTypeError(f"card must be a ModelCard, made by describe(...) or describe_timm(...); got {card!r}")
+    network = hasattr(factory, "forward") and not isinstance(factory, type)
+    if factory is not None and (network or not callable(factory)):
+        raise ArgumentTypeError(
+            f"factory is a function without arguments that returns the network, got {type(factory).__name__}: "
+            "register_encoder(card, lambda: network)"
+        )
+    for bundled in bundled_cards().values():
+        if {card.alias, card.name} & {bundled.alias, bundled.name}:
+            raise ArgumentError(f"{card.alias!r} ({card.name}) is the name of a bundled model: choose another")
+    _registered[card.alias] = Entry(card, factory)
+    return card
+
+
+def find(model: str | Path | ModelCard) -> Entry:
+    """The entry of a model: an alias, a full name, a folder with `card.json`, a card file, or a card itself.
+
+    Raises
+    ------
+    UnknownModelError
+        With the nearest names.
+    """
+    if isinstance(model, ModelCard):
+        known = known_cards().get(model.alias)
+        return known if known is not None and known.card == model else Entry(model)
+    if not isinstance(model, (str, Path)):
+        raise ArgumentTypeError(
+            f"model must be an alias, a path or a ModelCard, got {type(model).__name__}"
+            + (": register it first, register_encoder(describe(...), lambda: model)" if callable(model) else "")
+        )
+    text = str(model)
+    if not text:
+        raise UnknownModelError("model must be an alias, a path or a ModelCard, got an empty text")
+    known_by_alias = known_cards()
+    for entry in known_by_alias.values():
+        if text in (entry.card.alias, entry.card.name):
+            return entry
+    path = local_path(model)
+    if path.is_dir() or path.suffix == ".json":
+        file = path / "card.json" if path.is_dir() else path
+        if not file.is_file():
+            inside = sorted(p.name for p in path.iterdir())[:6] if path.is_dir() else []
+            raise UnknownModelError(f"there is no {file}" + (f"; the folder holds {inside}" if path.is_dir() else ""))
+        try:
+            return Entry(ModelCard.load(file))
+        except ValueError as error:
+            raise UnknownModelError(f"{file} is no model card: {error}") from error
+    names = [n for e in known_by_alias.values() for n in (e.card.alias, e.card.name)]
+    near = difflib.get_close_matches(text, names, n=3, cutoff=0.4)
+    raise UnknownModelError(
+        f"no model goes by the name {text!r}"
+        + (f"; near it: {', '.join(near)}" if near else "")
+        + f". Known are {', '.join(known_by_alias)}; the folder of a training run (with card.json) will do as well"
+    )
+
+
+def card(model: str | Path | ModelCard) -> ModelCard:
+    """The card of a model, by alias, full name, or folder.
+
+    Raises
+    ------
+    UnknownModelError
+        With the nearest names.
+    """
+    return find(model).card
+
+
+def list_models() -> pd.DataFrame:
+    """Every model known by name, one a row.
+
+    Returns
+    -------
+    DataFrame
+        alias, name, bands (number of each stem's, by stem), patch (output stride, px), dim, tile, halo (px), gsd (m),
+        weights (`published`, `trained`, `untrained`), licence of the weights, whether they are on this machine
+        (`offline`), and `state`: here, can be fetched, or absent, and whether hash and reference vector prove them.
+    """
+    import pandas as pd
+
+    rows = []
+    for alias, entry in known_cards().items():
+        c = entry.card
+        rows.append(
+            {
+                "alias": alias,
+                "name": c.name,
+                "bands": ", ".join(f"{s.name} {len(s.bands)}" for s in c.stems),
+                "patch": c.patch,
+                "dim": c.dim,
+                "tile": c.tile,
+                "halo": c.halo,
+                "gsd": c.gsd,
+                "weights": c.weights.status,
+                "licence": c.license_weights,
+                "offline": not c.weights.file or local_weights(c) is not None,
+                "state": weights_state(c),
+            }
+        )
+    return pd.DataFrame(rows).sort_values("alias", ignore_index=True)
+
+
+def choose_stem(card: ModelCard, bands: Sequence[str]) -> tuple[Stem, list[int]]:
+    """The stem that can read `bands`, and where each of its bands is among them.
+
+    The card's first stem is taken if all its bands are there (others are left out). A further one is taken only if
+    its bands are exactly those given: leaving measured bands unread must be the caller's decision.
+
+    Parameters
+    ----------
+    card : ModelCard
+        Whose stems.
+    bands : sequence of str
+        Names in any spelling that `cube.sentinel2.band_of_name` reads: ``B04``, ``b4``, ``red``.
+
+    Raises
+    ------
+    MissingBandsError
+        If no stem can, or a band is named twice.
+    """
+    if isinstance(bands, str):
+        raise MissingBandsError(f"bands is a list of names, one a channel; got {bands!r}")
+    names = [_canonical(b) for b in bands]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise MissingBandsError(f"bands names {twice} more than once: {list(bands)}")
+    for i, stem in enumerate(card.stems):
+        if set(stem.bands) <= set(names) if i == 0 else set(stem.bands) == set(names):
+            return stem, [names.index(b) for b in stem.bands]
+    reasons = []
+    for stem in card.stems:
+        missing = [b for b in stem.bands if b not in names]
+        more = [b for b in names if b not in stem.bands]
+        reasons.append(
+            f"stem {stem.name!r} reads {list(stem.bands)}: "
+            + (f"missing {missing}" if missing else f"{more} would go unread, pass only its own bands")
+        )
+    raise MissingBandsError(f"{card.alias} cannot read the bands {list(bands)}.\n  " + "\n  ".join(reasons))
+
+
+def _canonical(band: str) -> str:
+    # What is no name of a Sentinel-2 band stays as it is: a card of one's own may name others.
+    found = band_of_name(band)
+    return band if found is None else found[0]
+
+
+@dataclass(frozen=True)
+class EncoderRef:
+    """Which encoder, with every choice made: card, stem, layer, statistics, and the hash of the weights.
+
+    Frozen, picklable, and of one `fingerprint` wherever and whenever it is made from the same choices. Of a bundled
+    model the pickle names the card, of any other it holds the card whole, so that a worker needs the weights file only.
+    """
+
+    card: ModelCard
+    stem: Stem
+    layer: Layer
+    normalization: Normalization
+    weights: str | None
+    """Path of the weights file; None for a network that its factory makes."""
+    weights_sha256: str
+    """Hash of that file; of a network without one, the hash of its values and source (`network_hash`)."""
+    factory: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
+    """Makes a registered network; None: the card's family builds it."""
+    sources: tuple[tuple[str, tuple[str, tuple[str, ...]]], ...] = field(default=(), compare=False, repr=False)
+    """Digests of its functions that have no source in another process (`network_hash.HashedNetwork.sources`)."""
+
+    def load(self, device: str | None = "cpu", *, check: bool = True) -> Encoder:
+        """Build the network, fill it strictly, and prove it by the card's reference vector.
+
+        Parameters
+        ----------
+        device : str, optional
+            A torch device; None is the first GPU if there is one, else the CPU.
+        check : bool
+            Compare with the card's reference vector, where it has one.
+
+        Returns
+        -------
+        Encoder
+            In eval mode, float32, without gradients.
+
+        Raises
+        ------
+        WeightsNotFoundError
+            If this process does not see the file.
+        WeightsMismatchError
+            If the file is another than at the call, does not fill the network, or misses the reference vector.
+        """
+        from deo_cube.encoder.loading import load
+
+        return load(self, device, check=check)
+
+    def weights_path(self) -> Path:
+        """The weights file, checked to be the one that was found at the call.
+
+        Raises
+        ------
+        WeightsNotFoundError, WeightsMismatchError
+            See `load`.
+        """
+        assert self.weights is not None
+        path = Path(self.weights)
+        if not path.is_file():
+            raise WeightsNotFoundError(
+                f"the weights of {self.card.alias} were found at {path} when the call was made, but this process (on "
+                f"{socket.gethostname()}) sees no such file: put them on storage that every worker sees"
+            )
+        check_file(self.card, path)
+        if file_sha256(path) != self.weights_sha256:
+            raise WeightsMismatchError(
+                f"{path} has changed since the call was made: SHA-256 was {self.weights_sha256}, is {file_sha256(path)}"
+            )
+        return path
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the numbers: the card's, stem, layer, statistics, and the weights' values."""
+        n = self.normalization
+        kept = (
+            self.card.fingerprint,
+            self.stem.name,
+            self.layer.name,
+            (n.name, n.kind, n.mean, n.std),
+            self.weights_sha256,
+        )
+        return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
+
+    def __dask_tokenize__(self) -> tuple[str, ...]:
+        return ("deo_cube.EncoderRef", self.fingerprint)
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        bundled = bundled_cards().get(self.card.alias)
+        packaged = bundled is not None and bundled == self.card
+        card = self.card.alias if packaged else zlib.compress(json.dumps(self.card.to_dict()).encode())
+        proof = self.card.fingerprint if packaged else self.card.folder
+        beside = packaged and self.weights is not None and Path(self.weights).parent == CARDS
+        weights = Path(self.weights).name if beside and self.weights is not None else self.weights
+        known = self.normalization in self.stem.normalizations
+        n = self.normalization
+        how = n.name if known else (n.name, n.kind, n.mean, n.std)
+        return (
+            _restore,
+            (
+                *(card, proof, self.stem.name, self.layer.name, how, weights, beside, self.weights_sha256),
+                *(self.factory, self.sources),
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<EncoderRef {self.card.alias}: stem {self.stem.name}, layer {self.layer.name}, normalization "
+            f"{self.normalization.name}, weights {self.weights_sha256[:12]}, fingerprint {self.fingerprint}>"
+        )
+
+
+def _restore(
+    card: str | bytes,
+    proof: str,
+    stem: str,
+    layer: str,
+    how: Any,
+    weights: str | None,
+    beside: bool,
+    sha256: str,
+    factory: Callable[[], Any] | None,
+    sources: tuple[tuple[str, tuple[str, tuple[str, ...]]], ...] = (),
+) -> EncoderRef:
+    if isinstance(card, bytes):
+        found = ModelCard.from_dict(json.loads(zlib.decompress(card)), folder=proof)
+    else:
+        mine = bundled_cards().get(card)
+        if mine is None or mine.fingerprint != proof:
+            raise WeightsMismatchError(
+                f"this process (on {socket.gethostname()}) has another card of {card!r} than the caller: "
+                "install the same version of deo_cube on every worker"
+            )
+        found = mine
+    entry = found.stem(stem)
+    normalization = entry.normalization(how) if isinstance(how, str) else Normalization(*how)
+    path = str(CARDS / weights) if beside and weights is not None else weights
+    return EncoderRef(found, entry, found.layer(layer), normalization, path, sha256, factory, sources)
 
 
 def resolve(
@@ -135,3 +535,148 @@ def load_encoder(
     2
     """
     return resolve(name, weights=weights).load(device)
+
+
+#: Mean and standard deviation of DN over fMoW-Sentinel: the table `normalize_s2` of the published code
+#: (augmentations.py:277-311).
+SENTINEL2_STATISTICS: Mapping[str, tuple[float, float]] = {
+    "B04": (1136.260, 965.231),
+    "B03": (1120.771, 712.125),
+    "B02": (1184.382, 650.284),
+    "B05": (1263.739, 948.982),
+    "B06": (1645.403, 1108.067),
+    "B07": (1846.870, 1258.364),
+    "B08": (1762.595, 1233.149),
+    "B8A": (1972.624, 1364.387),
+    "B11": (1732.164, 1310.370),
+    "B12": (1247.919, 1087.602),
+}
+
+
+def describe(
+    alias: str,
+    *,
+    bands: Sequence[str],
+    dim: int,
+    patch: int,
+    tile: int = 256,
+    halo: int = 0,
+    statistics: Mapping[str, tuple[float, float]] | None = None,
+    units: Literal["dn", "reflectance"] = "dn",
+    gsd: float = 10.0,
+    layer: str = "map",
+    architecture: Mapping[str, Any] | None = None,
+    status: WeightsStatus = "untrained",
+    summary: str = "",
+    **fields: Any,
+) -> ModelCard:
+    """A card with one stem and one layer, for `register_encoder`.
+
+    Parameters
+    ----------
+    alias : str
+        Its name.
+    bands : sequence of str
+        Bands in the order that the encoder reads them.
+    dim, patch : int
+        Channels of its map, and input pixels a cell of the map.
+    tile, halo : int
+        Input size in pixels, and context to keep on each side of it.
+    statistics : mapping, optional
+        ``{band: (mean, std)}`` in `units`. Default: `SENTINEL2_STATISTICS`.
+    units, gsd, layer, architecture, status, summary, **fields
+        See `ModelCard`, `Layer` and `Weights`.
+
+    Raises
+    ------
+    MissingBandsError
+        If there are no statistics of a band.
+    ValueError
+        For values that do not fit together, see `ModelCard`.
+    """
+    arguments.number("gsd", gsd, above=0)
+    for name, size, least in (("dim", dim, 1), ("patch", patch, 1), ("tile", tile, 1), ("halo", halo, 0)):
+        arguments.integer(name, size, minimum=least)
+    bands = arguments.sequence("bands", bands, "bands, in the order of the model")
+    if not isinstance(alias, str) or not alias:
+        raise ArgumentError(f"alias must be a name, got {alias!r}")
+    if statistics is not None and not (
+        isinstance(statistics, Mapping)
+        and all(isinstance(pair, Sequence) and len(pair) == 2 for pair in statistics.values())
+    ):
+        raise ArgumentTypeError(f"statistics must be a mapping {{band: (mean, std)}}, got {statistics!r}")
+    scale = 1.0 if statistics is not None or units == "dn" else 1e-4
+    table = SENTINEL2_STATISTICS if statistics is None else statistics
+    unknown = [b for b in bands if b not in table]
+    if unknown:
+        raise MissingBandsError(f"bands: no mean and deviation of {unknown}, pass statistics={{band: (mean, std)}}")
+    mean, std = (tuple(table[b][i] * scale for b in bands) for i in (0, 1))
+    return ModelCard(
+        name=f"{alias}.own",
+        alias=alias,
+        summary=summary or f"Encoder {alias}, registered by its user.",
+        architecture=dict(architecture or {"family": "callable"}),
+        stems=(Stem("all", tuple(bands), (Normalization("fixed", "fixed", mean, std), Normalization("own", "own"))),),
+        layers=(Layer(layer, dim, patch),),
+        tile=tile,
+        halo=halo,
+        weights=Weights(status, file=""),
+        gsd=gsd,
+        units=units,
+        **fields,
+    )
+
+
+def describe_timm(
+    alias: str, model: str, *, bands: Sequence[str], tile: int = 256, pretrained: bool = False, **fields: Any
+) -> ModelCard:
+    """A card for a model of timm, whose map and stride are read off the model itself.
+
+    Parameters
+    ----------
+    alias : str
+        Its name.
+    model : str
+        Its name in timm, for example ``vit_small_patch16_dinov3``.
+    bands : sequence of str
+        Bands in the order that its first convolution reads them.
+    tile : int
+        Input size, pixels.
+    pretrained : bool
+        Take timm's published weights, from the hub. timm adapts the first convolution where the bands are not three.
+    options : mapping, optional
+        Further arguments of ``timm.create_model``, for example ``{"dynamic_img_size": True}``.
+    **fields
+        See `describe`.
+
+    Raises
+    ------
+    UnknownModelError
+        If timm has no such model, or it gives no maps.
+    ValueError
+        If it does not take tiles of that size.
+    """
+    import torch
+
+    from deo_cube.encoder.networks.adapters import TimmNetwork
+
+    architecture: dict[str, Any] = {"family": "timm", "model": model, "pretrained": pretrained}
+    if "options" in fields:
+        architecture["options"] = dict(fields.pop("options"))
+    status: WeightsStatus = "published" if pretrained else "untrained"
+    trial = describe(alias, bands=bands, dim=1, patch=1, tile=tile, architecture=architecture | {"pretrained": False})
+    network = TimmNetwork.create(trial)
+    norm = getattr(network.model, "norm", None)
+    layer = "norm" if norm is not None and not isinstance(norm, torch.nn.Identity) else "last"
+    try:
+        with torch.inference_mode():
+            out = network.eval().forward_features(torch.zeros(1, len(bands), tile, tile), "all", (layer,))[layer]
+    except (AssertionError, RuntimeError) as error:
+        raise ArgumentError(
+            f"timm's {model} does not take tiles of {tile} px ({error}): pass the size that it takes as tile=, or, of "
+            f"a ViT, options={{'img_size': {tile}}} or options={{'dynamic_img_size': True}}"
+        ) from error
+    fields = {"layer": layer, "status": status, "summary": f"timm's {model}", **fields}
+    return describe(
+        alias, bands=bands, dim=out.shape[1], patch=tile // out.shape[2], tile=tile, architecture=architecture, **fields
+    )

@@ -213,7 +213,7 @@ class ModelEncode:
         import torch
 
         from deo_cube.encoder.normalize import normalize, to_units
-        from deo_cube.encoder.stems import choose_stem
+        from deo_cube.encoder.registry import choose_stem
 
         e = self.encoder
         stem, order = choose_stem(self.card, list(bands))
@@ -248,7 +248,7 @@ def as_encode(model: Any, *, device: str | None = None) -> Any:
 def untrained(card: ModelCard, *, device: str = "cpu") -> ModelEncode:
     """The network of a card with the random weights of its initialisation: what its shape gives without training."""
     from deo_cube.encoder.encoder import Encoder
-    from deo_cube.encoder.families import seeded_network
+    from deo_cube.encoder.networks.adapters import seeded_network
 
     network: Any = seeded_network(card, None).to(device).eval()
     return ModelEncode(Encoder(card, network, device=device), f"{card.alias}, untrained")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.encoder.card import ModelCard, Normalization, Stem
-from deo_cube.encoder.keyform import KeyForm, card_for, key_form
+from deo_cube.encoder.checkpoint_format import KeyForm, card_for, key_form
 from deo_cube.evaluate.protocols import classification
 from deo_cube.evaluate.readers import RGB, ChipSet, read_chips
 from deo_cube.evaluate.scores import Difference, Score, compare
@@ -228,10 +228,9 @@ def verify_published(
     MissingBandsError
         If the chips have neither the ten bands nor red, green and blue.
     """
-    from deo_cube.encoder.families import build_network
-    from deo_cube.encoder.locate import file_sha256
-    from deo_cube.encoder.publish import with_reference
-    from deo_cube.encoder.weights import load_weights
+    from deo_cube.encoder.loading import with_reference
+    from deo_cube.encoder.networks.adapters import build_network
+    from deo_cube.encoder.weights import file_sha256, load_weights
     from deo_cube.errors import WeightsNotFoundError
 
     path = local_path(path)

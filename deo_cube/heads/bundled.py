@@ -15,7 +15,7 @@ __all__ = ["BUNDLED", "bundled_head"]
 
 
 def _dynamicworld() -> Head:
-    from deo_cube.encoder.dynamicworld import CLASSES, COLORS
+    from deo_cube.encoder.networks.dynamicworld import CLASSES, COLORS
 
     n = len(CLASSES)
     report = {

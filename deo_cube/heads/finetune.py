@@ -101,7 +101,7 @@ def fit_tuned(
     names = _release(network, prepared, windows[0][0], finetune)
     losses = _train(network, prepared, windows, first, tune_steps, tune_rate, tune_batch, seed)
     card = _card(prepared.ref.card, names, int((training.values != NO_CLASS).sum()))
-    from deo_cube.encoder.publish import write_model
+    from deo_cube.encoder.loading import write_model
 
     network.requires_grad_(False)
     with torch.inference_mode():

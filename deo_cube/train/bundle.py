@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.catalog import CARDS
 from deo_cube.encoder.encoder import Encoder
-from deo_cube.encoder.publish import write_model
-from deo_cube.encoder.registry import load_encoder
+from deo_cube.encoder.loading import write_model
+from deo_cube.encoder.registry import CARDS, load_encoder
 from deo_cube.evaluate.baselines import RandomConvolutions
 from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift
 from deo_cube.evaluate.readers import read_beetle, read_eurosat, read_terramesh

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.publish import write_model
+from deo_cube.encoder.loading import write_model
 from deo_cube.errors import StoreMismatchError
 from deo_cube.train.config import Health, TrainConfig
 

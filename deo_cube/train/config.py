@@ -257,7 +257,7 @@ class Neck:
     of: Literal["tokens", "chips"] = "tokens"
     """What the components are those of."""
     contrast: int = 0
-    """Components of the local branch divided by its surroundings (see `encoder.mobilenet`); none: not computed."""
+    """Components of the local branch divided by its surroundings (see `encoder.networks.conv`); none: not computed."""
     contrast_gain: float = 1.0
     """How much larger a component of contrast is than a local one: its square is the part it has in a distance."""
     deep_gain: float = 1.0

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deo_cube.encoder.locate import HUB, hub_cache, hub_silence
+from deo_cube.encoder.weights import HUB, hub_cache, hub_silence
 from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
 from deo_cube.options import get_option
 

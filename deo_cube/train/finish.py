@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard, Weights
-from deo_cube.encoder.mobilenet import DeoConv
+from deo_cube.encoder.networks.conv import DeoConv
 from deo_cube.errors import ArgumentError
 from deo_cube.train.config import Neck, TrainConfig
 from deo_cube.train.samples import Mixture

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, NormalizationKind, Stem, Weights
-from deo_cube.encoder.families import build_network
+from deo_cube.encoder.networks.adapters import build_network
 from deo_cube.errors import ArgumentError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.paths import local_path
 from deo_cube.train import config as cfg
@@ -300,7 +300,7 @@ def initialise(student: Student, path: str, config: cfg.TrainConfig) -> None:
     """
     from safetensors.torch import load_file
 
-    from deo_cube.encoder.mobilenet import DeoConv, fold_batch_norm
+    from deo_cube.encoder.networks.conv import DeoConv, fold_batch_norm
     from deo_cube.encoder.weights import load_weights
 
     path = str(local_path(path))

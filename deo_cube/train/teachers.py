@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deo_cube.encoder.locate import file_sha256
-from deo_cube.encoder.mobilenet import MobileNet, fold_batch_norm
+from deo_cube.encoder.networks.conv import MobileNet, fold_batch_norm
+from deo_cube.encoder.weights import file_sha256
 from deo_cube.errors import StoreMismatchError, UnknownModelError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.paths import local_path
 from deo_cube.train.dino import fill, from_hub
@@ -177,7 +177,7 @@ class TimmTeacher(_Frozen):
         revision: str = "",
     ) -> None:
         super().__init__()
-        from deo_cube.encoder.timm_import import import_timm
+        from deo_cube.encoder.networks.timm_import import import_timm
 
         timm = import_timm()
         options = {} if "dinov3" in model or "eva" in model else {"dynamic_img_size": True}

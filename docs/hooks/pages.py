@@ -105,7 +105,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def model_pages() -> Iterator[tuple[str, str]]:
     """A page a bundled card."""
-    from deo_cube.encoder.catalog import bundled_cards
+    from deo_cube.encoder.registry import bundled_cards
 
     for alias, card in bundled_cards().items():
         yield f"models/{alias}.md", model_page(card)

@@ -12,7 +12,7 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import georeference
-from deo_cube.encoder import catalog
+from deo_cube.encoder import registry
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
 from deo_cube.encoder.registry import register_encoder
 
@@ -52,11 +52,11 @@ def means_card(**changes: object) -> ModelCard:
 @pytest.fixture(autouse=True)
 def means_encoder() -> Iterator[str]:
     """Register `means` for the test, and forget it afterwards."""
-    before = dict(catalog._registered)
+    before = dict(registry._registered)
     register_encoder(means_card(), functools.partial(functools.partial, means))
     yield "means"
-    catalog._registered.clear()
-    catalog._registered.update(before)
+    registry._registered.clear()
+    registry._registered.update(before)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.options import EmbedOptions
 from deo_cube.embedding.prepare import prepare
-from deo_cube.encoder import catalog
+from deo_cube.encoder import registry
 from deo_cube.errors import EncoderOutputError
 from deo_cube.store.write import to_zarr
 
@@ -92,7 +92,7 @@ def registered() -> Iterator[Callable[[Any], str]]:
 
     yield register
     for name in names:
-        catalog._registered.pop(name)
+        registry._registered.pop(name)
 
 
 OPTIONS = dict(units="dn", offset=0, nodata=None, block=32)

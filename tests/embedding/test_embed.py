@@ -512,7 +512,7 @@ def test_set_options_changes_the_defaults_of_the_call() -> None:
         (lambda c: c, {"batch_size": 0}, ValueError, "at least 1"),
         (lambda c: c.isel(time=slice(0, 0)), {}, ValueError, "no dates"),
         (lambda c: c, {"units": "radiance"}, ValueError, "reflectance"),
-        (lambda c: c, {"device": "gpu"}, errors.DeviceError, "is no device"),
+        (lambda c: c, {"device": "gpu"}, errors.DeviceError, "device="),
         (lambda c: c.isel(y=slice(0, 2)), {"edge": "drop"}, errors.TilePlanError, "edge='pad'"),
     ],
 )

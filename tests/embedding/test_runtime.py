@@ -134,7 +134,7 @@ def test_devices_that_are_not_there_are_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="no CUDA device.*device='cpu'"):
             runtime.choose_device("cuda")
-    with pytest.raises(DeviceError, match="is no device"):
+    with pytest.raises(DeviceError, match="device="):
         runtime.choose_device("gpu7")
     assert runtime.choose_device("cpu") == "cpu"
 

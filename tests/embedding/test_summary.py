@@ -8,7 +8,7 @@ import pytest
 
 import deo_cube
 from deo_cube.embedding.summary import summarise, summarise_embeddings
-from deo_cube.encoder import catalog
+from deo_cube.encoder import registry
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_a_cube_that_fits_says_what_it_gives_and_which_weights_are_absent(cube, 
 
 
 def test_what_does_not_fit_is_told_once_with_what_mends_it(cube, monkeypatch) -> None:
-    monkeypatch.setattr(catalog, "_registered", {})  # by other tests
+    monkeypatch.setattr(registry, "_registered", {})  # by other tests
     models = summarise(cube.drop_vars("B08")).models
     (only,) = [m for m in models if "tiny" in m[0].split(", ")]
     names, ok, why = only

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deo_cube.encoder import catalog
+from deo_cube.encoder import registry
 from deo_cube.options import set_options
 
 
@@ -14,8 +14,8 @@ def nothing_registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     """No encoder of another test's, no weights of the machine's, no network."""
     monkeypatch.delenv("DEO_CUBE_WEIGHTS", raising=False)
     with set_options(cache_dir=tmp_path / "cache", offline=True):
-        catalog._registered.clear()
-        catalog._plugins.cache_clear()
+        registry._registered.clear()
+        registry._plugins.cache_clear()
         yield
-        catalog._registered.clear()
-        catalog._plugins.cache_clear()
+        registry._registered.clear()
+        registry._plugins.cache_clear()

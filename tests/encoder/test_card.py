@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Reference, Stem, Weights
-from deo_cube.encoder.catalog import bundled_cards, card
-from deo_cube.encoder.describe import describe
+from deo_cube.encoder.registry import bundled_cards, card, describe
 from deo_cube.errors import ModelCardError, UnknownModelError
 
 TINY, SWIN = bundled_cards()["tiny"], bundled_cards()["swinb"]

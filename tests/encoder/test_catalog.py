@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 import torch.nn.functional as F
 
-from deo_cube.encoder import catalog
+from deo_cube.encoder import registry
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.catalog import CARDS, bundled_cards, card, list_models
-from deo_cube.encoder.describe import describe
-from deo_cube.encoder.registry import load_encoder, resolve
+from deo_cube.encoder.registry import CARDS, bundled_cards, card, describe, list_models, load_encoder, resolve
 from deo_cube.errors import WeightsNotFoundError
 
 MS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
@@ -39,8 +37,8 @@ def test_by_alias_name_card_folder_and_file(tmp_path: Path) -> None:
 
 def test_the_card_of_a_plug_in_leads_to_its_factory(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = describe("mine", bands=MS, dim=10, patch=8)
-    entry = catalog.Entry(mine, lambda: lambda x: F.avg_pool2d(x, 8))
-    monkeypatch.setattr(catalog, "_plugins", functools.lru_cache(lambda: {"mine": entry}))
+    entry = registry.Entry(mine, lambda: lambda x: F.avg_pool2d(x, 8))
+    monkeypatch.setattr(registry, "_plugins", functools.lru_cache(lambda: {"mine": entry}))
     by_card = resolve(card("mine")).load("cpu").encode(np.full((1, 10, 16, 16), 900.0))
     np.testing.assert_array_equal(by_card, resolve("mine").load("cpu").encode(np.full((1, 10, 16, 16), 900.0)))
 
@@ -50,8 +48,8 @@ def test_a_factory_that_is_none_is_refused_when_it_is_registered() -> None:
 
     for wrong in (5, torch.nn.Conv2d(10, 3, 8, 8)):
         with pytest.raises(TypeError, match="lambda: network"):
-            catalog.register_encoder(describe("mine", bands=MS, dim=3, patch=8), wrong)  # type: ignore[arg-type]
-    assert "mine" not in catalog.known_cards()
+            registry.register_encoder(describe("mine", bands=MS, dim=3, patch=8), wrong)  # type: ignore[arg-type]
+    assert "mine" not in registry.known_cards()
 
 
 def test_list_models_needs_no_torch_and_is_honest() -> None:
@@ -83,7 +81,7 @@ def test_entry_points_are_loaded_on_first_use(monkeypatch: pytest.MonkeyPatch) -
         EntryPoint("plugged", f"{__name__}:plugin", "deo_cube.encoders"),
         EntryPoint("broken", f"{__name__}:broken", "deo_cube.encoders"),
     ]
-    monkeypatch.setattr(catalog, "entry_points", lambda group: points if group == "deo_cube.encoders" else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "deo_cube.encoders" else [])
     with pytest.warns(RuntimeWarning, match="'broken' .* failed: RuntimeError: no licence key"):
         encoder = load_encoder("plugged", device="cpu")
     assert encoder.encode(np.full((1, 1, 16, 16), 1136.26)).shape == (1, 1, 2, 2)

@@ -7,9 +7,15 @@ import pytest
 import torch.nn.functional as F
 
 from deo_cube.encoder.card import Layer
-from deo_cube.encoder.catalog import card, list_models, register_encoder
-from deo_cube.encoder.describe import describe, describe_timm
-from deo_cube.encoder.registry import load_encoder, resolve
+from deo_cube.encoder.registry import (
+    card,
+    describe,
+    describe_timm,
+    list_models,
+    load_encoder,
+    register_encoder,
+    resolve,
+)
 
 MS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 

@@ -10,10 +10,10 @@ import torch
 
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.encoder import Encoder
+from deo_cube.encoder.networks.swin import DeoSwin
+from deo_cube.encoder.networks.vit import DeoViT
 from deo_cube.encoder.normalize import normalize
 from deo_cube.encoder.registry import resolve
-from deo_cube.encoder.swin import DeoSwin
-from deo_cube.encoder.vit import DeoViT
 from deo_cube.errors import AmbiguousUnitsError, MissingBandsError, TilePlanError
 
 MS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
@@ -23,7 +23,7 @@ STEMS = {"ms": 10, "rgb": 3}
 def small_card(base: str, architecture: dict, layers: dict[str, tuple[int, int]], **fields: object) -> ModelCard:
     """A bundled card's stems and statistics on a network small enough to test with."""
     from deo_cube.encoder.card import Layer
-    from deo_cube.encoder.catalog import bundled_cards
+    from deo_cube.encoder.registry import bundled_cards
 
     made = tuple(Layer(name, *size) for name, size in layers.items())
     options: dict = dict(alias="small", architecture=architecture, layers=made, tile=64, halo=0) | fields

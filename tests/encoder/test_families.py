@@ -5,16 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from deo_cube.encoder.catalog import bundled_cards
-from deo_cube.encoder.describe import describe, describe_timm
-from deo_cube.encoder.families import (
-    FunctionNetwork,
-    TimmNetwork,
-    as_network,
-    build_network,
-    seeded_network,
-)
 from deo_cube.encoder.network_hash import network_hash
+from deo_cube.encoder.networks.adapters import FunctionNetwork, TimmNetwork, as_network, build_network, seeded_network
+from deo_cube.encoder.registry import bundled_cards, describe, describe_timm
 from deo_cube.errors import UnknownModelError
 
 RGB = ("B04", "B03", "B02")

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 import deo_cube
-from deo_cube.encoder.catalog import card
-from deo_cube.encoder.galileo import Galileo
-from deo_cube.encoder.loading import reference_input
-from deo_cube.encoder.verify import verify
+from deo_cube.encoder.loading import reference_input, verify
+from deo_cube.encoder.networks.galileo import Galileo
+from deo_cube.encoder.registry import card
 from deo_cube.encoder.weights import load_weights
 from deo_cube.errors import ArgumentError, ModelCardError, WeightsMismatchError
 

@@ -15,14 +15,13 @@ import torch
 from safetensors.torch import save, save_file
 
 import deo_cube
-from deo_cube.encoder import catalog
+from deo_cube.encoder import registry
 from deo_cube.encoder.card import Layer, ModelCard, Weights
-from deo_cube.encoder.catalog import bundled_cards, list_models
-from deo_cube.encoder.families import build_network
 from deo_cube.encoder.hub import Address, address_of, parse_address, place_in_cache, recorded_choice
-from deo_cube.encoder.locate import find_weights, weights_state
-from deo_cube.encoder.registry import load_encoder
-from deo_cube.encoder.verify import verify
+from deo_cube.encoder.loading import verify
+from deo_cube.encoder.networks.adapters import build_network
+from deo_cube.encoder.registry import bundled_cards, list_models, load_encoder
+from deo_cube.encoder.weights import find_weights, weights_state
 from deo_cube.errors import ArgumentError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.options import set_options
 
@@ -126,10 +125,10 @@ def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     folder.mkdir()
     for alias, card in made.items():
         card.save(folder / f"{alias}.json")
-    monkeypatch.setattr(catalog, "CARDS", folder)
-    catalog.bundled_cards.cache_clear()
-    yield dict(catalog.bundled_cards())
-    catalog.bundled_cards.cache_clear()
+    monkeypatch.setattr(registry, "CARDS", folder)
+    registry.bundled_cards.cache_clear()
+    yield dict(registry.bundled_cards())
+    registry.bundled_cards.cache_clear()
 
 
 PREFIXES = ["", "backbone.", "student.module._orig_mod.backbone.", "module.", "feat_extr."]
@@ -233,8 +232,8 @@ def test_a_renamed_file_of_a_pinned_repository_is_found(hub: Hub, cards: dict[st
     pinned = Weights("published", "gone.pth", repo=REPO, revision=COMMIT)
     card = dataclasses.replace(cards["smallswin"], name="pinned.test", alias="pinned", weights=pinned)
     card.save(tmp_path / "cards" / "pinned.json")
-    catalog.bundled_cards.cache_clear()
-    card = catalog.bundled_cards()["pinned"]
+    registry.bundled_cards.cache_clear()
+    card = registry.bundled_cards()["pinned"]
     hub.files = {"renamed.safetensors": save(state(card, 1))}
     with set_options(offline=False), pytest.warns(UserWarning, match=r"renamed\.safetensors"):
         assert find_weights(card).name == "renamed.safetensors"
@@ -242,7 +241,7 @@ def test_a_renamed_file_of_a_pinned_repository_is_found(hub: Hub, cards: dict[st
     stated = dataclasses.replace(card, name="stated.test", weights=dataclasses.replace(card.weights, file="g.pth"))
     hub.files["g.pth"] = save(state(card, 2))
     stated.save(tmp_path / "cards" / "pinned.json")
-    catalog.bundled_cards.cache_clear()
+    registry.bundled_cards.cache_clear()
     with set_options(offline=False):
         load_encoder("pinned", device="cpu")
     choice = recorded_choice(stated)
@@ -298,7 +297,7 @@ def test_places_in_the_cache_of_the_hub() -> None:
 
 
 def test_a_publishers_file_of_known_hash_is_downloaded_whole_or_not_at_all(hub: Hub, tmp_path: Path) -> None:
-    from deo_cube.encoder.locate import _download_url
+    from deo_cube.encoder.weights import _download_url
 
     data = save(state(small("x", "vit"), 1))
     hub.files = {"w.safetensors": data}

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from deo_cube.encoder import matmul
+from deo_cube.encoder import devices
 
 CODE = """
 import torch
@@ -30,17 +30,17 @@ def after_loading(before: str = "") -> tuple[str, float]:
 def undecided(monkeypatch: pytest.MonkeyPatch):
     """Each test decides anew, and leaves the process as it was."""
     before = torch.get_float32_matmul_precision()
-    matmul.prefer_onednn.cache_clear()
+    devices.prefer_onednn.cache_clear()
     torch.set_float32_matmul_precision("highest")
     yield
-    matmul.prefer_onednn.cache_clear()
+    devices.prefer_onednn.cache_clear()
     torch.set_float32_matmul_precision(before)
 
 
 def test_whatever_is_chosen_products_are_float32s() -> None:
     said, error = after_loading()
     assert error < 1e-6
-    assert said == ("medium" if matmul._amd() and not torch.cuda.is_available() else "highest")
+    assert said == ("medium" if devices._amd() and not torch.cuda.is_available() else "highest")
 
 
 def test_what_somebody_chose_is_left_alone() -> None:
@@ -48,20 +48,20 @@ def test_what_somebody_chose_is_left_alone() -> None:
 
 
 def test_where_products_would_become_coarse_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "_amd", lambda: True)
+    monkeypatch.setattr(devices, "_amd", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     seen = []
-    monkeypatch.setattr(matmul, "_error", lambda: seen.append(torch.get_float32_matmul_precision()) or 2e-3)
-    assert not matmul.prefer_onednn()
+    monkeypatch.setattr(devices, "_error", lambda: seen.append(torch.get_float32_matmul_precision()) or 2e-3)
+    assert not devices.prefer_onednn()
     assert seen == ["medium"]
     assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.parametrize("reason", ["intel", "gpu"])
 def test_other_processors_and_processes_with_a_gpu_are_left_alone(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
-    monkeypatch.setattr(matmul, "_amd", lambda: reason != "intel")
+    monkeypatch.setattr(devices, "_amd", lambda: reason != "intel")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: reason == "gpu")
-    assert not matmul.prefer_onednn()
+    assert not devices.prefer_onednn()
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -69,4 +69,4 @@ def test_bfloat16_would_be_noticed() -> None:
     a, b = (torch.randn(512, 512) for _ in range(2))
     exact = a.double() @ b.double()
     coarse = (a.bfloat16() @ b.bfloat16()).double()
-    assert float((coarse - exact).abs().max() / exact.abs().max()) > 10 * matmul._EXACT
+    assert float((coarse - exact).abs().max() / exact.abs().max()) > 10 * devices._EXACT

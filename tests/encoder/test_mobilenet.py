@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deo_cube.encoder.mobilenet import CHANNELS, DeoConv, MobileNet, fold_batch_norm
+from deo_cube.encoder.networks.conv import CHANNELS, DeoConv, MobileNet, fold_batch_norm
 
 WEIGHTS = "data/weights/mobilenet_v1_1.0_224_trunk.safetensors"
 

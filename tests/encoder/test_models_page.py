@@ -5,7 +5,7 @@ import re
 import pytest
 
 from benchmarks.models_table import DOCS, with_table
-from deo_cube.encoder.catalog import bundled_cards
+from deo_cube.encoder.registry import bundled_cards
 
 
 def test_the_table_is_the_cards() -> None:

@@ -19,10 +19,9 @@ import xarray as xr
 from torch import Tensor, nn
 
 from deo_cube.encoder import source_code
-from deo_cube.encoder.catalog import bundled_cards
-from deo_cube.encoder.describe import describe
-from deo_cube.encoder.families import FunctionNetwork, seeded_network
 from deo_cube.encoder.network_hash import content_hash, hash_network, network_hash
+from deo_cube.encoder.networks.adapters import FunctionNetwork, seeded_network
+from deo_cube.encoder.registry import bundled_cards, describe
 
 
 def network_of(function: Any) -> nn.Module:

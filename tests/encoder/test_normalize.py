@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deo_cube.encoder.card import Normalization, Stem
-from deo_cube.encoder.catalog import bundled_cards
 from deo_cube.encoder.normalize import choose_normalization, normalize, to_units
+from deo_cube.encoder.registry import bundled_cards
 from deo_cube.errors import MissingBandsError, UnknownModelError
 
 SWIN = bundled_cards()["swinb"]

@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.catalog import bundled_cards
 from deo_cube.encoder.encoder import Encoder
-from deo_cube.encoder.loading import reference_input
-from deo_cube.encoder.locate import file_sha256
-from deo_cube.encoder.publish import int8_scale, write_model
-from deo_cube.encoder.registry import load_encoder
+from deo_cube.encoder.loading import int8_scale, reference_input, write_model
+from deo_cube.encoder.registry import bundled_cards, load_encoder
+from deo_cube.encoder.weights import file_sha256
 from tests.encoder.test_encoder import small_card, swin, tiles, vit
 from tests.encoder.test_swin import wave
 
@@ -73,7 +71,7 @@ def test_the_bundled_model_is_small() -> None:
 
 
 def test_any_family_and_size_can_stand_as_a_card(tmp_path: Path) -> None:
-    from deo_cube.encoder.mobilenet import DeoConv
+    from deo_cube.encoder.networks.conv import DeoConv
 
     torch.manual_seed(0)
     network = DeoConv(stems={"ms": 10, "rgb": 3}, dim=16, local=8, depth=6)

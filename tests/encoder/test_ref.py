@@ -13,10 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from deo_cube.encoder.catalog import CARDS, bundled_cards
-from deo_cube.encoder.describe import describe
-from deo_cube.encoder.ref import EncoderRef
-from deo_cube.encoder.registry import register_encoder, resolve
+from deo_cube.encoder.registry import CARDS, EncoderRef, bundled_cards, describe, register_encoder, resolve
 from deo_cube.errors import WeightsMismatchError, WeightsNotFoundError
 
 
@@ -84,7 +81,7 @@ def test_a_changed_bundled_card_travels_whole() -> None:
 def test_a_worker_with_another_version_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pickle.dumps(resolve("tiny"))
     other = dataclasses.replace(bundled_cards()["tiny"], units="reflectance")
-    monkeypatch.setattr("deo_cube.encoder.ref.bundled_cards", lambda: {"tiny": other})
+    monkeypatch.setattr("deo_cube.encoder.registry.bundled_cards", lambda: {"tiny": other})
     with pytest.raises(WeightsMismatchError, match="install the same version of deo_cube"):
         pickle.loads(data)
 

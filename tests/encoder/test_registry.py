@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from deo_cube.encoder.describe import describe, describe_timm
-from deo_cube.encoder.families import build_network
-from deo_cube.encoder.registry import card, load_encoder, register_encoder, resolve
+from deo_cube.encoder.networks.adapters import build_network
+from deo_cube.encoder.registry import card, describe, describe_timm, load_encoder, register_encoder, resolve
 from deo_cube.errors import (
     MissingBandsError,
     ModelCardError,

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deo_cube.encoder.catalog import bundled_cards
-from deo_cube.encoder.stems import choose_stem
+from deo_cube.encoder.registry import bundled_cards, choose_stem
 from deo_cube.errors import MissingBandsError
 
 SWIN = bundled_cards()["swinb"]

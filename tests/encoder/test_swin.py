@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from deo_cube.encoder.swin import DeoSwin
+from deo_cube.encoder.networks.swin import DeoSwin
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES = {"ms224": (1, 10, 224, 224), "rgb256": (1, 3, 256, 256), "ms64": (2, 10, 64, 64), "ms120": (1, 10, 120, 120)}

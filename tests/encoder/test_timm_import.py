@@ -11,7 +11,7 @@ def run(code: str) -> str:
 def test_timm_imports_from_many_threads_at_once() -> None:
     out = run(
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from deo_cube.encoder.timm_import import import_timm\n"
+        "from deo_cube.encoder.networks.timm_import import import_timm\n"
         "with ThreadPoolExecutor(8) as pool:\n"
         "    modules = list(pool.map(lambda _: import_timm(), range(8)))\n"
         "import torchvision\n"
@@ -27,7 +27,7 @@ def test_nothing_is_declared_where_torchvision_is_whole() -> None:
         "whole = torch.library.Library('torchvision', 'FRAGMENT')\n"
         "for op in ('nms', 'qnms'):\n"
         "    whole.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
-        "from deo_cube.encoder import timm_import\n"
+        "from deo_cube.encoder.networks import timm_import\n"
         "print(timm_import.prepare_torchvision(), timm_import._declared is None)\n"
         "timm_import.import_timm()"
     )
@@ -35,4 +35,4 @@ def test_nothing_is_declared_where_torchvision_is_whole() -> None:
 
 
 def test_the_module_itself_loads_no_torch() -> None:
-    assert run("import sys, deo_cube.encoder.timm_import\nprint('torch' in sys.modules)") == "False"
+    assert run("import sys, deo_cube.encoder.networks.timm_import\nprint('torch' in sys.modules)") == "False"

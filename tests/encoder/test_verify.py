@@ -7,9 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deo_cube.encoder.catalog import bundled_cards
-from deo_cube.encoder.publish import write_model
-from deo_cube.encoder.verify import verify
+from deo_cube.encoder.loading import verify, write_model
+from deo_cube.encoder.registry import bundled_cards
 from deo_cube.errors import WeightsMismatchError
 from tests.encoder.test_encoder import swin
 

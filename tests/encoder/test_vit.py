@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from deo_cube.encoder.vit import DeoViT
+from deo_cube.encoder.networks.vit import DeoViT
 from tests.encoder.test_swin import GOLDEN, STEMS, wave
 
 CASES = {"ms224": (1, 10, 224, 224), "rgb224": (1, 3, 224, 224), "ms256": (1, 10, 256, 256), "ms64x96": (2, 10, 64, 96)}

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from deo_cube.encoder.swin import DeoSwin
-from deo_cube.encoder.vit import DeoViT
+from deo_cube.encoder.networks.swin import DeoSwin
+from deo_cube.encoder.networks.vit import DeoViT
 from deo_cube.encoder.weights import HEADS, PREFIXES, check_weights, load_weights, match_state, read_state, sniff
 from deo_cube.errors import WeightsMismatchError
 from tests.encoder.test_swin import GOLDEN, STEMS, wave

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from deo_cube.encoder.swin import DeoSwin
-from deo_cube.encoder.window_attention import WindowAttention, window_attention
+from deo_cube.encoder.networks.swin import DeoSwin
+from deo_cube.encoder.networks.window_attention import WindowAttention, window_attention
 
 
 def padded(attn: WindowAttention, x: Tensor, shift: int) -> Tensor:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deo_cube.encoder.catalog import card
-from deo_cube.encoder.keyform import card_for, key_form
+from deo_cube.encoder.checkpoint_format import card_for, key_form
+from deo_cube.encoder.networks.swin import DeoSwin
 from deo_cube.encoder.normalize import normalize
-from deo_cube.encoder.swin import DeoSwin
+from deo_cube.encoder.registry import card
 from deo_cube.errors import MissingBandsError, UnknownModelError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.evaluate.published import Question, verify_published
 from deo_cube.evaluate.readers import ChipSet, read_chips
@@ -135,7 +135,7 @@ def test_the_authors_own_small_weights(file: str, shared: Path) -> None:
 
 
 def test_the_published_sizes_are_known(tmp_path: Path) -> None:
-    from deo_cube.encoder.families import build_network
+    from deo_cube.encoder.networks.adapters import build_network
 
     base = card("vitb")
     with torch.device("meta"):

@@ -28,7 +28,7 @@ def test_a_halo_makes_the_seam_smaller(cube):
 
 def test_an_encoder_that_sees_its_own_patch_only_has_no_seam(cube):
     from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
-    from deo_cube.encoder.catalog import register_encoder
+    from deo_cube.encoder.registry import register_encoder
 
     bands = ("B02", "B03", "B04")
     card = ModelCard(

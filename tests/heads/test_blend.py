@@ -8,7 +8,7 @@ import xarray as xr
 import deo_cube
 from deo_cube.cube.georeference import anchor, geobox
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
-from deo_cube.encoder.catalog import register_encoder
+from deo_cube.encoder.registry import register_encoder
 from deo_cube.heads.head import fit_head
 from deo_cube.heads.maps import segment
 from deo_cube.heads.vectors import geobox as places

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import deo_cube
-from deo_cube.encoder.dynamicworld import CLASSES
+from deo_cube.encoder.networks.dynamicworld import CLASSES
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.bundled import BUNDLED, bundled_head
 

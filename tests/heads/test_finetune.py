@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import deo_cube
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
-from deo_cube.encoder.publish import write_model
+from deo_cube.encoder.loading import write_model
 from deo_cube.encoder.registry import resolve
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.head import fit_head, load_head
@@ -38,7 +38,7 @@ def card(family):
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """Folders of small models, as a training run leaves them."""
-    from deo_cube.encoder.families import seeded_network
+    from deo_cube.encoder.networks.adapters import seeded_network
 
     root = tmp_path_factory.mktemp("models")
     for family in ("vit", "swin", "conv"):

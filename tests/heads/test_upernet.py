@@ -6,7 +6,7 @@ import xarray as xr
 import deo_cube
 from deo_cube.cube.georeference import geobox
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
-from deo_cube.encoder.catalog import register_encoder
+from deo_cube.encoder.registry import register_encoder
 from deo_cube.heads.head import fit_head, load_head
 from deo_cube.heads.upernet import multiscale
 from tests.heads.fields import no_compute

@@ -25,7 +25,7 @@ from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 from deo_cube import cli
 from deo_cube.embedding import node_weights, runtime
 from deo_cube.embedding.embed import embed
-from deo_cube.encoder import catalog
+from deo_cube.encoder import registry
 from deo_cube.encoder.registry import register_encoder, resolve
 from deo_cube.errors import DeviceError, SchedulerError
 from deo_cube.store.open import status
@@ -58,11 +58,11 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     path = tmp_path_factory.mktemp("undisturbed") / "e.zarr"
-    before = dict(catalog._registered)
+    before = dict(registry._registered)
     register_encoder(means_card(), functools.partial(functools.partial, means))
     to_zarr(embed(cube_at(), **SMALL), path, progress=False, scheduler="threads")
-    catalog._registered.clear()
-    catalog._registered.update(before)
+    registry._registered.clear()
+    registry._registered.update(before)
     return tree(path)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from deo_cube.encoder.mobilenet import DeoConv
+from deo_cube.encoder.networks.conv import DeoConv
 from deo_cube.train.config import PRESETS, Neck
 from deo_cube.train.finish import describe_run, fit_local, fit_necks, neck_of
 

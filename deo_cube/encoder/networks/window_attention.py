@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deo_cube.encoder.timm_import import import_timm
+from deo_cube.encoder.networks.timm_import import import_timm
 
 __all__ = ["window_attention"]
 

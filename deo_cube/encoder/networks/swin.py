@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deo_cube.encoder.timm_import import import_timm
+from deo_cube.encoder.networks.timm_import import import_timm
 from deo_cube.errors import ArgumentError
 
 __all__ = ["DeoSwin"]
@@ -23,7 +23,7 @@ __all__ = ["DeoSwin"]
 import_timm()
 from timm.models.swin_transformer import WindowAttention  # noqa: E402
 
-from deo_cube.encoder.window_attention import window_attention  # noqa: E402
+from deo_cube.encoder.networks.window_attention import window_attention  # noqa: E402
 
 
 class DeoSwin(nn.Module):

@@ -18,21 +18,27 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.limits import check_parameters
-from deo_cube.encoder.locate import find_pretrained
-from deo_cube.encoder.timm_import import import_timm
+from deo_cube.encoder.card import ModelCard, check_parameters
+from deo_cube.encoder.networks.timm_import import import_timm
+from deo_cube.encoder.weights import find_pretrained
 from deo_cube.errors import ArgumentError, ArgumentTypeError, UnknownModelError
 
-__all__ = ["FAMILIES", "FunctionNetwork", "Network", "TimmNetwork", "build_network", "seeded_network"]
+__all__ = [
+    "FAMILIES",
+    "FunctionNetwork",
+    "Network",
+    "TimmNetwork",
+    "build_network",
+    "seeded_network",
+]
 
 #: Family -> module and class. The class takes ``stems={name: channels}`` and the other entries of the architecture.
 FAMILIES: dict[str, tuple[str, str]] = {
-    "vit": ("deo_cube.encoder.vit", "DeoViT"),
-    "swin": ("deo_cube.encoder.swin", "DeoSwin"),
-    "conv": ("deo_cube.encoder.mobilenet", "DeoConv"),
-    "dynamicworld": ("deo_cube.encoder.dynamicworld", "DynamicWorld"),
-    "galileo": ("deo_cube.encoder.galileo", "Galileo"),
+    "vit": ("deo_cube.encoder.networks.vit", "DeoViT"),
+    "swin": ("deo_cube.encoder.networks.swin", "DeoSwin"),
+    "conv": ("deo_cube.encoder.networks.conv", "DeoConv"),
+    "dynamicworld": ("deo_cube.encoder.networks.dynamicworld", "DynamicWorld"),
+    "galileo": ("deo_cube.encoder.networks.galileo", "Galileo"),
 }
 
 # torch's global generator is what initialisation draws from; two threads must not share a seed's stream.

@@ -123,7 +123,7 @@ def card_for(path: str | Path, *, model: str | ModelCard | None = None) -> Model
     UnknownModelError
         If it is neither, or a ViT whose number of heads no tensor tells: give its card.
     """
-    from deo_cube.encoder.catalog import card
+    from deo_cube.encoder.registry import card
 
     path = local_path(path)
     if model is not None:

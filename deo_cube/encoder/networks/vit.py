@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deo_cube.encoder.timm_import import import_timm
+from deo_cube.encoder.networks.timm_import import import_timm
 from deo_cube.errors import ArgumentError
 
 __all__ = ["DeoViT"]

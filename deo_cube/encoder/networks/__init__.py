@@ -1,0 +1,1 @@
+"""Networks that a card can describe, and adapters that make other models look like one."""
