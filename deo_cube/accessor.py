@@ -1,95 +1,124 @@
-"""`ds.deo` and `da.deo`: the package's verbs on xarray objects. One line per verb; each is also a plain function.
+"""`ds.deo` and `da.deo`: the functions of the package as methods of xarray objects.
 
-`ds.rio` (rioxarray) and `ds.odc` (odc-geo) are there as well, for messages and pages name them.
+A method is the function with the object as its first argument; its signature and help are the function's. Type checkers
+see `ds.deo` as `Any`, because xarray attaches accessors when the program runs: annotate it, as in
+``deo: deo_cube.DeoDatasetAccessor = ds.deo``, or call the functions, and arguments and results are checked.
+
+The module also registers `ds.rio` (rioxarray) and `ds.odc` (odc-geo), which messages and pages name.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
 import xarray as xr
 
+import deo_cube
+
+if TYPE_CHECKING:
+    from deo_cube.embedding.summary import Summary
+    from deo_cube.heads.head import Head
+
 __all__ = ["DeoDataArrayAccessor", "DeoDatasetAccessor"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-class _Verb:
-    """A function of the package as a method: the accessor's object goes first; signature and help are the function's.
 
-    The function is imported when the method is first looked at, so that `import deo_cube` stays light.
-    """
+class _Verb(Generic[P, R]):
+    """A function of the package as a method. `function` returns it, and imports it on first use."""
 
-    def __init__(self, module: str) -> None:
-        self.module = module
+    def __init__(self, function: Callable[[], Callable[Concatenate[Any, P], R]]) -> None:
+        self._function = function
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, accessor: Any, owner: type) -> Any:
-        function = getattr(import_module(self.module), self.name)
+    @overload
+    def __get__(self, accessor: None, owner: type) -> Callable[Concatenate[Any, P], R]: ...
+    @overload
+    def __get__(self, accessor: _Accessor, owner: type) -> Callable[P, R]: ...
+    def __get__(self, accessor: _Accessor | None, owner: type) -> Callable[..., R]:
+        function = self._function()
         if accessor is None:
             return function
-        bound = functools.partial(function, accessor._obj)
-        functools.update_wrapper(bound, function)
-        del bound.__wrapped__  # type: ignore[attr-defined]  # else the signature would show the first argument
-        return bound
+        method = functools.partial(function, accessor._obj)
+        functools.update_wrapper(method, function)
+        del method.__wrapped__  # type: ignore[attr-defined]  # inspect would show the first argument as well
+        return method
 
 
-class _Cube:
-    """Verbs on a cube of Sentinel-2 bands."""
+class _Accessor:
+    """Methods of cubes of Sentinel-2 bands."""
 
-    embed = _Verb("deo_cube.embedding.embed")
-    plan = _Verb("deo_cube.embedding.plan")
-    match = _Verb("deo_cube.embedding.match")
-    composite = _Verb("deo_cube.cube.composite")
-    classify = _Verb("deo_cube.heads.maps")
-    segment = _Verb("deo_cube.heads.maps")
+    embed = _Verb(lambda: deo_cube.embed)
+    # mypy: the **options of a function might hold the name of its first argument.
+    plan = _Verb(lambda: deo_cube.plan)  # type: ignore[arg-type, return-value]
+    match = _Verb(lambda: deo_cube.match)
+    composite = _Verb(lambda: deo_cube.composite)
+    classify = _Verb(lambda: deo_cube.classify)  # type: ignore[arg-type, return-value]  # as above
+    segment = _Verb(lambda: deo_cube.segment)  # type: ignore[arg-type, return-value]  # as above
+    seam_report = _Verb(lambda: deo_cube.seam_report)  # type: ignore[arg-type, return-value]  # as above
 
     def __init__(self, obj: Any) -> None:
         # Nothing is computed or checked here: xarray turns an AttributeError in an accessor's __init__ into another.
         self._obj = obj
 
+    def fit_head(
+        self,
+        kind: Literal["knn", "linear", "conv", "upernet"],
+        labels: Any,
+        *,
+        time: Any = None,
+        finetune: int = 0,
+        **options: Any,
+    ) -> Head:
+        """Fit a head on labelled places of these embeddings, or of this cube with `finetune`.
+
+        Parameters, result and errors are those of `deo_cube.fit_head`.
+        """
+        return deo_cube.fit_head(kind, self._obj, labels, time=time, finetune=finetune, **options)
+
     def __repr__(self) -> str:
         return repr(self._summary())
 
     def _repr_html_(self) -> str:
-        return str(self._summary()._repr_html_())
+        return self._summary()._repr_html_()
 
-    def _summary(self) -> Any:
+    def _summary(self) -> Summary:
         from deo_cube.embedding.summary import describe
 
         return describe(self._obj)
 
 
 @xr.register_dataset_accessor("deo")
-class DeoDatasetAccessor(_Cube):
-    """`ds.deo`: verbs on a Dataset with a variable a band."""
+class DeoDatasetAccessor(_Accessor):
+    """`ds.deo`: methods of a Dataset with one variable per band."""
 
 
 @xr.register_dataarray_accessor("deo")
-class DeoDataArrayAccessor(_Cube):
-    """`da.deo`: verbs on a DataArray with a band dimension, and on embeddings."""
+class DeoDataArrayAccessor(_Accessor):
+    """`da.deo`: methods of a DataArray with a band dimension, and of embeddings."""
 
-    to_zarr = _Verb("deo_cube.store.write")
-    to_cog = _Verb("deo_cube.store.export")
-    to_geoparquet = _Verb("deo_cube.store.export")
-    similar = _Verb("deo_cube.heads.similar")
-    change = _Verb("deo_cube.heads.change")
-    pca_rgb = _Verb("deo_cube.heads.pca")
-    cluster = _Verb("deo_cube.heads.cluster")
-    explore = _Verb("deo_cube.view.explore")
+    to_zarr = _Verb(lambda: deo_cube.to_zarr)
+    to_cog = _Verb(lambda: deo_cube.to_cog)
+    to_geoparquet = _Verb(lambda: deo_cube.to_geoparquet)
+    similar = _Verb(lambda: deo_cube.similar)
+    change = _Verb(lambda: deo_cube.change)
+    pca_rgb = _Verb(lambda: deo_cube.pca_rgb)
+    cluster = _Verb(lambda: deo_cube.cluster)
+    explore = _Verb(lambda: deo_cube.explore)
 
 
 @xr.register_datatree_accessor("deo")
-class DeoDataTreeAccessor(_Cube):
-    """`tree.deo`: every verb names the call that takes a Dataset out of the tree."""
+class DeoDataTreeAccessor(_Accessor):
+    """`tree.deo`: each method names the call that takes a Dataset out of the tree."""
 
 
-class _Elsewhere:
-    """An accessor of another package, which is imported when the accessor is first used (it takes 0.3 s).
+class _LazyAccessor:
+    """An accessor of another package, which is imported when the accessor is first used: that takes 0.3 s.
 
-    Seen from the class it is not there, so that the package's own registration finds the name free.
+    The class does not show it, so that the package's own registration finds the name free.
     """
 
     def __init__(self, name: str, module: str) -> None:
@@ -98,11 +127,11 @@ class _Elsewhere:
     def __get__(self, obj: Any, owner: type) -> Any:
         if obj is None:
             raise AttributeError(self.name)
-        import_module(self.module)  # puts the real one in this one's place
+        import_module(self.module)  # replaces this accessor with the package's own
         return getattr(obj, self.name)
 
 
 for _name, _module in (("rio", "rioxarray"), ("odc", "odc.geo.xr")):
     for _class in (xr.Dataset, xr.DataArray):
         if not hasattr(_class, _name):
-            setattr(_class, _name, _Elsewhere(_name, _module))
+            setattr(_class, _name, _LazyAccessor(_name, _module))

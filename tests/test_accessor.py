@@ -27,6 +27,25 @@ def test_verbs_are_the_functions_with_the_cube_given(ds: xr.Dataset) -> None:
     assert of_method.parameters["dtype"].default == "float16"
 
 
+@pytest.mark.parametrize("accessor", [deo_cube.DeoDatasetAccessor, deo_cube.DeoDataArrayAccessor])
+def test_every_method_has_the_signature_of_its_function(accessor: type) -> None:
+    methods = [name for name in dir(accessor) if not name.startswith("_")]
+    assert {"embed", "plan", "match", "composite", "classify", "segment", "seam_report", "fit_head"} <= set(methods)
+    for name in methods:
+        function = inspect.signature(getattr(deo_cube, name)).parameters.values()
+        of_method = inspect.signature(getattr(accessor(xr.DataArray()), name)).parameters.values()
+        first = "embeddings" if name == "fit_head" else next(iter(function)).name
+        expected = [(p.name, p.kind, p.default) for p in function if p.name != first]
+        assert [(p.name, p.kind, p.default) for p in of_method] == expected
+
+
+def test_fit_head_is_a_method(ds: xr.Dataset) -> None:
+    emb = ds.deo.embed()
+    places = [(float(emb.x[i]), float(emb.y[j]), "ab"[i > 9]) for i in (2, 5, 14, 18) for j in (3, 12)]
+    head, same = emb.deo.fit_head("knn", places, k=3), deo_cube.fit_head("knn", emb, places, k=3)
+    assert head.predict(emb).identical(same.predict(emb))
+
+
 def test_the_view_of_a_cube_says_bands_crs_units_and_who_fits(ds: xr.Dataset) -> None:
     text, html = repr(ds.deo), ds.deo._repr_html_()
     for shown in (text, html):

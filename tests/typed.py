@@ -33,7 +33,23 @@ def typed(path: str) -> None:
     assert_type(deo_cube.verify("tiny"), Verification)
     assert_type(deo_cube.list_models(), pd.DataFrame)
     assert_type(deo_cube.card("tiny"), deo_cube.ModelCard)
+    check_accessors(cube, emb, path)
     with deo_cube.set_options(dtype="int8", offline=True):
         pass
     deo_cube.embed(cube, missing="perhaps")  # type: ignore[arg-type]
     deo_cube.set_options(modell="vitb")  # type: ignore[call-arg]
+
+
+def check_accessors(cube: xr.Dataset, emb: xr.DataArray, path: str) -> None:
+    """Check methods as functions: an annotated accessor has types, which xarray's attribute does not."""
+    of_cube: deo_cube.DeoDatasetAccessor = cube.deo
+    assert_type(of_cube.embed("tiny", dtype="float32", missing="nearest"), xr.DataArray)
+    assert_type(of_cube.plan(), Plan)
+    assert_type(of_cube.segment(path), xr.DataArray)
+    of_embeddings = deo_cube.DeoDataArrayAccessor(emb)
+    assert_type(of_embeddings.to_zarr(path, overwrite=True), xr.DataArray)
+    assert_type(of_embeddings.similar(to=(0.0, 1.0)), xr.DataArray)
+    assert_type(of_embeddings.fit_head("knn", [(0.0, 0.0, "a")], k=3), Head)
+    of_cube.embed(missing="perhaps")  # type: ignore[arg-type]
+    of_cube.embed(tyle=64)  # type: ignore[call-arg]
+    of_cube.to_zarr(path)  # type: ignore[attr-defined]
