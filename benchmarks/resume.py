@@ -25,7 +25,7 @@ import tyro
 import xarray as xr
 
 import deo_cube
-from deo_cube.store import objects, sources
+from deo_cube.store import storage, write
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def main(config: Config) -> None:
         for _ in range(config.rounds):
             times["embed"].append(seconds(lambda: emb.deo.to_zarr(path, overwrite=True, progress=False)))
             times["known"].append(seconds(lambda: emb.deo.to_zarr(path, progress=False)))
-            objects.delete(objects.store_at(path), sources.KEY)
+            storage.delete(storage.store_at(path), write.SOURCES)
             times["compare"].append(seconds(lambda: emb.deo.to_zarr(path, progress=False)))
             times["unchecked"].append(seconds(lambda: emb.deo.to_zarr(path, resume="unchecked", progress=False)))
     found = {name: statistics.median(some) for name, some in times.items()}

@@ -36,7 +36,7 @@ import deo_cube
 from benchmarks import null
 from deo_cube import options
 from deo_cube.embedding.embed import embed
-from deo_cube.store import create, location, record, run_local, write
+from deo_cube.store import create, layout, run_local, storage, write
 from deo_cube.store.layout import Layout
 from deo_cube.store.open import status
 
@@ -71,8 +71,8 @@ def begin(path: Path, side: int) -> tuple[Any, Any, float]:
     start = time.perf_counter()
     emb = write._on_dask(large(side))
     layout = Layout.of(tuple(str(d) for d in emb.dims), emb.chunks)
-    target = create.create(emb, location.locate(path), layout, resume=True, overwrite=False).target
-    bar = run_local.Bar(emb, layout, shown=False)
+    target = create.create(emb, storage.locate(path), layout, resume=True, overwrite=False).target
+    bar = run_local.ProgressBar(emb, layout, shown=False)
     jobs = write._jobs(emb, target, write._todo(target.record, bar), write.Reading(3, 1800.0), "size")
     run_local.pickled(next(jobs))
     return target, jobs, time.perf_counter() - start
@@ -80,13 +80,13 @@ def begin(path: Path, side: int) -> tuple[Any, Any, float]:
 
 def half_done(path: Path, side: int) -> None:
     """Entries for the blocks of the upper half."""
-    folder = path / record.PATH / "c" / "0"
+    folder = path / layout.PATH / "c" / "0"
     original = path / "entry"
     for row in range(side // 2):
         (folder / str(row)).mkdir(parents=True, exist_ok=True)
         if row % 32 == 0:  # a file has 65,000 links at most
             original.unlink(missing_ok=True)
-            original.write_bytes(np.uint64(record.DONE).tobytes())
+            original.write_bytes(np.uint64(layout.DONE).tobytes())
         for column in range(side):
             os.link(original, folder / str(row) / str(column))
     original.unlink()
@@ -109,7 +109,7 @@ def many(config: Config, folder: Path) -> dict[str, float]:
     for job in ran:
         write.run_job(job)
     found["run_ms_a_block"] = (time.perf_counter() - start) / 100 * 1e3
-    shutil.rmtree(path / record.PATH / "c")
+    shutil.rmtree(path / layout.PATH / "c")
     half_done(path, config.side)
     start = time.perf_counter()
     found["done"] = status(path).done

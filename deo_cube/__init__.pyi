@@ -33,10 +33,10 @@ from deo_cube.heads.similar import similar as similar
 from deo_cube.options import set_options as set_options
 from deo_cube.store.export import to_cog as to_cog
 from deo_cube.store.export import to_geoparquet as to_geoparquet
-from deo_cube.store.model_item import model_item as model_item
 from deo_cube.store.open import open_embeddings as open_embeddings
 from deo_cube.store.open import verify_store as verify_store
 from deo_cube.store.stac import collection_of as collection_of
+from deo_cube.store.stac import model_item as model_item
 from deo_cube.store.stac import publish as publish
 from deo_cube.store.stac import stac_item as stac_item
 from deo_cube.store.write import to_zarr as to_zarr

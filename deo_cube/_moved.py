@@ -41,7 +41,7 @@ MOVED = {
     "deo_cube.engine.load": "deo_cube.embedding.load",
     "deo_cube.engine.match": "deo_cube.embedding.match",
     "deo_cube.engine.metadata": "deo_cube.embedding.metadata",
-    "deo_cube.engine.model_item": "deo_cube.store.model_item",
+    "deo_cube.engine.model_item": "deo_cube.store.stac",
     "deo_cube.engine.plan": "deo_cube.embedding.plan",
     "deo_cube.engine.reopen": "deo_cube.store.open",
     "deo_cube.engine.runtime": "deo_cube.embedding.runtime",

@@ -255,8 +255,8 @@ def segment(
     """Map classes with a head that `fit_head(...).save(...)` wrote."""
     from deo_cube.cube.open import open_cube
     from deo_cube.heads.maps import segment as segment_cube
-    from deo_cube.store.announce import computing
     from deo_cube.store.open import is_embeddings, open_embeddings
+    from deo_cube.store.write import log_computation
 
     out = local_path(out)
     tif = out.suffix.lower() in (".tif", ".tiff")
@@ -270,10 +270,10 @@ def segment(
         flat = classes.squeeze(drop=True)
         if flat.ndim != 2:
             raise ArgumentError(f"a GeoTIFF holds one date, the cube has {classes.sizes['time']}: name OUT .zarr")
-        with _log_lines(True), computing(classes, out):
+        with _log_lines(True), log_computation(classes, out):
             flat.rio.to_raster(out)
     else:
-        with _log_lines(True), computing(classes, out):
+        with _log_lines(True), log_computation(classes, out):
             classes.to_dataset(name="class").to_zarr(out, mode="w", zarr_format=3, consolidated=True)
     print(f"{out}: {', '.join(f'{d} {n}' for d, n in classes.sizes.items())}")
 

@@ -18,29 +18,29 @@ from deo_cube.encoder.registry import EncoderRef
 from deo_cube.encoder.weights import file_sha256, find_weights
 from deo_cube.errors import DeoCubeError
 
-__all__ = ["PIECE", "fetch", "here", "is_here", "receive"]
+__all__ = ["CHUNK_BYTES", "fetch_from_hub", "has_weights", "local_ref", "receive_chunk"]
 
 #: Bytes that travel at a time.
-PIECE = 16 * 2**20
+CHUNK_BYTES = 16 * 2**20
 
 
-def here(ref: EncoderRef) -> EncoderRef:
+def local_ref(ref: EncoderRef) -> EncoderRef:
     """`ref`, with the path under which this machine has its weights; as it is where there are none to be found."""
     if ref.weights is None or _same(Path(ref.weights), ref):
         return ref
-    for path in (_sent(ref), _noted(ref)):
+    for path in (_sent_path(ref), _cached_path(ref)):
         if path is not None and _same(path, ref):
             return dataclasses.replace(ref, weights=str(path))
     return ref
 
 
-def is_here(ref: EncoderRef) -> bool:
+def has_weights(ref: EncoderRef) -> bool:
     """Whether this machine has the weights, under whatever path."""
-    found = here(ref)
+    found = local_ref(ref)
     return found.weights is None or _same(Path(found.weights), found)
 
 
-def fetch(ref: EncoderRef, *, offline: bool) -> bool:
+def fetch_from_hub(ref: EncoderRef, *, offline: bool) -> bool:
     """Look in this machine's own places and, unless `offline`, on the hub; note the path for the node's processes."""
     try:
         found = find_weights(ref.card, offline=offline)
@@ -48,20 +48,20 @@ def fetch(ref: EncoderRef, *, offline: bool) -> bool:
         return False
     if not _same(found, ref):
         return False
-    note = _sent(ref).with_suffix(".path")
+    note = _sent_path(ref).with_suffix(".path")
     _put(note, str(found).encode())
     return True
 
 
-def receive(sha256: str, suffix: str, offset: int, total: int, piece: bytes, transfer: str) -> bool:
+def receive_chunk(sha256: str, suffix: str, offset: int, total: int, chunk: bytes, transfer: str) -> bool:
     """Add a piece to a file that is being sent; move it to its place, if its hash is right, once it is whole."""
     place = _folder() / f"{sha256}{suffix}"
     part = place.with_name(f"{place.name}.{transfer}.part")
     part.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with open(part, "r+b" if offset else "wb") as file:
         file.seek(offset)
-        file.write(piece)
-    if offset + len(piece) < total:
+        file.write(chunk)
+    if offset + len(chunk) < total:
         return False
     with open(part, "rb") as file:
         right = hashlib.file_digest(file, "sha256").hexdigest() == sha256
@@ -78,13 +78,13 @@ def _folder() -> Path:
     return Path(base) / f"deo_cube-{os.getuid() if hasattr(os, 'getuid') else 'user'}" / "weights"
 
 
-def _sent(ref: EncoderRef) -> Path:
+def _sent_path(ref: EncoderRef) -> Path:
     return _folder() / f"{ref.weights_sha256}{Path(ref.weights or '').suffix}"
 
 
-def _noted(ref: EncoderRef) -> Path | None:
+def _cached_path(ref: EncoderRef) -> Path | None:
     try:
-        return Path(_sent(ref).with_suffix(".path").read_text())
+        return Path(_sent_path(ref).with_suffix(".path").read_text())
     except OSError:
         return None
 

@@ -116,7 +116,7 @@ def encoder(ref: EncoderRef, device: str, compiled: bool | str = False) -> Any:
     key = (ref.fingerprint, device, compiled)
     with _lock:
         if key not in _encoders:
-            _encoders[key] = loaded = node_weights.here(ref).load(device)
+            _encoders[key] = loaded = node_weights.local_ref(ref).load(device)
             if compiled:
                 import torch
 

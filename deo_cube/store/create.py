@@ -19,10 +19,9 @@ from zarr.abc.store import Store
 
 from deo_cube.embedding import graph, metadata
 from deo_cube.errors import StorageRefusedError, StorageUnreachableError, StoreMismatchError
-from deo_cube.store import location, objects, seal, template
-from deo_cube.store.layout import FINGERPRINT, GENERATION, ROOT, STATE, Layout, Target
-from deo_cube.store.location import is_local
-from deo_cube.store.record import Record
+from deo_cube.store import storage, template
+from deo_cube.store.layout import FINGERPRINT, GENERATION, ROOT, STATE, Layout, Record, Target
+from deo_cube.store.storage import is_local
 from deo_cube.store.template import BLOCKS, FORMAT, IDENTITY, WINDOW, Template, root_bytes
 
 __all__ = [
@@ -77,7 +76,7 @@ def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overw
     fields = metadata.identity(emb)
     fingerprint = metadata.fingerprint(fields)
     if is_local(place):
-        location.sweep(Path(place))
+        storage.sweep(Path(place))
     made = template.make(emb, layout, fields)
     root = _root(place, made, overwrite=overwrite)
     if root is not None and overwrite:
@@ -98,18 +97,18 @@ def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overw
             return Begun(_replace(place, made, layout, fingerprint), made, found=False)
         # Another process may begin the same store now: what both write is the same, and neither deletes. So they must
         # not draw a generation each.
-        _write(objects.store_at(place), made, "")
+        _write(storage.store_at(place), made, "")
         return Begun(target(place, layout), made, found=False)
     path, generation = Path(place), uuid.uuid4().hex
     path.parent.mkdir(parents=True, exist_ok=True)
     # Made beside its place and renamed, so that nobody ever sees half of it.
-    with location.draft_beside(path) as draft:
-        _write(objects.store_at(draft), made, generation)
+    with storage.draft_beside(path) as draft:
+        _write(storage.store_at(draft), made, generation)
         with contextlib.suppress(OSError):
             path.rmdir()  # an empty folder makes way
         try:
             draft.rename(path)
-            objects.sync_folder(path.parent)
+            storage.sync_folder(path.parent)
         except OSError:
             other = existing(place)
             if other is None:
@@ -128,8 +127,8 @@ def _root(place: Any, made: Template, *, overwrite: bool) -> Mapping[str, Any] |
     try:
         group = existing(place)
     except StoreMismatchError:
-        store = objects.store_at(place)
-        sealed = seal.read(store)
+        store = storage.store_at(place)
+        sealed = template.read_seal(store)
         if sealed is None:
             raise
         theirs: Mapping[str, Any] = json.loads(sealed[ROOT])["attributes"]
@@ -155,18 +154,18 @@ def target(place: Any, layout: Layout) -> Target:
 
 def attributes(place: Any) -> dict[str, Any]:
     """Return the attributes of a store's group; empty where there is none."""
-    document = json.loads(objects.read(objects.store_at(place), ROOT) or b"{}")
+    document = json.loads(storage.read(storage.store_at(place), ROOT) or b"{}")
     found: dict[str, Any] = document.get("attributes", {})
     return found
 
 
 def _write(store: Store, made: Template, generation: str) -> None:
     """Write the metadata. Only the last write says that blocks may be written."""
-    if not isinstance(store, objects.SyncedStore):
-        objects.write(store, ROOT, root_bytes(made.root, "creating", generation))
+    if not isinstance(store, storage.SyncedStore):
+        storage.write(store, ROOT, root_bytes(made.root, "creating", generation))
     for key, data in made.objects.items():
-        objects.write(store, key, data)
-    objects.write(store, ROOT, root_bytes(made.root, "writing", generation))
+        storage.write(store, key, data)
+    storage.write(store, ROOT, root_bytes(made.root, "writing", generation))
 
 
 def _replace(place: Any, made: Template, layout: Layout, fingerprint: str) -> Target:
@@ -177,16 +176,16 @@ def _replace(place: Any, made: Template, layout: Layout, fingerprint: str) -> Ta
     generation = uuid.uuid4().hex
     if is_local(place):
         path = Path(place)
-        with location.draft_beside(path) as draft:
-            _write(objects.store_at(draft), made, generation)
-            with location.moved_aside(path):
+        with storage.draft_beside(path) as draft:
+            _write(storage.store_at(draft), made, generation)
+            with storage.moved_aside(path):
                 draft.rename(path)
-                objects.sync_folder(path.parent)
+                storage.sync_folder(path.parent)
     else:
-        store = objects.store_at(place)
+        store = storage.store_at(place)
         # From here on the old store is not complete, and runs that write to it stop.
-        objects.write(store, ROOT, root_bytes(made.root, "replacing", generation))
-        objects.delete_all(store, keep=[ROOT])
+        storage.write(store, ROOT, root_bytes(made.root, "replacing", generation))
+        storage.delete_all(store, keep=[ROOT])
         _write(store, made, generation)
     return Target(place, layout, fingerprint, generation)
 
@@ -213,20 +212,20 @@ def repair(place: Any, made: Template | None = None) -> dict[str, str]:
     StoreMismatchError
         If `made` is needed and not given.
     """
-    store = objects.store_at(place)
+    store = storage.store_at(place)
     if made is not None and FORMAT not in attributes(place):
         return {}  # of an earlier version, which sealed nothing
-    sealed = seal.read(store)
+    sealed = template.read_seal(store)
     if sealed is None:
-        problems, left = {seal.KEY: "missing or damaged"}, [seal.KEY]
+        problems, left = {template.SEAL: "missing or damaged"}, [template.SEAL]
     else:
-        problems = seal.damaged(store, sealed) | seal.consolidated(store, sealed)
+        problems = template.damaged_objects(store, sealed) | template.damaged_copies(store, sealed)
         if not problems:
             return {}
         restart(store, sealed)  # first, so that the store never claims more than it holds
         # The group's document has been restored by that, without the consolidated copies, which are made at the end.
         own = {key: problem for key, problem in problems.items() if key in sealed and key != ROOT}
-        left = seal.restore(store, sealed, own, {} if made is None else made.objects)
+        left = template.restore_objects(store, sealed, own, {} if made is None else made.objects)
     log.warning("%s: metadata are restored: %s", place, "; ".join(f"{k} ({v})" for k, v in problems.items()))
     if left and made is None:
         raise StoreMismatchError(
@@ -236,14 +235,14 @@ def repair(place: Any, made: Template | None = None) -> dict[str, str]:
     if left and made is not None:
         restart(store, {ROOT: root_bytes(made.root, "writing").decode()})
         for key, data in made.objects.items():
-            objects.write(store, key, data)
+            storage.write(store, key, data)
     return problems
 
 
 def restart(store: Store, sealed: Mapping[str, str] | None = None) -> None:
     """Take a store's claim to be complete away, and give it a new generation: runs that still write to it stop."""
-    text = sealed[ROOT] if sealed is not None else objects.read(store, ROOT)
-    objects.write(store, ROOT, root_bytes(json.loads(text or b""), "writing", uuid.uuid4().hex))
+    text = sealed[ROOT] if sealed is not None else storage.read(store, ROOT)
+    storage.write(store, ROOT, root_bytes(json.loads(text or b""), "writing", uuid.uuid4().hex))
 
 
 def existing(place: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
@@ -265,10 +264,10 @@ def existing(place: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
         if not any(path.iterdir()):
             return None
     try:
-        store = objects.store_at(place)
-        data = objects.read(store, ROOT)
+        store = storage.store_at(place)
+        data = storage.read(store, ROOT)
         if data is None:
-            if objects.read(store, seal.KEY) is not None:
+            if storage.read(store, template.SEAL) is not None:
                 raise StoreMismatchError(_damaged(place, "missing"))
             if is_local(place):
                 raise StoreMismatchError(f"{place} exists and is not a Zarr 3 group: choose another path")
@@ -325,7 +324,7 @@ def check_not_source(emb: xr.DataArray, place: Any) -> None:
     StoreMismatchError
         If it is.
     """
-    if any(location.holds(place, array) for array in graph.stored(emb.data)):
+    if any(storage.holds(place, array) for array in graph.stored(emb.data)):
         raise StoreMismatchError(
             f"{place} is what these embeddings are read from, so that writing over it would leave nothing to write: "
             "choose another path, or compute them first, emb.compute()"
@@ -348,7 +347,7 @@ def _check_same(store: Any, root: Mapping[str, Any], fields: dict[str, Any]) -> 
 
 def record_of(place: Any, root: Mapping[str, Any]) -> Record:
     """The progress record of a store, by the attributes of its group."""
-    store = objects.store_at(place)
+    store = storage.store_at(place)
     blocks = root.get(BLOCKS)
     if blocks is None:  # of an earlier version, whose record is a Zarr array
         array = zarr.open_array(store, path="progress/crc32", mode="r", zarr_format=3)
@@ -397,7 +396,7 @@ def _short(value: Any) -> str:
 
 def is_complete(begun: Begun) -> bool:
     """Return whether a store says that it is complete, and is; if it only says so, it no longer does afterwards."""
-    store = objects.store_at(begun.target.store)
+    store = storage.store_at(begun.target.store)
     root = attributes(begun.target.store)
     if root.get(STATE) != "complete":
         return False
@@ -430,12 +429,12 @@ def finish(begun: Begun) -> None:
             f"{target.store} lacks {record.total - done} of {record.total} blocks, though all were written: they were "
             "deleted meanwhile. The same call does them again"
         )
-    store = objects.store_at(target.store)
+    store = storage.store_at(target.store)
     if FORMAT in attributes(target.store) and _damage(store):
         repair(target.store, begun.template)
     for attempt in range(3):
         try:
-            location.tidy(target.store)
+            storage.tidy(target.store)
             _mark(target.store)
             return
         except FileNotFoundError:
@@ -445,15 +444,15 @@ def finish(begun: Begun) -> None:
 
 
 def _damage(store: Store) -> bool:
-    sealed = seal.read(store)
-    return sealed is None or bool(seal.damaged(store, sealed))
+    sealed = template.read_seal(store)
+    return sealed is None or bool(template.damaged_objects(store, sealed))
 
 
 def _mark(place: Any) -> None:
-    store = objects.store_at(place)
+    store = storage.store_at(place)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         warnings.filterwarnings("ignore", message="Object at .* is not recognized")
         zarr.consolidate_metadata(store, zarr_format=3)
-    document = json.loads(objects.read(store, ROOT) or b"{}")
-    objects.write(store, ROOT, root_bytes(document, "complete"))
+    document = json.loads(storage.read(store, ROOT) or b"{}")
+    storage.write(store, ROOT, root_bytes(document, "complete"))

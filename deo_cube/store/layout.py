@@ -5,8 +5,8 @@ Layout of the group::
     embeddings   (time, embedding, y, x)       one shard per block, inner chunks of about 64 patches
     valid        (time, y, x)                  the same shards
     time, y, x, spatial_ref, ...               coordinates
-    progress/crc32/c/<time>/<row>/<column>     one entry per block, written after its shards (`record.py`)
-    progress/sealed.json                       a copy of the metadata, to find and repair damage (`seal.py`)
+    progress/crc32/c/<time>/<row>/<column>     one entry per block, written after its shards
+    progress/sealed.json                       a copy of the metadata, to find and repair damage (`template.py`)
     progress/sources                           evidence of which files the blocks were made from (`write.py`)
 
 A block is written in this order: `valid`, `embeddings`, then its entry. Each object is replaced as a whole: on disk it
@@ -21,31 +21,52 @@ run that is still alive when another one replaces its store cannot fill that sto
 Zarr's shards start at the array's corner, blocks at tile borders of the world grid. A cube of several blocks that does
 not start on such a border is stored with a margin of fill values (less than one tile's core) before its first row and
 column, so that blocks and shards coincide. Coordinates and transform count the margin in; `open_embeddings` cuts it.
+
+The progress record
+An entry is the object ``progress/crc32/c/<time>/<row>/<column>``: eight bytes, a little-endian number of
+
+- bits 0 to 31: the CRC-32 of what was written
+- bit 32: set, so that an entry of zeros is not an entry
+- bits 33 to 63: a checksum of what the block was made from (`block.input_checksum`); 0 where an earlier version did
+  not record it
+
+Whatever else is found under such a name, as after a loss of power, is not an entry: the block is done again. Entries
+belong to no Zarr array, so that other readers of Zarr do not take the record for a picture; the bytes are those of the
+array ``progress/crc32`` that earlier versions wrote.
+
+The record is never read whole: it is read a row of blocks at a time, as a run goes through it.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.abc.store import Store
 
 from deo_cube.embedding import metadata
 from deo_cube.errors import StoreMismatchError
-from deo_cube.store import objects
-from deo_cube.store.record import Block, Entry, Record
+from deo_cube.store import storage
 
 __all__ = [
+    "Block",
+    "DONE",
+    "Entry",
     "FINGERPRINT",
     "GENERATION",
-    "ROOT",
-    "STATE",
+    "GROUP",
     "Layout",
+    "PATH",
+    "ROOT",
+    "Record",
+    "STATE",
     "Target",
     "Writer",
     "checksum",
@@ -53,6 +74,113 @@ __all__ = [
     "is_whole",
     "lost_shards",
 ]
+
+GROUP = "progress"
+#: Folder of the entries, in the store's group.
+PATH = f"{GROUP}/crc32"
+#: Bit that every entry has.
+DONE = 1 << 32
+#: Folders that are read at a time.
+FOLDERS = 32
+
+Block = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the record says of a block that is done.
+
+    `output` is the CRC-32 of what was written; `inputs` a checksum of 31 bits of what it was made from, None where that
+    is not known.
+    """
+
+    output: int
+    inputs: int | None = None
+
+    @property
+    def number(self) -> int:
+        """The entry as a number of 64 bits."""
+        return (self.inputs or 0) << 33 | DONE | self.output
+
+    def to_bytes(self) -> bytes:
+        """Return the entry as it is stored."""
+        return self.number.to_bytes(8, "little")
+
+    @classmethod
+    def from_number(cls, number: int) -> Entry:
+        """Read an entry from its number."""
+        return cls(number & (DONE - 1), number >> 33 or None)
+
+
+def _number(data: bytes | None) -> int:
+    """Number of an entry; 0 for what is not one."""
+    if data is None or len(data) != 8:
+        return 0
+    number = int.from_bytes(data, "little")
+    return number if number & DONE else 0
+
+
+@dataclass(frozen=True)
+class Record:
+    """The entries of a store of `blocks` along time, y and x."""
+
+    store: Store
+    blocks: tuple[int, int, int]
+
+    @property
+    def total(self) -> int:
+        """Number of blocks."""
+        return int(np.prod(self.blocks, dtype=np.int64))
+
+    def entry(self, block: Block) -> Entry | None:
+        """Return the entry of a block; None where it is not done."""
+        number = _number(storage.read(self.store, _key(block)))
+        return Entry.from_number(number) if number else None
+
+    def write(self, block: Block, entry: Entry) -> None:
+        """Write the entry of a block."""
+        storage.write(self.store, _key(block), entry.to_bytes())
+
+    def forget(self, block: Block) -> None:
+        """Delete a block's entry: the next run does it again."""
+        storage.delete(self.store, _key(block))
+
+    def rows(self, start: int = 0) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+        """Yield each row of blocks once, from `start` and round.
+
+        Yields
+        ------
+        int
+            Number of the row.
+        array
+            ``(times, columns)`` uint64: the entries' numbers, 0 where a block is not done.
+        """
+        times, rows, columns = self.blocks
+        order = [*range(start, rows), *range(start)]
+        step = max(1, FOLDERS // times)
+        for first in range(0, rows, step):
+            part = order[first : first + step]
+            found = storage.read_below(self.store, [f"{PATH}/c/{t}/{r}" for r in part for t in range(times)])
+            for i, row in enumerate(part):
+                numbers = np.zeros((times, columns), np.uint64)
+                for t, entries in enumerate(found[i * times : (i + 1) * times]):
+                    for name, data in entries.items():
+                        if name.isdigit() and int(name) < columns:
+                            numbers[t, int(name)] = _number(data)
+                yield row, numbers
+
+    def count(self) -> int:
+        """Count the blocks that are done."""
+        return sum(int(np.count_nonzero(numbers)) for _, numbers in self.rows())
+
+    def any(self) -> bool:
+        """Return whether the record has been begun, without reading it."""
+        return storage.has_any(self.store, f"{PATH}/c")
+
+
+def _key(block: Block) -> str:
+    return f"{PATH}/c/{'/'.join(map(str, block))}"
+
 
 FINGERPRINT = metadata.PREFIX + "fingerprint"
 GENERATION = metadata.PREFIX + "generation"
@@ -145,7 +273,7 @@ class Target:
     """A store that blocks can be written to, small enough to travel to workers."""
 
     store: Any
-    """What `location.locate` returned."""
+    """What `storage.locate` returned."""
     layout: Layout
     fingerprint: str
     generation: str = ""
@@ -153,7 +281,7 @@ class Target:
     @cached_property
     def record(self) -> Record:
         """The progress record."""
-        return Record(objects.store_at(self.store), self.layout.blocks)
+        return Record(storage.store_at(self.store), self.layout.blocks)
 
     def check(self) -> bool:
         """Check that the store is still the one this run began with; return whether it is complete.
@@ -163,10 +291,10 @@ class Target:
         StoreMismatchError
             If it was deleted or renamed, its metadata are damaged, or another run replaced it.
         """
-        return self._check(objects.store_at(self.store))
+        return self._check(storage.store_at(self.store))
 
     def _check(self, store: Store) -> bool:
-        data = objects.read(store, ROOT)
+        data = storage.read(store, ROOT)
         if data is None:
             raise StoreMismatchError(f"{self.store} is gone: it was deleted or renamed while it was written to")
         try:
@@ -191,7 +319,7 @@ class Target:
         StoreMismatchError
             As `check`.
         """
-        store = objects.store_at(self.store, before_rename=self._check_before_rename)
+        store = storage.store_at(self.store, before_rename=self._check_before_rename)
         self._check(store)
         return Writer(self, zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False))
 
@@ -260,7 +388,7 @@ class Writer:
 
         That is so where the store was replaced between the check and the end of the write.
         """
-        store = objects.store_at(self.target.store)
+        store = storage.store_at(self.target.store)
         try:
             root = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
             damaged = not is_whole(root, self.target.record, block)
@@ -301,7 +429,7 @@ def lost_shards(store: Store, layout: Layout, dtype: np.dtype[Any], dim: int, re
         times = [int(t) for t in np.flatnonzero(numbers.any(axis=1))]
         embeddings = [f"embeddings/c/{t}/0/{row}" if four else f"embeddings/c/0/{row}" for t in times]
         valid = [f"valid/c/{t}/{row}" if four else f"valid/c/{row}" for t in times]
-        names = objects.names_below(store, [*embeddings, *valid])
+        names = storage.names_below(store, [*embeddings, *valid])
         for i, t in enumerate(times):
             whole = set(names[i]) & set(names[len(times) + i])
             for column in np.flatnonzero(numbers[t]):
@@ -327,7 +455,7 @@ def _replace(array: Any, shard: tuple[int, ...], region: tuple[int | slice, ...]
         raise
     except Exception:
         # zarr merges with the shard that is there, whole or not; one that it cannot read is from a run that died.
-        objects.delete(array.store_path.store, f"{array.store_path.path}/{array.metadata.encode_chunk_key(shard)}")
+        storage.delete(array.store_path.store, f"{array.store_path.path}/{array.metadata.encode_chunk_key(shard)}")
         array[region] = values
 
 

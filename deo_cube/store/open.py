@@ -24,11 +24,10 @@ from deo_cube.embedding import metadata
 from deo_cube.errors import StorageError, StoreMismatchError
 from deo_cube.paths import expand, is_url, local_path
 from deo_cube.progress import Progress
-from deo_cube.store import create, objects, rewritten, seal
+from deo_cube.store import create, storage, template
 from deo_cube.store.create import existing
-from deo_cube.store.layout import FINGERPRINT, GENERATION, STATE, is_whole
-from deo_cube.store.location import locate
-from deo_cube.store.record import GROUP, Record
+from deo_cube.store.layout import FINGERPRINT, GENERATION, GROUP, PATH, STATE, Record, is_whole
+from deo_cube.store.storage import locate
 from deo_cube.store.template import BLOCKS, FORMAT, IDENTITY, WINDOW
 
 __all__ = ["StoreStatus", "is_embeddings", "open_embeddings", "status", "verify_store"]
@@ -90,7 +89,7 @@ def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> S
     place = locate(store, storage_options)
     root = _ours(place)
     check_codecs(root)
-    rewritten.check_record(place, root, needed=True)
+    _check_record(place, root, needed=True)
     attrs = dict(root.attrs)
     record = create.record_of(place, attrs)
     return StoreStatus(blocks=record.total, done=record.count(), derived=attrs.get(metadata.PREFIX + "derived"))
@@ -103,7 +102,7 @@ def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
     if IDENTITY not in found.attrs:
         raise StoreMismatchError(
             f"{store} was not made by deo_cube (no {IDENTITY} in its attributes, which a copy by xarray may lack): "
-            f"{rewritten.instead(store)}"
+            f"{_how_to_read(store)}"
         )
     return found
 
@@ -134,15 +133,17 @@ def verify_store(
         If the store was not made by deo_cube.
     """
     place = locate(store, storage_options)
-    backend = objects.store_at(place)
-    sealed = seal.read(backend)
-    wrong = {} if sealed is None else seal.damaged(backend, sealed) | seal.consolidated(backend, sealed)
+    backend = storage.store_at(place)
+    sealed = template.read_seal(backend)
+    wrong = (
+        {} if sealed is None else template.damaged_objects(backend, sealed) | template.damaged_copies(backend, sealed)
+    )
     if wrong and repair:
         create.repair(place)
     root = None if create.ROOT in wrong and not repair else _ours(place, "r+" if repair else "r")
     if root is not None and (repair or not wrong):
         check_codecs(root)
-        rewritten.check_record(place, root, needed=True)
+        _check_record(place, root, needed=True)
     elif root is not None:
         try:
             check_codecs(root)
@@ -150,7 +151,7 @@ def verify_store(
             root = None  # its arrays are not read
     attrs = dict(root.attrs) if root is not None else json.loads((sealed or {})[create.ROOT])["attributes"]
     if sealed is None and FORMAT in attrs:
-        wrong = {seal.KEY: "missing or damaged"}
+        wrong = {template.SEAL: "missing or damaged"}
     record = create.record_of(place, attrs)
     checked, damaged = 0, []
     # Decompression and checksums leave the interpreter to other threads.
@@ -196,11 +197,11 @@ def _check_sealed(place: Any, attrs: Mapping[str, Any]) -> None:
     """Refuse a store whose metadata are not what was written with it: numbers or places would be wrong."""
     if FORMAT not in attrs:
         return
-    backend = objects.store_at(place)
-    if not objects.has_any(backend, GROUP):
+    backend = storage.store_at(place)
+    if not storage.has_any(backend, GROUP):
         return  # written anew by another program, without record and seal
-    sealed = seal.read(backend)
-    wrong = {seal.KEY: "missing or damaged"} if sealed is None else seal.damaged(backend, sealed)
+    sealed = template.read_seal(backend)
+    wrong = {template.SEAL: "missing or damaged"} if sealed is None else template.damaged_objects(backend, sealed)
     if wrong:
         raise StoreMismatchError(
             f"{place}: metadata are not what was written: {'; '.join(f'{k} {v}' for k, v in wrong.items())}. "
@@ -257,7 +258,7 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     if state in ("creating", "replacing"):
         raise StoreMismatchError(f"{store} was being {state[:-3]}ed when a run stopped: make the same call again")
     try:
-        rewritten.check_record(store, root, needed=False)
+        _check_record(store, root, needed=False)
     except StoreMismatchError:
         raise
     except UNREADABLE:
@@ -277,7 +278,7 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     shards = root["embeddings"].shards or root["embeddings"].chunks
     dims = list(root["embeddings"].metadata.dimension_names)
     ds = xr.open_zarr(store, zarr_format=3, consolidated=False, chunks=None, decode_coords="all")
-    rewritten.check_window(store, root.attrs, ds, (dims[-2], dims[-1]))
+    _check_window(store, root.attrs, ds, (dims[-2], dims[-1]))
     # What lies along time or nowhere is small, and no one wants to wait for it later.
     small = {n: c.variable.load().drop_encoding() for n, c in ds.coords.items() if c.ndim < 2}
     top, left, height, width = (int(v) for v in root.attrs[WINDOW])
@@ -311,3 +312,84 @@ def _cuts(lead: int, size: int, shard: int) -> tuple[int, ...]:
     """Chunks of ``[lead, lead + size)`` at the borders of shards."""
     borders = [0, *range(shard - lead, size, shard), size]
     return tuple(b - a for a, b in pairwise(borders))
+
+
+def _check_window(store: Any, attrs: Mapping[str, Any], ds: xr.Dataset, dims: tuple[str, str]) -> None:
+    """Refuse a store whose coordinates are not where its attributes place it.
+
+    xarray copies the attributes of a group when it writes a part of it elsewhere, so that they describe the whole.
+
+    Parameters
+    ----------
+    store : path, URL or zarr store
+        For the message.
+    attrs : mapping
+        Of the store's group.
+    ds : Dataset
+        The store as xarray opens it.
+    dims : (str, str)
+        Names of the dimensions along y and x.
+
+    Raises
+    ------
+    StoreMismatchError
+        If size or coordinates differ from the attributes.
+    """
+    length = attrs.get("geoemb:dimensions", ds.sizes["embedding"])
+    if ds.sizes["embedding"] != length:
+        _refuse(store, f"vectors of length {ds.sizes['embedding']} where its attributes say {length}")
+    top, left, height, width = (int(v) for v in attrs[WINDOW])
+    a = Affine(*attrs[WINDOW + "_transform"])
+    for dim, lead, size, start, step in ((dims[0], top, height, a.f, a.e), (dims[1], left, width, a.c, a.a)):
+        expected = lead + size
+        if ds.sizes[dim] != expected:
+            _refuse(store, f"{ds.sizes[dim]} along {dim!r} where its attributes say {expected}")
+        if dim not in ds.coords:
+            _refuse(store, f"no coordinate {dim!r}")
+        centres = start + (np.arange(-lead, size) + 0.5) * step
+        values = np.asarray(ds[dim].values, dtype="float64")
+        if not np.allclose(values, centres, rtol=0, atol=1e-3 * abs(step)):
+            _refuse(
+                store,
+                f"{dim} from {values[0]:.10g} to {values[-1]:.10g} where its attributes say "
+                f"{centres[0]:.10g} to {centres[-1]:.10g}",
+            )
+
+
+def _check_record(store: Any, root: zarr.Group, *, needed: bool) -> None:
+    """Refuse a store whose progress record is not that of its array, or, where `needed`, one without a record.
+
+    Raises
+    ------
+    StoreMismatchError
+        If dates were appended by another program, or a copy has no record to check blocks by.
+    """
+    blocks = root.attrs.get(metadata.PREFIX + "blocks")
+    found = storage.has_any(storage.store_at(store), GROUP)
+    if not found:
+        if needed:
+            raise StoreMismatchError(
+                f"{store} has no progress record, as where another program wrote it anew: its blocks cannot be "
+                f"counted or checked. Read it, {_how_to_read(store)}; or write it by emb.deo.to_zarr(path)"
+            )
+        return
+    if blocks is None:  # of an earlier version, whose record is a Zarr array
+        if PATH not in root:
+            return
+        blocks = root[PATH].shape
+    times = root["embeddings"].shape[0] if root["embeddings"].ndim == 4 else 1
+    if int(blocks[0]) != times:
+        _refuse(store, f"{times} dates where its progress record counts {blocks[0]}")
+
+
+def _how_to_read(store: Any) -> str:
+    """The call that reads any store as it is."""
+    shown = repr(store) if isinstance(store, str) else "the store"
+    return f"open it as it is, xr.open_zarr({shown}, decode_coords='all')"
+
+
+def _refuse(store: Any, found: str) -> None:
+    raise StoreMismatchError(
+        f"{store} was cut or changed after deo_cube wrote it ({found}), so its attributes may not describe its "
+        f"vectors: {_how_to_read(store)}; or write parts by emb.deo.to_zarr(path), which open_embeddings reads"
+    )

@@ -19,12 +19,12 @@ from deo_cube.progress import Progress
 from deo_cube.store.layout import Layout
 from deo_cube.store.template import own_geobox
 
-__all__ = ["Bar", "Comparison", "executor", "fly", "pickled", "unpickled_call", "workers"]
+__all__ = ["ProgressBar", "ComparisonBar", "executor", "run_blocks", "pickled", "unpickled_call", "count_workers"]
 
 Block = tuple[int, int, int]
 
 
-def workers(kind: str, num_workers: int | None) -> int:
+def count_workers(kind: str, num_workers: int | None) -> int:
     """Threads or processes that run blocks on this machine."""
     if kind == "synchronous":
         return 1
@@ -34,7 +34,7 @@ def workers(kind: str, num_workers: int | None) -> int:
 @contextmanager
 def executor(kind: str, num_workers: int | None) -> Iterator[tuple[Executor, int]]:
     """Yield an executor of this machine, and how many blocks to keep in flight on it."""
-    n = workers(kind, num_workers)
+    n = count_workers(kind, num_workers)
     if kind == "processes":
         import multiprocessing
         from concurrent.futures import ProcessPoolExecutor
@@ -66,12 +66,12 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="deo_cube-parent", daemon=True).start()
 
 
-def fly(
+def run_blocks(
     executor: Executor,
     slots: int,
     jobs: Iterable[Any],
     run: Callable[[Any], Any],
-    bar: Bar,
+    bar: ProgressBar,
     give_up: Callable[[], None],
     results: Callable[[Block, Any], None] | None = None,
 ) -> None:
@@ -85,18 +85,18 @@ def fly(
         If a worker process was killed.
     """
     jobs = iter(jobs)
-    flying: dict[Future[Any], Block] = {}
+    running: dict[Future[Any], Block] = {}
     processes = type(executor).__name__ == "ProcessPoolExecutor"
     try:
         while True:
-            for job in itertools.islice(jobs, slots - len(flying)):
+            for job in itertools.islice(jobs, slots - len(running)):
                 future = executor.submit(unpickled_call, run, pickled(job)) if processes else executor.submit(run, job)
-                flying[future] = job.block
-            if not flying:
+                running[future] = job.block
+            if not running:
                 return
-            finished, _ = wait(flying, return_when=FIRST_COMPLETED)
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                block = flying.pop(future)
+                block = running.pop(future)
                 result = future.result()
                 if results is not None:
                     results(block, result)
@@ -107,15 +107,15 @@ def fly(
             "a worker process was killed: most likely it ran out of memory. Pass a smaller num_workers=, or embed "
             "with a smaller block="
         )
-        bar.note(killed)
+        bar.add_progress_note(killed)
         give_up()
         raise killed from error
     except BaseException as error:
-        bar.note(error)
+        bar.add_progress_note(error)
         give_up()
         raise
     finally:
-        for future in flying:
+        for future in running:
             future.cancel()
 
 
@@ -133,7 +133,7 @@ def unpickled_call(run: Callable[[Any], Any], job: bytes) -> Any:
     return run(cloudpickle.loads(job))
 
 
-class Bar(Progress):
+class ProgressBar(Progress):
     """Progress over the blocks of a store, with the area per second.
 
     `done` counts the blocks that earlier runs did.
@@ -151,19 +151,19 @@ class Bar(Progress):
         rows, columns = self._layout.region(block)
         self.advance(amount=(rows.stop - rows.start) * (columns.stop - columns.start) * self._pixel_area)
 
-    def note(self, error: BaseException) -> None:
+    def add_progress_note(self, error: BaseException) -> None:
         """Add to `error` how many blocks are safe."""
         error.add_note(f"{self.done} of {self.total} blocks are done and safe; the same call resumes from there")
 
 
-class Comparison(Bar):
+class ComparisonBar(ProgressBar):
     """Progress over the finished blocks of a store whose inputs are compared."""
 
     def __init__(self, emb: xr.DataArray, layout: Layout, finished: int, *, shown: bool) -> None:
         self._layout, self._pixel_area = layout, _patch_area(emb)
         Progress.__init__(self, finished, title="compare inputs", rate_unit="km²/s", shown=shown)
 
-    def note(self, error: BaseException) -> None:
+    def add_progress_note(self, error: BaseException) -> None:
         """Add nothing: no block is being done."""
 
 

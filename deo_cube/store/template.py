@@ -1,7 +1,14 @@
-"""The metadata of a store: attributes, coordinates and empty arrays, made in memory as the bytes that are written."""
+"""The metadata of a store: made as the bytes that are written, sealed, compared and restored.
+
+Attributes, coordinates and empty arrays are made in memory. Their *seal*, ``progress/sealed.json``, is written with
+them, before the first block: for each object of the metadata (the group's and the arrays' ``zarr.json``) its text, and
+for each chunk of a coordinate its SHA-256. What the sealed text says is compared: attributes that are added later are
+left alone.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,14 +19,30 @@ import xarray as xr
 import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from zarr.abc.store import Store
 
 from deo_cube.cube import georeference
 from deo_cube.embedding import metadata
-from deo_cube.store import objects, seal
-from deo_cube.store.layout import FINGERPRINT, GENERATION, ROOT, STATE, Layout, fill
-from deo_cube.store.record import GROUP
+from deo_cube.store import storage
+from deo_cube.store.layout import FINGERPRINT, GENERATION, GROUP, ROOT, STATE, Layout, fill
 
-__all__ = ["BLOCKS", "FORMAT", "IDENTITY", "WINDOW", "Template", "make", "own_geobox", "root_bytes"]
+__all__ = [
+    "BLOCKS",
+    "FORMAT",
+    "IDENTITY",
+    "SEAL",
+    "Seal",
+    "Template",
+    "WINDOW",
+    "damaged_copies",
+    "damaged_objects",
+    "make",
+    "make_seal",
+    "own_geobox",
+    "read_seal",
+    "restore_objects",
+    "root_bytes",
+]
 
 #: Patches along a side of the chunks inside a shard.
 INNER = 64
@@ -64,10 +87,10 @@ def make(emb: xr.DataArray, layout: Layout, fields: Mapping[str, Any]) -> Templa
     """
     memory = zarr.storage.MemoryStore()
     _write(emb, memory, layout, fields)
-    written = dict(objects.contents(memory))
+    written = dict(storage.contents(memory))
     root: dict[str, Any] = json.loads(written.pop(ROOT))
     sealed = {**written, ROOT: root_bytes(root, "writing")}
-    return Template(root, {**written, seal.KEY: seal.make(sealed)})
+    return Template(root, {**written, SEAL: make_seal(sealed)})
 
 
 def _write(emb: xr.DataArray, store: zarr.storage.MemoryStore, layout: Layout, fields: Mapping[str, Any]) -> None:
@@ -167,3 +190,99 @@ def _coordinates(emb: xr.DataArray, layout: Layout, box: GeoBox, dims: tuple[str
         # No margin: the array's own coordinates, to the last bit.
         placed = placed.assign_coords({d: emb[d] for d in dims if d in emb.coords})
     return placed
+
+
+SEAL = f"{GROUP}/sealed.json"
+#: Attributes of the group that change while a store is written.
+_MUTABLE = (STATE, GENERATION)
+
+Seal = dict[str, str]
+
+
+def make_seal(metadata_objects: Mapping[str, bytes]) -> bytes:
+    """Return the seal of a store's metadata, as it is stored: objects by key, those of chunks by their SHA-256."""
+    sealed = {key: data.decode() if key.endswith(ROOT) else _sha256(data) for key, data in metadata_objects.items()}
+    text = json.dumps(sealed, indent=1, sort_keys=True)
+    return json.dumps({"sha256": _sha256(text.encode()), "objects": sealed}, indent=1, sort_keys=True).encode()
+
+
+def read_seal(store: Store) -> Seal | None:
+    """Return the seal of a store by object; None where there is none, or it is damaged."""
+    data = storage.read(store, SEAL)
+    try:
+        document = json.loads(data or b"")
+        sealed: Seal = document["objects"]
+        whole = _sha256(json.dumps(sealed, indent=1, sort_keys=True).encode()) == document["sha256"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return sealed if whole else None
+
+
+def damaged_objects(store: Store, sealed: Seal) -> dict[str, str]:
+    """Return what is wrong with the metadata of a store, by object; empty where they are what was sealed."""
+    keys = list(sealed)
+    found = {}
+    for key, data in zip(keys, storage.read_many(store, keys), strict=True):
+        problem = _problem(key, data, sealed[key])
+        if problem:
+            found[key] = problem
+    return found
+
+
+def restore_objects(store: Store, sealed: Seal, keys: Mapping[str, str], chunks: Mapping[str, bytes]) -> list[str]:
+    """Write damaged objects as they were sealed; return those that cannot be restored.
+
+    Parameters
+    ----------
+    store, sealed
+        The store and its seal.
+    keys : mapping
+        From `damaged_objects`.
+    chunks : mapping
+        Chunks of coordinates by key, from whoever makes the store's template: the seal has their hashes only.
+    """
+    left = []
+    for key in keys:
+        if key.endswith(ROOT):
+            storage.write(store, key, sealed[key].encode())
+        elif key in chunks and _sha256(chunks[key]) == sealed[key]:
+            storage.write(store, key, chunks[key])
+        else:
+            left.append(key)
+    return left
+
+
+def _problem(key: str, data: bytes | None, sealed: str) -> str | None:
+    if data is None:
+        return "missing"
+    if not key.endswith(ROOT):
+        return None if _sha256(data) == sealed else "changed or damaged"
+    try:
+        now = json.loads(data)
+        attributes = now["attributes"]
+    except (ValueError, KeyError, TypeError):
+        return "damaged: not the JSON of a Zarr object"
+    then = json.loads(sealed)
+    changed = [k for k, v in then.items() if k not in ("attributes", "consolidated_metadata") and now.get(k) != v]
+    changed += [k for k, v in then["attributes"].items() if k not in _MUTABLE and attributes.get(k) != v]
+    return f"changed: {', '.join(changed)}" if changed else None
+
+
+def damaged_copies(store: Store, sealed: Seal) -> dict[str, str]:
+    """Return what is wrong with the group's consolidated metadata, which other readers read first, by object."""
+    document: dict[str, Any] = json.loads(storage.read(store, ROOT) or b"{}")
+    copies = (document.get("consolidated_metadata") or {}).get("metadata")
+    if copies is None:
+        return {}
+    keys = [key for key in sealed if key.endswith(f"/{ROOT}")]
+    found = {}
+    for key in keys:
+        name = key.removesuffix(f"/{ROOT}")
+        problem = _problem(key, json.dumps(copies[name]).encode() if name in copies else None, sealed[key])
+        if problem:
+            found[f"{ROOT} (consolidated metadata of {name})"] = problem
+    return found
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

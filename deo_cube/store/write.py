@@ -13,32 +13,40 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import logging
 import os
+import sys
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+import zarr
+from zarr.storage import LocalStore
 
 from deo_cube import arguments
 from deo_cube.arguments import embeddings_of, refuse_foreign
 from deo_cube.cube.coordinates import storable_coordinates
-from deo_cube.embedding import chunks, graph, look, metadata
-from deo_cube.embedding.block import compute_block
+from deo_cube.embedding import chunks, graph, look, metadata, runtime
+from deo_cube.embedding.block import EmbedBlock, compute_block
 from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
-from deo_cube.store import announce, create, location, objects, run_local, sources
-from deo_cube.store.layout import Layout, Target, lost_shards
+from deo_cube.progress import duration, size
+from deo_cube.store import create, run_local, storage
+from deo_cube.store.layout import GROUP, Block, Layout, Record, Target, lost_shards
 from deo_cube.store.open import open_embeddings
-from deo_cube.store.record import Block, Record
 from deo_cube.store.scheduler import choose_scheduler
+from deo_cube.store.storage import is_local
 
-__all__ = ["to_zarr"]
+__all__ = ["SOURCES", "log_computation", "source_token", "to_zarr"]
 
 log = logging.getLogger("deo_cube")
 
@@ -115,7 +123,7 @@ def to_zarr(
     worker_timeout : float
         Seconds to wait while a cluster has no worker, at the start or after the last one vanished.
     storage_options : mapping, optional
-        Of the object store, where `path` is a URL. See `deo_cube.store.location.locate`.
+        Of the object store, where `path` is a URL. See `deo_cube.store.storage.locate`.
 
     Returns
     -------
@@ -151,7 +159,7 @@ def to_zarr(
     worker_timeout = arguments.number("worker_timeout", worker_timeout, minimum=0, infinite=True)
     if num_workers is not None:
         num_workers = arguments.integer("num_workers", num_workers, error=ArgumentError)
-    place = location.locate(path, storage_options)
+    place = storage.locate(path, storage_options)
     emb = _on_dask(storable_coordinates(emb))
     layout = Layout.of(tuple(str(d) for d in emb.dims), emb.chunks or ())
     kind = choose_scheduler(scheduler)
@@ -159,7 +167,7 @@ def to_zarr(
         if overwrite or create.nothing_at(place):
             look.before_writing(emb, patience=read_timeout)
         begun = create.create(emb, place, layout, resume=bool(resume), overwrite=overwrite)
-    token = sources.source_token(emb)
+    token = source_token(emb)
     complete = create.is_complete(begun)
     how = _Run(emb, kind, num_workers, Reading(retries, read_timeout), worker_timeout, progress)
     if begun.found:
@@ -171,22 +179,22 @@ def to_zarr(
         complete = _same_inputs(begun, how, resume, token, complete=complete) and complete
         complete = not _forget_lost(begun.target, how.emb) and complete
     if complete:
-        announce.complete(place, layout, checked=resume != "unchecked", shown=progress)
+        _report_complete(place, layout, checked=resume != "unchecked", shown=progress)
         return open_embeddings(place)
     _keep_token(place, token if resume != "unchecked" or not begun.found else None)
     if begun.found:
         begun = replace(begun, target=create.target(place, layout))
     record = begun.target.record
     done = record.count() if record.any() else 0
-    announce.opening(emb, layout, place, done, kind, num_workers)
+    _log_start(emb, layout, place, done, kind, num_workers)
     for _ in range(PASSES):
-        with run_local.Bar(how.emb, layout, shown=progress, done=done) as bar:
+        with run_local.ProgressBar(how.emb, layout, shown=progress, done=done) as bar:
             how.jobs(begun.target, _todo(record, bar), run_job, bar)
         if (done := record.count()) == record.total:
             break  # else entries were deleted meanwhile, or damaged
     with _full_disk_said("the metadata", place):
         create.finish(begun)
-    announce.closing(place, bar)
+    _log_end(place, bar)
     return open_embeddings(place)
 
 
@@ -206,21 +214,21 @@ class _Run:
         target: Target,
         blocks: Iterator[Block],
         run_one: Callable[[Job], Any],
-        bar: run_local.Bar,
+        bar: run_local.ProgressBar,
         results: Callable[[Block, Any], None] | None = None,
     ) -> None:
         """Run one job per block; hand its result to `results`."""
         run = uuid.uuid4().hex
         jobs = _jobs(self.emb, target, blocks, self.reading, run)
         if self.scheduler == "distributed":
-            from deo_cube.store.run_distributed import fly
+            from deo_cube.store.run_distributed import run_blocks
 
             runs = [task.run for task in graph.block_tasks(self.emb.data)]
-            fly(jobs, run_one, bar, runs, run=run, patience=self.patience, results=results)
+            run_blocks(jobs, run_one, bar, runs, run=run, patience=self.patience, results=results)
             return
         try:
             with run_local.executor(self.scheduler, self.num_workers) as (executor, slots):
-                run_local.fly(executor, slots, jobs, run_one, bar, partial(chunks.forget, run), results)
+                run_local.run_blocks(executor, slots, jobs, run_one, bar, partial(chunks.forget, run), results)
         finally:
             chunks.forget(run)
 
@@ -234,7 +242,7 @@ def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str 
         If some differ and `resume` is not "changed".
     """
     target, place = begun.target, begun.target.store
-    stored = objects.read(objects.store_at(place), sources.KEY)
+    stored = storage.read(storage.store_at(place), SOURCES)
     if resume == "unchecked" or (token is not None and stored == token.encode()):
         return True
     record = target.record
@@ -249,7 +257,7 @@ def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str 
         elif not same:
             differ.append(block)
 
-    with run_local.Comparison(how.emb, target.layout, record.count(), shown=how.progress) as bar:
+    with run_local.ComparisonBar(how.emb, target.layout, record.count(), shown=how.progress) as bar:
         how.jobs(target, _done(record), check_job, bar, note)
     if unknown:
         warnings.warn(
@@ -269,7 +277,7 @@ def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str 
             "resume='changed' to do these blocks again, overwrite=True to begin again, or choose another path"
         )
     if complete:
-        create.restart(objects.store_at(place))  # first, so that the store never claims more than it holds
+        create.restart(storage.store_at(place))  # first, so that the store never claims more than it holds
     for block in differ:
         record.forget(block)
     return False
@@ -277,7 +285,7 @@ def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str 
 
 def _forget_lost(target: Target, emb: xr.DataArray) -> bool:
     """Delete the entries of blocks whose shards are gone, so that they are done again; return whether there are any."""
-    backend = objects.store_at(target.store)
+    backend = storage.store_at(target.store)
     lost = lost_shards(backend, target.layout, emb.dtype, emb.sizes["embedding"], target.record)
     if lost:
         log.warning("%s: %d finished blocks have lost their shards, and are done again", target.store, len(lost))
@@ -289,12 +297,12 @@ def _forget_lost(target: Target, emb: xr.DataArray) -> bool:
 
 def _keep_token(place: Any, token: str | None) -> None:
     """Note which sources all finished blocks come from."""
-    backend = objects.store_at(place)
-    stored = objects.read(backend, sources.KEY)
+    backend = storage.store_at(place)
+    stored = storage.read(backend, SOURCES)
     if token is None and stored is not None:
-        objects.delete(backend, sources.KEY)
+        storage.delete(backend, SOURCES)
     elif token is not None and stored != token.encode():
-        objects.write(backend, sources.KEY, token.encode())
+        storage.write(backend, SOURCES, token.encode())
 
 
 def _check(emb: xr.DataArray) -> None:
@@ -329,7 +337,7 @@ def _on_dask(emb: xr.DataArray, layout: Layout | None = None) -> xr.DataArray:
     return emb.assign_coords(valid=valid.chunk({d: sizes[d] for d in valid.dims}))
 
 
-def _todo(record: Record, bar: run_local.Bar) -> Iterator[Block]:
+def _todo(record: Record, bar: run_local.ProgressBar) -> Iterator[Block]:
     """Blocks without an entry, row by row, all dates of a place one after another: they share source chunks.
 
     The record is read as it is gone through, a few rows ahead.
@@ -423,3 +431,139 @@ def _compute(job: Job, *, encode: bool = True) -> tuple[tuple[Any, Any], int]:
         return (None, None), inputs
     values, valid = (values[0], valid[0]) if values.ndim == 4 else (values, valid)
     return (np.asarray(values), np.asarray(valid, dtype="float32")), inputs
+
+
+log = logging.getLogger("deo_cube")
+
+
+def _log_start(emb: xr.DataArray, layout: Layout, store: Any, done: int, kind: str, num_workers: int | None) -> None:
+    """Log how many blocks are to be done, by how many workers on which device, and the time expected for them."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    total = int(np.prod(layout.blocks))
+    alias = emb.attrs.get(metadata.PREFIX + "model_alias", "embeddings")
+    text = f"{store}: {total - done} of {total} blocks to do, {alias}, {_workers(kind, num_workers)}"
+    run = next((t.run for t in graph.block_tasks(emb.data) if isinstance(t.run, EmbedBlock)), None)
+    if run is not None and kind != "distributed":
+        try:
+            device = runtime.choose_device(run.device)
+        except DeoCubeError:
+            return  # the first block says what is wrong with it
+        text += f" on {device}, {_expected(run, layout.blocks[0] * (total - done) / total, device)}"
+    elif run is not None:
+        text += f" on {run.device}" if run.device else ""
+    log.info("%s", text)
+
+
+def _workers(kind: str, num_workers: int | None) -> str:
+    if kind == "distributed":
+        workers = runtime.workers_of(runtime.distributed_client())
+        threads = sum(int(w["nthreads"]) for w in workers.values())
+        return f"{_count(len(workers), 'worker')} with {_count(threads, 'thread')}" if workers else "no worker yet"
+    n = run_local.count_workers(kind, num_workers)
+    return _count(n, "process" if kind == "processes" else "thread")
+
+
+def _count(n: int, unit: str) -> str:
+    return f"{n} {unit}" + ("" if n == 1 else "es" if unit.endswith("s") else "s")
+
+
+def _expected(run: Any, dates: float, device: str) -> str:
+    """Time that a number of dates takes, at the rate that was measured."""
+    from deo_cube.embedding.plan import known_rate
+
+    rate = known_rate(run.ref, run.plan.tile, "cuda:0" if device == "cuda" else device, run.precision)
+    if rate is None:
+        return "time not known: plan(measure=True) measures the rate"
+    tiles = dates * run.plan.encoded_pixels(run.ref.card.trim) / run.plan.tile**2
+    return f"about {duration(tiles / rate)}"
+
+
+def _report_complete(store: Any, layout: Layout, *, checked: bool, shown: bool) -> None:
+    """Say that nothing is left to do: in the log, or where that is not shown, on standard error."""
+    blocks = _count(int(np.prod(layout.blocks)), "block")
+    text = f"{store}: complete, {blocks}, " + ("made from the same inputs" if checked else "inputs not compared")
+    if log.isEnabledFor(logging.INFO):
+        log.info("%s", text)
+    elif shown and sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _log_end(store: Any, bar: run_local.ProgressBar) -> None:
+    """Log how many blocks this run did, in which time, at which rate, and how large the store is on disk."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    text = f"{store}: {_count(bar.ran, 'block')} in {duration(bar.seconds)}"
+    text += f", {bar.rate:.3g} km²/s" if bar.rate else ""
+    # Objects elsewhere would take a request each.
+    text += f", {size(_bytes(store))} on disk" if is_local(store) else ""
+    log.info("%s", text)
+
+
+@contextmanager
+def log_computation(array: xr.DataArray, out: str | os.PathLike[str]) -> Iterator[None]:
+    """Log the same lines around the computation of what was made from embeddings: a map of classes, say."""
+    count, start = getattr(array.data, "npartitions", 1), time.perf_counter()
+    text = f"{out}: {_count(count, 'block')} to do"
+    run = next((t.run for t in graph.block_tasks(array.data) if isinstance(t.run, EmbedBlock)), None)
+    if run is not None:
+        device = runtime.choose_device(run.device)
+        text += f", {run.ref.card.alias} on {device}, {_expected(run, array.sizes.get('time', 1), device)}"
+    log.info("%s", text)
+    yield
+    there = _bytes(out) if os.path.isdir(out) else os.path.getsize(out)
+    seconds = time.perf_counter() - start
+    log.info("%s: %s in %s, %s on disk", out, _count(count, "block"), duration(seconds), size(there))
+
+
+def _bytes(folder: str | os.PathLike[str]) -> int:
+    return sum(os.stat(os.path.join(at, name)).st_size for at, _, names in os.walk(folder) for name in names)
+
+
+#: Object of a store that holds the token of its sources.
+SOURCES = f"{GROUP}/sources"
+
+
+def source_token(emb: xr.DataArray) -> str | None:
+    """Return a token that is equal for two arrays only if both are computed the same way from the same files.
+
+    None where that cannot be known: then, or where tokens differ, inputs are read again and compared.
+
+    Sources in memory have none: comparing them costs no more than making a token.
+    """
+    if emb.chunks is None:
+        return None
+    sources = graph.sources(emb.data, emb["valid"].data)
+    states = [_state(source) for source in sources or []]
+    if not states or None in states:
+        return None
+    return hashlib.sha256(repr((emb.data.name, emb["valid"].data.name, sorted(map(repr, states)))).encode()).hexdigest()
+
+
+def _state(source: Any) -> Any:
+    """Return what tells whether a source is as it was; None where nothing does."""
+    if isinstance(source, zarr.Array):
+        store = source.store_path.store
+        return _files(Path(store.root, source.path)) if isinstance(store, LocalStore) else None
+    uri = getattr(source, "uri", None)  # of a file that odc-stac loads
+    if not isinstance(uri, str):
+        return None
+    if uri.startswith(("http://", "https://", "s3://", "gs://", "az://", "abfs://")):
+        return uri  # what a catalogue has published is not changed in place
+    path = Path(uri.removeprefix("file://"))
+    return (uri, _stat(path.stat())) if path.is_file() else None
+
+
+def _files(folder: Path) -> str:
+    """Hash of the names, sizes and times of change of all files below a folder."""
+    digest = hashlib.sha256(str(folder).encode())
+    for where, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(where, name)
+            digest.update(f"{path} {_stat(path.stat())}\n".encode())
+    return digest.hexdigest()
+
+
+def _stat(status: os.stat_result) -> str:
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -21,8 +21,8 @@ from deo_cube.heads.head import Head, check_model, fit_head, load_head
 from deo_cube.heads.pca import fit_pca, pca_rgb
 from deo_cube.heads.similar import similar
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
-from deo_cube.store.location import locate
 from deo_cube.store.open import is_embeddings, open_embeddings
+from deo_cube.store.storage import locate
 from deo_cube.view.export import write_cog, write_geojson
 from deo_cube.view.jobs import Job, Jobs
 from deo_cube.view.layers import ClassLayer, PCALayer, ScoreLayer, Vectors

@@ -18,7 +18,8 @@ from deo_cube.embedding import block, runtime
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.windows import BlockIndex
 from deo_cube.errors import ArgumentError, StoreMismatchError
-from deo_cube.store import create, objects, sources
+from deo_cube.store import create, storage
+from deo_cube.store import write as writer
 from deo_cube.store.open import open_embeddings, status, verify_store
 from deo_cube.store.write import to_zarr
 from tests.embedding.conftest import cube_at
@@ -261,7 +262,7 @@ def test_files_that_are_unchanged_are_not_read_again(
     tmp_path: Path, cube_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(opened(cube_file), tmp_path / "e.zarr")
-    assert objects.read(objects.store_at(str(tmp_path / "e.zarr")), sources.KEY) is not None
+    assert storage.read(storage.store_at(str(tmp_path / "e.zarr")), writer.SOURCES) is not None
     from deo_cube.store import write as module
 
     def never(job: Any) -> None:
@@ -308,9 +309,9 @@ def test_a_token_speaks_for_all_blocks_or_is_not_kept(tmp_path: Path, cube_file:
         patch.setattr(module, "run_job", dies)
         with pytest.raises(OSError, match="gone"):
             write(opened(cube_file), path, scheduler="synchronous")
-    assert objects.read(objects.store_at(str(path)), sources.KEY) is not None
+    assert storage.read(storage.store_at(str(path)), writer.SOURCES) is not None
     write(emb_of(), path)  # finished from memory: what the file holds elsewhere was not looked at
-    assert objects.read(objects.store_at(str(path)), sources.KEY) is None
+    assert storage.read(storage.store_at(str(path)), writer.SOURCES) is None
 
 
 # Stores of earlier versions

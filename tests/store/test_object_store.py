@@ -12,7 +12,7 @@ import xarray as xr
 
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import MissingExtraError, StoreMismatchError
-from deo_cube.store import location, record, run_local
+from deo_cube.store import layout, run_local, storage
 from deo_cube.store.open import is_embeddings, open_embeddings, status, verify_store
 from deo_cube.store.write import to_zarr
 from tests.embedding.conftest import cube_at
@@ -53,7 +53,7 @@ def bucket(endpoint: str, request: pytest.FixtureRequest) -> str:
 
 
 def objects(url: str, options: dict[str, Any]) -> dict[str, bytes]:
-    store = location.locate(url, options).store
+    store = storage.locate(url, options).store
     names = [o["path"] for batch in obstore.list(store) for o in batch]
     return {n: bytes(obstore.get(store, n).bytes()) for n in names}
 
@@ -66,7 +66,7 @@ def test_written_reopened_and_verified_by_url(bucket: str, options: dict[str, An
     assert verify_store(bucket, storage_options=options).complete
     assert is_embeddings(bucket, storage_options=options)
     # The same by a store of one's own, and by fsspec's words for options.
-    theirs = location.locate(bucket, {"endpoint_url": options["endpoint"], "key": "S3RVER", "secret": "S3RVER"})
+    theirs = storage.locate(bucket, {"endpoint_url": options["endpoint"], "key": "S3RVER", "secret": "S3RVER"})
     xr.testing.assert_equal(to_zarr(emb, theirs, progress=False).compute(), emb.compute())
     assert status(theirs.store).complete
 
@@ -92,8 +92,8 @@ def test_a_run_that_died_is_resumed_to_the_same_bytes_and_each_entry_is_an_objec
     with pytest.raises(OSError, match="gone"):
         to_zarr(emb, bucket, progress=False, scheduler="synchronous", storage_options=options)
     there = objects(bucket, options)
-    entries = {f"{record.PATH}/c/{'/'.join(map(str, b))}" for b in done}
-    assert {n for n in there if n.startswith(f"{record.PATH}/c/")} == entries
+    entries = {f"{layout.PATH}/c/{'/'.join(map(str, b))}" for b in done}
+    assert {n for n in there if n.startswith(f"{layout.PATH}/c/")} == entries
     assert status(bucket, storage_options=options).done == 3
     with pytest.warns(UserWarning, match="not complete: 3 of 9 blocks"):
         open_embeddings(bucket, storage_options=options)
@@ -133,7 +133,7 @@ def test_damage_is_found_and_mended(bucket: str, options: dict[str, Any]) -> Non
     emb = embed(cube_at((100, 100), times=1), **SMALL)
     to_zarr(emb, bucket, progress=False, storage_options=options)
     before = objects(bucket, options)
-    store = location.locate(bucket, options).store
+    store = storage.locate(bucket, options).store
     shard = next(n for n in sorted(before) if n.startswith("embeddings/c/"))
     obstore.put(store, shard, before[shard][:-7])
     found = verify_store(bucket, repair=True, storage_options=options)
@@ -163,14 +163,14 @@ def test_a_bucket_that_is_not_there_is_said_with_what_mends_it(options: dict[str
 
 def test_what_is_no_store_is_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreMismatchError, match="are for URLs"):
-        location.locate(tmp_path / "e.zarr", {"key": "me"})
+        storage.locate(tmp_path / "e.zarr", {"key": "me"})
     with pytest.raises(StoreMismatchError, match="has its own already"):
-        location.locate(obstore.store.MemoryStore(), {"key": "me"})
+        storage.locate(obstore.store.MemoryStore(), {"key": "me"})
     with pytest.raises(StoreMismatchError, match="a Zarr store object"):
-        location.locate({"a": 1})
+        storage.locate({"a": 1})
     fake = type("Session", (), {"__module__": "icechunk.session"})()
     with pytest.raises(StoreMismatchError, match="icechunk session is not written to"):
-        location.locate(fake)
+        storage.locate(fake)
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(MissingExtraError, match=r"deo-cube\[store\]"):
-        location.locate("s3://bucket/e.zarr")
+        storage.locate("s3://bucket/e.zarr")

@@ -16,7 +16,7 @@ from deo_cube import progress
 from deo_cube.cli import main
 from deo_cube.embedding.embed import embed
 from deo_cube.progress import Progress, duration
-from deo_cube.store import create, objects
+from deo_cube.store import create, storage
 from deo_cube.store.open import verify_store
 from deo_cube.store.write import to_zarr
 from tests.embedding.conftest import cube_at
@@ -64,7 +64,7 @@ def test_a_resumed_write_starts_at_what_is_done(tmp_path: Path, capsys: pytest.C
     path = tmp_path / "e.zarr"
     to_zarr(embed(cube_at(), **SMALL), path, progress=False)
     assert capsys.readouterr().err == ""
-    create.restart(objects.store_at(str(path)))
+    create.restart(storage.store_at(str(path)))
     record = create.record_of(str(path), create.attributes(str(path)))
     for column in range(4):
         record.forget((1, 0, column))
@@ -159,11 +159,11 @@ def test_the_command_begins_and_ends_with_one_line(tmp_path: Path, capsys: pytes
 
 
 def test_a_map_of_classes_is_announced_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from deo_cube.store.announce import computing
+    from deo_cube.store.write import log_computation
 
     emb = embed(cube_at(chunks={"time": 1}), **SMALL)
     out = tmp_path / "mean.zarr"
-    with caplog.at_level("INFO", logger="deo_cube"), computing(emb, out):
+    with caplog.at_level("INFO", logger="deo_cube"), log_computation(emb, out):
         mean = emb.mean("embedding").drop_vars("valid").chunk(-1).to_dataset(name="mean")
         mean.to_zarr(out, zarr_format=3, consolidated=False)
     begins, ends = caplog.messages

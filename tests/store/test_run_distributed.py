@@ -29,7 +29,7 @@ from deo_cube.encoder import registry
 from deo_cube.encoder.registry import register_encoder, resolve
 from deo_cube.errors import DeviceError, SchedulerError
 from deo_cube.store.open import status
-from deo_cube.store.workers import Watch
+from deo_cube.store.run_distributed import WorkerPool
 from deo_cube.store.write import to_zarr
 from tests.embedding.conftest import cube_at, means, means_card
 from tests.store.test_write import SMALL, tree
@@ -105,20 +105,20 @@ def test_the_command_line_embeds_on_a_cluster_and_names_one_that_is_not_there(
 
 
 def test_a_wish_for_the_cpu_takes_all_workers(client: Client) -> None:
-    watch = Watch(client, [SimpleNamespace(ref=resolve("tiny"), device="cpu")], 5.0)
-    assert watch.look(0.0)
-    assert (watch.threads, watch.placement()) == (4, {})
+    pool = WorkerPool(client, [SimpleNamespace(ref=resolve("tiny"), device="cpu")], 5.0)
+    assert pool.refresh(0.0)
+    assert (pool.threads, pool.placement()) == (4, {})
 
 
 def test_the_gpu_is_shared_by_the_threads_of_its_process(client: Client) -> None:
-    watch = Watch(client, [SimpleNamespace(ref=resolve("tiny"), device=None)], 5.0)
-    watch.look(0.0)
-    assert (watch.threads, watch.placement()) == (2, {"resources": {"GPU": 0.5}})
+    pool = WorkerPool(client, [SimpleNamespace(ref=resolve("tiny"), device=None)], 5.0)
+    pool.refresh(0.0)
+    assert (pool.threads, pool.placement()) == (2, {"resources": {"GPU": 0.5}})
 
 
 def test_a_device_that_no_worker_has_is_an_error_at_once(client: Client, tmp_path: Path) -> None:
     emb = embed(cube_at(), device="cuda", **SMALL)
-    with pytest.raises(DeviceError, match="none of the 2 workers can do this job.*cuda"):
+    with pytest.raises(DeviceError, match="none of the 2 workers can run this job.*cuda"):
         to_zarr(emb, tmp_path / "e.zarr", progress=False)
     assert status(tmp_path / "e.zarr").done == 0
 
@@ -131,17 +131,17 @@ def test_weights_are_sent_once_a_node_to_workers_that_do_not_see_them(
     # A path that leads to the file from here, and nowhere from the workers' folder.
     shutil.copy(ref.weights, tmp_path / "mine.safetensors")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(node_weights, "PIECE", 200_000)
+    monkeypatch.setattr(node_weights, "CHUNK_BYTES", 200_000)
     moved = dataclasses.replace(ref, weights="mine.safetensors")
-    assert not any(client.run(node_weights.is_here, moved).values())
+    assert not any(client.run(node_weights.has_weights, moved).values())
     sent: list[int] = []
-    send = Watch._send
-    monkeypatch.setattr(Watch, "_send", lambda *args: (sent.append(1), send(*args))[1])
+    send = WorkerPool._send
+    monkeypatch.setattr(WorkerPool, "_send", lambda *args: (sent.append(1), send(*args))[1])
     # The card is not one that the workers' own places have, so that they cannot find it there.
     other = dataclasses.replace(moved, card=dataclasses.replace(ref.card, alias="moved", weights=_nowhere(ref)))
-    watch = Watch(client, [SimpleNamespace(ref=other, device=None)], 5.0)
-    watch.look(0.0)
-    assert all(client.run(node_weights.is_here, other).values())
+    pool = WorkerPool(client, [SimpleNamespace(ref=other, device=None)], 5.0)
+    pool.refresh(0.0)
+    assert all(client.run(node_weights.has_weights, other).values())
     assert sent == [1]
 
 

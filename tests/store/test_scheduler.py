@@ -196,12 +196,14 @@ class Deadly:
 
 def test_a_process_that_is_killed_is_an_error_that_names_the_argument() -> None:
     emb = embed(cube_at(), **SMALL)
-    bar = run_local.Bar(emb, Layout.of(tuple(map(str, emb.dims)), emb.chunks), shown=False)
+    bar = run_local.ProgressBar(emb, Layout.of(tuple(map(str, emb.dims)), emb.chunks), shown=False)
     gave_up: list[bool] = []
     with (
         pytest.raises(DeviceError, match="num_workers=.*block=") as caught,
         run_local.executor("processes", 2) as (pool, slots),
     ):
-        run_local.fly(pool, slots, [Deadly((0, 0, i)) for i in range(6)], Deadly.run, bar, lambda: gave_up.append(True))
+        run_local.run_blocks(
+            pool, slots, [Deadly((0, 0, i)) for i in range(6)], Deadly.run, bar, lambda: gave_up.append(True)
+        )
     assert gave_up == [True]
     assert "of 60 blocks are done and safe" in "".join(caught.value.__notes__)

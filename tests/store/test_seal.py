@@ -14,7 +14,7 @@ import zarr
 
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import StoreMismatchError
-from deo_cube.store import create, objects, seal
+from deo_cube.store import create, storage, template
 from deo_cube.store.open import open_embeddings, verify_store
 from deo_cube.store.write import to_zarr
 from tests.embedding.conftest import cube_at
@@ -145,7 +145,7 @@ def test_whatever_is_damaged_is_named_and_the_same_call_restores_every_byte(
 def test_a_store_whose_shards_are_gone_does_not_end_complete_without_them(stored: Path, whole: Path) -> None:
     for interrupted in (True, False):
         if interrupted:
-            create.restart(objects.store_at(str(stored)))
+            create.restart(storage.store_at(str(stored)))
         for shard in ("embeddings/c/1/0/0/1", "valid/c/0/1/0"):
             (stored / shard).unlink()
         to_zarr(emb_of(), stored, progress=False)
@@ -161,7 +161,7 @@ def test_blocks_without_data_have_no_shards_and_are_not_done_again(
     emb = embed(cube, **SMALL)
     to_zarr(emb, tmp_path / "e.zarr", progress=False)
     assert not (tmp_path / "e.zarr" / "valid" / "c" / "0" / "0").exists()
-    create.restart(objects.store_at(str(tmp_path / "e.zarr")))
+    create.restart(storage.store_at(str(tmp_path / "e.zarr")))
     from deo_cube.store import write
 
     def never(job: Any) -> None:
@@ -198,16 +198,16 @@ def test_a_damaged_store_of_another_call_is_not_taken_over(stored: Path) -> None
 def test_an_object_store_that_lost_metadata_gets_them_back_before_it_is_called_complete() -> None:
     store = zarr.storage.MemoryStore()
     to_zarr(emb_of(), store, progress=False)
-    before = dict(objects.contents(store))
+    before = dict(storage.contents(store))
     create.restart(store)
-    objects.delete(store, "time/zarr.json")
-    objects.delete(store, "progress/crc32/c/0/0/0")
+    storage.delete(store, "time/zarr.json")
+    storage.delete(store, "progress/crc32/c/0/0/0")
     to_zarr(emb_of(), store, progress=False)
-    assert dict(objects.contents(store)) == before
+    assert dict(storage.contents(store)) == before
 
 
 def test_the_seal_finds_what_was_done_to_itself(stored: Path) -> None:
     edit(stored / "progress" / "sealed.json", "objects", "x/c/0", value="0" * 64)
-    assert seal.read(objects.store_at(str(stored))) is None
+    assert template.read_seal(storage.store_at(str(stored))) is None
     with pytest.raises(StoreMismatchError, match="sealed.json"):
         open_embeddings(stored)

@@ -19,9 +19,8 @@ from deo_cube.embedding.embed import embed
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import card
 from deo_cube.errors import StoreMismatchError, UnknownModelError
-from deo_cube.store.model_item import model_item
 from deo_cube.store.open import open_embeddings
-from deo_cube.store.stac import collection_of, publish, stac_item
+from deo_cube.store.stac import collection_of, model_item, publish, stac_item
 from deo_cube.store.write import to_zarr
 from tests.store.published import EMB_COLLECTION, EMB_ITEM, GEOEMB
 

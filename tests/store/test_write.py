@@ -235,7 +235,7 @@ def test_each_source_chunk_is_read_once_though_blocks_share_them(tmp_path: Path)
 def test_a_full_disk_is_said_and_nothing_is_lost(
     tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deo_cube.store.objects import SyncedStore
+    from deo_cube.store.storage import SyncedStore
 
     put, count = SyncedStore._write, [0]
 
