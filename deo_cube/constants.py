@@ -1,10 +1,61 @@
-"""Constants that several packages share."""
+"""Facts about Sentinel-2 and about stored embeddings that several packages share."""
 
 from __future__ import annotations
 
-__all__ = ["DTYPES", "PRECISIONS"]
+from collections.abc import Mapping
+
+__all__ = [
+    "DTYPES",
+    "INT8_INVALID",
+    "MODEL_BANDS",
+    "PRECISIONS",
+    "PREFIX",
+    "SCL_CLASSES",
+    "SCL_INVALID",
+    "SENTINEL2_STATISTICS",
+    "TCI_SCALE",
+    "TCI_WHITE",
+    "WAVELENGTH_BANDS",
+]
+
+#: The ten bands in the order of the models: red, green and blue first.
+MODEL_BANDS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+#: The same bands in the order of Sentinel-2's band numbers.
+WAVELENGTH_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+
+#: DN at which 8-bit true-colour images (visual, TCI, EuroSAT) are white.
+TCI_WHITE = 2750.0
+#: DN per step of such an image. The stretch clips brighter values, so this is its inverse only below `TCI_WHITE`.
+TCI_SCALE = TCI_WHITE / 255.0
+
+#: Mean and standard deviation of DN over fMoW-Sentinel: the table `normalize_s2` of the published code
+#: (augmentations.py:277-311).
+SENTINEL2_STATISTICS: Mapping[str, tuple[float, float]] = {
+    "B04": (1136.260, 965.231),
+    "B03": (1120.771, 712.125),
+    "B02": (1184.382, 650.284),
+    "B05": (1263.739, 948.982),
+    "B06": (1645.403, 1108.067),
+    "B07": (1846.870, 1258.364),
+    "B08": (1762.595, 1233.149),
+    "B8A": (1972.624, 1364.387),
+    "B11": (1732.164, 1310.370),
+    "B12": (1247.919, 1087.602),
+}
+
+#: Classes of the scene classification of L2A products, by number.
+SCL_CLASSES = (
+    *("no_data", "saturated_or_defective", "dark_area_pixels", "cloud_shadows", "vegetation", "not_vegetated"),
+    *("water", "unclassified", "cloud_medium_probability", "cloud_high_probability", "thin_cirrus", "snow"),
+)
+#: Classes whose pixels do not show the ground: no data, saturated, cloud shadow, clouds and cirrus.
+SCL_INVALID = (0, 1, 3, 8, 9, 10)
 
 #: Dtypes of embeddings.
 DTYPES = ("float16", "float32", "int8")
 #: Number formats of a network's matrix products.
 PRECISIONS = ("float32", "bfloat16")
+#: Value of int8 embeddings in patches without a valid pixel, where floats hold NaN.
+INT8_INVALID = -128
+#: Start of the names of the attributes that this package writes.
+PREFIX = "deo_cube:"

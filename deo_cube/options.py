@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
+from deo_cube.constants import DTYPES, PRECISIONS
 from deo_cube.errors import ArgumentError
 from deo_cube.paths import local_path
 
@@ -52,19 +53,16 @@ _OPTIONS: dict[str, Any] = {
     "offline": _flag(os.environ.get("DEO_CUBE_OFFLINE", "") or os.environ.get("HF_HUB_OFFLINE", "")),
 }
 
-_DTYPES = ("float32", "float16", "int8")
-_PRECISIONS = ("float32", "bfloat16")
-
 
 def _validated(name: str, value: Any) -> Any:
     if name not in _OPTIONS:
         raise ArgumentError(f"unknown option {name!r}: the options are {', '.join(_OPTIONS)}")
     if name == "model" and not (isinstance(value, str) and value):
         raise ArgumentError(f"option model must be the name of a model, got {value!r}")
-    if name == "dtype" and str(value) not in _DTYPES:
-        raise ArgumentError(f"option dtype must be one of {', '.join(_DTYPES)}, got {value!r}")
-    if name == "precision" and str(value) not in _PRECISIONS:
-        raise ArgumentError(f"option precision must be one of {', '.join(_PRECISIONS)}, got {value!r}")
+    if name == "dtype" and str(value) not in DTYPES:
+        raise ArgumentError(f"option dtype must be one of {', '.join(DTYPES)}, got {value!r}")
+    if name == "precision" and str(value) not in PRECISIONS:
+        raise ArgumentError(f"option precision must be one of {', '.join(PRECISIONS)}, got {value!r}")
     if name == "compile" and not isinstance(value, (bool, str)):
         raise ArgumentError(
             f"option compile must be True, False or the name of a backend of torch.compile, got {value!r}"

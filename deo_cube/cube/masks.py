@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.constants import SCL_CLASSES
 from deo_cube.cube.georeference import Dims
 from deo_cube.errors import ArgumentError
 
@@ -20,7 +21,7 @@ Array = NDArray[Any]
 # multiplied in another order or kept in float32, not a shift.
 TOLERANCE = 1e-2
 
-LAST_CLASS = 11
+LAST_CLASS = len(SCL_CLASSES) - 1
 # A product hardly has pixels of class 1 (saturated or defective); a mask of 0 and 1 has nothing else.
 _ONES = 0.05
 

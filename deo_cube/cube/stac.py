@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
+from deo_cube.constants import MODEL_BANDS
 from deo_cube.cube import georeference
 from deo_cube.cube.boa_offset import Offset, decide_offset
 from deo_cube.cube.footprint import footprint
@@ -34,9 +35,8 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, Miss
 if TYPE_CHECKING:
     import pystac
 
-__all__ = ["DEFAULT_CHUNKS", "MODEL_BANDS", "load_cube"]
+__all__ = ["DEFAULT_CHUNKS", "load_cube"]
 
-MODEL_BANDS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 """Bands of all models that ship with the package; loaded where the caller names none."""
 
 DEFAULT_CHUNKS = {"x": 1024, "y": 1024}

@@ -15,6 +15,7 @@ from odc.geo.crs import CRS, CRSError
 from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
+from deo_cube.constants import SCL_CLASSES, WAVELENGTH_BANDS
 from deo_cube.cube.georeference import assign_grid
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 
@@ -27,11 +28,6 @@ TEN_METRES = ("B02", "B03", "B04", "B08")
 DEFAULT_CHUNKS: Mapping[str, int] = {"time": 1, "y": 512, "x": 512}
 ADD_OFFSET = -1000
 TITLE = "synthetic Sentinel-2 L2A scene (not real data)"
-
-SCL_MEANINGS = (
-    "no_data saturated_or_defective dark_area_pixels cloud_shadows vegetation not_vegetated water unclassified "
-    "cloud_medium_probability cloud_high_probability thin_cirrus snow"
-)
 
 
 def synthetic_cube(
@@ -339,7 +335,7 @@ def _dataset(
         "long_name": "synthetic scene classification",
         "nodata": 0,
         "flag_values": np.arange(12, dtype="uint8"),
-        "flag_meanings": SCL_MEANINGS,
+        "flag_meanings": " ".join(SCL_CLASSES),
     }
     cover_attrs = {
         "long_name": "land cover as drawn (truth of the synthetic scene)",
@@ -697,7 +693,7 @@ def _curve(rng: np.random.Generator, cover: Array, start: Array, end: Array, str
 # --- surfaces through the year ---
 
 
-BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+BANDS = WAVELENGTH_BANDS
 
 # Bottom-of-atmosphere reflectance x 10000 of ten surfaces as they commonly look, in the order of BANDS.
 SPECTRA: Mapping[str, tuple[int, ...]] = {

@@ -23,6 +23,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube import arguments
+from deo_cube.constants import SCL_INVALID, TCI_SCALE
 from deo_cube.cube.bands import BandMatch
 from deo_cube.cube.boa_offset import ADD_OFFSET, PRODUCT_KEYS, Offset, Product, decide_offset, stated_offset
 from deo_cube.cube.georeference import dims
@@ -46,9 +47,6 @@ Array = NDArray[Any]
 Units = Literal["dn", "reflectance", "percent", "uint8_rgb"]
 UNITS: tuple[Units, ...] = ("dn", "reflectance", "percent", "uint8_rgb")
 
-TCI_SCALE = 2750 / 255
-"""DN per step of an 8-bit true-colour image stretched from DN 0..2750, as EuroSAT's and most browse images are. The
-stretch clips brighter values, so this is its inverse only below DN 2750."""
 
 _SCALE: dict[Units, float] = {"dn": 1.0, "reflectance": 1e4, "percent": 100.0, "uint8_rgb": TCI_SCALE}
 
@@ -57,9 +55,6 @@ OFFSET_COORD = "boa_add_offset"
 
 _REASONS = "deo_cube:offset"  # attribute with the reasons of a recorded offset
 
-SCL_INVALID = (0, 1, 3, 8, 9, 10)
-"""Classes of the scene classification that hide the ground: no data, saturated or defective, cloud shadow, cloud of
-medium and of high probability, thin cirrus. Water (6) and snow (11) are ground, and stay valid."""
 
 _SAMPLE = 1_000_000
 

@@ -19,6 +19,7 @@ import numpy as np
 from dask.base import normalize_token
 from numpy.typing import NDArray
 
+from deo_cube.constants import INT8_INVALID
 from deo_cube.cube.masks import check_mask, hidden_classes
 from deo_cube.cube.units import MIXED, Radiometry, find_unit_error, mixed_with_nodata
 from deo_cube.embedding import graph, runtime, transfer
@@ -40,8 +41,6 @@ __all__ = [
 
 Array = NDArray[Any]
 
-#: What a patch without one valid pixel holds where NaN cannot stand.
-INT8_INVALID = -128
 #: Batches of a block on their way to the device or on it at a time: one is computed while the next one crosses.
 AHEAD = 2
 

@@ -16,10 +16,11 @@ import numpy as np
 import xarray as xr
 
 from deo_cube.arguments import cube_of
+from deo_cube.constants import INT8_INVALID
 from deo_cube.cube import coordinates, georeference
 from deo_cube.cube.units import product_levels
 from deo_cube.embedding import graph, metadata, runtime, transfer
-from deo_cube.embedding.block import INT8_INVALID, EmbedBlock
+from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.chunks import CACHE_BYTES
 from deo_cube.embedding.options import EmbedOptions, Mask, RunOptions
 from deo_cube.embedding.prepare import Cube, Prepared, prepare

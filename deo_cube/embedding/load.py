@@ -8,6 +8,7 @@ from typing import Any
 
 import xarray as xr
 
+from deo_cube.constants import MODEL_BANDS
 from deo_cube.cube import stac
 from deo_cube.encoder.registry import card
 from deo_cube.options import Default
@@ -25,6 +26,6 @@ def load_cube(
     **options: Any,
 ) -> xr.Dataset:
     """See `deo_cube.cube.stac.load_cube`; the bands are those of `model`."""
-    if bands is None and set(wanted := card(option("model", model)).bands) != set(stac.MODEL_BANDS):
+    if bands is None and set(wanted := card(option("model", model)).bands) != set(MODEL_BANDS):
         bands = wanted
     return stac.load_cube(items, bands=bands, **options)

@@ -22,6 +22,7 @@ import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
+from deo_cube.constants import PREFIX
 from deo_cube.cube.units import product_levels
 from deo_cube.embedding import graph, transfer
 
@@ -45,9 +46,6 @@ __all__ = [
     "provenance",
     "to_json",
 ]
-
-#: Start of the attributes that this package writes.
-PREFIX = "deo_cube:"
 
 _ZARR = "zarr-conventions"
 CONVENTIONS: list[dict[str, str]] = [

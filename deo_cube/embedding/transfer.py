@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.constants import PRECISIONS
 from deo_cube.errors import ArgumentError, DeviceError
 
 __all__ = [
@@ -40,7 +41,6 @@ __all__ = [
 
 Array = NDArray[Any]
 
-PRECISIONS = ("float32", "bfloat16")
 #: What vectors may differ by from float32 on the CPU, as cosine distance: bfloat16 has 8 bits of mantissa.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 

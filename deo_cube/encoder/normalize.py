@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
+from deo_cube.constants import TCI_SCALE
 from deo_cube.encoder.card import LOG_SCALE, Normalization, Stem
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingBandsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DN_PER_REFLECTANCE", "DN_PER_UINT8", "Units", "choose_normalization", "normalize", "to_units"]
+__all__ = ["DN_PER_REFLECTANCE", "Units", "choose_normalization", "normalize", "to_units"]
 
 Units = Literal["dn", "reflectance", "percent", "uint8_rgb"]
 
 DN_PER_REFLECTANCE = 10000.0
-#: True-colour pictures of Sentinel-2 (EuroSAT's among them) stretch DN 0..2750 to 0..255.
-DN_PER_UINT8 = 2750.0 / 255.0
 RGB = ("B04", "B03", "B02")
 #: Below any step of the data; keeps a constant tile from dividing by zero.
 _SMALLEST = 1e-6
@@ -75,7 +74,7 @@ def to_units(x: Tensor, found: Units, wanted: Literal["dn", "reflectance"]) -> T
         "dn": 1.0,
         "reflectance": DN_PER_REFLECTANCE,
         "percent": DN_PER_REFLECTANCE / 100,
-        "uint8_rgb": DN_PER_UINT8,
+        "uint8_rgb": TCI_SCALE,
     }
     if found not in per_unit:
         raise ArgumentError(f"units must be one of {', '.join(per_unit)}, got {found!r}")

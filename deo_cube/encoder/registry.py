@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from deo_cube import arguments
+from deo_cube.constants import SENTINEL2_STATISTICS
 from deo_cube.cube.sentinel2 import band_of_name
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights, WeightsStatus
 from deo_cube.encoder.hub import place_in_cache, recorded_reference, remember
@@ -535,22 +536,6 @@ def load_encoder(
     2
     """
     return resolve(name, weights=weights).load(device)
-
-
-#: Mean and standard deviation of DN over fMoW-Sentinel: the table `normalize_s2` of the published code
-#: (augmentations.py:277-311).
-SENTINEL2_STATISTICS: Mapping[str, tuple[float, float]] = {
-    "B04": (1136.260, 965.231),
-    "B03": (1120.771, 712.125),
-    "B02": (1184.382, 650.284),
-    "B05": (1263.739, 948.982),
-    "B06": (1645.403, 1108.067),
-    "B07": (1846.870, 1258.364),
-    "B08": (1762.595, 1233.149),
-    "B8A": (1972.624, 1364.387),
-    "B11": (1732.164, 1310.370),
-    "B12": (1247.919, 1087.602),
-}
 
 
 def describe(

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.constants import WAVELENGTH_BANDS
 from deo_cube.errors import ArgumentError, InputNotFoundError, MissingExtraError
 from deo_cube.evaluate.readers import S2_12, ChipSet, Scene
 from deo_cube.paths import local_path
 
-__all__ = ["PASTIS_BANDS", "PASTIS_CLASSES", "read_geobench_chips", "read_geobench_scenes", "read_oscd", "read_pastis"]
+__all__ = ["PASTIS_CLASSES", "read_geobench_chips", "read_geobench_scenes", "read_oscd", "read_pastis"]
 
 Array = NDArray[Any]
 
@@ -217,7 +218,6 @@ def read_geobench_scenes(
     return train, valid, test
 
 
-PASTIS_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 PASTIS_CLASSES = (
     "background", "meadow", "soft winter wheat", "corn", "winter barley", "winter rapeseed", "spring barley",
     "sunflower", "grapevine", "beet", "winter triticale", "winter durum wheat", "fruits, vegetables, flowers",
@@ -320,7 +320,7 @@ def read_pastis(path: str | Path, *, folds: Sequence[int] = (1, 2, 3, 4, 5), lim
         target = np.load(path / "ANNOTATIONS" / f"TARGET_{number}.npy", allow_pickle=False)[0].astype("int16")
         image = np.median(series, axis=0).astype("float32")
         label = np.where(target < len(PASTIS_CLASSES), target, -1).astype("int16")
-        scenes.append(Scene(f"{fold}/{number}", image, label, np.ones(label.shape, bool), PASTIS_BANDS))
+        scenes.append(Scene(f"{fold}/{number}", image, label, np.ones(label.shape, bool), WAVELENGTH_BANDS))
     if not scenes:
         raise InputNotFoundError(f"PASTIS at {path}: metadata.geojson lists no patch of folds {tuple(folds)}")
     return scenes

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.constants import TCI_SCALE, WAVELENGTH_BANDS
 from deo_cube.cube.sentinel2 import band_of_name, counted
 from deo_cube.errors import ArgumentError, InputNotFoundError, MissingBandsError
 from deo_cube.paths import local_path
@@ -41,8 +42,6 @@ RGB = ("B04", "B03", "B02")
 S2_12 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 S2_13 = (*S2_12[:10], "B10", *S2_12[10:])
 
-EUROSAT_DN = 2750.0 / 255.0
-"""DN a byte of EuroSAT's RGB tiles: they show about DN 0 to 2750 in 255 steps."""
 
 TERRAMESH_CLASSES = {
     1: "water",
@@ -256,7 +255,7 @@ def read_eurosat(
         seen[c, trains] = seen.get((c, trains), 0) + 1
         if limit is not None and seen[c, trains] > limit:
             continue
-        images.append(np.asarray(load(name).convert("RGB"), dtype="float32").transpose(2, 0, 1) * EUROSAT_DN)
+        images.append(np.asarray(load(name).convert("RGB"), dtype="float32").transpose(2, 0, 1) * TCI_SCALE)
         labels.append(chosen.index(c))
         groups.append(chosen.index(c) * 10_000 + number // 50)
         train.append(trains)
@@ -408,7 +407,6 @@ def read_sen1floods11(path: str | Path, *, part: str | None = None) -> list[Scen
     return scenes
 
 
-S2_10 = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 WORLDCOVER_AS_ESRI = {0: 1, 1: 2, 2: 9, 3: 3, 4: 4, 5: 9, 6: 5, 7: 6, 8: 7}
 """Codes of the worldwide chips to those of TerraMesh (ESRI): grass and shrub are rangeland there."""
 
@@ -489,13 +487,13 @@ def read_worldcereal(path: str | Path) -> Series:
         raise InputNotFoundError(f"{files[0]} has no column sampling_label: expected the public extractions")
     dates = range(sum(c.startswith("OPTICAL-B02-ts") for c in table.columns))
     column = {c.rsplit("-", 1)[0]: c for c in table.columns if c.startswith("OPTICAL-")}
-    raw = np.stack([[table[column[f"OPTICAL-{b}-ts{t}"]] for b in S2_10] for t in dates]).transpose(2, 0, 1)
+    raw = np.stack([[table[column[f"OPTICAL-{b}-ts{t}"]] for b in WAVELENGTH_BANDS] for t in dates]).transpose(2, 0, 1)
     valid = (raw != 65535).all(axis=2)
     classes = ("sorghum", "maize", "another crop", "no crop")
     named = ["no crop" if v in NOT_CROPS else CROPS.get(v, "another crop") for v in table["sampling_label"].astype(str)]
     labels = np.array([classes.index(v) for v in named])
     place = table[["lon", "lat"]].to_numpy("float64")
-    return Series("crops", raw.astype("float32"), valid, labels, classes, S2_10, place)
+    return Series("crops", raw.astype("float32"), valid, labels, classes, WAVELENGTH_BANDS, place)
 
 
 def _npz(path: str | Path, pattern: str, what: str) -> Path:

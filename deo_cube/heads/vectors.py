@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube.arguments import embeddings_of
+from deo_cube.constants import INT8_INVALID
 from deo_cube.cube import georeference
 from deo_cube.errors import ArgumentError, MissingCRSError, SelectionError
 
@@ -55,7 +56,7 @@ def as_embeddings(array: Any) -> xr.DataArray:
         # The data alone: `array.chunk` would turn coordinates into tasks, and look into some of them to do so.
         array = array.copy(data=array.data.rechunk({axis: -1}))
     coded = array.dtype.kind in "iu"
-    fill = array.attrs.get("_FillValue", -128 if array.dtype == np.int8 else None)
+    fill = array.attrs.get("_FillValue", INT8_INVALID if array.dtype == np.int8 else None)
     if coded or (fill is not None and np.isfinite(fill)):
         scale, offset = (array.attrs.get(k, v) for k, v in (("scale_factor", 1.0), ("add_offset", 0.0)))
         kept = {k: v for k, v in array.attrs.items() if k not in ("scale_factor", "add_offset", "_FillValue")}

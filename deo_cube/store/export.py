@@ -19,6 +19,7 @@ from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
 from deo_cube.arguments import embeddings_of, refuse_foreign
+from deo_cube.constants import INT8_INVALID
 from deo_cube.cube import georeference
 from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.georeference import SPATIAL_DIMS
@@ -345,7 +346,7 @@ def _table(
     both = xr.Dataset({"v": part.drop_vars("valid", errors="ignore")} | ({} if share is None else {"s": share}))
     read = both.compute()
     values = read["v"].values
-    fill = part.attrs.get("_FillValue", -128 if values.dtype == np.int8 else None)
+    fill = part.attrs.get("_FillValue", INT8_INVALID if values.dtype == np.int8 else None)
     missing = np.zeros(values.shape, bool) if fill is None else values == fill
     if values.dtype.kind in "iu":
         scale, offset = (part.attrs.get(k, v) for k, v in (("scale_factor", 1.0), ("add_offset", 0.0)))

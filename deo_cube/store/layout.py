@@ -51,6 +51,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
+from deo_cube.constants import INT8_INVALID
 from deo_cube.embedding import metadata
 from deo_cube.errors import StoreMismatchError
 from deo_cube.store import storage
@@ -466,4 +467,4 @@ def checksum(values: np.ndarray, valid: np.ndarray) -> int:
 
 def fill(dtype: np.dtype[Any]) -> float:
     """What a patch without data holds."""
-    return float("nan") if dtype.kind == "f" else -128
+    return float("nan") if dtype.kind == "f" else INT8_INVALID

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from deo_cube.constants import MODEL_BANDS, SENTINEL2_STATISTICS, TCI_WHITE
 from deo_cube.errors import ArgumentError
 from deo_cube.train.fields import check_fields
 
@@ -31,7 +32,9 @@ __all__ = [
     "from_dict",
 ]
 
-MS_BANDS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+MS_BANDS = MODEL_BANDS
+_MEANS = tuple(SENTINEL2_STATISTICS[band][0] for band in MS_BANDS)
+_STDS = tuple(SENTINEL2_STATISTICS[band][1] for band in MS_BANDS)
 RGB_BANDS = MS_BANDS[:3]
 
 
@@ -63,17 +66,13 @@ class Student:
     alike (the published --init_student left the teacher behind)."""
     freeze: tuple[str, ...] = ()
     """Parameters of the network whose name begins with one of these stay as they started."""
-    rgb_mean: tuple[float, ...] = (1136.260, 1120.771, 1184.382)
+    rgb_mean: tuple[float, ...] = _MEANS[:3]
     """DN. fMoW-Sentinel's, as the released statistics have them."""
-    rgb_std: tuple[float, ...] = (965.231, 712.125, 650.284)
+    rgb_std: tuple[float, ...] = _STDS[:3]
     """DN."""
-    ms_mean: tuple[float, ...] = (
-        1136.260, 1120.771, 1184.382, 1263.739, 1645.403, 1846.870, 1762.595, 1972.624, 1732.164, 1247.919,
-    )  # fmt: skip
+    ms_mean: tuple[float, ...] = _MEANS
     """DN, in model order (B04 B03 B02 B05 B06 B07 B08 B8A B11 B12)."""
-    ms_std: tuple[float, ...] = (
-        965.231, 712.125, 650.284, 948.982, 1108.067, 1258.364, 1233.149, 1364.387, 1310.370, 1087.602,
-    )  # fmt: skip
+    ms_std: tuple[float, ...] = _STDS
     """DN."""
 
 
@@ -186,7 +185,7 @@ class Augment:
     rgb_scale: Literal["fixed", "crop_max"] = "fixed"
     """How RGB becomes 0..1 for jitter: by `display`, or, as published, by each crop's own maximum, which lets one hot
     pixel rescale a crop."""
-    display: float = 2750.0
+    display: float = TCI_WHITE
     """DN shown as white."""
     ms_sees: Literal["clean", "jittered"] = "clean"
     """RGB bands of the multispectral branch: as they are, or, as published against the paper's own figure, jittered."""
@@ -427,8 +426,8 @@ _SMALL_CROPS = Augment(
     haze=200.0,
 )
 
-_HR_MEAN = (0.41820 * 2750, 0.42148 * 2750, 0.39913 * 2750)
-_HR_STD = (0.28774 * 2750, 0.27542 * 2750, 0.27640 * 2750)
+_HR_MEAN = (0.41820 * TCI_WHITE, 0.42148 * TCI_WHITE, 0.39913 * TCI_WHITE)
+_HR_STD = (0.28774 * TCI_WHITE, 0.27542 * TCI_WHITE, 0.27640 * TCI_WHITE)
 
 PRESETS: dict[str, TrainConfig] = {
     # The paper: Swin-B with window 12, 224 px, the balance of sixteen GPUs, DINOv3. 48,800 steps of 1024 samples are

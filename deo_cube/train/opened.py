@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.constants import TCI_WHITE
 from deo_cube.cube.masks import check_classes, hidden_classes
 from deo_cube.cube.units import Radiometry, find_unit_error
 from deo_cube.errors import AmbiguousUnitsError
@@ -18,12 +19,9 @@ if TYPE_CHECKING:
 
     from deo_cube.train.samples import SourceSpec
 
-__all__ = ["EUROSAT_DN", "Looked", "OpenCube"]
+__all__ = ["Looked", "OpenCube"]
 
 Array = NDArray[Any]
-
-EUROSAT_DN = 2750.0 / 255.0
-"""DN a byte of an RGB image, where its source says nothing else: EuroSAT's stretch."""
 
 
 class Looked(NamedTuple):
@@ -109,7 +107,7 @@ class OpenCube:
         shape = (int(some.shape[0]), int(some.shape[1]), int(some.shape[2]))
         fine = None
         if spec.rgb:
-            fine = FineImage(spec.rgb, geobox(cube), detail, 255 * EUROSAT_DN, spec.rgb_scale, spec.rgb_bands)
+            fine = FineImage(spec.rgb, geobox(cube), detail, TCI_WHITE, spec.rgb_scale, spec.rgb_bands)
         if sum(a.nbytes for a in arrays if a is not None) < 256e6:
             # Small cubes are read once: a window of a COG costs milliseconds, of an array microseconds.
             arrays = [None if a is None else a.values for a in arrays]

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.constants import TCI_SCALE
 from deo_cube.errors import ArgumentError, InputNotFoundError
 from deo_cube.paths import expand
 from deo_cube.train.config import MS_BANDS, Loader
-from deo_cube.train.opened import EUROSAT_DN, Looked, OpenCube
+from deo_cube.train.opened import Looked, OpenCube
 
 if TYPE_CHECKING:
     import torch
@@ -201,7 +202,7 @@ class ImageSource:
     path: Path
     files: tuple[str, ...]
     weight: float = 1.0
-    scale: float = EUROSAT_DN
+    scale: float = TCI_SCALE
     kind: Literal["ms", "rgb"] = "rgb"
     held_out: tuple[str, ...] = ()
     """Files that training never sees."""
@@ -324,7 +325,7 @@ def _image_source(path: Path, spec: SourceSpec) -> ImageSource:
             [n for n, t in zip(names, train, strict=True) if t],
             [n for n, t in zip(names, train, strict=True) if not t],
         )
-    scale = EUROSAT_DN if spec.units in ("auto", "uint8_rgb") else float(spec.units)
+    scale = TCI_SCALE if spec.units in ("auto", "uint8_rgb") else float(spec.units)
     return ImageSource(str(path), path, tuple(names), spec.weight, scale, held_out=tuple(held))
 
 

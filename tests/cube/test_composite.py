@@ -8,10 +8,10 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deo_cube.constants import MODEL_BANDS
 from deo_cube.cube.bands import match_bands
 from deo_cube.cube.composite import composite
 from deo_cube.cube.georeference import geobox
-from deo_cube.cube.stac import MODEL_BANDS
 from deo_cube.cube.synthetic import synthetic_cube
 from deo_cube.cube.units import SCL_INVALID, canonical, decide_radiometry
 from deo_cube.errors import MissingBandsError

@@ -8,9 +8,10 @@ import pytest
 import rasterio
 import xarray as xr
 
+from deo_cube.constants import MODEL_BANDS
 from deo_cube.cube.bands import match_bands
 from deo_cube.cube.georeference import geobox
-from deo_cube.cube.stac import MODEL_BANDS, load_cube
+from deo_cube.cube.stac import load_cube
 from deo_cube.cube.units import canonical, decide_radiometry
 from deo_cube.errors import AmbiguousUnitsError, MissingBandsError, MissingCRSError
 from tests.cube.items import flat, product, remote

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from deo_cube.constants import WAVELENGTH_BANDS
 from deo_cube.evaluate.baselines import RawBands
-from deo_cube.evaluate.public_sets import PASTIS_BANDS, read_oscd, read_pastis
+from deo_cube.evaluate.public_sets import read_oscd, read_pastis
 from deo_cube.evaluate.readers import S2_13
 from deo_cube.evaluate.report import evaluate
 from tests.evaluate.test_readers import tif
@@ -56,7 +57,7 @@ def test_pastis(tmp_path):
     pastis(tmp_path, np.random.default_rng(0))
     scenes = read_pastis(tmp_path, folds=(1, 5))
     assert [s.name for s in scenes] == ["1/1", "5/5", "1/6", "5/10"]
-    assert scenes[0].bands == PASTIS_BANDS
+    assert scenes[0].bands == WAVELENGTH_BANDS
     assert scenes[0].label[0, 0] == -1
     assert len(read_pastis(tmp_path, limit=1)) == 5
     np.save(tmp_path / "DATA_S2" / "S2_1.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)

@@ -34,13 +34,14 @@ def test_mobilenet_knows_eurosat(mobilenet: MobileNetTeacher, shared: Path) -> N
 
     Here with 30 labels a class and six classes, to be quick.
     """
-    from deo_cube.evaluate.readers import EUROSAT_DN, read_eurosat
+    from deo_cube.constants import TCI_SCALE
+    from deo_cube.evaluate.readers import read_eurosat
     from deo_cube.heads.probes import linear_probe
 
     classes = ("AnnualCrop", "Forest", "Highway", "Residential", "River", "SeaLake")
     data = read_eurosat(shared / "data/eurosat_rgb", classes=classes, limit=60, spatial=False)
     with torch.no_grad():
-        images = torch.from_numpy(data.images / EUROSAT_DN) / 127.5 - 1
+        images = torch.from_numpy(data.images / TCI_SCALE) / 127.5 - 1
         features = np.concatenate([mobilenet(x).cls.numpy() for x in images.split(100)])
     train = np.arange(len(data)) % 60 < 30
     test = np.arange(len(data)) % 60 >= 30
