@@ -14,8 +14,8 @@ from PIL import Image
 from tyro.conf import Positional
 
 import deo_cube
-from deo_cube.view.explore import explore
-from tests.view.browser import Browser
+from deo_cube.viewer.explore import explore
+from tests.viewer.browser import Browser
 
 FIELD = (0.663, 0.765)
 LABELS = {

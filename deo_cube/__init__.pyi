@@ -23,9 +23,9 @@ from deo_cube.encoder.registry import register_encoder as register_encoder
 from deo_cube.errors import DeoCubeError as DeoCubeError
 from deo_cube.evaluate.seam import seam_report as seam_report
 from deo_cube.heads.change import change as change
-from deo_cube.heads.cluster import cluster as cluster
 from deo_cube.heads.head import fit_head as fit_head
 from deo_cube.heads.head import load_head as load_head
+from deo_cube.heads.kmeans import cluster as cluster
 from deo_cube.heads.maps import classify as classify
 from deo_cube.heads.maps import segment as segment
 from deo_cube.heads.pca import pca_rgb as pca_rgb
@@ -40,6 +40,6 @@ from deo_cube.store.stac import model_item as model_item
 from deo_cube.store.stac import publish as publish
 from deo_cube.store.stac import stac_item as stac_item
 from deo_cube.store.write import to_zarr as to_zarr
-from deo_cube.view.explore import explore as explore
+from deo_cube.viewer.explore import explore as explore
 
 __version__: str

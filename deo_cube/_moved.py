@@ -50,6 +50,10 @@ MOVED = {
     "deo_cube.engine.write": "deo_cube.store.write",
     "deo_cube.evaluate.chips": "deo_cube.evaluate.readers",
     "deo_cube.evaluate.splits": "deo_cube.heads.splits",
+    "deo_cube.heads.cluster": "deo_cube.heads.kmeans",
+    "deo_cube.heads.upernet": "deo_cube.heads.conv",
+    "deo_cube.view": "",
+    "deo_cube.view.explore": "deo_cube.viewer.explore",
 }
 
 

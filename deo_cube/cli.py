@@ -340,7 +340,7 @@ def view(
     hostnames: Annotated[tuple[str, ...], arg(help="further names of this machine that browsers may use")] = (),
 ) -> None:
     """Look at a store on a map: similar places, labels, classes. Serves this machine only until it is stopped."""
-    from deo_cube.view.explore import serve
+    from deo_cube.viewer.explore import serve
 
     serve(store, cube=cube, heads=head, host=host, port=port, browser=browser, hostnames=hostnames)
 

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import ListedColormap
 
 import deo_cube
-from deo_cube.heads.cluster import fit_clusters
+from deo_cube.heads.kmeans import fit_clusters
 
 ds = deo_cube.synthetic_cube(size=320, times=1, clouds=False, gaps=False)
 emb = ds.deo.embed("tiny").isel(time=0).load()

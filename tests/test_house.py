@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "deo_cube"
 #: From the door down; a room may import those below it.
-ROOMS = ("door", "view", "train", "evaluate", "heads", "store", "embedding", "encoder", "cube", "ground")
+ROOMS = ("door", "viewer", "train", "evaluate", "heads", "store", "embedding", "encoder", "cube", "ground")
 GROUND = {"arguments", "constants", "flags", "errors", "options", "paths", "progress", "cli_errors"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -116,7 +116,7 @@ BUILTIN_RAISES = {
     "embedding.chunks": (2, "TimeoutError is retried like those of sockets; and a fault of this package"),
     "store.scheduler": (1, "caught beside, with what a connection raises"),
     "embedding.tiles": (1, "a fault of this package"),
-    "heads.head": (4, "caught in load_head, with what a damaged file raises"),
+    "heads.base": (4, "caught in load_head, with what a damaged file raises"),
     "heads.rasters": (1, "caught beside, with what a legend raises"),
     "train.samples": (1, "the protocol of sequences"),
 }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deo_cube.evaluate.features import fitted_on, name_of, places
 from deo_cube.evaluate.readers import Scene
 from deo_cube.evaluate.scores import METRICS, Score, confusion_counts, make_score, stopwatch
-from deo_cube.heads.decoders import upernet_blank, upernet_forward
+from deo_cube.heads.conv import upernet_logits, upernet_tensors
 from deo_cube.heads.splits import halves, warn_of_leak
 
 __all__ = ["chips_of", "upernet", "upernet_halves"]
@@ -193,7 +193,7 @@ def _target(chip: Scene, codes: Array) -> Array:
 def _logits(tensors: Any, x: Any, scales: tuple[int, ...], stride: int) -> Any:
     import torch.nn.functional as F
 
-    out = upernet_forward(tensors, x, 1, scales)
+    out = upernet_logits(tensors, x, 1, scales)
     return F.interpolate(out, scale_factor=stride, mode="bilinear", align_corners=False) if stride > 1 else out
 
 
@@ -205,7 +205,7 @@ def _train(
     import torch
     import torch.nn.functional as F
 
-    blank = upernet_blank(maps.shape[2], width, len(codes), scales, seed)
+    blank = upernet_tensors(maps.shape[2], width, len(codes), scales, seed)
     tensors = {k: torch.from_numpy(v) for k, v in blank.items()}
     learnt = [t.requires_grad_() for k, t in tensors.items() if k not in ("mean", "std") and not k.startswith("fine")]
     adam = torch.optim.AdamW(learnt, lr=rate, weight_decay=0.01)

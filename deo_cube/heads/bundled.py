@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from deo_cube.errors import ArgumentError
+from deo_cube.heads.base import Head, ModelId
 from deo_cube.heads.classes import Classes
-from deo_cube.heads.head import Head, Model
 from deo_cube.heads.linear import LinearHead
 
 __all__ = ["BUNDLED", "bundled_head"]
@@ -23,7 +23,7 @@ def _dynamicworld() -> Head:
         "paper": "doi:10.1038/s41597-022-01307-4",
     }
     # Without a fingerprint: the layer `logits` belongs to the network, whichever of its files the weights are from.
-    model = Model(n, "dynamicworld", layer="logits")
+    model = ModelId(n, "dynamicworld", layer="logits")
     return LinearHead(Classes(tuple(range(n)), CLASSES, COLORS), model, np.eye(n), np.zeros(n), report=report)
 
 

@@ -1,7 +1,7 @@
-"""Geometries as people have them, reduced to points and areas, and brought into the CRS of a grid.
+"""Geometries as users have them, reduced to points and areas, and the cells of a grid that they label.
 
 An area is the union of its polygons, each of them its shell without its holes. A ring that crosses itself encloses
-what an odd number of its turns enclose (even-odd, as GDAL and QGIS draw it). Lines and points that are left of a ring
+what an odd number of its turns enclose (even-odd, as GDAL and QGIS draw it). Lines and points that remain of a ring
 without area (a spike, a bridge, a sliver digitised there and back) belong to no area.
 """
 
@@ -10,46 +10,61 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube.errors import LabelsError
 
-__all__ = ["Cleaned", "clean", "into_grid", "transform"]
+__all__ = [
+    "Cleaned",
+    "Rule",
+    "apply",
+    "cells_of",
+    "cells_of_point",
+    "cells_of_polygon",
+    "clean",
+    "into_grid",
+    "north_up",
+    "transform",
+]
 
 Array = NDArray[Any]
+Rule = Literal["majority", "centre", "touch"]
 
-EDGE = 1000.0
-"""Metres (degrees: a hundred-thousandth) between the points of an edge drawn in another CRS: straight to 2 cm there."""
-FAR = 135.0
-"""Degrees of longitude beyond which both ends of an edge lie that is taken to cross the antimeridian."""
+EDGE_STEP = 1000.0
+"""Metres between the points of an edge that is drawn in another CRS (1e-5 of it in degrees): straight to 2 cm."""
+ANTIMERIDIAN_ZONE = 135.0
+"""Degrees of longitude beyond which both ends of an edge must be for it to be taken to cross the antimeridian."""
+SLIVER = 1e-9
+"""Share of a cell that is float noise: two polygons that share an edge do not touch each other's cells."""
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """Points and areas, and which of the geometries given they are.
+    """Points and areas, and the rows of the geometries that they come from.
 
     Parameters
     ----------
     shapes : (n,) object
         Valid shapely geometries: points, polygons, or collections of both; in two dimensions.
-    kept : (n,) int
-        Index of each among the geometries given.
+    rows : (n,) int
+        Position of each among the geometries before.
     empty, flat : int
-        How many were left out, because they were missing or empty (or had a coordinate that is not finite), and
+        How many were left out because they were missing or empty (or had a coordinate that is not finite), and
         because their polygons have no area.
     """
 
     shapes: Array
-    kept: Array
+    rows: Array
     empty: int
     flat: int
 
     def warn(self, total: int, what: str = "labels") -> None:
-        """Say what was left out of `total`."""
+        """Warn of geometries that were left out of `total`."""
         reasons = [(self.empty, "no geometry"), (self.flat, "no area")]
         parts = " and ".join(f"{n} of {total} {what} have {why}" for n, why in reasons if n)
         if parts:
@@ -57,7 +72,7 @@ class Cleaned:
 
 
 def clean(shapes: Array) -> Cleaned:
-    """Reduce geometries to their points and areas; what has neither is left out and counted.
+    """Return the points and areas of geometries; those that have neither are left out and counted.
 
     Raises
     ------
@@ -67,35 +82,35 @@ def clean(shapes: Array) -> Cleaned:
     import shapely
 
     shapes = np.array(shapes, dtype=object).reshape(-1)
-    bad = [type(g).__name__ for g in shapes if not (g is None or isinstance(g, shapely.Geometry))]
-    if bad:
-        raise LabelsError(f"geometries are shapely geometries, found {bad[0]}")
+    others = [type(g).__name__ for g in shapes if not (g is None or isinstance(g, shapely.Geometry))]
+    if others:
+        raise LabelsError(f"geometries must be shapely geometries, found {others[0]}")
     missing = shapely.is_missing(shapes) | shapely.is_empty(shapes)
     shapes = shapely.force_2d(shapes)
-    kinds = {g.geom_type for g, m in zip(shapes, missing, strict=True) if not m and "Line" in g.geom_type}
-    if kinds:
+    lines = {g.geom_type for g, m in zip(shapes, missing, strict=True) if not m and "Line" in g.geom_type}
+    if lines:
         raise LabelsError(
-            f"labels are points and polygons, found {sorted(kinds)}: widen lines, "
+            f"labels must be points or polygons, found {sorted(lines)}: widen lines, "
             "table.geometry = table.buffer(width), or leave them out, table[~table.geom_type.str.contains('Line')]"
         )
     simple = shapely.is_valid(shapes) & np.isin(shapely.get_type_id(shapes), [0, 3, 4, 6])  # points and polygons
-    out, kept, empty, flat = [], [], int(missing.sum()), 0
+    valid, rows, empty, flat = [], [], int(missing.sum()), 0
     for i in np.flatnonzero(~missing):
         shape = shapes[i] if simple[i] else _points_and_areas(shapes[i], int(i))
         if shape is not None and not shape.is_empty and np.isfinite(shapely.get_coordinates(shape)).all():
-            out.append(shape)
-            kept.append(i)
+            valid.append(shape)
+            rows.append(i)
         elif np.isfinite(shapely.get_coordinates(shapes[i])).all():
             flat += 1
         else:
             empty += 1
-    found = np.empty(len(out), dtype=object)
-    found[:] = out
-    return Cleaned(found, np.array(kept, dtype=int), empty, flat)
+    out = np.empty(len(valid), dtype=object)
+    out[:] = valid
+    return Cleaned(out, np.array(rows, dtype=int), empty, flat)
 
 
 def _points_and_areas(shape: Any, row: int) -> Any:
-    """The points of a geometry and the union of its areas, or None."""
+    """Return the points of a geometry and the union of its areas; None where it has neither."""
     import shapely
 
     points, polygons = [], []
@@ -107,17 +122,17 @@ def _points_and_areas(shape: Any, row: int) -> Any:
     try:
         area = areal(polygons)
     except shapely.errors.ShapelyError as error:
-        raise LabelsError(f"the geometry of label {row} cannot be repaired ({error}): draw it anew") from error
-    whole = ([] if area.is_empty else [area]) + points
-    if not whole:
+        raise LabelsError(f"the geometry of label {row} cannot be repaired ({error}): draw it again") from error
+    parts = ([] if area.is_empty else [area]) + points
+    if not parts:
         return None
     if area.is_empty and len(points) > 1:
         return shapely.multipoints(points)
-    return whole[0] if len(whole) == 1 else shapely.geometrycollections(whole)
+    return parts[0] if len(parts) == 1 else shapely.geometrycollections(parts)
 
 
 def areal(polygons: list[Any]) -> Any:
-    """Union of polygons that may be invalid, as one valid polygon or multipolygon (empty where there is no area)."""
+    """Return the union of polygons that may be invalid: one valid (multi)polygon, empty where there is no area."""
     import shapely
 
     repaired = []
@@ -140,7 +155,7 @@ def _enclosed(ring: Any) -> Any:
 
 
 def _only_polygons(shape: Any) -> Any:
-    """The polygons of a valid geometry, without the lines and points beside them."""
+    """Return the polygons of a valid geometry, without the lines and points beside them."""
     import shapely
 
     if shape.geom_type in ("Polygon", "MultiPolygon"):
@@ -158,30 +173,38 @@ def _parts(shape: Any) -> Iterator[Any]:
             yield part
 
 
-def into_grid(shapes: Array, crs: Any, box: GeoBox) -> Array:
-    """Clean geometries in `crs` (pyproj; None: that of the grid) as they lie in the CRS of the grid.
+# ---- the CRS of the grid --------------------------------------------------------------------------------------------
 
-    Polygons are cut to the surroundings of the grid first, and their edges given points: an edge that is straight in
+
+def into_grid(shapes: Array, crs: Any, box: GeoBox) -> Array:
+    """Return clean geometries in the CRS of a grid.
+
+    Polygons are cut to the surroundings of the grid first, and their edges get more points: an edge that is straight in
     one CRS is curved in another, and a corner far away may have no place there at all. Longitudes of a grid in degrees
-    may run on beyond 180, or be counted from 0 to 360: geometries are moved by whole turns to where the grid is.
+    may continue beyond 180, or be counted from 0 to 360: geometries are moved by whole turns to where the grid is.
+
+    Parameters
+    ----------
+    crs : pyproj.CRS or None
+        Of the geometries; None: that of the grid.
     """
     own = box.crs.proj
     crs = own if crs is None else crs
     if not len(shapes):
         return shapes
     if crs.is_geographic:
-        shapes = _across(shapes)
+        shapes = _across_antimeridian(shapes)
     same = crs.equals(own, ignore_axis_order=True)
     shapes = shapes.copy() if same else transform(_near(shapes, box, crs), crs, own)
     if own.is_geographic:
         x0, _, x1, _ = box.boundingbox.bbox
-        shapes[:] = [_turned(g, x0, x1) for g in shapes]
+        shapes[:] = [_moved_to(g, x0, x1) for g in shapes]
     # Projecting may turn a valid polygon into one whose edges cross, and cutting leaves lines at the border.
     return _valid(shapes)
 
 
 def transform(shapes: Array, source: Any, target: Any) -> Array:
-    """Geometries in another CRS (pyproj), corner by corner; infinite where they have no place there."""
+    """Return geometries in another CRS (pyproj), corner by corner; infinite where they have no place there."""
     import shapely
     from pyproj import Transformer
 
@@ -201,7 +224,7 @@ def _valid(shapes: Array) -> Array:
 
 
 def _near(shapes: Array, box: GeoBox, crs: Any) -> Array:
-    """Polygons cut to the surroundings of the grid, with points on their edges; points as they are."""
+    """Return polygons cut to the surroundings of the grid, with more points on their edges; points as they are."""
     import shapely
 
     outline = box.extent.to_crs(str(crs.to_wkt()), resolution=max(abs(box.resolution.x), abs(box.resolution.y)))
@@ -214,25 +237,26 @@ def _near(shapes: Array, box: GeoBox, crs: Any) -> Array:
         # The outline may be counted from another meridian than the polygons.
         west, _, east, _ = shapely.total_bounds(shapes)
         turns = [k for k in (-360, 0, 360) if x0 - margin + k <= east and x1 + margin + k >= west]
-        window = shapely.union_all([_moved(window, k) for k in turns or [0]])
+        window = shapely.union_all([_shifted(window, k) for k in turns or [0]])
     polygons = np.array(["Point" not in g.geom_type for g in shapes], dtype=bool)
     out = shapes.copy()
     shapely.prepare(window)
     areas = shapely.intersection(shapes[polygons], window)
-    for i in np.flatnonzero(~np.isin(shapely.get_type_id(areas), (3, 6))):  # what touches the border leaves lines there
+    # The intersection with a polygon that touches the border of the window holds lines.
+    for i in np.flatnonzero(~np.isin(shapely.get_type_id(areas), (3, 6))):
         areas[i] = _points_and_areas(areas[i], 0) or shapely.Polygon()
-    out[polygons] = shapely.segmentize(areas, EDGE / 1e5 if crs.is_geographic else EDGE)
+    out[polygons] = shapely.segmentize(areas, EDGE_STEP / 1e5 if crs.is_geographic else EDGE_STEP)
     return out
 
 
-def _moved(shape: Any, degrees: float) -> Any:
+def _shifted(shape: Any, degrees: float) -> Any:
     import shapely
 
     return shapely.transform(shape, lambda c: c + np.array([degrees, 0.0])) if degrees else shape
 
 
-def _turned(shape: Any, x0: float, x1: float) -> Any:
-    """A geometry in degrees, moved by whole turns to where x runs from x0 to x1."""
+def _moved_to(shape: Any, x0: float, x1: float) -> Any:
+    """Return a geometry in degrees, moved by whole turns to where x is from x0 to x1."""
     import shapely
 
     west, _, east, _ = shape.bounds
@@ -241,13 +265,13 @@ def _turned(shape: Any, x0: float, x1: float) -> Any:
     turns = [360 * k for k in range(-3, 4) if west + 360 * k <= x1 and east + 360 * k >= x0]
     if turns == [0] or not turns:
         return shape
-    return _points_and_areas(shapely.geometrycollections([_moved(shape, k) for k in turns]), 0)
+    return _points_and_areas(shapely.geometrycollections([_shifted(shape, k) for k in turns]), 0)
 
 
-def _across(shapes: Array) -> Array:
-    """Polygons in degrees that run from one side of the antimeridian to the other, without the turn round the globe.
+def _across_antimeridian(shapes: Array) -> Array:
+    """Return polygons in degrees in which those that cross the antimeridian continue beyond 180.
 
-    Drawn from 179 to -179 such a polygon would cover all that it was to leave out.
+    Drawn from 179 to -179, such a polygon would cover everything that it should leave out.
     """
     import shapely
 
@@ -256,15 +280,15 @@ def _across(shapes: Array) -> Array:
     out, crossing = shapes, 0
     for i in wide:
         polygons = [p for p in _parts(shapes[i]) if p.geom_type == "Polygon"]
-        rings = [np.asarray(p.exterior.coords)[:, 0] for p in polygons]
-        if not any(np.abs(x).min() > FAR and np.abs(np.diff(x)).max() > 180 for x in rings):
+        crosses = [_crosses_antimeridian(np.asarray(p.exterior.coords)[:, 0]) for p in polygons]
+        if not any(crosses):
             continue
         out = shapes.copy() if out is shapes else out
         parts = [
             shapely.transform(p, lambda c: np.stack([np.where(c[:, 0] < 0, c[:, 0] + 360, c[:, 0]), c[:, 1]], axis=1))
-            if np.abs(x).min() > FAR and np.abs(np.diff(x)).max() > 180
+            if across
             else p
-            for p, x in zip(polygons, rings, strict=True)
+            for p, across in zip(polygons, crosses, strict=True)
         ]
         points = [p for p in _parts(shapes[i]) if p.geom_type == "Point"]
         out[i] = _points_and_areas(shapely.geometrycollections([*parts, *points]), int(i))
@@ -276,3 +300,95 @@ def _across(shapes: Array) -> Array:
             stacklevel=2,
         )
     return out
+
+
+def _crosses_antimeridian(longitudes: Array) -> bool:
+    return bool(np.abs(longitudes).min() > ANTIMERIDIAN_ZONE and np.abs(np.diff(longitudes)).max() > 180)
+
+
+# ---- cells ----------------------------------------------------------------------------------------------------------
+
+
+def apply(t: Affine, x: Any, y: Any) -> tuple[Any, Any]:
+    """Apply a transform to numbers or arrays; whether affine's ``*`` or ``@`` does so depends on its release."""
+    return t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f
+
+
+def north_up(box: GeoBox) -> GeoBox:
+    """Return the grid of the same extent whose first row is in the north."""
+    t = box.transform
+    if t.e < 0:
+        return box
+    return GeoBox(box.shape, Affine(t.a, 0, t.c, 0, -t.e, t.f + box.shape[0] * t.e), box.crs)
+
+
+def cells_of(shape: Any, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
+    """Return rows and columns of the cells of a north-up grid that a valid geometry of points and polygons labels."""
+    if "Point" in shape.geom_type:
+        return cells_of_point(shape, box)
+    if shape.geom_type != "GeometryCollection":
+        return cells_of_polygon(shape, box, rule)
+    parts = [cells_of(part, box, rule) for part in shape.geoms]
+    flat = np.unique(np.concatenate([r * box.shape[1] + c for r, c in parts] or [np.empty(0, int)]))
+    return flat // box.shape[1], flat % box.shape[1]
+
+
+def cells_of_point(shape: Any, box: GeoBox) -> tuple[Array, Array]:
+    """Return rows and columns of the cells that contain the points; a cell includes its west and north edges."""
+    import shapely
+
+    xy = shapely.get_coordinates(shape)
+    place = np.stack(apply(~box.transform, xy[:, 0], xy[:, 1]), axis=1)
+    nearest = np.round(place)
+    # Float noise of a millionth of a cell does not move a point over an edge.
+    cell = np.where(np.abs(place - nearest) < 1e-6, nearest, np.floor(place))
+    cell = cell[np.isfinite(cell).all(axis=1)].astype(int)
+    inside = (cell >= 0).all(axis=1) & (cell[:, 0] < box.shape[1]) & (cell[:, 1] < box.shape[0])
+    return cell[inside, 1], cell[inside, 0]
+
+
+def cells_of_polygon(shape: Any, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
+    """Return rows and columns of the cells that a valid polygon labels; at least the one that it covers most."""
+    import shapely
+
+    nothing = np.empty(0, int), np.empty(0, int)
+    rows, cols = box.shape
+    x0, y0, x1, y1 = shape.bounds
+    if not np.isfinite([x0, y0, x1, y1]).all():
+        return nothing
+    t = box.transform
+    left, right = max(int(np.floor((x0 - t.c) / t.a)), 0), min(int(np.ceil((x1 - t.c) / t.a)), cols)
+    top, low = max(int(np.floor((y1 - t.f) / t.e)), 0), min(int(np.ceil((y0 - t.f) / t.e)), rows)
+    if left >= right or top >= low:
+        return nothing
+    # GDAL takes extremely long over edges that leave the grid by many orders of magnitude.
+    margin = 2 * max(abs(t.a), abs(t.e))
+    south, west = t.f + rows * t.e, t.c
+    shape = shapely.clip_by_rect(shape, west - margin, south - margin, t.c + cols * t.a + margin, t.f + margin)
+    if shape.is_empty or shape.area == 0:
+        return nothing
+    share, centre = _covered_share(shape, t, slice(top, low), slice(left, right))
+    labelled = {"centre": centre, "touch": share > SLIVER, "majority": share >= 0.5}[rule]
+    if not labelled.any() and share.max() > 0:
+        labelled = np.zeros_like(centre)
+        labelled[np.unravel_index(int(share.argmax()), share.shape)] = True
+    r, c = np.nonzero(labelled)
+    return r + top, c + left
+
+
+def _covered_share(shape: Any, t: Affine, rows: slice, cols: slice) -> tuple[Array, Array]:
+    """Return the share of each cell of a window that a polygon covers, and whether it contains the cell's centre."""
+    import shapely
+    from rasterio.features import rasterize
+
+    size = rows.stop - rows.start, cols.stop - cols.start
+    window = Affine(t.a, 0, t.c + cols.start * t.a, 0, t.e, t.f + rows.start * t.e)
+    centre = rasterize([(shape, 1)], size, transform=window, dtype="uint8").astype(bool)
+    edge = rasterize([(shape.boundary, 1)], size, transform=window, all_touched=True, dtype="uint8").astype(bool)
+    r, c = np.nonzero(edge)
+    xs, ys = t.c + (cols.start + c) * t.a, t.f + (rows.start + r) * t.e
+    boxes = shapely.box(xs, ys + t.e, xs + t.a, ys)
+    # Cells inside the boundary are covered entirely; only on the boundary the share has to be measured.
+    share = np.where(centre, 1.0, 0.0)
+    share[r, c] = shapely.area(shapely.intersection(boxes, shape)) / abs(t.a * t.e)
+    return share, centre

@@ -1,8 +1,8 @@
-"""The nearest labelled vectors decide: works from one example a class, and can be extended without fitting."""
+"""Classify by the nearest labelled vectors; works from one example per class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from deo_cube.arguments import boolean, integer
 from deo_cube.errors import ArgumentError
+from deo_cube.heads.base import BaseHead, ModelId, category_attrs, check_model
 from deo_cube.heads.classes import NO_CLASS, Classes
-from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled, thinned
+from deo_cube.heads.labels import LabelOptions, label_vectors
 from deo_cube.heads.vectors import map_vectors
 
 __all__ = ["KNNHead"]
@@ -22,20 +23,34 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class KNNHead(Fitted):
-    """k nearest neighbours in cosine distance; each votes with a weight that falls with its distance.
+class KNNHead(BaseHead):
+    """k nearest neighbours in cosine distance, whose votes are weighted by their similarity.
 
-    Vectors are centred on the mean of the labelled ones first: raw embeddings of one scene point much the same way.
-    A class's votes are divided by its share among the labels where `balanced`.
+    Vectors are centred on the mean of the labelled ones first, because raw embeddings of one scene have similar
+    directions.
+
+    Parameters
+    ----------
+    classes : Classes
+    model : ModelId
+    vectors : (n, D) float32
+        Labelled vectors, centred and of unit length.
+    codes : (n,) uint8
+        Class of each.
+    mean : (D,) float32
+        Mean of the labelled vectors.
+    k : int
+        Number of neighbours.
+    balanced : bool
+        Divide the votes for a class by its share among the labels.
+    report : dict
     """
 
     kind: ClassVar[str] = "knn"
     classes: Classes
-    model: Model
+    model: ModelId
     vectors: Array = field(repr=False)
-    """(n, D) float32, unit vectors after centring."""
     codes: Array = field(repr=False)
-    """(n,) uint8."""
     mean: Array = field(repr=False)
     k: int = 5
     balanced: bool = True
@@ -43,52 +58,59 @@ class KNNHead(Fitted):
 
     def __post_init__(self) -> None:
         n, d = len(self.codes), self.model.dim
-        if self.vectors.shape != (n, d) or self.codes.shape != (n,) or self.mean.shape != (d,) or not 1 <= self.k:
+        if self.vectors.shape != (n, d) or self.codes.shape != (n,) or self.mean.shape != (d,) or self.k < 1:
             raise ArgumentError(
-                f"a knn head's parts do not fit: vectors {self.vectors.shape}, codes {self.codes.shape}, mean "
-                f"{self.mean.shape}, vectors of {d}, k={self.k}"
+                f"vectors, codes, mean and k of a knn head must be (n, {d}), (n,), ({d},) and at least 1, got "
+                f"{self.vectors.shape}, {self.codes.shape}, {self.mean.shape} and {self.k}"
             )
         if set(np.unique(self.codes)) != set(self.classes.codes):
-            raise ArgumentError("a knn head has examples of each of its classes and of no other")
+            raise ArgumentError("codes of a knn head must be those of its classes, each at least once")
 
     @classmethod
     def fit(
         cls,
         arrays: Sequence[xr.DataArray],
-        many: Sequence[Any],
-        burn_options: Mapping[str, Any],
-        model: Model,
+        labels: Sequence[Any],
+        label_options: LabelOptions,
+        model: ModelId,
         *,
         k: int = 5,
         balanced: bool = True,
         most: int = 20000,
     ) -> KNNHead:
-        """Keep the labelled vectors, a random `most` of them where there are more."""
+        """Store the labelled vectors, a random subsample of `most` of them where there are more."""
         k, most, balanced = integer("k", k), integer("most", most), boolean("balanced", balanced)
-        c = labelled(arrays, many, burn_options)
-        keep = thinned(c.codes, most)
-        mean = c.vectors.mean(axis=0, dtype="float64")
-        rarest = int(np.unique(c.codes[keep], return_counts=True)[1].min())
-        # A class with two examples can never win among five neighbours.
-        used = min(k, max(2 * rarest - 1, 1))
-        report = counted(c) | {"k": used}
-        return cls(c.classes, model, _unit(c.vectors[keep] - mean).astype("float32"), c.codes[keep],
-                   mean.astype("float32"), used, balanced, report)  # fmt: skip
+        labelled = label_vectors(arrays, labels, label_options)
+        mean = labelled.vectors.mean(axis=0, dtype="float64")
+        stored = labelled.subsample(most)
+        rarest = int(np.unique(stored.codes, return_counts=True)[1].min())
+        # A class with two examples could never win a vote among five neighbours.
+        neighbours = min(k, max(2 * rarest - 1, 1))
+        return cls(
+            stored.classes,
+            model,
+            _unit(stored.vectors - mean).astype("float32"),
+            stored.codes,
+            mean.astype("float32"),
+            neighbours,
+            balanced,
+            labelled.counts() | {"k": neighbours},
+        )
 
     def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
-        """See `Head.predict`; probabilities are shares of the votes."""
+        """Return classes or probabilities, as `Head.predict`; probabilities are shares of the votes."""
         emb = check_model(self, embeddings)
         codes = np.array(self.classes.codes)
         known = self.vectors.astype("float64")
-        hot = (self.codes[:, None] == codes).astype("float64")
-        prior = hot.mean(axis=0) if self.balanced else np.ones(len(codes))
+        one_hot = (self.codes[:, None] == codes).astype("float64")
+        prior = one_hot.mean(axis=0) if self.balanced else np.ones(len(codes))
         k = min(self.k, len(known))
 
         def votes(v: Array) -> Array:
-            near = _unit(v - self.mean) @ known.T
-            top = np.argpartition(-near, k - 1, axis=1)[:, :k]
-            weight = np.maximum(np.take_along_axis(near, top, axis=1) + 1, 1e-6) ** 4
-            share = np.einsum("nk,nkc->nc", weight, hot[top]) / prior
+            similarity = _unit(v - self.mean) @ known.T
+            nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+            weight = np.maximum(np.take_along_axis(similarity, nearest, axis=1) + 1, 1e-6) ** 4
+            share = np.einsum("nk,nkc->nc", weight, one_hot[nearest]) / prior
             return np.asarray(share / share.sum(axis=1, keepdims=True))
 
         attrs = category_attrs(self, probabilities=probabilities)

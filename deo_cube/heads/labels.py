@@ -1,18 +1,18 @@
-"""Labels as people have them, rasterized to the grid of the embeddings.
+"""Labels in the forms that people have them in, rasterized to the grid of the embeddings.
 
 The rules, exact and the same for every form of labels:
 
-- A point labels the cell that contains it; a cell has its west and north edges, not its east and south ones.
+- A point labels the cell that contains it; a cell includes its west and north edges, not its east and south ones.
 - A polygon labels the cells of which it covers at least half ("majority"), whose centre it contains ("centre"), or
-  that it touches ("touch"). A polygon that claims no cell so labels the one cell of which it covers most. Its edges are
-  straight in the CRS that it is drawn in.
-- An invalid polygon is the union of its areas (`deo_cube.heads.geometries`); lines and points left of it label nothing,
-  and a polygon without area is left out.
-- Where labels disagree on a cell the later in order wins, or the call is refused (``overlap="raise"``).
-- A raster in any CRS and resolution is looked up at a lattice of points in each cell, as fine as its pixels; the most
+  that it touches ("touch"). A polygon that labels no cell by that rule labels the one cell of which it covers most. Its
+  edges are straight in the CRS that it is drawn in.
+- An invalid polygon is the union of its areas (`deo_cube.heads.geometries`); the lines and points left of it label
+  nothing, and a polygon without area is left out.
+- Where labels disagree on a cell the later one wins, or the call raises (``overlap="raise"``).
+- A raster in any CRS and resolution is sampled at a lattice of points in each cell, as fine as its pixels; the most
   frequent class wins (of equals the lower code) where at least half of the points have one.
-- Whole numbers from 0 to 254 keep their value as code. If any label is another number or a name, all are numbered in
-  their order; the flags of the map say what each code means.
+- Integers from 0 to 254 keep their value as code. If any label is something else, all are numbered in their order; the
+  flags of the map say what each code means.
 """
 
 from __future__ import annotations
@@ -31,26 +31,58 @@ from deo_cube.arguments import choice
 from deo_cube.cube import georeference
 from deo_cube.cube.georeference import crs_name
 from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
-from deo_cube.heads.cases import Cases, cases
-from deo_cube.heads.cells import Rule, apply, cells_of, lattice_majority, north_up, pixels_per_cell
 from deo_cube.heads.classes import NO_CLASS, Classes, codes_of
-from deo_cube.heads.geometries import clean, into_grid, transform
-from deo_cube.heads.rasters import apart, classes_in, nodata_values, read_around
+from deo_cube.heads.geometries import Rule, apply, cells_of, clean, into_grid, north_up, transform
+from deo_cube.heads.rasters import classes_in, lattice_majority, nodata_values, not_overlapping, read_around
 from deo_cube.heads.tables import Table, form_of, parsed_crs, read_table
-from deo_cube.heads.vectors import geobox, spatial_dims
+from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 
-__all__ = ["Cases", "burn", "burn_all", "cases"]
+__all__ = [
+    "LabelOptions",
+    "LabelledVectors",
+    "burn",
+    "label_vectors",
+    "labelled_vectors",
+    "rasterize_all",
+    "rasterize_labels",
+]
 
 Array = NDArray[Any]
 Overlap = Literal["last", "raise"]
 Names = Mapping[int, str] | Sequence[str] | None
 Colors = Mapping[Any, str] | Sequence[str] | None
 
-MOST_POINTS = 12
-"""Points of the lattice along a side of a cell, at most."""
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """How labels are read and rasterized: the keywords of `rasterize_labels`, where they are documented.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError
+        For values that are not possible.
+    """
+
+    column: str | None = None
+    layer: str | int | None = None
+    crs: Any = None
+    rule: Rule = "majority"
+    overlap: Overlap = "last"
+    names: Names = None
+    colors: Colors = None
+    nodata: float | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        choice("rule", self.rule, ("majority", "centre", "touch"))
+        choice("overlap", self.overlap, ("last", "raise"))
+        parsed_crs(self.crs)
+        nodata_values(self.nodata)
+        for argument, value in (("names", self.names), ("colors", self.colors)):
+            if isinstance(value, str) or not isinstance(value, Mapping | Sequence | np.ndarray | None):
+                raise ArgumentTypeError(f"{argument} must be a list, or a dict by code; got {value!r:.60}")
 
 
-def burn(
+def rasterize_labels(
     labels: Any,
     like: xr.DataArray | GeoBox,
     *,
@@ -79,16 +111,16 @@ def burn(
     layer : str or int, optional
         Layer of a file that has several.
     crs : CRS, optional
-        CRS of the coordinates; it decides, whatever the labels state. Default: what they state; degrees of WGS 84 for
-        columns lon and lat and for GeoJSON; that of the embeddings for tuples.
+        CRS of the coordinates, which overrides what the labels state. Default: what they state; degrees of WGS 84 for
+        columns lon and lat and for GeoJSON; the CRS of the embeddings for tuples.
     rule : {"majority", "centre", "touch"}
         Which cells a polygon labels, see the module.
     overlap : {"last", "raise"}
-        What happens where labels of different classes meet in a cell.
+        Whether the later label wins where labels of different classes share a cell, or the call raises.
     names, colors
-        Names for integer classes, and colours (by name, by code, or in order). Default: those that a raster carries.
+        Names of integer classes, and colours (by name, by code, or in order). Default: those that a raster carries.
     nodata : number or several, optional
-        Values that are no class, beside the one that a raster states; ``()``: every value of the raster is a class.
+        Values that are not a class, beside the one that a raster states; ``()``: every value of the raster is a class.
 
     Returns
     -------
@@ -98,74 +130,50 @@ def burn(
     Raises
     ------
     LabelsError
-        If no label lies within the embeddings (with both extents and the CRS that would fit), for geometries that are
+        If no label is within the embeddings (with both extents and the CRS that would fit), for geometries that are
         neither points nor polygons, for labels that disagree with ``overlap="raise"``, for files that cannot be read,
-        for a `column` or `layer` that is not there, and where the labels do not say which values are classes.
+        for a `column` or `layer` that does not exist, and where the labels do not say which values are classes.
     MissingCRSError
         If labels or embeddings have no CRS.
     ArgumentError, ArgumentTypeError
-        For arguments of no use, and anything that is no form of labels.
+        For values of arguments that are not possible, and objects that are not labels.
     InputNotFoundError
-        For a path at which nothing is.
+        If there is nothing at a path.
     MissingExtraError
         If geopandas is needed and not installed.
     """
-    return burn_all(
-        [labels], [like], column=column, layer=layer, crs=crs, rule=rule, overlap=overlap, names=names, colors=colors,
-        nodata=nodata,
-    )[0]  # fmt: skip
+    options = LabelOptions(column, layer, crs, rule, overlap, names, colors, nodata)
+    return rasterize_all([labels], [like], options)[0]
 
 
-def burn_all(
-    many: Sequence[Any],
-    likes: Sequence[xr.DataArray | GeoBox],
-    *,
-    column: str | None = None,
-    layer: str | int | None = None,
-    crs: Any = None,
-    rule: Rule = "majority",
-    overlap: Overlap = "last",
-    names: Names = None,
-    colors: Colors = None,
-    nodata: float | Sequence[float] | None = None,
+def burn(labels: Any, like: xr.DataArray | GeoBox, **options: Any) -> xr.DataArray:
+    """Call `rasterize_labels`, whose former name this is."""
+    warnings.warn("burn has been renamed to rasterize_labels", DeprecationWarning, stacklevel=2)
+    return rasterize_labels(labels, like, **options)
+
+
+def rasterize_all(
+    labels: Sequence[Any], likes: Sequence[xr.DataArray | GeoBox], options: LabelOptions
 ) -> list[xr.DataArray]:
-    """Rasterize several sets of labels, each to a grid of its own; one class has one code in all. See `burn`."""
-    choice("rule", rule, ("majority", "centre", "touch"))
-    choice("overlap", overlap, ("last", "raise"))
-    given, fills = parsed_crs(crs), nodata_values(nodata)
-    for argument, value in (("names", names), ("colors", colors)):
-        if isinstance(value, str) or not isinstance(value, Mapping | Sequence | np.ndarray | None):
-            raise ArgumentTypeError(f"{argument} must be a list, or a dict by code; got {value!r:.60}")
+    """Rasterize several sets of labels, each to its own grid; a class has the same code in all of them."""
     for like in likes:
         if not isinstance(like, xr.DataArray | xr.Dataset | GeoBox):
             raise ArgumentTypeError(f"like must be embeddings or a GeoBox, got {type(like).__name__}")
     boxes = [like if isinstance(like, GeoBox) else geobox(like) for like in likes]
-    drawn = []
-    for labels, box in zip(many, boxes, strict=True):
-        upright, form = north_up(box), form_of(labels)
-        if form == "raster":
-            named = list(names) if isinstance(names, Mapping) else []
-            drawn.append(_draw_raster(labels, upright, given, fills, named))
-        else:
-            table = read_table(labels, form, column=column, layer=layer, crs=given)
-            drawn.append(_draw_table(table, upright, rule, overlap, fills, names))
-    every = list(dict.fromkeys(v for one in drawn for v in one.values))
-    coded = codes_of(every)
-    whole = Classes.of(every, names=_merged([one.names for one in drawn], names, every))
-    kept = sorted({coded[one.values[i]] for one in drawn for i in one.kept})
-    own = {v: c for one in drawn for v, c in one.colors.items() if coded[v] in kept}
-    whole = whole.only([whole.codes.index(c) for c in kept])
-    whole = whole.coloured(own if colors is None else colors, {coded[v]: v for v in every})
-    out = []
-    for one, like, box in zip(drawn, likes, boxes, strict=True):
-        codes = np.array([*(coded[v] for v in one.values), NO_CLASS], "uint8")[one.index]
+    drawn = [_draw(one, north_up(box), options) for one, box in zip(labels, boxes, strict=True)]
+    values = list(dict.fromkeys(v for d in drawn for v in d.values))
+    code_of = codes_of(values)
+    classes = _common_classes(drawn, values, code_of, options)
+    rasters = []
+    for d, like, box in zip(drawn, likes, boxes, strict=True):
+        codes = np.array([*(code_of[v] for v in d.values), NO_CLASS], "uint8")[d.index]
         if box.transform.e > 0:
             codes = codes[::-1]
-        classes = whole.only([whole.codes.index(c) for c in sorted(coded[one.values[i]] for i in one.kept)])
+        own = classes.only([classes.codes.index(c) for c in sorted(code_of[d.values[i]] for i in d.present)])
         dims = ("y", "x") if isinstance(like, GeoBox) else spatial_dims(like)
-        attrs = {"long_name": "label"} | classes.attrs()
-        out.append(georeference.assign_grid(xr.DataArray(codes, dims=dims, name="label", attrs=attrs), box, dims=dims))
-    return out
+        raster = xr.DataArray(codes, dims=dims, name="label", attrs={"long_name": "label"} | own.attrs())
+        rasters.append(georeference.assign_grid(raster, box, dims=dims))
+    return rasters
 
 
 @dataclass(frozen=True)
@@ -177,98 +185,137 @@ class _Drawn:
     values : tuple
         The different labels.
     index : (rows, cols) int
-        Position among `values`; -1 where there is none.
-    kept : tuple of int
-        Positions of those that are classes of the map.
+        Position among `values`; -1 where there is no label.
+    present : tuple of int
+        Positions of the labels that are classes of the map.
     names, colors : dict
-        That the labels carry themselves, by value.
+        Names and colours that the labels carry themselves, by value.
     """
 
     values: tuple[Any, ...]
     index: Array
-    kept: tuple[int, ...]
+    present: tuple[int, ...]
     names: Mapping[Any, str] = field(default_factory=dict)
     colors: Mapping[Any, str] = field(default_factory=dict)
 
 
-def _merged(own: Sequence[Mapping[Any, str]], names: Names, values: Sequence[Any]) -> Names:
-    """Names given, over those that the labels carry.
+def _draw(labels: Any, box: GeoBox, options: LabelOptions) -> _Drawn:
+    form, crs, nodata = form_of(labels), parsed_crs(options.crs), nodata_values(options.nodata)
+    if form == "raster":
+        named = list(options.names) if isinstance(options.names, Mapping) else []
+        return _draw_raster(labels, box, crs, nodata, named)
+    table = read_table(labels, form, column=options.column, layer=options.layer, crs=crs)
+    return _draw_table(table, box, nodata, options)
+
+
+def _common_classes(
+    drawn: Sequence[_Drawn], values: Sequence[Any], code_of: Mapping[Any, int], options: LabelOptions
+) -> Classes:
+    """Return the classes of several sets of labels together, with the names and colours of each."""
+    classes = Classes.of(values, names=_merge_names([d.names for d in drawn], options.names, values))
+    present = sorted({code_of[d.values[i]] for d in drawn for i in d.present})
+    classes = classes.only([classes.codes.index(c) for c in present])
+    own_colors = {v: c for d in drawn for v, c in d.colors.items() if code_of[v] in present}
+    colors = own_colors if options.colors is None else options.colors
+    return classes.coloured(colors, {code_of[v]: v for v in values})
+
+
+def _merge_names(own: Sequence[Mapping[Any, str]], names: Names, values: Sequence[Any]) -> Names:
+    """Return the names that the caller gives, and those that the labels carry for other classes.
 
     Raises
     ------
     LabelsError
-        If two sets of labels call one class differently, or no name is for any class.
+        If two sets of labels have different names for one class, or no name is for any class.
     """
     if names is not None and not isinstance(names, Mapping):
         return names
-    out: dict[Any, str] = {}
-    for legend in own:
+    merged: dict[Any, str] = {}
+    for carried in own:
         for value in values:
-            if value in legend and value not in (names or {}) and out.setdefault(value, legend[value]) != legend[value]:
+            if value not in carried or value in (names or {}):
+                continue
+            if merged.setdefault(value, carried[value]) != carried[value]:
                 raise LabelsError(
-                    f"class {value} is {out[value]!r} in one set of labels and {legend[value]!r} in another: say which "
-                    "is meant, names={code: name}"
+                    f"class {value} is {merged[value]!r} in one set of labels and {carried[value]!r} in another: pass "
+                    "names={code: name}"
                 )
     if names:
         # Codes may be text in the labels, or in the mapping.
         spelled = {str(k): str(v) for k, v in names.items()}
         matching = {v: spelled[str(v)] for v in values if str(v) in spelled}
         if not matching:
-            raise LabelsError(f"names are for {list(names)[:8]}, but the classes of the labels are {list(values)[:8]}")
-        out |= matching
-    return out
+            raise LabelsError(
+                f"names must be for classes of the labels, which are {list(values)[:8]}, got names for "
+                f"{list(names)[:8]}"
+            )
+        merged |= matching
+    return merged
 
 
-def _draw_table(
-    table: Table, box: GeoBox, rule: Rule, overlap: Overlap, nodata: tuple[float, ...] | None, names: Names
-) -> _Drawn:
+def _draw_table(table: Table, box: GeoBox, nodata: tuple[float, ...] | None, options: LabelOptions) -> _Drawn:
     labelled = np.array([v is not None and v not in (nodata or ()) for v in table.values], dtype=bool)
-    found = clean(table.shapes[labelled])
-    found.warn(int(labelled.sum()))
-    values = [v for v, k in zip(table.values, labelled, strict=True) if k]
-    if not labelled.any() or found.empty == len(values):
+    cleaned = clean(table.shapes[labelled])
+    cleaned.warn(int(labelled.sum()))
+    with_class = [v for v, has_class in zip(table.values, labelled, strict=True) if has_class]
+    if not labelled.any() or cleaned.empty == len(with_class):
         raise LabelsError(f"no label: {table.described} has no row with both a geometry and a class")
-    mine = [values[i] for i in found.kept]
-    order = tuple(dict.fromkeys(mine or values))
-    codes_of(order)  # refuses measurements before anything is drawn
-    shapes = into_grid(found.shapes, table.crs, box)
+    values = [with_class[i] for i in cleaned.rows]
+    order = tuple(dict.fromkeys(values or with_class))
+    codes_of(order)  # raises for a measurement before anything is drawn
+    shapes = into_grid(cleaned.shapes, table.crs, box)
     if table.assumed and len(shapes) and not _all_inside(shapes, box):
         raise MissingCRSError(
             f'{table.described} states no CRS, and its places are not all within the embeddings: pass crs="EPSG:..."'
         )
-    out, outside = np.full(box.shape, -1, "int32"), 0
-    for shape, value in zip(shapes, mine, strict=True):
-        r, c = cells_of(shape, box, rule)
+    index, outside = _draw_shapes(shapes, [order.index(v) for v in values], order, box, options)
+    if outside and outside == len(shapes):
+        raise LabelsError(_outside_message(cleaned.shapes, table, box))
+    if outside:
+        warnings.warn(f"{outside} of {len(shapes)} labels are outside the embeddings and left out", stacklevel=5)
+    return _Drawn(order, index, tuple(range(len(order))))
+
+
+def _draw_shapes(
+    shapes: Array, positions: Sequence[int], values: Sequence[Any], box: GeoBox, options: LabelOptions
+) -> tuple[Array, int]:
+    """Return the position of each cell's label among `values` (-1: none), and how many shapes are outside the grid."""
+    index, outside = np.full(box.shape, -1, "int32"), 0
+    for shape, position in zip(shapes, positions, strict=True):
+        r, c = cells_of(shape, box, options.rule)
         outside += not len(r)
-        k = order.index(value)
-        clash = (out[r, c] != -1) & (out[r, c] != k)
-        if overlap == "raise" and clash.any():
-            i = int(np.flatnonzero(clash)[0])
-            called = names if isinstance(names, Mapping) else {}
-            old, new = (str(called.get(order[n], order[n])) for n in (int(out[r[i], c[i]]), k))
+        conflicts = (index[r, c] != -1) & (index[r, c] != position)
+        if options.overlap == "raise" and conflicts.any():
+            i = int(np.flatnonzero(conflicts)[0])
+            names = options.names if isinstance(options.names, Mapping) else {}
+            old, new = (str(names.get(values[k], values[k])) for k in (int(index[r[i], c[i]]), position))
             x, y = apply(box.transform, c[i] + 0.5, r[i] + 0.5)
             raise LabelsError(
-                f"labels disagree on {int(clash.sum())} cells, the first at ({x:g}, {y:g}): {old!r} and {new!r}. "
-                'Correct the labels, or pass overlap="last" to let the later win'
+                f"labels disagree on {int(conflicts.sum())} cells, the first at ({x:g}, {y:g}): {old!r} and {new!r}. "
+                'Correct the labels, or pass overlap="last" to let the later one win'
             )
-        out[r, c] = k
-    if outside == len(shapes) and outside:
-        raise LabelsError(_elsewhere(found.shapes, table, box))
-    if outside:
-        warnings.warn(f"{outside} of {len(shapes)} labels lie outside the embeddings and are left out", stacklevel=4)
-    return _Drawn(order, out, tuple(range(len(order))))
+        index[r, c] = position
+    return index, outside
 
 
 def _all_inside(shapes: Array, box: GeoBox) -> bool:
     import shapely
 
     x0, y0, x1, y1 = box.boundingbox.bbox
-    a, b, c, d = shapely.total_bounds(shapes)
-    return bool(x0 <= a and y0 <= b and c <= x1 and d <= y1)
+    west, south, east, north = shapely.total_bounds(shapes)
+    return bool(x0 <= west and y0 <= south and east <= x1 and north <= y1)
 
 
-def _elsewhere(shapes: Array, table: Table, box: GeoBox) -> str:
-    """Say where labels and embeddings lie that do not meet, and how the coordinates would fit."""
+def _any_inside(shapes: Array, box: GeoBox) -> bool:
+    import shapely
+
+    x0, y0, x1, y1 = box.boundingbox.bbox
+    b = shapely.bounds(shapes)
+    return bool(((b[:, 0] < x1) & (b[:, 2] > x0) & (b[:, 1] < y1) & (b[:, 3] > y0)).any())
+
+
+def _outside_message(shapes: Array, table: Table, box: GeoBox) -> str:
+    """Return a message for labels outside the embeddings: both extents, and the change that would make them fit."""
     import shapely
     from pyproj import CRS
 
@@ -277,53 +324,193 @@ def _elsewhere(shapes: Array, table: Table, box: GeoBox) -> str:
     bounds = shapely.total_bounds(transform(shapes, crs, own))
     raw = shapely.total_bounds(shapes)
     x0, y0, x1, y1 = box.boundingbox.bbox
-    spans = f"({bounds[0]:g}, {bounds[1]:g}) to ({bounds[2]:g}, {bounds[3]:g})"
-    there = f"({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) in {crs_name(box.crs)}"
+    extent = f"({bounds[0]:g}, {bounds[1]:g}) to ({bounds[2]:g}, {bounds[3]:g})"
+    grid_extent = f"({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) in {crs_name(box.crs)}"
     like_degrees = np.isfinite(raw).all() and np.abs(raw).max() <= 360
     candidates = [crs] if crs.equals(degrees) or not like_degrees else [crs, degrees]
     swapped = shapely.transform(shapes, lambda c: c[:, ::-1])
     hint = ""
-    if any(_some_inside(transform(swapped, c, own), box) for c in candidates):
+    if any(_any_inside(transform(swapped, c, own), box) for c in candidates):
         hint = (
-            ". x and y (longitude and latitude) are swapped: the other way round they lie within the embeddings. A "
-            "point is (x, y), which is (lon, lat); exchange the two in the labels"
-            + ("" if _some_inside(transform(swapped, crs, own), box) else ' and pass crs="EPSG:4326"')
+            ". x and y (longitude and latitude) are swapped: exchanged, they are within the embeddings. A point is "
+            "(x, y), which is (lon, lat); exchange the two in the labels"
+            + ("" if _any_inside(transform(swapped, crs, own), box) else ' and pass crs="EPSG:4326"')
         )
     elif like_degrees and not crs.is_geographic:
         hint = '. They look like degrees: pass crs="EPSG:4326"'
     elif not np.isfinite(bounds).all() or (crs.is_geographic and not like_degrees):
-        hint = f'. They do not fit {_short(crs)}, which they are taken to be in: pass the right one, crs="EPSG:..."'
-    return f"all {len(shapes)} labels lie outside the embeddings: they span {spans}, the embeddings {there}{hint}"
-
-
-def _short(crs: Any) -> str:
-    code = crs.to_epsg()
-    return f"EPSG:{code}" if code else str(crs.name)
-
-
-def _some_inside(shapes: Array, box: GeoBox) -> bool:
-    import shapely
-
-    x0, y0, x1, y1 = box.boundingbox.bbox
-    b = shapely.bounds(shapes)
-    return bool(((b[:, 0] < x1) & (b[:, 2] > x0) & (b[:, 1] < y1) & (b[:, 3] > y0)).any())
+        name = f"EPSG:{crs.to_epsg()}" if crs.to_epsg() else crs.name
+        hint = f'. They do not fit their CRS, {name}: pass the right one, crs="EPSG:..."'
+    return (
+        f"all {len(shapes)} labels are outside the embeddings: they span {extent}, the embeddings {grid_extent}{hint}"
+    )
 
 
 def _draw_raster(labels: Any, box: GeoBox, crs: Any, nodata: tuple[float, ...] | None, named: Sequence[Any]) -> _Drawn:
     raster = read_around(labels, crs, box, ignore_nodata=nodata == ())
     if not raster.values.size:
-        raise LabelsError(apart(raster, box))
-    present, ranked = classes_in(raster, nodata, named)
-    ratio = pixels_per_cell(box, raster.transform, raster.crs)
-    n = int(np.clip(np.ceil(ratio - 1e-6), 1, MOST_POINTS))
-    index = lattice_majority(ranked, raster.transform, raster.crs, box, n, len(present))
+        raise LabelsError(not_overlapping(raster, box))
+    values, positions = classes_in(raster, nodata, named)
+    index = lattice_majority(positions, raster.transform, raster.crs, box, len(values))
     if (index == -2).all():
-        raise LabelsError(apart(raster, box))
+        raise LabelsError(not_overlapping(raster, box))
     if (index < 0).all():
-        raise LabelsError("no cell of the embeddings is at least half covered by classes of the raster of labels")
+        raise LabelsError(
+            "no label: no cell of the embeddings is at least half covered by classes of the raster of labels"
+        )
     index = np.maximum(index, -1)
-    kept = tuple(int(i) for i in np.unique(index) if i >= 0)
-    own = {v: c for v, c in raster.legend.colors.items() if v in present}
-    # A colour table is filled up with black: what two classes share tells them not apart.
-    own = {v: c for v, c in own.items() if list(own.values()).count(c) == 1}
-    return _Drawn(tuple(present), index, kept, {v: n for v, n in raster.legend.names.items() if v in present}, own)
+    present = tuple(int(i) for i in np.unique(index) if i >= 0)
+    colors = {v: c for v, c in raster.legend.colors.items() if v in values}
+    # A colour table is often filled up with black: a colour that two classes share does not tell them apart.
+    colors = {v: c for v, c in colors.items() if list(colors.values()).count(c) == 1}
+    return _Drawn(tuple(values), index, present, {v: n for v, n in raster.legend.names.items() if v in values}, colors)
+
+
+# ---- labelled vectors -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LabelledVectors:
+    """Embeddings of labelled cells, as a head is fitted on them.
+
+    Parameters
+    ----------
+    vectors : (n, D) float32
+        Valid embeddings.
+    codes : (n,) uint8
+        Class of each.
+    classes : Classes
+        Classes of the codes; only those that occur.
+    x, y : (n,) float
+        Centres of the cells, in the CRS of the embeddings.
+    cell : (n,) int
+        Number of the cell, which is the same at every time.
+    cell_size : float
+        Side of a cell in units of the CRS.
+    """
+
+    vectors: Array = field(repr=False)
+    codes: Array = field(repr=False)
+    classes: Classes
+    x: Array = field(repr=False)
+    y: Array = field(repr=False)
+    cell: Array = field(repr=False)
+    cell_size: float
+
+    def counts(self) -> dict[str, Any]:
+        """Return the number of labelled cells per class, and of vectors, for the report of a head."""
+        first = np.unique(self.cell, return_index=True)[1]
+        pairs = zip(self.classes.codes, self.classes.names, strict=True)
+        return {"cells": {n: int((self.codes[first] == k).sum()) for k, n in pairs}, "vectors": len(self.codes)}
+
+    def subsample(self, most: int, *, per_class: int = 100) -> LabelledVectors:
+        """Return a random `most` of the vectors where there are more, and at least `per_class` of each class."""
+        if len(self.codes) <= most:
+            return self
+        rng = np.random.default_rng(0)
+        chosen = rng.choice(np.arange(len(self.codes)), most, replace=False)
+        for code in np.unique(self.codes):
+            own = np.flatnonzero(self.codes == code)
+            if np.isin(own, chosen).sum() < per_class:
+                chosen = np.union1d(chosen, rng.choice(own, min(per_class, len(own)), replace=False))
+        i = np.sort(chosen)
+        return LabelledVectors(
+            self.vectors[i], self.codes[i], self.classes, self.x[i], self.y[i], self.cell[i], self.cell_size
+        )
+
+
+def labelled_vectors(emb: xr.DataArray, raster: xr.DataArray, *, allow_one_class: bool = False) -> LabelledVectors:
+    """Return the embeddings of the labelled cells; of every time where `emb` has several.
+
+    Only chunks with labelled cells are computed.
+
+    Parameters
+    ----------
+    emb : DataArray
+        Embeddings.
+    raster : DataArray
+        Labels on the same grid, as `rasterize_labels` gives them.
+    allow_one_class : bool
+        Accept labels of a single class, because other arrays have others.
+
+    Raises
+    ------
+    LabelsError
+        If no labelled cell has a valid embedding, or all that have one are of one class.
+    """
+    emb = as_embeddings(emb)
+    y, x = spatial_dims(emb)
+    if (raster.sizes[y], raster.sizes[x]) != (emb.sizes[y], emb.sizes[x]):
+        raise LabelsError(
+            f"labels and embeddings must be on one grid, got {dict(raster.sizes)} and {dict(emb.sizes)}: rasterize "
+            "the labels with like=emb"
+        )
+    codes = np.asarray(raster.values)
+    rows, cols = np.nonzero(codes != NO_CLASS)
+    if not len(rows):
+        raise LabelsError("no label: no label covers a cell. Label places within the embeddings")
+    cells = emb.isel({y: xr.DataArray(rows, dims="case"), x: xr.DataArray(cols, dims="case")})
+    vectors = cells.transpose(..., "case", "embedding").values.astype("float32")
+    vectors = vectors.reshape(-1, vectors.shape[-1])
+    times = len(vectors) // len(rows)
+    valid = np.isfinite(vectors).all(axis=1)
+    if not valid.any():
+        raise LabelsError(
+            f"none of the {len(rows)} labelled cells has a valid embedding (clouds, gaps or nodata): choose another "
+            "time, or label other places"
+        )
+    valid_codes = np.tile(codes[rows, cols], times)[valid]
+    present = np.unique(valid_codes)
+    every = Classes.from_attrs(raster.attrs)
+    classes = every.only([i for i, c in enumerate(every.codes) if c in present])
+    if len(present) < 2 and not allow_one_class:
+        lost = sorted(set(every.names) - set(classes.names))
+        raise LabelsError(
+            f"labels must be of at least two classes; all {int(valid.sum())} labelled cells with a valid embedding are "
+            f"of one class, {classes.names[0]!r}"
+            + (f" (no valid cell is left of {lost})" if lost else "")
+            + ". Label some places of another class"
+        )
+    xs, ys = np.asarray(emb[x].values, "float64")[cols], np.asarray(emb[y].values, "float64")[rows]
+    return LabelledVectors(
+        vectors[valid],
+        valid_codes,
+        classes,
+        np.tile(xs, times)[valid],
+        np.tile(ys, times)[valid],
+        np.tile(rows * emb.sizes[x] + cols, times)[valid],
+        abs(float(geobox(emb).resolution.x)),
+    )
+
+
+def label_vectors(arrays: Sequence[xr.DataArray], labels: Sequence[Any], options: LabelOptions) -> LabelledVectors:
+    """Return the labelled vectors of several arrays together, each with its own labels, under one set of classes.
+
+    Raises
+    ------
+    LabelsError
+        As `rasterize_labels` and `labelled_vectors`.
+    """
+    rasters = rasterize_all(labels, arrays, options)
+    if len(arrays) == 1:
+        return labelled_vectors(arrays[0], rasters[0])
+    parts = [labelled_vectors(a, r, allow_one_class=True) for a, r in zip(arrays, rasters, strict=True)]
+    each = (zip(p.classes.codes, p.classes.names, p.classes.colors, strict=True) for p in parts)
+    known = {code: (name, color) for triples in each for code, name, color in triples}
+    codes = np.concatenate([p.codes for p in parts])
+    present = [c for c in sorted(known) if c in codes]
+    if len(present) < 2:
+        raise LabelsError(
+            f"labels must be of at least two classes; all are of one class, {known[present[0]][0]!r}. Label some "
+            "places of another class"
+        )
+    classes = Classes(tuple(present), tuple(known[c][0] for c in present), tuple(known[c][1] for c in present))
+    ends = np.cumsum([0] + [int(p.cell.max(initial=0)) + 1 for p in parts])
+    cell = np.concatenate([p.cell + e for p, e in zip(parts, ends[:-1], strict=True)])
+    # Arrays may be in different CRSs. They are placed far apart, so that no block of space holds cells of two.
+    spread = max((np.ptp(v) for p in parts for v in (p.x, p.y) if len(v)), default=0.0)
+    far = spread * 4 + 1000 * parts[0].cell_size
+    x = np.concatenate([p.x - p.x.min(initial=np.inf) + i * far if len(p.x) else p.x for i, p in enumerate(parts)])
+    y = np.concatenate([p.y - p.y.min(initial=np.inf) if len(p.y) else p.y for p in parts])
+    vectors = np.concatenate([p.vectors for p in parts])
+    return LabelledVectors(vectors, codes, classes, x, y, cell, parts[0].cell_size)

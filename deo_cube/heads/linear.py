@@ -1,9 +1,9 @@
-"""A linear map on standardised vectors: logistic regression or ridge, its strength chosen in blocks of space."""
+"""A linear map on standardised vectors: logistic regression or ridge, with C chosen in blocks of space."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -11,11 +11,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.arguments import boolean, integer, number
+from deo_cube.arguments import boolean, choice, integer, number
 from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.heads.base import BaseHead, ModelId, category_attrs, check_model
 from deo_cube.heads.classes import NO_CLASS, Classes
-from deo_cube.heads.head import Fitted, Model, category_attrs, check_model, counted, labelled, thinned
-from deo_cube.heads.labels import Cases
+from deo_cube.heads.labels import LabelledVectors, LabelOptions, label_vectors
 from deo_cube.heads.splits import blocks
 from deo_cube.heads.vectors import map_vectors
 
@@ -26,36 +26,44 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
-class LinearHead(Fitted):
-    """Class scores ``vector @ weights + bias``, standardisation folded in; softmax gives probabilities.
+class LinearHead(BaseHead):
+    """Class scores ``vector @ weights + bias``; their softmax gives probabilities.
 
-    For ridge the softmax of its scores in -1..1 is an order, not a calibrated probability.
+    The standardisation is part of the weights. With ridge, whose scores are between -1 and 1, the softmax orders the
+    classes and is not a calibrated probability.
+
+    Parameters
+    ----------
+    classes : Classes
+    model : ModelId
+    weights : (D, K) float64
+    bias : (K,) float64
+    estimator : {"logistic", "ridge"}
+    report : dict
     """
 
     kind: ClassVar[str] = "linear"
     classes: Classes
-    model: Model
+    model: ModelId
     weights: Array = field(repr=False)
-    """(D, K) float64, for vectors as they are."""
     bias: Array = field(repr=False)
-    """(K,) float64."""
     estimator: str = "logistic"
     report: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.weights.shape != (self.model.dim, len(self.classes)) or self.bias.shape != (len(self.classes),):
             raise ArgumentError(
-                f"a linear head's parts do not fit: weights {self.weights.shape}, bias {self.bias.shape}, "
-                f"vectors of {self.model.dim}, {len(self.classes)} classes"
+                f"weights and bias of a linear head must be ({self.model.dim}, {len(self.classes)}) and "
+                f"({len(self.classes)},), got {self.weights.shape} and {self.bias.shape}"
             )
 
     @classmethod
     def fit(
         cls,
         arrays: Sequence[xr.DataArray],
-        many: Sequence[Any],
-        burn_options: Mapping[str, Any],
-        model: Model,
+        labels: Sequence[Any],
+        label_options: LabelOptions,
+        model: ModelId,
         *,
         estimator: Literal["logistic", "ridge"] = "logistic",
         strengths: Sequence[float] = STRENGTHS,
@@ -64,38 +72,37 @@ class LinearHead(Fitted):
         balanced: bool = True,
         most: int = 50000,
     ) -> LinearHead:
-        """Choose the strength C by cross-validation in blocks of space, then fit on all.
+        """Choose C by cross-validation in blocks of space, then fit on all labelled vectors.
 
         Parameters
         ----------
         estimator : {"logistic", "ridge"}
-            Logistic regression, or ridge on -1..1 targets (faster for many vectors).
+            Logistic regression, or ridge regression on targets -1 and 1 (faster with many vectors).
         strengths : sequence of float
-            Candidates for C, the inverse of the regularisation; one is taken as it is.
+            Candidates for C, the inverse strength of the regularisation.
         block : float, optional
-            Side of a block in units of the CRS. Default: the labelled area cut into about 6 x 6.
+            Side of a block in units of the CRS. Default: the labelled area divided into about 6 x 6 blocks.
         buffer : float, optional
             Training cells nearer than this to a test cell are left out. Default: the side of a cell.
         balanced : bool
-            Weigh classes to equal sums.
+            Give every class the same total weight.
         most : int
-            Fit on a random so many vectors where there are more.
+            Fit on a random subsample of this size where there are more vectors.
         """
-        if estimator not in ("logistic", "ridge"):
-            raise ArgumentError(f"estimator must be 'logistic' or 'ridge', got {estimator!r}")
+        choice("estimator", estimator, ("logistic", "ridge"))
         most, balanced = integer("most", most), boolean("balanced", balanced)
         block = None if block is None else number("block", block, above=0)
         buffer = None if buffer is None else number("buffer", buffer, minimum=0)
-        c = labelled(arrays, many, burn_options)
-        if len(c.codes) > most:
-            keep = thinned(c.codes, most)
-            c = Cases(c.vectors[keep], c.codes[keep], c.classes, c.x[keep], c.y[keep], c.cell[keep], c.size)
-        report = counted(c) | _choose(c, estimator, strengths, block, buffer, balanced)
-        weights, bias = _fit(c.vectors, c.codes, c.classes, estimator, report["C"], balanced)
-        return cls(c.classes, model, weights, bias, estimator, report)
+        if not isinstance(strengths, Sequence | np.ndarray) or isinstance(strengths, str) or not len(strengths):
+            raise ArgumentTypeError(f"strengths must be a list of positive numbers, got {strengths!r:.60}")
+        candidates = [number("strengths", s, above=0) for s in strengths]
+        labelled = label_vectors(arrays, labels, label_options).subsample(most)
+        report = labelled.counts() | _choose_strength(labelled, estimator, candidates, block, buffer, balanced)
+        weights, bias = _fit(labelled.vectors, labelled.codes, labelled.classes, estimator, report["C"], balanced)
+        return cls(labelled.classes, model, weights, bias, estimator, report)
 
     def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
-        """See `Head.predict`."""
+        """Return classes or probabilities, as `Head.predict`."""
         emb = check_model(self, embeddings)
         codes = np.array(self.classes.codes)
         attrs = category_attrs(self, probabilities=probabilities)
@@ -107,8 +114,8 @@ class LinearHead(Fitted):
             dtype="uint8", fill=NO_CLASS, name="class", attrs=attrs,
         )  # fmt: skip
 
-    def _probabilities(self, v: Array) -> Array:
-        return _softmax(v @ self.weights + self.bias)
+    def _probabilities(self, vectors: Array) -> Array:
+        return _softmax(vectors @ self.weights + self.bias)
 
 
 def _softmax(scores: Array) -> Array:
@@ -119,72 +126,72 @@ def _softmax(scores: Array) -> Array:
 def _fit(
     vectors: Array, codes: Array, classes: Classes, estimator: str, strength: float, balanced: bool
 ) -> tuple[Array, Array]:
-    """Weights (D, K) and bias (K,) for vectors as they are; a class absent from `codes` gets no score."""
+    """Return weights (D, K) and bias (K,) for vectors that are not standardised; absent classes get a score of -1e9."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(vectors.astype("float64"))
-    x = scaler.transform(vectors.astype("float64"))
-    weight = "balanced" if balanced else None
+    class_weight = "balanced" if balanced else None
     if estimator == "ridge":
-        model = RidgeClassifier(alpha=1 / strength, class_weight=weight)
+        regression = RidgeClassifier(alpha=1 / strength, class_weight=class_weight)
     else:
-        model = LogisticRegression(C=strength, max_iter=500, class_weight=weight)
+        regression = LogisticRegression(C=strength, max_iter=500, class_weight=class_weight)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(x, codes)
-    coef, intercept = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
-    if len(model.classes_) == 2:
-        # One score for two classes: shared out, so that the softmax of both is the logistic function of the one.
+        regression.fit(scaler.transform(vectors.astype("float64")), codes)
+    coef, intercept = np.atleast_2d(regression.coef_), np.atleast_1d(regression.intercept_)
+    if len(regression.classes_) == 2:
+        # scikit-learn gives one score for two classes. Half of it with either sign makes the softmax of the two equal
+        # to the logistic function of the one.
         half = 0.5 if estimator == "logistic" else 1.0
-        coef, intercept = (
-            np.concatenate([-half * coef, half * coef]),
-            np.concatenate([-half * intercept, half * intercept]),
-        )
-    weights = (coef / scaler.scale_).T
-    bias = intercept - (scaler.mean_ / scaler.scale_) @ coef.T
-    out = np.zeros((vectors.shape[1], len(classes))), np.full(len(classes), -1e9)
-    at = [classes.codes.index(int(k)) for k in model.classes_]
-    out[0][:, at], out[1][at] = weights, bias
-    return out
+        coef = np.concatenate([-half * coef, half * coef])
+        intercept = np.concatenate([-half * intercept, half * intercept])
+    weights, bias = np.zeros((vectors.shape[1], len(classes))), np.full(len(classes), -1e9)
+    columns = [classes.codes.index(int(k)) for k in regression.classes_]
+    weights[:, columns] = (coef / scaler.scale_).T
+    bias[columns] = intercept - (scaler.mean_ / scaler.scale_) @ coef.T
+    return weights, bias
 
 
-def _choose(
-    c: Cases, estimator: str, strengths: Sequence[float], block: float | None, buffer: float | None, balanced: bool
+def _choose_strength(
+    labelled: LabelledVectors,
+    estimator: str,
+    strengths: Sequence[float],
+    block: float | None,
+    buffer: float | None,
+    balanced: bool,
 ) -> dict[str, Any]:
-    """C with the least loss on held-out blocks, and how it scored there."""
-    if not isinstance(strengths, Sequence | np.ndarray) or isinstance(strengths, str) or not len(strengths):
-        raise ArgumentTypeError(f"strengths must be a list of positive numbers, got {strengths!r:.60}")
-    strengths = [number("strengths", s, above=0) for s in strengths]
+    """Return C with the least loss on held-out blocks, and its score there, for the report."""
+    codes, classes = labelled.codes, labelled.classes
     middle = {"C": float(sorted(strengths)[len(strengths) // 2]), "validation": "none"}
-    side = block or max(np.ptp(c.x), np.ptp(c.y), c.size) / 6
+    side = block or max(np.ptp(labelled.x), np.ptp(labelled.y), labelled.cell_size) / 6
+    buffer = labelled.cell_size if buffer is None else buffer
     try:
-        folds = blocks(c.x, c.y, side, folds=4, buffer=c.size if buffer is None else buffer)
-    except ValueError:
+        folds = blocks(labelled.x, labelled.y, side, folds=4, buffer=buffer)
+    except ArgumentError:
         return middle
-    # Of use is a fold whose training part has two classes at least.
-    folds = [(a, b) for a, b in folds if b.any() and len(np.unique(c.codes[a])) >= 2]
+    # A fold is of use if its training part has at least two classes.
+    folds = [(train, test) for train, test in folds if test.any() and len(np.unique(codes[train])) >= 2]
     if len(folds) < 2:
         return middle
-    loss, right = np.zeros(len(strengths)), np.zeros(len(strengths))
-    shares = {int(k): float((c.codes == k).mean()) for k in c.classes.codes}
-    total = 0.0
+    losses, correct, total = np.zeros(len(strengths)), np.zeros(len(strengths)), 0.0
+    shares = {int(k): float((codes == k).mean()) for k in classes.codes}
     for train, test in folds:
-        truth = np.array([c.classes.codes.index(int(k)) for k in c.codes[test]])
-        weight = np.array([1 / shares[int(k)] for k in c.codes[test]]) if balanced else np.ones(len(truth))
+        truth = np.array([classes.codes.index(int(k)) for k in codes[test]])
+        weight = np.array([1 / shares[int(k)] for k in codes[test]]) if balanced else np.ones(len(truth))
         total += weight.sum()
-        for i, s in enumerate(strengths):
-            w, b = _fit(c.vectors[train], c.codes[train], c.classes, estimator, s, balanced)
-            scores = c.vectors[test].astype("float64") @ w + b
+        for i, strength in enumerate(strengths):
+            weights, bias = _fit(labelled.vectors[train], codes[train], classes, estimator, strength, balanced)
+            scores = labelled.vectors[test].astype("float64") @ weights + bias
             p = _softmax(scores)[np.arange(len(truth)), truth]
-            loss[i] += (weight * -np.log(np.maximum(p, 1e-4))).sum()
-            right[i] += (weight * (scores.argmax(axis=1) == truth)).sum()
-    # Ridge's scores are no log-probabilities: there what is right counts.
-    best = int(np.argmin(loss)) if estimator == "logistic" else int(np.argmax(right))
+            losses[i] += (weight * -np.log(np.maximum(p, 1e-4))).sum()
+            correct[i] += (weight * (scores.argmax(axis=1) == truth)).sum()
+    # Scores of ridge are not log-probabilities: there the number of correct cells decides.
+    best = int(np.argmin(losses)) if estimator == "logistic" else int(np.argmax(correct))
     return {
         "C": float(strengths[best]),
-        "validation": f"{len(folds)} folds of blocks of {side:g}, buffer {c.size if buffer is None else buffer:g}",
-        "accuracy": round(float(right[best] / total), 3),
+        "validation": f"{len(folds)} folds of blocks of {side:g}, buffer {buffer:g}",
+        "accuracy": round(float(correct[best] / total), 3),
         "accuracy_is": "balanced over classes" if balanced else "plain",
     }

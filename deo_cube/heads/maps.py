@@ -1,10 +1,12 @@
-"""Maps from a head: one class a patch (`classify`), or one a pixel of the cube (`segment`)."""
+"""Draw maps with a head: one class per patch (`classify`), or one per pixel of the cube (`segment`)."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from deo_cube import arguments
 from deo_cube.arguments import cube_of, embeddings_of
 from deo_cube.cube import georeference
 from deo_cube.embedding.embed import embed
+from deo_cube.embedding.options import split_options
+from deo_cube.embedding.prepare import prepare
+from deo_cube.embedding.tiles import TilePlan
 from deo_cube.errors import ArgumentError, ArgumentTypeError
-from deo_cube.heads.blend import blended
+from deo_cube.heads.base import Head, category_attrs, check_model
 from deo_cube.heads.bundled import bundled_head
 from deo_cube.heads.classes import NO_CLASS
-from deo_cube.heads.head import Head, category_attrs, check_model, load_head
-from deo_cube.heads.upernet import multiscale
+from deo_cube.heads.conv import multiscale
+from deo_cube.heads.head import load_head
 from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.heads.windows import map_windows
 
@@ -38,16 +43,16 @@ def classify(
     probabilities: bool = False,
     **embed_options: Any,
 ) -> xr.DataArray:
-    """One class a patch, from embeddings or straight from a cube.
+    """Return one class per patch, from embeddings or from a cube.
 
     Parameters
     ----------
     cube : Dataset or DataArray
-        A Sentinel-2 cube, which is embedded with the head's model first; or embeddings.
+        Embeddings; or a Sentinel-2 cube, which is embedded with the model of the head first.
     head : Head or path, optional
         Of `fit_head` or `load_head`. Default: the head that comes with `model` (``model="dynamicworld"``).
     probabilities : bool
-        Probabilities (time, class, y, x) float32 in place of classes.
+        Return probabilities (time, class, y, x) float32 instead of classes.
     **embed_options
         Of `embed`, for a cube: units, offset, mask, ...
 
@@ -58,8 +63,8 @@ def classify(
 
     Raises
     ------
-    ValueError
-        If the embeddings are of another model than the head's.
+    ArgumentError
+        If the embeddings are of another model than the head.
     """
     probabilities = arguments.boolean("probabilities", probabilities)
     head, embed_options = _head(head, embed_options)
@@ -74,16 +79,19 @@ def segment(
     blend: bool = False,
     **embed_options: Any,
 ) -> xr.DataArray:
-    """One class a pixel: the head's probabilities, bilinear between the centres of patches, the most probable drawn.
+    """Return one class per pixel: probabilities, interpolated between the centres of patches, decide.
 
-    A head that decodes finer than patches itself (conv with `upsample`) is interpolated from there. Arguments as of
-    `classify`. Given a cube, the result lies on the cube's own grid; given embeddings, on theirs made finer by the
-    patch size their attributes state.
-
-    `blend`, of a cube, embeds on four tile grids half a core apart and mixes the scores (`deo_cube.heads.blend`): for
-    models whose seams no halo makes small. It takes four times as long.
-
+    A head that predicts on a finer grid itself (conv with `upsample`) is interpolated from there. Given a cube, the
+    result is on the grid of the cube; given embeddings, on theirs made finer by the patch size in their attributes.
     Interpolation weighs valid patches only; pixels in patches without a valid pixel get no class.
+
+    Parameters
+    ----------
+    cube, head, probabilities, **embed_options
+        As in `classify`.
+    blend : bool
+        Embed the cube on four tile grids half a core apart and average the scores, for models that show seams between
+        tiles with any halo. It takes four times as long.
 
     Examples
     --------
@@ -97,23 +105,26 @@ def segment(
     if is_cube:
         cube = cube_of(cube)
     if blend and not is_cube:
-        raise ArgumentTypeError("blend=True embeds on four tile grids: pass the cube in place of its embeddings")
+        raise ArgumentTypeError("cube must be a cube with blend=True, which embeds on four tile grids; got embeddings")
     emb = _embedded(cube, head, dict(embed_options))
     patch = json.loads(emb.attrs.get("deo_cube:plan", "{}")).get("patch")
     if patch is None:
         raise ArgumentError(
-            "the embeddings do not say how many pixels a patch is wide: use classify(emb, head), or give the cube"
+            "cube must be a cube, or embeddings that state the pixels per patch: pass the cube, or use "
+            "classify(emb, head)"
         )
-    drawn = int(getattr(head, "upsample", 1))
-    factor, rest = divmod(int(patch), drawn)
+    upsample = int(getattr(head, "upsample", 1))
+    factor, rest = divmod(int(patch), upsample)
     if rest or factor < 1:
-        raise ArgumentError(f"the head draws {drawn} cells a patch, which does not divide the patch of {patch} pixels")
+        raise ArgumentError(
+            f"upsample of the head must divide the patch of {patch} pixels, got upsample={upsample}: use classify"
+        )
     if blend:
-        p = blended(cube, head, _options(head, embed_options))
+        p = _blended(cube, head, _with_model(head, embed_options))
     else:
         p = head.predict(check_model(head, emb), probabilities=True)
-    out = map_windows(
-        Draw(factor, None if probabilities else head.classes.codes),
+    pixels = map_windows(
+        _DrawPixels(factor, None if probabilities else head.classes.codes),
         p,
         along="class",
         halo=1,
@@ -123,18 +134,17 @@ def segment(
         name="probability" if probabilities else "class",
         attrs=category_attrs(head, probabilities=probabilities),
     )
-    return _cropped(out, georeference.geobox(cube)) if is_cube else out
+    return _cropped(pixels, georeference.geobox(cube)) if is_cube else pixels
 
 
 @dataclass(frozen=True)
-class Draw:
-    """From probabilities of patches (K, h + 2, w + 2) to those of pixels, or to the most probable class."""
+class _DrawPixels:
+    """Probabilities of pixels (K, h f, w f), or their most probable class, of those of patches (K, h + 2, w + 2)."""
 
     factor: int
     codes: tuple[int, ...] | None
 
     def __call__(self, tile: Array) -> Array:
-        """Probabilities (K, h f, w f), or codes (h f, w f)."""
         fine = _bilinear(tile, self.factor)
         if self.codes is None:
             return fine
@@ -143,7 +153,7 @@ class Draw:
 
 
 def _is_embeddings(cube: Any) -> bool:
-    """Whether it is embeddings, or a Dataset that holds them."""
+    """Return whether `cube` is embeddings, or a Dataset that holds them."""
     if isinstance(cube, xr.Dataset):
         return any("embedding" in v.dims for v in cube.data_vars.values())
     return isinstance(cube, xr.DataArray) and "embedding" in cube.dims
@@ -172,9 +182,9 @@ def _head(head: Any, options: dict[str, Any]) -> tuple[Head, dict[str, Any]]:
 def _embedded(cube: xr.Dataset | xr.DataArray, head: Head, options: dict[str, Any]) -> xr.DataArray:
     if _is_embeddings(cube):
         if options:
-            raise ArgumentTypeError(f"{sorted(options)} are options of embedding a cube, but embeddings were given")
+            raise ArgumentTypeError(f"{sorted(options)} are options of `embed`, but cube holds embeddings already")
         return embeddings_of(cube)
-    options = _options(head, options)
+    options = _with_model(head, options)
     if "+" in str(options.get("layer")):
         layers = str(options.pop("layer")).split("+")
         return multiscale(cube, options.pop("model"), layers=layers, **options)
@@ -182,17 +192,17 @@ def _embedded(cube: xr.Dataset | xr.DataArray, head: Head, options: dict[str, An
     return emb
 
 
-def _options(head: Head, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `embed` with the head's model, where none is given."""
+def _with_model(head: Head, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of `embed` with the model of the head, where they have none."""
     if "model" in options:
         return options
     if not head.model.alias:
-        raise ArgumentError("the head does not say which model it is for: pass model=..., or embed first")
+        raise ArgumentError("model= must be passed, because the head does not state its model; or embed first")
     return {"model": head.model.alias, "layer": head.model.layer or None} | options
 
 
 def _bilinear(block: Array, factor: int) -> Array:
-    """(K, h + 2, w + 2) to (K, h f, w f); weights of invalid cells go to their valid neighbours."""
+    """Interpolate (K, h + 2, w + 2) to (K, h f, w f); weights of invalid cells go to their valid neighbours."""
     valid: Array = np.asarray(np.isfinite(block).all(axis=0))
     filled = np.where(valid, block, 0).astype("float32")
     weighted = _along(_along(filled, factor, 1), factor, 2)
@@ -202,25 +212,85 @@ def _bilinear(block: Array, factor: int) -> Array:
 
 
 def _along(a: Array, factor: int, axis: int) -> Array:
-    """Linear interpolation along an axis from cells with one of context at each end."""
+    """Interpolate linearly along an axis whose first and last cells are context."""
     n = a.shape[axis] - 2
-    place = 1 + (np.arange(n * factor) + 0.5) / factor - 0.5
-    low = np.floor(place).astype(int)
-    share = (place - low).astype("float32")
+    position = 1 + (np.arange(n * factor) + 0.5) / factor - 0.5
+    low = np.floor(position).astype(int)
+    share = (position - low).astype("float32")
     shape = [1] * a.ndim
     shape[axis] = -1
     share = share.reshape(shape)
     return np.asarray(a.take(low, axis) * (1 - share) + a.take(np.minimum(low + 1, n + 1), axis) * share)
 
 
-def _cropped(out: xr.DataArray, box: GeoBox) -> xr.DataArray:
-    """The part of `out` on the cube's own pixels: patches may reach over its edge."""
-    y, x = spatial_dims(out)
-    mine = geobox(out)
-    t, m = box.transform, mine.transform
-    row, col = round((t.f - m.f) / m.e), round((t.c - m.c) / m.a)
+def _cropped(pixels: xr.DataArray, box: GeoBox) -> xr.DataArray:
+    """Return the part of `pixels` on the grid of the cube; patches may extend beyond its edge."""
+    y, x = spatial_dims(pixels)
+    t, p = box.transform, geobox(pixels).transform
+    row, col = round((t.f - p.f) / p.e), round((t.c - p.c) / p.a)
     rows, cols = box.shape
-    inside = out.isel({y: slice(max(row, 0), row + rows), x: slice(max(col, 0), col + cols)})
+    inside = pixels.isel({y: slice(max(row, 0), row + rows), x: slice(max(col, 0), col + cols)})
     if (inside.sizes[y], inside.sizes[x]) == (rows, cols):
         return georeference.assign_grid(inside, box, dims=(y, x))
     return inside
+
+
+# ---- blending of tile grids -----------------------------------------------------------------------------------------
+#
+# A head of bounded reach has no seams of its own. What may be left are seams of the encoder: a patch at the border of a
+# tile saw context on one side only. A halo makes them small (`deo_cube.evaluate.seam`). Where it cannot, as with
+# attention over the whole tile, the tile grid is shifted by half a core along y, along x and along both, and the scores
+# are averaged with the squared sine of the position within a core, which sums to one over the shifts.
+
+MIN_WEIGHT = 1e-3
+"""Weight at the border of a core: it decides where no other grid covers a patch."""
+
+
+def _blended(cube: xr.Dataset | xr.DataArray, head: Head, options: dict[str, Any]) -> xr.DataArray:
+    """Return probabilities (time, class, y, x) on the patches of the cube, blended over four tile grids. Lazy.
+
+    Grids are counted from the origin of the CRS: away from the edges of the cube the result does not depend on the
+    window. Within a core of its north and west edge fewer grids contribute.
+    """
+    if "+" in str(options.get("layer")):
+        raise ArgumentError("blend=True needs a head on one layer; this head reads several")
+    if options.get("anchor", "grid") != "grid":
+        raise ArgumentError("anchor must be left out with blend=True, which shifts the tile grid itself")
+    prepared = prepare(cube, split_options(options)[0])
+    plan, world = prepared.plan, georeference.anchor(prepared.geobox)
+    first = head.predict(embed(cube, **options), probabilities=True)
+    y, x = spatial_dims(first)
+    half = plan.core // 2 // plan.patch * plan.patch
+    south_up = world.south_up
+    north_up_cube = cube.isel({prepared.dims.y: slice(None, None, -1)}) if south_up else cube
+    total: Any = 0.0
+    weights: Any = 0.0
+    for down, right in product((0, half), (0, half)):
+        p = first
+        if down or right:
+            # A grid counted from the array begins at the first border of the shifted grid within the array.
+            top, left = (down - world.row) % plan.core, (right - world.col) % plan.core
+            part = north_up_cube.isel({prepared.dims.y: slice(top, None), prepared.dims.x: slice(left, None)})
+            if min(part.sizes[prepared.dims.y], part.sizes[prepared.dims.x]) < plan.patch:
+                continue
+            p = head.predict(embed(part, **{**options, "anchor": "array"}), probabilities=True)
+            tolerance = abs(float(first[x][1] - first[x][0])) / 4 if first.sizes[x] > 1 else None
+            p = p.reindex({y: first[y], x: first[x]}, method="nearest", tolerance=tolerance)
+        w = _weight(first, y, plan, world.row, down, south_up) * _weight(first, x, plan, world.col, right, False)
+        valid = p.notnull()
+        total = total + xr.where(valid, np.log(p.clip(1e-9, 1.0)) * w, 0.0)
+        weights = weights + xr.where(valid, w, 0.0)
+    scores = total / weights.where(weights > 0)
+    e = np.exp(scores - scores.max("class"))
+    blended = (e / e.sum("class")).where(first.notnull()).astype("float32").transpose(*first.dims)
+    # Copied, because arithmetic drops coordinates that only some of the operands have.
+    result: xr.DataArray = first.copy(data=blended.data)
+    return result
+
+
+def _weight(p: xr.DataArray, dim: str, plan: TilePlan, start: int, shift: int, reverse: bool) -> xr.DataArray:
+    """Return the squared sine over a core for each patch along `dim`: 0 at the borders of the core, 1 in its middle."""
+    index = np.arange(p.sizes[dim]) + start // plan.patch
+    centre = (index + 0.5) * plan.patch - shift
+    share = np.maximum(np.sin(math.pi * (centre % plan.core) / plan.core) ** 2, MIN_WEIGHT)
+    return xr.DataArray((share[::-1] if reverse else share).astype("float32"), dims=dim, coords={dim: p[dim]})

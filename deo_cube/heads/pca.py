@@ -1,4 +1,4 @@
-"""Embeddings as colours: three principal components, stretched, the same colours for the same place in any window."""
+"""Show embeddings as colours (`pca_rgb`): three principal components, with the same colours in any window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deo_cube.arguments import integer
 from deo_cube.errors import ArgumentError, ArgumentTypeError
-from deo_cube.heads.fitted import read_json, write_json
+from deo_cube.heads.saved import read_json, write_json
 from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample
 
 __all__ = ["PCA", "fit_pca", "pca_rgb"]
@@ -26,16 +26,16 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class PCA:
-    """A basis of colours: fitted once, applied to any window, date or store of the same model.
+    """Principal components as colours, fitted once and applied to any window, date or store of the same model.
 
     Parameters
     ----------
     mean : (D,) float
-        Of the vectors fitted on.
+        Mean of the vectors that the basis was fitted on.
     components : (3, D) float
-        Unit vectors; each points to where its largest loading is positive.
+        Unit vectors, in the direction in which their largest loading is positive.
     low, high : (3,) float
-        Projections that become 0 and 1: the 2nd and 98th percentile of those fitted on.
+        Projections that become 0 and 1: the 2nd and 98th percentile of the vectors that the basis was fitted on.
     model : str
         Fingerprint of the model whose embeddings they are; empty where unknown.
     """
@@ -52,29 +52,29 @@ class PCA:
         d = self.mean.size
         if self.mean.ndim != 1 or self.components.shape != (3, d) or self.low.shape != (3,) or self.high.shape != (3,):
             raise ArgumentError(
-                f"a PCA basis has mean (D,), components (3, D), low (3,), high (3,); got {self.mean.shape}, "
+                f"mean, components, low and high of a PCA must be (D,), (3, D), (3,) and (3,); got {self.mean.shape}, "
                 f"{self.components.shape}, {self.low.shape}, {self.high.shape}"
             )
 
     @property
     def array(self) -> Array:
-        """All in one (3, 2 D + 2) array, as it is handed to the chunks."""
+        """All numbers in one (3, 2 D + 2) array, as chunks get them."""
         mean = np.broadcast_to(self.mean, self.components.shape)
         return np.concatenate([self.components, mean, self.low[:, None], self.high[:, None]], axis=1)
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON."""
+        """Write the basis to a JSON file."""
         d = {k: getattr(self, k).tolist() for k in ("mean", "components", "low", "high")} | {"model": self.model}
         write_json(path, d)
 
     @classmethod
     def load(cls, path: str | Path) -> PCA:
-        """Read what `save` wrote."""
+        """Read a file that `save` wrote."""
         return cls(**read_json(path, ("mean", "components", "low", "high", "model"), "a PCA basis"))
 
 
 def fit_pca(emb: xr.DataArray | Sequence[xr.DataArray], *, most: int = 16384) -> PCA:
-    """Fit a basis now, on a fixed subsample of at most about `most` vectors of each array (8 x 8 windows, 4 times).
+    """Fit a basis now, on a fixed subsample of about `most` vectors of each array (8 x 8 windows, 4 times).
 
     Parameters
     ----------
@@ -92,23 +92,23 @@ def fit_pca(emb: xr.DataArray | Sequence[xr.DataArray], *, most: int = 16384) ->
     integer("most", most, minimum=3)
     models = {str(a.attrs.get("deo_cube:model_fingerprint", "")) for a in arrays}
     if len(models) != 1 or len({a.sizes["embedding"] for a in arrays}) != 1:
-        raise ArgumentError(f"a basis is of one model, the arrays are of {sorted(models)}")
-    _enough(arrays[0])
+        raise ArgumentError(f"emb must be embeddings of one model and length, got models {sorted(models)}")
+    _check_length(arrays[0])
     vectors = np.concatenate([np.asarray(sample(a, most).values, dtype="float64") for a in arrays])
     return _unpacked(_fit(vectors[np.isfinite(vectors).all(axis=1)]), models.pop())
 
 
 def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.DataArray:
-    """Red, green and blue from the first three principal components.
+    """Return red, green and blue from the first three principal components.
 
     Parameters
     ----------
     emb : DataArray
         Embeddings (time, embedding, y, x) or (embedding, y, x).
     basis : PCA or path, optional
-        Decides the colours. With one basis the same place has the same colours in any window. Without it, the basis
-        bundled with the model is used where there is one; else one is fitted on a fixed subsample of this very
-        array, lazily, and another window gets other colours (`fit_pca` makes a basis to keep).
+        Components and stretch. With one basis the same place has the same colours in any window. Default: the basis
+        bundled with the model; of a model without one, a basis fitted on a fixed subsample of this array, lazily, so
+        that another window gets other colours (`fit_pca` makes a basis to keep).
 
     Returns
     -------
@@ -127,11 +127,13 @@ def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.D
     if basis is None:
         basis, source = _bundled(emb), "bundled with the model"
     if basis is not None and len(basis.mean) != emb.sizes["embedding"]:
-        raise ArgumentError(f"the basis is for vectors of length {len(basis.mean)}, got {emb.sizes['embedding']}")
+        raise ArgumentError(
+            f"basis must be for vectors of length {emb.sizes['embedding']}, got one for length {len(basis.mean)}"
+        )
     model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
     if basis is not None and basis.model and model and basis.model != model:
-        raise ArgumentError(f"the basis was fitted on embeddings of model {basis.model}, these are of {model}")
-    parameters: Any = _fitted(emb, 16384) if basis is None else basis.array
+        raise ArgumentError(f"basis must be of the model of the embeddings, {model}, got one of model {basis.model}")
+    parameters: Any = _fit_lazily(emb, 16384) if basis is None else basis.array
     d = emb.sizes["embedding"]
 
     def colour(v: Array, p: Array) -> Array:
@@ -145,26 +147,24 @@ def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.D
     )
 
 
-def _enough(emb: xr.DataArray) -> None:
+def _check_length(emb: xr.DataArray) -> None:
     if emb.sizes["embedding"] < 3:
-        raise ArgumentError(
-            f"three principal components want vectors of length 3 or more, got {emb.sizes['embedding']}"
-        )
+        raise ArgumentError(f"emb must have vectors of length 3 or more, got {emb.sizes['embedding']}")
 
 
-def _fitted(emb: xr.DataArray, most: int) -> xr.DataArray:
-    _enough(emb)
+def _fit_lazily(emb: xr.DataArray, most: int) -> xr.DataArray:
+    _check_length(emb)
     d = emb.sizes["embedding"]
     return fit_lazily(_fit, sample(emb, most), ["rgb", "loading"], [3, 2 * d + 2])
 
 
 def _fit(v: Array) -> Array:
     if len(v) < 3:
-        raise ArgumentError(f"only {len(v)} valid vectors in the subsample: too few for principal components")
+        raise ArgumentError(f"emb must have at least 3 valid vectors in the subsample, found {len(v)}")
     mean = v.mean(axis=0)
     _, vectors = np.linalg.eigh((v - mean).T @ (v - mean))
     components = vectors[:, ::-1][:, :3].T
-    # eigh leaves the sign open; fixed here, so that a refit does not turn the colours round.
+    # The sign of an eigenvector is arbitrary. It is fixed here, so that fitting again does not invert the colours.
     largest = np.abs(components).argmax(axis=1)
     components = components * np.sign(components[np.arange(3), largest])[:, None]
     low, high = np.percentile((v - mean) @ components.T, [2, 98], axis=0)
@@ -177,12 +177,12 @@ def _unpacked(array: Array, model: str) -> PCA:
 
 
 def _bundled(emb: xr.DataArray) -> PCA | None:
-    """The basis kept in the package for the model that the embeddings say they are of."""
+    """Return the basis in the package for the model that the embeddings name; None where there is none."""
     model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
     if not model:
         return None
-    kept = resources.files("deo_cube.heads") / "bases" / f"{model}.json"
-    if not kept.is_file():
+    file = resources.files("deo_cube.heads") / "bases" / f"{model}.json"
+    if not file.is_file():
         return None
-    basis = PCA(**json.loads(kept.read_text(encoding="utf-8")))
+    basis = PCA(**json.loads(file.read_text(encoding="utf-8")))
     return basis if len(basis.mean) == emb.sizes["embedding"] else None

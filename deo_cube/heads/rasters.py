@@ -1,11 +1,16 @@
-"""Rasters of classes, a file or a DataArray in any CRS and resolution, read where they are needed."""
+"""Rasters of classes, a file or a DataArray in any CRS and resolution, read where they are needed.
+
+Names and colours of classes come from CF flags, GDAL's attribute tables, category names and colour tables.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -16,59 +21,81 @@ from odc.geo.geobox import GeoBox
 from deo_cube.cube import georeference
 from deo_cube.cube.georeference import crs_name
 from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
-from deo_cube.heads.cells import apply
-from deo_cube.heads.legends import Legend, of_array, of_file
+from deo_cube.heads.geometries import apply
 from deo_cube.heads.tables import located
 
-__all__ = ["Raster", "classes_in", "nodata_values", "read_around"]
+__all__ = ["Legend", "Raster", "classes_in", "lattice_majority", "nodata_values", "not_overlapping", "read_around"]
 
 Array = NDArray[Any]
 
-_FILLS = (-1, -9, -99, -999, -9999, -99999, -32768, 32767, 65535, -2147483648, 2147483647, 4294967295)
-"""Codes that many rasters hold where they have no class, whether they say so or not."""
+_USUAL_FILLS = (-1, -9, -99, -999, -9999, -99999, -32768, 32767, 65535, -2147483648, 2147483647, 4294967295)
+"""Codes that many rasters hold where they have no class, whether they state it or not."""
+MAX_LATTICE = 12
+"""Largest number of lattice points along a side of a cell."""
+
+
+@dataclass(frozen=True)
+class Legend:
+    """Names and colours (``#rrggbb``) of the values of a raster.
+
+    Parameters
+    ----------
+    names, colors : mapping
+        By value.
+    """
+
+    names: Mapping[int, str] = field(default_factory=dict)
+    colors: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Raster:
-    """Values around a grid.
+    """Values of a raster around a grid.
 
     Parameters
     ----------
     values : (rows, cols)
-        As stored; empty where the raster and the grid lie apart.
+        As stored; empty where the raster and the grid do not overlap.
     missing : (rows, cols) bool
-        Where the raster itself says that there is no value.
-    says_nodata : bool
-        Whether it says anywhere what marks a place without class: a nodata value, a mask, or NaN.
+        Where the raster itself states that there is no value.
+    states_nodata : bool
+        Whether the raster states anywhere what marks a place without class: a nodata value, a mask, or NaN.
     transform : Affine
         Of the values.
     crs : odc.geo.crs.CRS
         Of the transform.
-    spans : (4,) float
-        Bounds of the whole raster.
+    bounds : (4,) float
+        Of the whole raster.
     legend : Legend
         Names and colours that it carries.
     """
 
     values: Array
     missing: Array
-    says_nodata: bool
+    states_nodata: bool
     transform: Affine
     crs: Any
-    spans: Array
+    bounds: Array
     legend: Legend
 
 
 def read_around(labels: Any, crs: Any, near: GeoBox, *, ignore_nodata: bool = False) -> Raster:
-    """Read a raster of labels around a grid: a map of a continent is not read for one valley.
+    """Read a raster of labels around a grid, so that a map of a continent is not read for one valley.
 
-    `crs` (pyproj or None) decides, whatever the raster says of itself. With `ignore_nodata` its nodata value is a value
-    as any other.
+    Parameters
+    ----------
+    labels : DataArray, Dataset or path
+    crs : pyproj.CRS or None
+        Overrides the CRS that the raster states.
+    near : GeoBox
+        The grid.
+    ignore_nodata : bool
+        Treat the raster's nodata value as any other value.
 
     Raises
     ------
     InputNotFoundError, MissingCRSError, LabelsError
-        If there is no such file, it states no CRS and none is given, or it has several layers.
+        If there is no such file, it states no CRS and `crs` is None, or it has several layers.
     """
     if isinstance(labels, xr.DataArray | xr.Dataset):
         return _of_array(labels, crs, near, ignore_nodata)
@@ -83,38 +110,38 @@ def read_around(labels: Any, crs: Any, near: GeoBox, *, ignore_nodata: bool = Fa
         with rasterio.open(path) as r:
             if r.count != 1:
                 raise LabelsError(
-                    f"a raster of labels has one band, {labels} has {r.count}: select one, "
+                    f"a raster of labels must have one band, {labels} has {r.count}: select one, "
                     f"rioxarray.open_rasterio({str(labels)!r}).sel(band=1)"
                 )
             if r.crs is None and crs is None:
                 raise MissingCRSError(f'{labels} states no CRS: pass crs="EPSG:..."')
             source = CRS(crs.to_wkt() if crs is not None else r.crs.to_wkt())
-            transform = r.transform
-            box = GeoBox(r.shape, transform, source)
-            rows, cols = _window(transform, r.shape, source, near)
+            box = GeoBox(r.shape, r.transform, source)
+            rows, cols = _window(r.transform, r.shape, source, near)
             size = max(cols.stop - cols.start, 0), max(rows.stop - rows.start, 0)
             window = Window(cols.start, rows.start, *size)
             values = r.read(1, window=window) if all(size) else np.empty((0, 0), r.dtypes[0])
             masked = MaskFlags.all_valid not in r.mask_flag_enums[0] and not ignore_nodata
             missing = r.read_masks(1, window=window) == 0 if masked and all(size) else np.zeros(values.shape, bool)
-            legend = of_file(r)
+            legend = legend_of_file(r)
     except RasterioError as error:
         raise LabelsError(f"{labels} cannot be read as a raster of labels ({error})") from error
-    return _raster(values, missing, masked, transform, rows, cols, source, box, legend)
+    return _raster(values, missing, masked, box, rows, cols, legend)
 
 
 def _of_array(labels: xr.DataArray | xr.Dataset, crs: Any, near: GeoBox, ignore_nodata: bool) -> Raster:
-    array = one_array(labels)
+    array = _one_array(labels)
     d = georeference.dims(array)
-    extra = [k for k in array.dims if k not in (d.y, d.x)]
-    if any(array.sizes[k] > 1 for k in extra):
-        one = next(k for k in extra if array.sizes[k] > 1)
+    others = [k for k in array.dims if k not in (d.y, d.x)]
+    several = [k for k in others if array.sizes[k] > 1]
+    if several:
         raise LabelsError(
-            f"a raster of labels has one layer, got {dict(array.sizes)}: select one, labels.isel({{{str(one)!r}: 0}})"
+            f"a raster of labels must have one layer, got {dict(array.sizes)}: select one, "
+            f"labels.isel({{{str(several[0])!r}: 0}})"
         )
     if array.dtype.kind not in "biuf":
-        raise LabelsError(f"a raster of labels holds whole numbers, got dtype {array.dtype}: number the classes first")
-    array = array.isel(dict.fromkeys(extra, 0))
+        raise LabelsError(f"a raster of labels must hold integers, got dtype {array.dtype}: number the classes first")
+    array = array.isel(dict.fromkeys(others, 0))
     box = _placed(array, crs, near)
     stated = [array.attrs.get(k, array.encoding.get(k)) for k in ("_FillValue", "missing_value", "nodata")]
     fills = [] if ignore_nodata else [v for s in stated if s is not None for v in np.atleast_1d(s).tolist()]
@@ -124,22 +151,23 @@ def _of_array(labels: xr.DataArray | xr.Dataset, crs: Any, near: GeoBox, ignore_
     for fill in fills:
         if isinstance(fill, int | float):
             missing |= values == fill
-    return _raster(values, missing, bool(fills), box.transform, rows, cols, box.crs, box, of_array(array.attrs))
+    return _raster(values, missing, bool(fills), box, rows, cols, legend_of_attrs(array.attrs))
 
 
-def one_array(labels: xr.DataArray | xr.Dataset) -> xr.DataArray:
-    """The only array on the map of a Dataset; a DataArray as it is."""
+def _one_array(labels: xr.DataArray | xr.Dataset) -> xr.DataArray:
+    """Return the only array with both spatial dimensions of a Dataset; a DataArray as it is."""
     if isinstance(labels, xr.DataArray):
         return labels
     d = georeference.dims(labels)
     names = [str(k) for k, v in labels.data_vars.items() if {d.y, d.x} <= set(v.dims)]
     if len(names) != 1:
-        raise ArgumentTypeError(f"labels are one raster, got a Dataset with {names}: pass one, labels[{names[0]!r}]")
+        call = f"labels[{names[0]!r}]" if names else "a DataArray with dimensions y and x"
+        raise ArgumentTypeError(f"labels must be one raster, got a Dataset with {names}: pass one, {call}")
     return labels[names[0]]
 
 
 def _placed(array: xr.DataArray, crs: Any, near: GeoBox) -> GeoBox:
-    """Grid of a raster of labels; one without CRS that lies cell by cell on the grid of the embeddings has theirs."""
+    """Return the grid of a raster of labels; without a CRS it must be cell by cell on the grid of the embeddings."""
     import odc.geo.xr  # noqa: F401
     from odc.geo.crs import CRS
 
@@ -153,10 +181,10 @@ def _placed(array: xr.DataArray, crs: Any, near: GeoBox) -> GeoBox:
     except MissingCRSError:
         if array.odc.crs is not None:
             raise
-    # What is wrong beside the lack of a CRS is said here.
+    # Raises for anything that is wrong beside the missing CRS.
     box = georeference.geobox(array.odc.assign_crs(near.crs))
-    slack = abs(near.resolution.x) / 1000
-    if box.shape != near.shape or not np.allclose(box.boundingbox.bbox, near.boundingbox.bbox, rtol=0, atol=slack):
+    tolerance = abs(near.resolution.x) / 1000
+    if box.shape != near.shape or not np.allclose(box.boundingbox.bbox, near.boundingbox.bbox, rtol=0, atol=tolerance):
         raise MissingCRSError(
             'the raster of labels states no CRS, and is not on the grid of the embeddings: pass crs="EPSG:..."'
         )
@@ -164,19 +192,50 @@ def _placed(array: xr.DataArray, crs: Any, near: GeoBox) -> GeoBox:
 
 
 def _raster(
-    values: Array, missing: Array, says: bool, transform: Affine, rows: slice, cols: slice, crs: Any, box: GeoBox,
-    legend: Legend,
-) -> Raster:  # fmt: skip
+    values: Array, missing: Array, states_nodata: bool, box: GeoBox, rows: slice, cols: slice, legend: Legend
+) -> Raster:
+    """Return the window `rows`, `cols` of a raster on the grid `box`."""
     if values.dtype.kind == "f":
-        holes = np.isnan(values)
-        says, missing = says or bool(holes.any()), missing | holes
-    x, y = apply(transform, cols.start, rows.start)
-    moved = Affine(transform.a, transform.b, x, transform.d, transform.e, y)
-    return Raster(values, missing, says, moved, crs, np.array(box.boundingbox.bbox), legend)
+        nan = np.isnan(values)
+        states_nodata, missing = states_nodata or bool(nan.any()), missing | nan
+    t = box.transform
+    x, y = apply(t, cols.start, rows.start)
+    moved = Affine(t.a, t.b, x, t.d, t.e, y)
+    return Raster(values, missing, states_nodata, moved, box.crs, np.array(box.boundingbox.bbox), legend)
+
+
+def _window(transform: Affine, shape: tuple[int, int], source: Any, near: GeoBox) -> tuple[slice, slice]:
+    """Return rows and columns of a raster around a grid in any CRS; all where the grid has no finite place there."""
+    step = max(abs(near.resolution.x), abs(near.resolution.y))
+    outline = near.extent.to_crs(source, resolution=step)
+    x0, y0, x1, y1 = outline.boundingbox.bbox
+    place = np.array([apply(~transform, x, y) for x in (x0, x1) for y in (y0, y1)])
+    if not np.isfinite(place).all():
+        return slice(0, shape[0]), slice(0, shape[1])
+    low, high = np.floor(place.min(axis=0)).astype(int) - 2, np.ceil(place.max(axis=0)).astype(int) + 2
+    (left, top), (right, bottom) = np.maximum(low, 0), np.minimum(high, shape[::-1])
+    if source.geographic and not transform.b and not transform.d:
+        # A meridian has several names: where they differ by whole turns, all columns are read.
+        west, east = sorted((transform.c, transform.c + transform.a * shape[1]))
+        if x0 < west or x1 > east:
+            left, right = 0, shape[1]
+    return slice(int(top), int(bottom)), slice(int(left), int(right))
+
+
+def not_overlapping(raster: Raster, box: GeoBox) -> str:
+    """Return a message with the extents of a raster and a grid that do not overlap."""
+    return (
+        "no class of the raster of labels is within the embeddings: the raster spans "
+        f"{raster.bounds.round(6).tolist()} in {crs_name(raster.crs)}, the embeddings "
+        f"{[round(v, 6) for v in box.boundingbox.bbox]} in {crs_name(box.crs)}"
+    )
+
+
+# ---- which values are classes ---------------------------------------------------------------------------------------
 
 
 def nodata_values(nodata: Any) -> tuple[float, ...] | None:
-    """The argument `nodata` as numbers; None where it is not given.
+    """Return the argument `nodata` as numbers; None stays None.
 
     Raises
     ------
@@ -191,16 +250,16 @@ def nodata_values(nodata: Any) -> tuple[float, ...] | None:
             raise TypeError
         return tuple(float(v) for v in several)
     except (TypeError, ValueError):
-        raise ArgumentTypeError(f"nodata is a number, or several; got {nodata!r}") from None
+        raise ArgumentTypeError(f"nodata must be a number, or several; got {nodata!r}") from None
 
 
 def classes_in(raster: Raster, nodata: tuple[float, ...] | None, named: Sequence[Any]) -> tuple[list[int], Array]:
-    """Classes of a raster, rising, and the position of each pixel's among them (-1: none).
+    """Return the classes of a raster, increasing, and the position of each pixel's class among them (-1: none).
 
     Parameters
     ----------
     nodata : tuple of float or None
-        Values that are no class, beside what the raster says; empty: every value is one.
+        Values that are not a class, beside those that the raster states; empty: every value is a class.
     named : sequence
         Values that the caller gives a name, which are classes therefore.
 
@@ -208,79 +267,245 @@ def classes_in(raster: Raster, nodata: tuple[float, ...] | None, named: Sequence
     ------
     LabelsError
         For fractions, for no class at all, and for values that many rasters hold where they have no class, in a raster
-        that does not say whether it does.
+        that does not state whether it does.
     """
     values, missing = raster.values, raster.missing
     for v in nodata or ():
         missing = missing | (np.isnan(values) if np.isnan(v) and values.dtype.kind == "f" else values == v)
-    there = values[~missing]
+    used = values[~missing]
     if values.dtype.kind == "f":
-        odd = there[~(there == np.floor(there)) | ~np.isfinite(there)]
-        if odd.size:
-            raise LabelsError(
-                f"a raster of labels holds whole numbers, found fractions such as {odd[0]:g}, which are a measurement. "
-                "Cut it into classes first, (raster > 0.5).where(raster.notnull()), or name the value that marks "
-                "no class, nodata="
-            )
-        largest = float(there[np.abs(there).argmax()]) if there.size else 0.0
-        if abs(largest) >= 2**53:
-            raise LabelsError(f"classes are small whole numbers, found {largest!r}: pass nodata={largest!r}")
-    present = [int(v) for v in np.unique(there)]
-    if not present:
+        _check_integers(used)
+    classes = [int(v) for v in np.unique(used)]
+    if not classes:
         raise LabelsError(
             "the raster of labels holds no class there: all its values are nodata "
             f"({sorted({v.item() for v in np.unique(values)})[:5]}). If they are classes, pass nodata=()"
         )
-    _check_evidence(raster, present, nodata, {*named, *raster.legend.names})
-    if len(present) > 255:
+    _check_evidence(raster, classes, nodata, {*named, *raster.legend.names})
+    if len(classes) > 255:
         raise LabelsError(
-            f"the raster of labels holds {len(present)} different values, {present[0]} to {present[-1]}: a map holds "
-            "255 classes. Cut a measurement into classes first"
+            f"a raster of labels must hold at most 255 classes, found {len(classes)} different values, {classes[0]} to "
+            f"{classes[-1]}: divide a measurement into classes first"
         )
-    return present, np.where(missing, -1, np.searchsorted(present, np.where(missing, present[0], values)))
+    return classes, np.where(missing, -1, np.searchsorted(classes, np.where(missing, classes[0], values)))
 
 
-def _check_evidence(raster: Raster, present: list[int], nodata: Any, named: set[Any]) -> None:
-    """Refuse values that look like nodata in a raster that does not say what its nodata is; say what 0 is taken for."""
-    if nodata is not None or raster.says_nodata or raster.values.dtype.kind == "b":
+def _check_integers(values: Array) -> None:
+    fractions = values[~(values == np.floor(values)) | ~np.isfinite(values)]
+    if fractions.size:
+        raise LabelsError(
+            f"a raster of labels must hold integers, found fractions such as {fractions[0]:g}, which are a "
+            "measurement. Divide it into classes first, (raster > 0.5).where(raster.notnull()), or pass the value that "
+            "marks no class, nodata="
+        )
+    largest = float(values[np.abs(values).argmax()]) if values.size else 0.0
+    if abs(largest) >= 2**53:
+        raise LabelsError(f"classes must be small integers, found {largest!r}: pass nodata={largest!r}")
+
+
+def _check_evidence(raster: Raster, classes: list[int], nodata: Any, named: set[Any]) -> None:
+    """Refuse values that look like nodata in a raster that states no nodata; warn where 0 is taken for a class."""
+    if nodata is not None or raster.states_nodata or raster.values.dtype.kind == "b":
         return
-    fills = {*_FILLS, 255} if raster.values.dtype == np.uint8 or max(present) == 255 else set(_FILLS)
-    doubtful = [v for v in present if v in fills and v not in named]
+    fills = {*_USUAL_FILLS, 255} if raster.values.dtype == np.uint8 or max(classes) == 255 else set(_USUAL_FILLS)
+    doubtful = [v for v in classes if v in fills and v not in named]
     if doubtful:
         raise LabelsError(
             f"{doubtful[0]} in the raster of labels may be a class or mark places without one, and the raster states "
             f'no nodata: pass nodata={doubtful[0]}, or, if it is a class, name it, names={{{doubtful[0]}: "..."}}'
         )
-    if 0 in present and 0 not in named:
+    if 0 in classes and 0 not in named:
         warnings.warn(
-            "0 is taken for a class, as the raster of labels states no nodata: pass nodata=0 if it marks places "
+            "0 is taken for a class, because the raster of labels states no nodata: pass nodata=0 if it marks places "
             'without one, or names={0: "..."} if it is one',
             stacklevel=2,
         )
 
 
-def apart(raster: Raster, box: GeoBox) -> str:
-    """Say where a raster and a grid lie that do not meet."""
-    return (
-        f"no class of the raster of labels lies on the embeddings: the raster spans {raster.spans.round(6).tolist()} "
-        f"in {crs_name(raster.crs)}, the embeddings {[round(v, 6) for v in box.boundingbox.bbox]} in "
-        f"{crs_name(box.crs)}"
-    )
+# ---- which class a cell has -----------------------------------------------------------------------------------------
 
 
-def _window(transform: Affine, shape: tuple[int, int], source: Any, near: GeoBox) -> tuple[slice, slice]:
-    """Rows and columns of a raster around a grid in any CRS; all where the grid has no finite place in the raster's."""
-    step = max(abs(near.resolution.x), abs(near.resolution.y))
-    outline = near.extent.to_crs(source, resolution=step)
-    x0, y0, x1, y1 = outline.boundingbox.bbox
-    place = np.array([apply(~transform, x, y) for x in (x0, x1) for y in (y0, y1)])
-    if not np.isfinite(place).all():
-        return slice(0, shape[0]), slice(0, shape[1])
-    low, high = np.floor(place.min(axis=0)).astype(int) - 2, np.ceil(place.max(axis=0)).astype(int) + 2
-    (left, top), (right, bottom) = np.maximum(low, 0), np.minimum(high, shape[::-1])
-    if source.geographic and not transform.b and not transform.d:
-        # The same meridian has several names: where they differ by whole turns, all columns are looked at.
-        west, east = sorted((transform.c, transform.c + transform.a * shape[1]))
-        if x0 < west or x1 > east:
-            left, right = 0, shape[1]
-    return slice(int(top), int(bottom)), slice(int(left), int(right))
+def lattice_majority(positions: Array, transform: Affine, source: Any, box: GeoBox, classes: int) -> Array:
+    """Return the class (rows, cols) in which most lattice points of each cell are.
+
+    Parameters
+    ----------
+    positions : (h, w) int
+        Position of the class of each pixel of a raster; -1 where there is none.
+    transform, source
+        Transform and CRS of the raster.
+    box : GeoBox
+        Grid of the result, north-up. A cell has as many lattice points along its side as the raster has pixels there,
+        at most `MAX_LATTICE`.
+    classes : int
+        Number of classes.
+
+    Returns
+    -------
+    (rows, cols) int32
+        Of equals the lower position. -1 where less than half of the points have a class, -2 where none has.
+    """
+    pixels = _pixels_per_cell(box, transform, source)
+    n = int(np.clip(np.ceil(pixels - 1e-6), 1, MAX_LATTICE))
+    rows, cols = box.shape
+    out = np.full((rows, cols), -2, "int32")
+    inner = (np.arange(n) + 0.5) / n
+    # Rows per pass, so that its arrays have about two million elements.
+    step = max(1, 2_000_000 // max(cols * max(n * n, classes), 1))
+    for top in range(0, rows, step):
+        band = np.arange(top, min(top + step, rows))
+        row, col = np.meshgrid(
+            (band[:, None] + inner).ravel(), (np.arange(cols)[:, None] + inner).ravel(), indexing="ij"
+        )
+        classes_at = _look_up(positions, transform, source, box, col.ravel(), row.ravel())
+        cell = np.repeat(np.arange(len(band)), n)[:, None] * cols + np.repeat(np.arange(cols), n)[None]
+        has_class = classes_at >= 0
+        flat = classes_at[has_class] * (len(band) * cols) + cell.ravel()[has_class]
+        counts = np.bincount(flat, minlength=classes * len(band) * cols).reshape(classes, len(band), cols)
+        total = counts.sum(axis=0)
+        winner = np.where(total >= n * n / 2, counts.argmax(axis=0), -1)
+        out[top : top + len(band)] = np.where(total > 0, winner, -2)
+    return out
+
+
+def _look_up(positions: Array, transform: Affine, source: Any, box: GeoBox, col: Array, row: Array) -> Array:
+    """Return the class of a raster at places of a grid counted in cells; -1 where there is none."""
+    x, y = _into(box, source, col, row)
+    if source.geographic and not transform.b:
+        # A meridian has several names: the one nearest to the middle of the raster counts.
+        middle = transform.c + transform.a * positions.shape[1] / 2
+        x = x + 360 * np.round((middle - x) / 360)
+    c, r = apply(~transform, np.asarray(x), np.asarray(y))
+    inside = np.isfinite(c) & np.isfinite(r)
+    c, r = (np.floor(np.where(inside, v, -1)).astype(int) for v in (c, r))
+    inside &= (r >= 0) & (r < positions.shape[0]) & (c >= 0) & (c < positions.shape[1])
+    return np.where(inside, positions[np.where(inside, r, 0), np.where(inside, c, 0)], -1)
+
+
+def _pixels_per_cell(box: GeoBox, transform: Affine, source: Any) -> float:
+    """Return the number of raster pixels along the longer side of the middle cell of a grid."""
+    corners = np.array([[box.shape[1] / 2 + dx, box.shape[0] / 2 + dy] for dx, dy in ((0, 0), (1, 0), (0, 1))])
+    x, y = _into(box, source, corners[:, 0], corners[:, 1])
+    col, row = apply(~transform, x, y)
+    longest = max(np.hypot(col[1] - col[0], row[1] - row[0]), np.hypot(col[2] - col[0], row[2] - row[0]))
+    return float(longest) if np.isfinite(longest) else 1.0
+
+
+def _into(box: GeoBox, source: Any, col: Array, row: Array) -> tuple[Array, Array]:
+    """Return the coordinates in the CRS `source` of places of a grid counted in cells."""
+    from pyproj import Transformer
+
+    x, y = apply(box.transform, col, row)
+    if source == box.crs:
+        return x, y
+    return cast(tuple[Array, Array], Transformer.from_crs(box.crs.proj, source.proj, always_xy=True).transform(x, y))
+
+
+# ---- legends --------------------------------------------------------------------------------------------------------
+
+
+def legend_of_attrs(attrs: Mapping[Any, Any]) -> Legend:
+    """Return the legend in CF flags (`flag_values`, `flag_meanings`, `flag_colors`), of xarray or of a file's tags.
+
+    Flags of different lengths give an empty legend.
+    """
+    values = _integers(attrs.get("flag_values"))
+    meanings = _words(attrs.get("flag_meanings"))
+    colors = _words(attrs.get("flag_colors"))
+    names = dict(zip(values, meanings, strict=True)) if len(values) == len(meanings) else {}
+    shades = dict(zip(values, colors, strict=True)) if len(values) == len(colors) else {}
+    return Legend(names, {k: c for k, c in shades.items() if re.fullmatch(r"#[0-9a-fA-F]{6}", c)})
+
+
+def legend_of_file(raster: Any) -> Legend:
+    """Return the legend of an open rasterio dataset.
+
+    Tags come before GDAL's attribute table, that before category names, and that before the colour table.
+    """
+    tags = legend_of_attrs({**raster.tags(), **raster.tags(1)})
+    names, colors = dict(tags.names), dict(tags.colors)
+    described = _as_vrt(raster)
+    if described is not None:
+        rows, shades = _attribute_table(described.find("GDALRasterAttributeTable"))
+        categories = [(c.text or "").strip() for c in described.findall("CategoryNames/Category")]
+        names = {code: name for code, name in enumerate(categories) if name} | rows | names
+        colors = shades | colors
+    try:
+        table = raster.colormap(1)
+    except ValueError:
+        table = {}
+    return Legend(names, {code: f"#{r:02x}{g:02x}{b:02x}" for code, (r, g, b, *_) in table.items()} | colors)
+
+
+def _as_vrt(raster: Any) -> Any:
+    """Return the first band as GDAL describes it in XML, the only place where rasterio shows category names."""
+    from xml.etree import ElementTree
+
+    import rasterio.shutil
+    from rasterio.errors import RasterioError
+    from rasterio.io import MemoryFile
+
+    try:
+        with MemoryFile(ext=".vrt") as memory:
+            rasterio.shutil.copy(raster, memory.name, driver="VRT")
+            text = bytes(memory.getbuffer()).decode("utf-8", errors="replace")
+        return ElementTree.fromstring(text).find("./VRTRasterBand[@band='1']")
+    except (RasterioError, ElementTree.ParseError, ValueError):
+        return None
+
+
+_VALUE, _NAME, _RED, _GREEN, _BLUE = "5", "2", "6", "7", "8"
+"""How GDAL writes the usage of a column of an attribute table."""
+
+
+def _attribute_table(table: Any) -> tuple[dict[int, str], dict[int, str]]:
+    """Return names and colours by value of GDAL's attribute table in XML."""
+    if table is None:
+        return {}, {}
+    columns = [(f.findtext("Name", "").lower(), f.findtext("Usage", "")) for f in table.findall("FieldDefn")]
+    usage = [u for _, u in columns]
+    value = next((i for i, (name, u) in enumerate(columns) if u == _VALUE or name == "value"), None)
+    if value is None:
+        return {}, {}
+    names, colors = {}, {}
+    for row in table.findall("Row"):
+        cells = [(c.text or "").strip() for c in row.findall("F")]
+        try:
+            code = float(cells[value])
+            if not code.is_integer():
+                continue
+            if _NAME in usage and cells[usage.index(_NAME)]:
+                names[int(code)] = cells[usage.index(_NAME)]
+            if {_RED, _GREEN, _BLUE} <= set(usage):
+                r, g, b = (min(max(int(float(cells[usage.index(u)])), 0), 255) for u in (_RED, _GREEN, _BLUE))
+                colors[int(code)] = f"#{r:02x}{g:02x}{b:02x}"
+        except (ValueError, OverflowError, IndexError):
+            continue
+    return names, colors
+
+
+def _integers(value: Any) -> list[int]:
+    if value is None:
+        return []
+    if isinstance(value, str):
+        numbers = re.findall(r"-?\d+", value)
+    else:
+        numbers = np.atleast_1d(np.asarray(value, dtype=object)).ravel().tolist()
+    try:
+        return [int(v) for v in numbers]
+    except (TypeError, ValueError):
+        return []
+
+
+def _words(value: Any) -> list[str]:
+    """Return words separated by blanks, or the items of a list (also as JSON, as tags hold it)."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            try:
+                return [str(v) for v in json.loads(value)]
+            except json.JSONDecodeError:
+                return []
+        return value.split()
+    return [str(v) for v in np.atleast_1d(np.asarray(value, dtype=object)).ravel()]

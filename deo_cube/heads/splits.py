@@ -16,11 +16,11 @@ Array = NDArray[Any]
 
 
 class LeakWarning(UserWarning):
-    """Training and test cases lie so near each other that a score says little about new places."""
+    """Training and test cases are so near each other that a score says little about new places."""
 
 
 def split_groups(groups: Array, labels: Array, share: float, *, seed: int = 0) -> Array:
-    """True for the cases of about `share` of the groups: whole groups, drawn class by class.
+    """Return a mask of the cases of about `share` of the groups: whole groups, drawn class by class.
 
     A group with several classes is drawn with the class that occurs first in it.
     """
@@ -38,7 +38,7 @@ def split_groups(groups: Array, labels: Array, share: float, *, seed: int = 0) -
 def halves(
     rows: Array, cols: Array, shapes: Array, train: Literal["left", "right", "top", "bottom"], gap: int
 ) -> tuple[Array, Array]:
-    """Which cases train and which test, when half of each scene trains and `gap` pixels in the middle do neither.
+    """Return masks of training and test cases: the two halves of each scene, without `gap` pixels in the middle.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def halves(
     shapes : (n, 2) int
         Rows and columns of each case's scene.
     train : str
-        The half that trains.
+        The half for training.
     gap : int
         Width of the strip between the halves, pixels.
     """
@@ -59,15 +59,15 @@ def halves(
 def blocks(
     x: Array, y: Array, size: float, *, folds: int = 5, buffer: float = 0.0, seed: int = 0
 ) -> list[tuple[Array, Array]]:
-    """Folds of square blocks for cross-validation in space: pairs of boolean arrays (train, test).
+    """Return folds of square blocks for cross-validation in space: pairs of boolean arrays (train, test).
 
-    Blocks of `size` (units of x and y) are dealt to `folds` at random; training cases nearer than `buffer` to a test
+    Blocks of `size` (units of x and y) are assigned to `folds` at random; training cases nearer than `buffer` to a test
     case are left out.
 
     Raises
     ------
-    ValueError
-        If the cases fall into fewer than two blocks.
+    ArgumentError
+        If the cases are in fewer than two blocks.
     """
     from scipy.spatial import cKDTree
 
@@ -77,22 +77,22 @@ def blocks(
     block = block.ravel()
     n = int(block.max()) + 1
     if n < 2:
-        raise ArgumentError(f"all {len(x)} cases lie in one block of {size:g}: choose smaller blocks, or label more")
-    dealt = np.random.default_rng(seed).permutation(n) % min(folds, n)
+        raise ArgumentError(f"size must divide the cases into blocks, but all {len(x)} are in one block of {size:g}")
+    fold_of_block = np.random.default_rng(seed).permutation(n) % min(folds, n)
     points = np.stack([x, y], axis=1)
-    out = []
+    pairs = []
     for f in range(min(folds, n)):
-        test = dealt[block] == f
+        test = fold_of_block[block] == f
         train = ~test
         if buffer > 0 and train.any():
             near, _ = cKDTree(points[test]).query(points[train], distance_upper_bound=buffer)
             train[np.flatnonzero(train)[np.isfinite(near)]] = False
-        out.append((train, test))
-    return out
+        pairs.append((train, test))
+    return pairs
 
 
 def neighbourhoods(boxes: Array, reach: float) -> Array:
-    """Number of the neighbourhood of each box (n, 4: top, left, bottom, right): boxes within `reach` share one."""
+    """Return the neighbourhood of each box (n, 4: top, left, bottom, right); boxes within `reach` share one."""
     from scipy.sparse.csgraph import connected_components
 
     top, left, low, right = np.asarray(boxes, "float64").T
@@ -103,14 +103,16 @@ def neighbourhoods(boxes: Array, reach: float) -> Array:
 
 
 def warn_of_leak(train_xy: Array, test_xy: Array, reach: float, *, what: str = "the split") -> float:
-    """Share of test cases with a training case within `reach`; a `LeakWarning` where it is above 1 %.
+    """Return the share of test cases with a training case within `reach`; warn with `LeakWarning` above 1 %.
 
     Parameters
     ----------
     train_xy, test_xy : (n, 2), (m, 2) float
         Places.
     reach : float
-        How far one case tells of another, in the same units: at least the side of a patch plus the halo.
+        Distance within which cases are not independent, in the same units: at least a patch plus the halo.
+    what : str
+        Name of the split in the warning.
     """
     from scipy.spatial import cKDTree
 
@@ -120,7 +122,7 @@ def warn_of_leak(train_xy: Array, test_xy: Array, reach: float, *, what: str = "
     share = float(np.isfinite(near).mean())
     if share > 0.01:
         warnings.warn(
-            f"{what} leaks: {share:.0%} of the test cases lie within {reach:g} of a training case. Split by blocks "
+            f"{what} leaks: {share:.0%} of the test cases are within {reach:g} of a training case. Split by blocks "
             f"with a buffer (deo_cube.heads.splits.blocks(x, y, size, buffer={reach:g})), or read the score as "
             "recall of places already seen.",
             LeakWarning,

@@ -1,8 +1,8 @@
-"""Embeddings as heads read them: checked, decoded, sampled, and mapped vector by vector without losing the map.
+"""Check, decode and sample embeddings, and apply functions to their vectors without losing the grid.
 
 A head takes any DataArray with a dimension `embedding` and two spatial dimensions, with or without `time`; NaN marks
-what is invalid. Everything here is lazy on Dask: functions run chunk by chunk through `xarray.apply_ufunc`, and a
-fit is itself a small lazy array, so that a verb computes nothing before its result is asked for.
+invalid vectors. Everything here is lazy on Dask: functions run chunk by chunk through `xarray.apply_ufunc`, and a fit
+is a small lazy array itself, so that a verb computes nothing before its result is needed.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ __all__ = ["as_embeddings", "geobox", "map_vectors", "sample", "select_time", "s
 
 Array = NDArray[Any]
 
-SLAB = 16384
-"""Vectors worked on at once: bounds memory within a chunk."""
+VECTORS_PER_CALL = 16384
+"""Vectors that a function gets at once, which bounds the memory within a chunk."""
 
 
 def as_embeddings(array: Any) -> xr.DataArray:
-    """`array` ready for a head: one chunk along `embedding`, stored numbers decoded lazily.
+    """Return embeddings as heads read them: one chunk along `embedding`, stored numbers decoded lazily.
 
-    Of a Dataset (a store opened with `xarray.open_zarr`) its only array of embeddings.
-
-    What `_FillValue` in the attributes marks becomes NaN (of int8 without one: -128), integers become float32 by
+    Values equal to `_FillValue` of the attributes (for int8 without one: -128) become NaN, integers become float32 by
     `scale_factor` and `add_offset`.
+
+    Parameters
+    ----------
+    array : DataArray or Dataset
+        A Dataset (a store opened with `xarray.open_zarr`) must hold one array of embeddings.
 
     Raises
     ------
@@ -49,48 +52,48 @@ def as_embeddings(array: Any) -> xr.DataArray:
     others = [d for d in array.dims if d not in ("embedding", y, x, "time")]
     if others:
         raise ArgumentError(
-            f"embeddings have dimensions (time, embedding, y, x), found also {others}: select from them"
+            f"embeddings must have dimensions (time, embedding, y, x), found also {others}: select one index of them"
         )
     axis = array.get_axis_num("embedding")
     if array.chunks is not None and len(array.chunks[axis]) > 1:
-        # The data alone: `array.chunk` would turn coordinates into tasks, and look into some of them to do so.
+        # Only the data: `array.chunk` would turn coordinates into tasks too, and compute some of them to do so.
         array = array.copy(data=array.data.rechunk({axis: -1}))
     coded = array.dtype.kind in "iu"
     fill = array.attrs.get("_FillValue", INT8_INVALID if array.dtype == np.int8 else None)
     if coded or (fill is not None and np.isfinite(fill)):
         scale, offset = (array.attrs.get(k, v) for k, v in (("scale_factor", 1.0), ("add_offset", 0.0)))
-        kept = {k: v for k, v in array.attrs.items() if k not in ("scale_factor", "add_offset", "_FillValue")}
+        attrs = {k: v for k, v in array.attrs.items() if k not in ("scale_factor", "add_offset", "_FillValue")}
         decoded = array.astype("float32") * np.float32(scale) + np.float32(offset) if coded else array
         array = decoded if fill is None else decoded.where(array != fill)
-        array.attrs = kept
-    checked: xr.DataArray = array
-    return checked
+        array.attrs = attrs
+    embeddings: xr.DataArray = array
+    return embeddings
 
 
 def spatial_dims(array: xr.DataArray) -> tuple[str, str]:
-    """Names of the dimensions along y and x."""
+    """Return the names of the dimensions along y and x."""
     d = georeference.dims(_plane(array))
     return d.y, d.x
 
 
 def geobox(array: xr.DataArray) -> GeoBox:
-    """Grid of the embeddings, exact to the corner.
+    """Return the grid of the embeddings, exact to the corner.
 
     Raises
     ------
     MissingCRSError
-        If the array carries no CRS or no regular coordinates.
+        If the array has no CRS or no regular coordinates.
     """
     return georeference.geobox(_plane(array))
 
 
 def _plane(array: xr.DataArray) -> xr.DataArray:
-    """Without the dimension of vectors, classes or colours, which a cube does not have."""
+    """Return the array without its dimension of vectors, classes or colours."""
     return array.isel({d: 0 for d in ("embedding", "class", "band") if d in array.dims}, drop=True)
 
 
 def crs_or_none(array: xr.DataArray) -> Any:
-    """CRS of the array; None where it carries none."""
+    """Return the CRS of the array; None where it has none."""
     try:
         return geobox(array).crs
     except MissingCRSError:
@@ -98,41 +101,44 @@ def crs_or_none(array: xr.DataArray) -> Any:
 
 
 def select_time(array: xr.DataArray, time: Any, *, argument: str = "time") -> xr.DataArray:
-    """Embeddings of one time (embedding, y, x): the mean of the valid vectors where `time` stands for several.
+    """Return embeddings of one time (embedding, y, x): the mean of the valid vectors where `time` matches several.
 
     Parameters
     ----------
     time : str, datetime or slice
         A label, part of one ("2020", "2020-06"), or a slice of labels.
+    argument : str
+        Name of the argument that holds `time`, for messages.
 
     Raises
     ------
-    KeyError
-        If no time matches; the message lists those there are.
+    ArgumentError
+        If the embeddings have no dimension `time`.
+    SelectionError
+        If no time matches; the message lists the times.
     """
     if "time" not in array.dims:
-        raise ArgumentError(f"{argument}={time!r} given, but the embeddings have no dimension 'time': {array.dims}")
+        raise ArgumentError(f"{argument}={time!r} needs embeddings with a dimension 'time', got {array.dims}")
     index = array.indexes.get("time")
     if isinstance(time, slice) and index is not None and not index.is_monotonic_increasing:
-        array = array.isel(time=np.argsort(index.to_numpy(), kind="stable"))  # a slice of labels needs an order
+        array = array.isel(time=np.argsort(index.to_numpy(), kind="stable"))  # slices of labels need an order
     try:
-        found = array.sel(time=_label(time))
+        selected = array.sel(time=_label(time))
     except (KeyError, TypeError, ValueError):
-        found = array.isel(time=slice(0, 0))
-    if "time" not in found.dims:
-        return found
-    if found.sizes["time"] == 0:
-        have = [str(t)[:16] for t in array["time"].values]
-        shown = ", ".join(have[:6]) + (f", ... {have[-1]}" if len(have) > 6 else "")
-        raise SelectionError(f"{argument}={time!r} matches none of the {len(have)} times: {shown}")
-    if found.sizes["time"] == 1:
-        return found.isel(time=0)
-    attrs = found.attrs
-    return found.astype("float32").mean("time", skipna=True).assign_attrs(attrs)
+        selected = array.isel(time=slice(0, 0))
+    if "time" not in selected.dims:
+        return selected
+    if selected.sizes["time"] == 0:
+        times = [str(t)[:16] for t in array["time"].values]
+        listed = ", ".join(times[:6]) + (f", ... {times[-1]}" if len(times) > 6 else "")
+        raise SelectionError(f"{argument}={time!r} matches none of the {len(times)} times: {listed}")
+    if selected.sizes["time"] == 1:
+        return selected.isel(time=0)
+    return selected.astype("float32").mean("time", skipna=True).assign_attrs(selected.attrs)
 
 
 def _label(time: Any) -> Any:
-    """`time` as an index of dates in UTC finds it: times with a zone in UTC, a `date` as the whole day."""
+    """Return `time` as an index of dates in UTC finds it: times with a zone in UTC, a `date` as the whole day."""
     if isinstance(time, slice):
         return slice(_label(time.start), _label(time.stop), time.step)
     if isinstance(time, datetime) and time.tzinfo is not None:
@@ -162,9 +168,9 @@ def map_vectors(
     arrays : sequence of DataArray
         Embeddings on one grid; a vector is valid where none of its numbers is NaN in any of them.
     parameters : array, optional
-        What was fitted; may be lazy (each chunk waits for it).
+        Fitted parameters; may be lazy (each chunk waits for them).
     dtype, fill
-        Of the result; `fill` stands where a vector is invalid.
+        Of the result; `fill` is its value where a vector is invalid.
     channels : {dim: labels}, optional
         The extra dimension of a function that returns (n, C); it comes before y in the result.
     name, attrs
@@ -177,16 +183,16 @@ def map_vectors(
     """
     first = as_embeddings(arrays[0])
     y, x = spatial_dims(first)
-    given = [as_embeddings(a) for a in arrays]
-    d = {a.sizes["embedding"] for a in given}
-    if len(d) > 1:
-        raise ArgumentError(f"the arrays have vectors of different lengths: {sorted(d)}")
-    core: list[list[str]] = [["embedding"]] * len(given)
+    operands = [as_embeddings(a) for a in arrays]
+    lengths = {a.sizes["embedding"] for a in operands}
+    if len(lengths) > 1:
+        raise ArgumentError(f"arrays must have vectors of one length, got {sorted(lengths)}")
+    core: list[list[str]] = [["embedding"]] * len(operands)
     if parameters is not None:
-        plain = parameters.variable if isinstance(parameters, xr.DataArray) else np.asarray(parameters)
-        dims = [f"parameter_{i}" for i in range(plain.ndim)]
-        fixed = xr.DataArray(plain.data, dims=dims)
-        given.append(fixed if fixed.chunks is None else fixed.chunk(dict.fromkeys(dims, -1)))
+        values = parameters.variable if isinstance(parameters, xr.DataArray) else np.asarray(parameters)
+        dims = [f"parameter_{i}" for i in range(values.ndim)]
+        fixed = xr.DataArray(values.data, dims=dims)
+        operands.append(fixed if fixed.chunks is None else fixed.chunk(dict.fromkeys(dims, -1)))
         core.append(dims)
     dim, labels = next(iter(channels.items())) if channels else (None, ())
     size = len(labels) if dim else None
@@ -194,21 +200,19 @@ def map_vectors(
 
     def on_chunk(*blocks: Array) -> Array:
         shape = np.broadcast_shapes(*(b.shape[:-1] for b in blocks[:n]))
-        # Coordinates that only one of the arrays has (time) are broadcast here.
+        # A dimension that only one of the arrays has (time) is broadcast here.
         flat = [np.broadcast_to(b, (*shape, b.shape[-1])).reshape(-1, b.shape[-1]) for b in blocks[:n]]
         out = np.full((flat[0].shape[0],) if size is None else (flat[0].shape[0], size), fill, dtype)
-        for start in range(0, len(out), SLAB):
-            parts = [np.asarray(f[start : start + SLAB], dtype="float64") for f in flat]
-            good = np.logical_and.reduce([np.isfinite(p).all(axis=1) for p in parts])
-            if good.any():
-                found = function(*(p[good] for p in parts), *blocks[n:])
-                part = out[start : start + SLAB]
-                part[good] = found
+        for start in range(0, len(out), VECTORS_PER_CALL):
+            parts = [np.asarray(f[start : start + VECTORS_PER_CALL], dtype="float64") for f in flat]
+            valid = np.logical_and.reduce([np.isfinite(p).all(axis=1) for p in parts])
+            if valid.any():
+                out[start : start + VECTORS_PER_CALL][valid] = function(*(p[valid] for p in parts), *blocks[n:])
         return out.reshape(shape if size is None else (*shape, size))
 
     result: xr.DataArray = xr.apply_ufunc(
         on_chunk,
-        *given,
+        *operands,
         input_core_dims=core,
         output_core_dims=[[] if dim is None else [dim]],
         dask="parallelized",
@@ -228,37 +232,35 @@ def map_vectors(
 
 
 def sample(array: xr.DataArray, most: int = 16384) -> xr.DataArray:
-    """Vectors (case, embedding) of a fixed subsample: up to 8 x 8 windows on a lattice, and up to 4 times.
+    """Return vectors (case, embedding) of a fixed subsample: at most 8 x 8 windows on a lattice, and 4 times. Lazy.
 
-    The subsample depends on the array's shape only, never on its chunks, and touches few of them. Lazy.
+    The subsample depends only on the shape of the array, never on its chunks, of which it reads few.
     """
     y, x = spatial_dims(array)
     times = array.sizes.get("time", 1)
-    at = {"time": np.unique(np.linspace(0, times - 1, min(times, 4)).astype(int))} if "time" in array.dims else {}
-    side = max(int(np.sqrt(most / max(len(at.get("time", [0])), 1))), 1)
+    indices = {"time": np.unique(np.linspace(0, times - 1, min(times, 4)).astype(int))} if "time" in array.dims else {}
+    side = max(int(np.sqrt(most / max(len(indices.get("time", [0])), 1))), 1)
     for d in (y, x):
-        at[d] = _runs(array.sizes[d], side)
-    taken = array.isel(at).transpose(..., "embedding")
-    dims = [d for d in taken.dims if d != "embedding"]
-    plain = xr.DataArray(taken.variable)
-    # Without an index: places are of no use here.
-    out = plain.stack(case=dims, create_index=False).transpose("case", "embedding")
-    return out.chunk(case=-1, embedding=-1) if out.chunks is not None else out
+        indices[d] = _runs(array.sizes[d], side)
+    subset = array.isel(indices).transpose(..., "embedding")
+    dims = [d for d in subset.dims if d != "embedding"]
+    vectors = xr.DataArray(subset.variable).stack(case=dims, create_index=False).transpose("case", "embedding")
+    return vectors.chunk(case=-1, embedding=-1) if vectors.chunks is not None else vectors
 
 
-def _runs(size: int, wanted: int, runs: int = 8) -> Array:
-    """About `wanted` indices out of `size`, in up to `runs` runs evenly apart."""
-    if size <= wanted:
+def _runs(size: int, count: int, runs: int = 8) -> Array:
+    """Return about `count` indices out of `size`, in at most `runs` evenly spaced runs."""
+    if size <= count:
         return np.arange(size)
-    length = max(wanted // runs, 1)
-    starts = np.linspace(0, size - length, min(runs, wanted)).round().astype(int)
+    length = max(count // runs, 1)
+    starts = np.linspace(0, size - length, min(runs, count)).round().astype(int)
     return np.unique((starts[:, None] + np.arange(length)).ravel())
 
 
 def fit_lazily(
     function: Callable[[Array], Array], vectors: xr.DataArray, dims: Sequence[str], sizes: Sequence[int]
 ) -> xr.DataArray:
-    """``function(valid vectors (n, D) float64) -> array`` of `sizes`, as a lazy DataArray where `vectors` is lazy."""
+    """Return ``function(valid vectors (n, D) float64)`` with `dims` and `sizes`; lazy where `vectors` is lazy."""
 
     def on_all(block: Array) -> Array:
         v = np.asarray(block, dtype="float64")

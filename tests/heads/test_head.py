@@ -9,7 +9,7 @@ import xarray as xr
 from deo_cube.cube.georeference import geobox
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.head import Head, fit_head, load_head
-from deo_cube.heads.labels import burn
+from deo_cube.heads.labels import rasterize_labels as rasterize
 from deo_cube.heads.saved import KEY
 from tests.heads.fields import embeddings, no_compute, on_dask, truth
 
@@ -191,10 +191,10 @@ def test_a_tampered_head_is_refused(tmp_path):
         ({"kind": "os.system"}, "holds a head of kind 'os.system'"),
         ({"kind": ["linear"]}, "holds a head of kind"),
         ({"format": 99}, "format 99"),
-        ({"model": {"dim": 3}}, "parts do not fit"),
-        ({"model": {"dim": 6, "evil": 1}}, "no complete head"),
+        ({"model": {"dim": 3}}, "weights and bias"),
+        ({"model": {"dim": 6, "evil": 1}}, "not a complete head"),
         ({"classes": {"codes": [0], "names": ["a"], "colors": ["red;x"]}}, "#rrggbb"),
-        ({"options": {}}, "no complete head"),
+        ({"options": {}}, "not a complete head"),
     ):
         save_file(tensors, tmp_path / "t.safetensors", metadata={KEY: json.dumps(facts | change)})
         with pytest.raises(ValueError, match=message):
@@ -204,10 +204,10 @@ def test_a_tampered_head_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not finite in \\['bias'\\]"):
         load_head(tmp_path / "t.safetensors")
     save_file({"weights": tensors["weights"]}, tmp_path / "t.safetensors", metadata={KEY: json.dumps(facts)})
-    with pytest.raises(ValueError, match="no complete head"):
+    with pytest.raises(ValueError, match="not a complete head"):
         load_head(tmp_path / "t.safetensors")
     save_file(tensors, tmp_path / "t.safetensors")
-    with pytest.raises(ValueError, match="no head"):
+    with pytest.raises(ValueError, match="not a head"):
         load_head(tmp_path / "t.safetensors")
     with pytest.raises(FileNotFoundError, match="no head at"):
         load_head(tmp_path / "nothing")
@@ -219,7 +219,7 @@ def test_a_head_that_claims_other_sizes_is_refused_without_making_them(kind, tmp
 
     from deo_cube.heads import saved
 
-    facts, tensors = saved.read(fitted(kind, embeddings(30, 30)).save(tmp_path / "h"))
+    facts, tensors = saved.read_head(fitted(kind, embeddings(30, 30)).save(tmp_path / "h"))
     few = {k: v.ravel()[:1] for k, v in tensors.items()}
     claims = [({"model": facts["model"] | {"dim": 10**9}}, tensors), ({}, few)]
     for option, value in (
@@ -236,8 +236,8 @@ def test_a_head_that_claims_other_sizes_is_refused_without_making_them(kind, tmp
     claims.append(({"classes": more}, tensors))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for change, parts in claims:
-        path = saved.write(tmp_path / "t", facts | change, parts)
-        with pytest.raises(ValueError, match="no head that can be"):
+        path = saved.write_head(tmp_path / "t", facts | change, parts)
+        with pytest.raises(ValueError, match="not a valid head"):
             load_head(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
@@ -247,8 +247,8 @@ def test_linear_equals_scikit_learn():
     from sklearn.preprocessing import StandardScaler
 
     emb = embeddings(30, 30, noise=0.8)
-    burnt = burn(clicks(emb, 20), emb).values
-    x, y = emb.values[:, burnt != 255].T.astype("float64"), burnt[burnt != 255]
+    label_map = rasterize(clicks(emb, 20), emb).values
+    x, y = emb.values[:, label_map != 255].T.astype("float64"), label_map[label_map != 255]
     head = fit_head("linear", emb, clicks(emb, 20), strengths=[0.5])
     scaler = StandardScaler().fit(x)
     want = LogisticRegression(C=0.5, class_weight="balanced", max_iter=500).fit(scaler.transform(x), y)
@@ -368,7 +368,7 @@ def test_classes_keep_integers_and_number_names():
     assert Classes.of(["water", "x"], colors={"x": "#010203"}).colors == ("#1f78b4", "#010203")
     with pytest.raises(ValueError, match="no class"):
         Classes.of(["a"]).code_of("b")
-    with pytest.raises(ValueError, match="rising"):
+    with pytest.raises(ValueError, match="codes"):
         Classes((3, 1), ("a", "b"))
 
 

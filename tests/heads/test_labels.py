@@ -14,7 +14,8 @@ from shapely.geometry import LineString, MultiPoint, Point, Polygon, box
 
 from deo_cube.cube.georeference import assign_grid
 from deo_cube.errors import MissingCRSError
-from deo_cube.heads.labels import burn, cases
+from deo_cube.heads.labels import labelled_vectors
+from deo_cube.heads.labels import rasterize_labels as rasterize
 from tests.heads.fields import embeddings, on_dask
 
 X0, Y0, CELL, ROWS, COLS = 500_000.0, 5_200_000.0, 80.0, 24, 32
@@ -29,27 +30,27 @@ def cell_box(row, col, rows=1, cols=1, shrink=0.0):
     return box(X0 + col * CELL + s, Y0 - (row + rows) * CELL + s, X0 + (col + cols) * CELL - s, Y0 - row * CELL - s)
 
 
-def where(burnt, code):
-    return {(int(r), int(c)) for r, c in np.argwhere(burnt.values == code)}
+def where(label_map, code):
+    return {(int(r), int(c)) for r, c in np.argwhere(label_map.values == code)}
 
 
 @given(row=st.integers(0, ROWS - 1), col=st.integers(0, COLS - 1), north_up=st.booleans())
 def test_a_point_on_a_corner_belongs_to_the_cell_south_east_of_it(row, col, north_up):
     emb = embeddings(north_up=north_up)
-    burnt = burn([(X0 + col * CELL, Y0 - row * CELL, "a")], emb)
+    label_map = rasterize([(X0 + col * CELL, Y0 - row * CELL, "a")], emb)
     want = (row if north_up else ROWS - 1 - row, col)
-    assert where(burnt, 0) == {want}
+    assert where(label_map, 0) == {want}
     # The coordinates of the cell say the same as its indices.
-    assert abs(float(burnt.y[want[0]]) - (Y0 - (row + 0.5) * CELL)) < 1e-6
+    assert abs(float(label_map.y[want[0]]) - (Y0 - (row + 0.5) * CELL)) < 1e-6
 
 
 def test_points_on_the_outer_south_and_east_edge_lie_outside():
     emb = embeddings()
     with pytest.raises(ValueError, match="outside the embeddings"):
-        burn([(X0 + COLS * CELL, Y0 - 10, "a")], emb)
+        rasterize([(X0 + COLS * CELL, Y0 - 10, "a")], emb)
     with pytest.raises(ValueError, match="outside the embeddings"):
-        burn([(X0 + 10, Y0 - ROWS * CELL, "a")], emb)
-    assert where(burn([(X0, Y0, "a")], emb), 0) == {(0, 0)}
+        rasterize([(X0 + 10, Y0 - ROWS * CELL, "a")], emb)
+    assert where(rasterize([(X0, Y0, "a")], emb), 0) == {(0, 0)}
 
 
 @given(
@@ -60,7 +61,7 @@ def test_points_on_the_outer_south_and_east_edge_lie_outside():
 def test_a_polygon_smaller_than_a_patch_marks_its_cell(row, col, dx, dy, size, rule):
     x, y = X0 + (col + dx) * CELL, Y0 - (row + dy) * CELL
     small = box(x, y - size * CELL, x + size * CELL, y)
-    assert where(burn(table([small], ["pond"]), embeddings(), rule=rule), 0) == {(row, col)}
+    assert where(rasterize(table([small], ["pond"]), embeddings(), rule=rule), 0) == {(row, col)}
 
 
 @given(
@@ -70,18 +71,18 @@ def test_a_polygon_smaller_than_a_patch_marks_its_cell(row, col, dx, dy, size, r
 def test_whole_cells_are_claimed_whole_by_every_rule(row, col, rows, cols, rule, north_up):
     # A hair inside the cells, as touching counts the neighbours of a shared edge only if area is shared.
     shape = cell_box(row, col, rows, cols, shrink=0.001)
-    burnt = burn(table([shape], [3]), embeddings(north_up=north_up), rule=rule)
+    label_map = rasterize(table([shape], [3]), embeddings(north_up=north_up), rule=rule)
     want = {(r, c) for r in range(row, min(row + rows, ROWS)) for c in range(col, min(col + cols, COLS))}
-    got = where(burnt if north_up else burnt.isel(y=slice(None, None, -1)), 3)
+    got = where(label_map if north_up else label_map.isel(y=slice(None, None, -1)), 3)
     assert got == want
 
 
 @given(share=st.floats(0.02, 0.98))
 def test_majority_means_half_the_area(share):
     part = box(X0 + 3 * CELL, Y0 - 6 * CELL, X0 + (5 + share) * CELL, Y0 - 5 * CELL)
-    cells = where(burn(table([part], ["a"]), embeddings(), rule="majority"), 0)
+    cells = where(rasterize(table([part], ["a"]), embeddings(), rule="majority"), 0)
     assert cells == {(5, 3), (5, 4)} | ({(5, 5)} if share >= 0.5 else set())
-    assert where(burn(table([part], ["a"]), embeddings(), rule="touch"), 0) == {(5, 3), (5, 4), (5, 5)}
+    assert where(rasterize(table([part], ["a"]), embeddings(), rule="touch"), 0) == {(5, 3), (5, 4), (5, 5)}
 
 
 @given(seed=st.integers(0, 10_000))
@@ -95,21 +96,21 @@ def test_majority_equals_areas_measured_cell_by_cell(seed):
     want = {
         (i, j) for i in range(ROWS) for j in range(COLS) if cell_box(i, j).intersection(shape).area >= 0.5 * CELL**2
     }
-    got = where(burn(table([shape], ["a"]), embeddings()), 0)
+    got = where(rasterize(table([shape], ["a"]), embeddings()), 0)
     assert got == want or (not want and len(got) == 1)
 
 
 def test_of_overlapping_polygons_the_later_wins_or_the_call_is_refused():
     emb, a, b = embeddings(), cell_box(2, 2, 4, 4), cell_box(4, 4, 4, 4)
-    first = burn(table([a, b], ["a", "b"]), emb)
-    other = burn(table([b, a], ["b", "a"]), emb)
+    first = rasterize(table([a, b], ["a", "b"]), emb)
+    other = rasterize(table([b, a], ["b", "a"]), emb)
     shared = {(r, c) for r in (4, 5) for c in (4, 5)}
     assert shared <= where(first, 1)
     assert shared <= where(other, 0)
     with pytest.raises(ValueError, match=r"disagree on 4 cells.*'a' and 'b'"):
-        burn(table([a, b], ["a", "b"]), emb, overlap="raise")
+        rasterize(table([a, b], ["a", "b"]), emb, overlap="raise")
     # Agreeing labels may meet.
-    assert len(where(burn(table([a, b], ["a", "a"]), emb, overlap="raise"), 0)) == 28
+    assert len(where(rasterize(table([a, b], ["a", "a"]), emb, overlap="raise"), 0)) == 28
 
 
 @settings(max_examples=12)
@@ -124,20 +125,20 @@ def test_overlapping_polygons_in_any_order_are_burnt_one_over_the_other(data, ru
         for _ in range(draw(st.integers(2, 4)))
     ]  # fmt: skip
     codes = [draw(st.integers(0, 2)) for _ in boxes]
-    together = burn(table(boxes, codes), emb, rule=rule).values
+    together = rasterize(table(boxes, codes), emb, rule=rule).values
     want = np.full((ROWS, COLS), 255)
     for shape, code in zip(boxes, codes, strict=True):
-        alone = burn(table([shape], [code]), emb, rule=rule).values
+        alone = rasterize(table([shape], [code]), emb, rule=rule).values
         assert (alone == code).any()
         want[alone == code] = code
     np.testing.assert_array_equal(together, want)
     meet = [(a, b) for i, a in enumerate(range(len(boxes))) for b in range(i + 1, len(boxes)) if codes[a] != codes[b]]
-    masks = [burn(table([s], [c]), emb, rule=rule).values != 255 for s, c in zip(boxes, codes, strict=True)]
+    masks = [rasterize(table([s], [c]), emb, rule=rule).values != 255 for s, c in zip(boxes, codes, strict=True)]
     if any((masks[a] & masks[b]).any() for a, b in meet):
         with pytest.raises(ValueError, match="disagree on"):
-            burn(table(boxes, codes), emb, rule=rule, overlap="raise")
+            rasterize(table(boxes, codes), emb, rule=rule, overlap="raise")
     else:
-        burn(table(boxes, codes), emb, rule=rule, overlap="raise")
+        rasterize(table(boxes, codes), emb, rule=rule, overlap="raise")
 
 
 @given(
@@ -152,7 +153,7 @@ def test_another_crs_marks_the_same_cells(row, col, crs):
         cell_box(row, max(col - 1, 0), 1, 2, shrink=0.05),
     ]
     own = table(shapes, ["p", "q"])
-    xr.testing.assert_identical(burn(own.to_crs(crs), emb), burn(own, emb))
+    xr.testing.assert_identical(rasterize(own.to_crs(crs), emb), rasterize(own, emb))
 
 
 def test_every_form_of_a_table_is_read_alike(tmp_path):
@@ -160,7 +161,7 @@ def test_every_form_of_a_table_is_read_alike(tmp_path):
     own = table(
         [cell_box(2, 2, 2, 2), MultiPoint([(X0 + 9 * CELL + 1, Y0 - 5), (X0 + 11 * CELL + 1, Y0 - 5)])], ["a", "b"]
     )
-    want = burn(own, emb)
+    want = rasterize(own, emb)
     degrees = own.to_crs(4326)
     degrees.to_file(tmp_path / "l.geojson", driver="GeoJSON")
     own.to_parquet(tmp_path / "l.parquet")
@@ -171,22 +172,22 @@ def test_every_form_of_a_table_is_read_alike(tmp_path):
         str(tmp_path / "l.gpkg"),
         json.loads(degrees.to_json()),
     ):
-        xr.testing.assert_identical(burn(form, emb), want)
+        xr.testing.assert_identical(rasterize(form, emb), want)
     assert where(want, 1) == {(0, 9), (0, 11)}
     points = [(X0 + 9 * CELL + 1, Y0 - 5, "b"), (X0 + 2 * CELL + 1, Y0 - 3 * CELL, "a")]
-    assert where(burn(points, emb), 0) == {(3, 2)}
+    assert where(rasterize(points, emb), 0) == {(3, 2)}
 
 
 def test_flags_names_and_colours():
     emb = embeddings()
-    burnt = burn(
+    label_map = rasterize(
         table([cell_box(1, 1), cell_box(3, 3)], [4, 9]), emb, names={4: "crops", 9: "range land"}, colors={9: "#123456"}
     )
-    assert list(burnt.attrs["flag_values"]) == [4, 9]
-    assert burnt.attrs["flag_meanings"] == "crops range_land"
-    assert burnt.attrs["flag_colors"].split()[1] == "#123456"
-    assert burnt.rio.crs == emb.rio.crs
-    assert burnt.rio.transform(recalc=True) == emb.rio.transform(recalc=True)
+    assert list(label_map.attrs["flag_values"]) == [4, 9]
+    assert label_map.attrs["flag_meanings"] == "crops range_land"
+    assert label_map.attrs["flag_colors"].split()[1] == "#123456"
+    assert label_map.rio.crs == emb.rio.crs
+    assert label_map.rio.transform(recalc=True) == emb.rio.transform(recalc=True)
 
 
 def raster(values, cell, crs="EPSG:32632", corner=(X0, Y0), fill=0):
@@ -198,17 +199,17 @@ def raster(values, cell, crs="EPSG:32632", corner=(X0, Y0), fill=0):
 def test_a_finer_aligned_raster_gives_the_most_frequent_class(seed):
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 4, (ROWS * 4, COLS * 4)).astype("uint8")
-    burnt = burn(raster(values, 20), embeddings()).values
+    label_map = rasterize(raster(values, 20), embeddings()).values
     blocks = values.reshape(ROWS, 4, COLS, 4).swapaxes(1, 2).reshape(ROWS, COLS, 16)
     counts = np.stack([(blocks == c).sum(-1) for c in (1, 2, 3)])
     want = np.where(counts.sum(0) >= 8, counts.argmax(0) + 1, 255)
-    np.testing.assert_array_equal(burnt, want)
+    np.testing.assert_array_equal(label_map, want)
 
 
 def test_a_coarser_raster_is_looked_up_at_the_centres():
     values = np.arange(1, 13, dtype="uint8").reshape(3, 4)
-    burnt = burn(raster(values, 8 * CELL), embeddings())
-    np.testing.assert_array_equal(burnt.values, np.kron(values, np.ones((8, 8), int)))
+    label_map = rasterize(raster(values, 8 * CELL), embeddings())
+    np.testing.assert_array_equal(label_map.values, np.kron(values, np.ones((8, 8), int)))
 
 
 def test_a_raster_in_another_crs_from_a_file(tmp_path):
@@ -217,113 +218,115 @@ def test_a_raster_in_another_crs_from_a_file(tmp_path):
     own = raster(smooth, 20)
     degrees = own.rio.reproject("EPSG:4326", resolution=0.00005)
     degrees.rio.to_raster(tmp_path / "l.tif")
-    want, got = burn(own, embeddings()).values, burn(tmp_path / "l.tif", embeddings()).values
+    want, got = rasterize(own, embeddings()).values, rasterize(tmp_path / "l.tif", embeddings()).values
     assert (want == got).mean() > 0.97
     for address in (f"file://{tmp_path}/l.tif", f"/vsisubfile/0,{tmp_path}/l.tif"):
-        np.testing.assert_array_equal(burn(address, embeddings()).values, got)
+        np.testing.assert_array_equal(rasterize(address, embeddings()).values, got)
     south_up = own.isel(y=slice(None, None, -1))
-    np.testing.assert_array_equal(burn(south_up, embeddings()).values, want)
+    np.testing.assert_array_equal(rasterize(south_up, embeddings()).values, want)
 
 
 def test_labels_in_the_wrong_place_are_told_so():
     emb = embeddings()
     with pytest.raises(ValueError, match=r'look like degrees: pass crs="EPSG:4326"'):
-        burn([(9.0, 46.9, "a"), (9.001, 46.9, "b")], emb)
+        rasterize([(9.0, 46.9, "a"), (9.001, 46.9, "b")], emb)
     lon, lat = emb.odc.geobox.geographic_extent.centroid.coords[0]
-    assert (burn([(lon, lat, "a")], emb, crs="EPSG:4326").values != 255).sum() == 1
+    assert (rasterize([(lon, lat, "a")], emb, crs="EPSG:4326").values != 255).sum() == 1
     with pytest.raises(ValueError, match=r"do not fit the CRS they state|outside the embeddings"):
-        burn(table([cell_box(2, 2)], ["a"], crs="EPSG:4326"), emb)
+        rasterize(table([cell_box(2, 2)], ["a"], crs="EPSG:4326"), emb)
     with pytest.raises(MissingCRSError, match="set_crs"):
-        burn(table([cell_box(2, 2)], ["a"], crs=None), emb)
-    with pytest.warns(UserWarning, match="1 of 2 labels lie outside"):
-        burn(table([cell_box(2, 2), cell_box(99, 99)], ["a", "b"]), emb)
+        rasterize(table([cell_box(2, 2)], ["a"], crs=None), emb)
+    with pytest.warns(UserWarning, match="1 of 2 labels"):
+        rasterize(table([cell_box(2, 2), cell_box(99, 99)], ["a", "b"]), emb)
     with pytest.raises(ValueError, match="raster spans"):
-        burn(raster(np.ones((4, 4), "uint8"), 80, corner=(0.0, 0.0)), emb)
+        rasterize(raster(np.ones((4, 4), "uint8"), 80, corner=(0.0, 0.0)), emb)
 
 
 def test_what_is_no_label_is_refused():
     emb = embeddings()
     with pytest.raises(ValueError, match="widen lines"):
-        burn(table([LineString([(X0, Y0), (X0 + 99, Y0)])], ["a"]), emb)
-    with pytest.raises(ValueError, match="which column"):
-        burn(table([cell_box(2, 2)], ["a"]).rename(columns={"label": "kind"}).assign(area=1), emb)
+        rasterize(table([LineString([(X0, Y0), (X0 + 99, Y0)])], ["a"]), emb)
+    with pytest.raises(ValueError, match="column="):
+        rasterize(table([cell_box(2, 2)], ["a"]).rename(columns={"label": "kind"}).assign(area=1), emb)
     with pytest.raises(ValueError, match="columns are"):
-        burn(table([cell_box(2, 2)], ["a"]), emb, column="landuse")
+        rasterize(table([cell_box(2, 2)], ["a"]), emb, column="landuse")
     with pytest.raises(TypeError, match="got list \\(empty\\)"):
-        burn([], emb)
+        rasterize([], emb)
     with pytest.raises(ValueError, match="fractions"):
-        burn(raster(np.full((4, 4), 0.5), 80), emb)
+        rasterize(raster(np.full((4, 4), 0.5), 80), emb)
     with pytest.raises(FileNotFoundError):
-        burn("nowhere.geojson", emb)
+        rasterize("nowhere.geojson", emb)
 
 
 @pytest.mark.parametrize("times", [0, 3])
 def test_cases_are_the_vectors_of_the_labelled_cells(times):
     emb = embeddings(times=times, invalid=[(2, 2)])
-    labels = burn([(float(emb.x[c]), float(emb.y[r]), k) for r, c, k in ((2, 2, "a"), (5, 6, "a"), (7, 8, "b"))], emb)
-    found = cases(on_dask(emb, 5, 5), labels)
+    labels = rasterize(
+        [(float(emb.x[c]), float(emb.y[r]), k) for r, c, k in ((2, 2, "a"), (5, 6, "a"), (7, 8, "b"))], emb
+    )
+    found = labelled_vectors(on_dask(emb, 5, 5), labels)
     n = max(times, 1)
     assert len(found.codes) == 2 * n
     stack = emb if times else emb.expand_dims("time")
     np.testing.assert_array_equal(found.vectors[:2], stack.values[0][:, [5, 7], [6, 8]].T)
     assert list(found.codes) == [0, 1] * n
     assert list(found.cell[:2]) == [5 * 32 + 6, 7 * 32 + 8]
-    assert found.size == 80
+    assert found.cell_size == 80
     assert list(found.x[:2]) == [float(emb.x[6]), float(emb.x[8])]
 
 
 def test_labels_of_one_class_or_under_clouds_are_told_so():
     emb = embeddings(invalid=[(2, 2), (3, 3)])
     at = lambda r, c, k: (float(emb.x[c]), float(emb.y[r]), k)  # noqa: E731
-    with pytest.raises(ValueError, match="of one class, 'a': a head wants"):
-        cases(emb, burn([at(5, 5, "a"), at(6, 6, "a")], emb))
+    with pytest.raises(ValueError, match="one class, 'a'"):
+        labelled_vectors(emb, rasterize([at(5, 5, "a"), at(6, 6, "a")], emb))
     with pytest.raises(ValueError, match=r"no valid cell is left of \['b'\]"):
-        cases(emb, burn([at(5, 5, "a"), at(2, 2, "b")], emb))
+        labelled_vectors(emb, rasterize([at(5, 5, "a"), at(2, 2, "b")], emb))
     with pytest.raises(ValueError, match="none of the 2 labelled cells has a valid embedding"):
-        cases(emb, burn([at(2, 2, "a"), at(3, 3, "b")], emb))
+        labelled_vectors(emb, rasterize([at(2, 2, "a"), at(3, 3, "b")], emb))
 
 
 def test_missing_labels_label_nothing():
     emb = embeddings()
     at = [(X0 + (i + 0.5) * CELL, Y0 - (i + 0.5) * CELL) for i in range(4)]
-    burnt = burn([(*at[0], 3.0), (*at[1], float("nan")), (*at[2], None), (*at[3], 7.0)], emb)
-    assert burnt.attrs["flag_meanings"] == "3 7"
-    assert where(burnt, 3) == {(0, 0)}
-    assert where(burnt, 7) == {(3, 3)}
-    assert (burnt.values != 255).sum() == 2
+    label_map = rasterize([(*at[0], 3.0), (*at[1], float("nan")), (*at[2], None), (*at[3], 7.0)], emb)
+    assert label_map.attrs["flag_meanings"] == "3 7"
+    assert where(label_map, 3) == {(0, 0)}
+    assert where(label_map, 7) == {(3, 3)}
+    assert (label_map.values != 255).sum() == 2
     shapes = [Point(at[0]), Polygon(), None, Point(at[3])]
-    assert burn(table(shapes, [3, 5, 5, 7]), emb).equals(burnt)
+    assert rasterize(table(shapes, [3, 5, 5, 7]), emb).equals(label_map)
     with pytest.raises(ValueError, match="no label"):
-        burn([(*at[0], None)], emb)
-    assert burn(np.array([(*at[0], 3), (*at[3], 7)]), emb).equals(burnt)
+        rasterize([(*at[0], None)], emb)
+    assert rasterize(np.array([(*at[0], 3), (*at[3], 7)]), emb).equals(label_map)
 
 
 def test_a_measurement_or_a_column_of_identifiers_is_refused():
     emb = embeddings()
     with pytest.raises(ValueError, match="fractions \\[0.5\\]"):
-        burn([(X0 + 10, Y0 - 10, 0.5), (X0 + 10, Y0 - 10, 1.0)], emb)
-    with pytest.raises(ValueError, match="300 different labels.*the column of the classes"):
-        burn([(X0 + 10, Y0 - 10, i) for i in range(300)], emb)
+        rasterize([(X0 + 10, Y0 - 10, 0.5), (X0 + 10, Y0 - 10, 1.0)], emb)
+    with pytest.raises(ValueError, match="300 different labels.*column="):
+        rasterize([(X0 + 10, Y0 - 10, i) for i in range(300)], emb)
 
 
 def test_names_are_told_apart_in_any_script():
     emb = embeddings()
     words = ["水", "森林", "bare soil", "bare_soil"]
-    burnt = burn([(X0 + (i + 0.5) * CELL, Y0 - 10, w) for i, w in enumerate(words)], emb)
-    said = dict(zip(burnt.attrs["flag_values"], burnt.attrs["flag_meanings"].split(), strict=True))
-    assert [said[burnt.values[0, i]] for i in range(4)] == ["水", "森林", "bare_soil", "bare_soil_2"]
+    label_map = rasterize([(X0 + (i + 0.5) * CELL, Y0 - 10, w) for i, w in enumerate(words)], emb)
+    said = dict(zip(label_map.attrs["flag_values"], label_map.attrs["flag_meanings"].split(), strict=True))
+    assert [said[label_map.values[0, i]] for i in range(4)] == ["水", "森林", "bare_soil", "bare_soil_2"]
 
 
 def test_names_go_to_the_code_they_are_for():
     emb = embeddings()
     clicks = [(X0 + 10, Y0 - 10, 311), (X0 + 110, Y0 - 110, 312)]
-    assert burn(clicks, emb, names={311: "broad", 312: "needle"}).attrs["flag_meanings"] == "broad needle"
-    with pytest.raises(ValueError, match=r"3 names for the 2 classes \[311, 312\].*names=\{code: name\}"):
-        burn(clicks, emb, names=["water", "broad", "needle"])
+    assert rasterize(clicks, emb, names={311: "broad", 312: "needle"}).attrs["flag_meanings"] == "broad needle"
+    with pytest.raises(ValueError, match=r"3 for the 2 classes.*names=\{code: name\}"):
+        rasterize(clicks, emb, names=["water", "broad", "needle"])
     codes = np.full((ROWS, COLS), 2, "uint8")
     far = np.pad(codes, ((0, 0), (0, 99)), constant_values=1)
     # The first class lies outside: the second keeps its name.
-    assert burn(raster(far, CELL), emb, names={1: "field", 2: "wood"}).attrs["flag_meanings"] == "wood"
+    assert rasterize(raster(far, CELL), emb, names={1: "field", 2: "wood"}).attrs["flag_meanings"] == "wood"
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3035"])
@@ -337,12 +340,12 @@ def test_long_edges_are_straight_where_they_were_drawn(crs):
     middle = float(np.median(north))
     # Edges over half a continent; with their corners alone reprojected they would miss by many cells.
     x0, x1, y0, y1 = (-10, 30, 40, 55) if crs == "EPSG:4326" else (3e6, 6e6, 1.5e6, 4e6)
-    burnt = burn(table([box(x0, middle, x1, y1), box(x0, y0, x1, middle)], [1, 0], crs), emb)
-    np.testing.assert_array_equal(burnt.values, (north > middle).astype("uint8"))
+    label_map = rasterize(table([box(x0, middle, x1, y1), box(x0, y0, x1, middle)], [1, 0], crs), emb)
+    np.testing.assert_array_equal(label_map.values, (north > middle).astype("uint8"))
 
 
 def test_a_polygon_around_the_world_covers_the_embeddings():
-    assert (burn(table([box(-180, -85, 180, 85)], [4], "EPSG:4326"), embeddings()).values == 4).all()
+    assert (rasterize(table([box(-180, -85, 180, 85)], [4], "EPSG:4326"), embeddings()).values == 4).all()
 
 
 @pytest.mark.parametrize("form", ["file", "array"])
@@ -372,4 +375,4 @@ def test_of_a_large_raster_only_the_surroundings_are_read(tmp_path, form):
         values = da.map_blocks(block, chunks=chunks, dtype="uint8", meta=np.empty((0, 0), "uint8"))
         labels = assign_grid(xr.DataArray(values, dims=("y", "x")), GeoBox((side, side), transform, "EPSG:32632"))
         labels.attrs["_FillValue"] = 0
-    assert (burn(labels, emb).values == 1).all()
+    assert (rasterize(labels, emb).values == 1).all()

@@ -72,9 +72,9 @@ def test_a_head_may_be_a_path(tmp_path):
 def test_errors():
     emb = embeddings(24, 24)
     head = fit_head("linear", emb, clicks(emb))
-    with pytest.raises(ValueError, match=r"use classify\(emb, head\)"):
+    with pytest.raises(ValueError, match="cube"):
         segment(emb, head)
-    with pytest.raises(TypeError, match=r"\['mask'\] are options of embedding"):
+    with pytest.raises(TypeError, match="mask"):
         classify(emb, head, mask="scl")
-    with pytest.raises(ValueError, match="which model it is for"):
+    with pytest.raises(ValueError, match="model="):
         classify(deo_cube.synthetic_cube(size=64, times=1), head)

@@ -62,15 +62,15 @@ def test_the_subsample_of_a_large_array_touches_few_chunks():
 def test_a_basis_of_another_model_is_refused():
     emb = embeddings()
     basis = fit_pca(emb.assign_attrs({"deo_cube:model_fingerprint": "aa"}))
-    with pytest.raises(ValueError, match="model aa"):
+    with pytest.raises(ValueError, match="basis"):
         pca_rgb(emb.assign_attrs({"deo_cube:model_fingerprint": "bb"}), basis=basis)
-    with pytest.raises(ValueError, match="length 6, got 5"):
+    with pytest.raises(ValueError, match="basis.*length 5"):
         pca_rgb(embeddings(dim=5), basis=basis)
 
 
 def test_nothing_valid_is_said():
     emb = embeddings() * np.nan
-    with pytest.raises(ValueError, match="only 0 valid vectors"):
+    with pytest.raises(ValueError, match="emb"):
         pca_rgb(emb)
 
 
@@ -91,5 +91,5 @@ def test_several_scenes_share_a_basis():
     both, one = fit_pca([a, b]), fit_pca(a)
     assert both.components.shape == one.components.shape
     assert not np.allclose(both.mean, one.mean)
-    with pytest.raises(ValueError, match="a basis is of one model"):
+    with pytest.raises(ValueError, match="emb"):
         fit_pca([a, b.assign_attrs({"deo_cube:model_fingerprint": "x"})])

@@ -24,7 +24,7 @@ def head():
 
 @pytest.fixture(scope="module")
 def parts(head, tmp_path_factory):
-    return saved.read(head.save(tmp_path_factory.mktemp("heads") / "head"))
+    return saved.read_head(head.save(tmp_path_factory.mktemp("heads") / "head"))
 
 
 def altered(tmp_path, parts, change):
@@ -105,7 +105,7 @@ def test_other_files_are_refused(tmp_path, monkeypatch, head):
         with pytest.raises(InputNotFoundError):
             load_head(missing)
     path = head.save(tmp_path / "head")
-    monkeypatch.setattr(saved, "MOST_BYTES", 100)
+    monkeypatch.setattr(saved, "MAX_HEAD_BYTES", 100)
     with pytest.raises(WeightsMismatchError, match="GiB"):
         load_head(path)
     for wrong in (None, 3, head, b"x"):

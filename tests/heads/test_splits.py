@@ -42,14 +42,14 @@ def test_blocks_cover_all_and_keep_the_buffer(seed, buffer):
 
 
 def test_one_block_is_refused():
-    with pytest.raises(ValueError, match="all 5 cases lie in one block of 100"):
+    with pytest.raises(ValueError, match="size"):
         blocks(np.arange(5.0), np.arange(5.0), 100)
 
 
 def test_a_leaking_split_is_warned_of():
     rng = np.random.default_rng(0)
     xy = rng.uniform(0, 1000, (400, 2))
-    with pytest.warns(LeakWarning, match=r"leaks: \d+% of the test cases lie within 50"):
+    with pytest.warns(LeakWarning, match=r"leaks: \d+% .* 50"):
         assert warn_of_leak(xy[::2], xy[1::2], 50) > 0.5
     left = xy[:, 0] < 450
     right = xy[:, 0] > 550

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shapely.geometry import Point, box
 
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, LabelsError, MissingCRSError
-from deo_cube.heads.labels import burn
+from deo_cube.heads.labels import rasterize_labels as rasterize
 from tests.heads.fields import embeddings
 
 X0, Y0, CELL = 500_000.0, 5_200_000.0, 80.0
@@ -34,7 +34,7 @@ def degrees():
 
 @pytest.fixture(scope="module")
 def want():
-    return burn(points(), embeddings())
+    return rasterize(points(), embeddings())
 
 
 def written(tmp_path, text, name="points.csv", encoding="utf-8"):
@@ -55,8 +55,8 @@ def test_text_with_degrees(tmp_path, want, x, y, separator):
         *([str(i), str(b), str(a), n] for i, ((a, b), n) in enumerate(zip(degrees(), NAMES, strict=True))),
     ]
     path = written(tmp_path, "\n".join(separator.join(r) for r in rows) + "\n")
-    np.testing.assert_array_equal(burn(path, embeddings()), want)
-    np.testing.assert_array_equal(burn(path, embeddings(), column="label", crs=4326), want)
+    np.testing.assert_array_equal(rasterize(path, embeddings()), want)
+    np.testing.assert_array_equal(rasterize(path, embeddings(), column="label", crs=4326), want)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
@@ -65,7 +65,7 @@ def test_text_with_decimal_commas_in_any_encoding(tmp_path, encoding):
         f"{a};{b};{n}\n" for (a, b), n in zip(degrees(), ["Wälder", "a", "b", "c"], strict=True)
     )
     path = written(tmp_path, text.replace(".", ",").replace("Länge", "lon").replace("Breite", "lat"), encoding=encoding)
-    got = burn(path, embeddings(), column="Klasse")
+    got = rasterize(path, embeddings(), column="Klasse")
     assert got.attrs["flag_meanings"].split() == ["Wälder", "a", "b", "c"]
     assert (got.values != 255).sum() == 4
 
@@ -76,20 +76,20 @@ def test_text_with_decimal_commas_in_any_encoding(tmp_path, encoding):
 def test_projected_coordinates_are_those_of_the_embeddings_only_where_all_lie_there(tmp_path, want, x, y):
     text = f"{x},{y},label\n" + "".join(f"{a},{b},{n}\n" for (a, b), n in zip(PLACES, NAMES, strict=True))
     emb = embeddings()
-    np.testing.assert_array_equal(burn(written(tmp_path, text), emb), want)
+    np.testing.assert_array_equal(rasterize(written(tmp_path, text), emb), want)
     with pytest.raises(MissingCRSError, match="crs="):
-        burn(written(tmp_path, text + "0,0,sea\n"), emb)
+        rasterize(written(tmp_path, text + "0,0,sea\n"), emb)
     lonlat = f"{x},{y},label\n" + "".join(f"{a},{b},{n}\n" for (a, b), n in zip(degrees(), NAMES, strict=True))
     with pytest.raises(MissingCRSError, match="crs="):
-        burn(written(tmp_path, lonlat), emb)
-    np.testing.assert_array_equal(burn(written(tmp_path, lonlat), emb, crs="EPSG:4326"), want)
+        rasterize(written(tmp_path, lonlat), emb)
+    np.testing.assert_array_equal(rasterize(written(tmp_path, lonlat), emb, crs="EPSG:4326"), want)
 
 
 def test_a_table_with_both_kinds_of_coordinates(want):
     both = pd.DataFrame({"x": [p[0] for p in PLACES], "y": [p[1] for p in PLACES], "label": NAMES})
     both["lon"], both["lat"] = zip(*degrees(), strict=True)
     for crs in (None, 4326, 32632):
-        np.testing.assert_array_equal(burn(both, embeddings(), crs=crs), want)
+        np.testing.assert_array_equal(rasterize(both, embeddings(), crs=crs), want)
 
 
 def test_geometries_in_any_spelling(tmp_path, want):
@@ -110,32 +110,36 @@ def test_geometries_in_any_spelling(tmp_path, want):
         expected[0, 0] = want.values[0, 0] if values[0] is not None else 255
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            np.testing.assert_array_equal(burn(frame, emb, crs=None if stated else 4326) != 255, expected != 255)
+            np.testing.assert_array_equal(rasterize(frame, emb, crs=None if stated else 4326) != 255, expected != 255)
         if not stated:
             with pytest.raises(MissingCRSError, match="crs="):
-                burn(frame, emb)
+                rasterize(frame, emb)
         if not isinstance(values[-1], bytes):
             path = tmp_path / "table.csv"
             frame.to_csv(path, index=False)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                np.testing.assert_array_equal(burn(path, emb, crs=None if stated else 4326) != 255, expected != 255)
+                np.testing.assert_array_equal(
+                    rasterize(path, emb, crs=None if stated else 4326) != 255, expected != 255
+                )
 
 
 def test_plain_frames_with_geometries(want):
     emb, table = embeddings(), points()
     plain = pd.DataFrame(table)
-    np.testing.assert_array_equal(burn(plain, emb), want)
+    np.testing.assert_array_equal(rasterize(plain, emb), want)
     objects = pd.DataFrame({"label": NAMES, "geometry": list(table.geometry)}, dtype=object)
-    np.testing.assert_array_equal(burn(objects, emb, crs=32632), want)
+    np.testing.assert_array_equal(rasterize(objects, emb, crs=32632), want)
     renamed = table.rename_geometry("place")
-    np.testing.assert_array_equal(burn(renamed, emb), want)
+    np.testing.assert_array_equal(rasterize(renamed, emb), want)
     lost = table.assign(centre=table.geometry.buffer(5)).drop(columns="geometry")
-    np.testing.assert_array_equal(burn(lost, emb, column="label", rule="centre") != 255, want != 255)
+    np.testing.assert_array_equal(rasterize(lost, emb, column="label", rule="centre") != 255, want != 255)
     two = table.merge(table, left_index=True, right_index=True)
     with pytest.raises(LabelsError, match=r"set_geometry\('geometry_x'\)"):
-        burn(two, emb, column="label_x")
-    np.testing.assert_array_equal(burn(gpd.GeoDataFrame(two).set_geometry("geometry_x"), emb, column="label_x"), want)
+        rasterize(two, emb, column="label_x")
+    np.testing.assert_array_equal(
+        rasterize(gpd.GeoDataFrame(two).set_geometry("geometry_x"), emb, column="label_x"), want
+    )
 
 
 def test_files_of_other_kinds(tmp_path, want):
@@ -151,14 +155,14 @@ def test_files_of_other_kinds(tmp_path, want):
     )
     table.to_feather(tmp_path / "g.feather")
     for name in ("s.shp", "zipped.zip", "f.fgb", "plain.parquet", "g.feather"):
-        np.testing.assert_array_equal(burn(tmp_path / name, emb), want, err_msg=name)
-    with pytest.raises(LabelsError, match=r"Pass column=.*Name"):
-        burn(tmp_path / "k.kml", emb)
-    np.testing.assert_array_equal(burn(tmp_path / "k.kml", emb, column="Name"), want)
+        np.testing.assert_array_equal(rasterize(tmp_path / name, emb), want, err_msg=name)
+    with pytest.raises(LabelsError, match=r"column=.*Name"):
+        rasterize(tmp_path / "k.kml", emb)
+    np.testing.assert_array_equal(rasterize(tmp_path / "k.kml", emb, column="Name"), want)
     (tmp_path / "s.prj").unlink()
     with pytest.raises(MissingCRSError, match="crs="):
-        burn(tmp_path / "s.shp", emb)
-    np.testing.assert_array_equal(burn(tmp_path / "s.shp", emb, crs=32632), want)
+        rasterize(tmp_path / "s.shp", emb)
+    np.testing.assert_array_equal(rasterize(tmp_path / "s.shp", emb, crs=32632), want)
 
 
 def test_of_several_layers_one_is_named(tmp_path, want):
@@ -168,15 +172,15 @@ def test_of_several_layers_one_is_named(tmp_path, want):
     import pyogrio
 
     pyogrio.write_dataframe(pd.DataFrame({"style": ["red"]}), path, layer="layer_styles", driver="GPKG", append=True)
-    np.testing.assert_array_equal(burn(path, emb), want)
+    np.testing.assert_array_equal(rasterize(path, emb), want)
     points(["x", "y", "z", "w"]).to_file(path, layer="draft", driver="GPKG")
     with pytest.raises(ArgumentError, match=r"layer=.*'truth', 'draft'"):
-        burn(path, emb)
-    np.testing.assert_array_equal(burn(path, emb, layer="truth"), want)
+        rasterize(path, emb)
+    np.testing.assert_array_equal(rasterize(path, emb, layer="truth"), want)
     with pytest.raises(LabelsError, match="layer='other'.*'truth'"):
-        burn(path, emb, layer="other")
+        rasterize(path, emb, layer="other")
     with pytest.raises(ArgumentError, match="layer="):
-        burn(points(), emb, layer="truth")
+        rasterize(points(), emb, layer="truth")
 
 
 @pytest.mark.parametrize(
@@ -198,30 +202,30 @@ def test_of_several_layers_one_is_named(tmp_path, want):
     ],
 )
 def test_classes_of_any_type(column, meanings):
-    got = burn(points().assign(label=pd.Series(column, dtype=getattr(column, "dtype", object))), embeddings())
+    got = rasterize(points().assign(label=pd.Series(column, dtype=getattr(column, "dtype", object))), embeddings())
     assert got.attrs["flag_meanings"].split() == meanings
     assert set(np.unique(got)) - {255} == set(got.attrs["flag_values"])
 
 
 def test_codes_with_leading_zeros_in_text_are_names(tmp_path):
     rows = "".join(f"{a},{b},{n}\n" for (a, b), n in zip(degrees(), ["01", "02", "NA", "11"], strict=True))
-    got = burn(written(tmp_path, "lon,lat,code\n" + rows), embeddings())
+    got = rasterize(written(tmp_path, "lon,lat,code\n" + rows), embeddings())
     assert got.attrs["flag_meanings"].split() == ["01", "02", "11"]
     rows = "".join(f"{a},{b},{n}\n" for (a, b), n in zip(degrees(), ["1", "2.0", "", "11"], strict=True))
-    got = burn(written(tmp_path, "lon,lat,code\n" + rows), embeddings(), names={1: "one", 2: "two", 11: "more"})
+    got = rasterize(written(tmp_path, "lon,lat,code\n" + rows), embeddings(), names={1: "one", 2: "two", 11: "more"})
     assert list(got.attrs["flag_values"]) == [1, 2, 11]
     assert got.attrs["flag_meanings"].split() == ["one", "two", "more"]
 
 
 def test_names_reach_codes_that_are_text():
-    got = burn(points(["1", "2", "1", "2"]), embeddings(), names={1: "wood", 2: "lake"})
+    got = rasterize(points(["1", "2", "1", "2"]), embeddings(), names={1: "wood", 2: "lake"})
     assert got.attrs["flag_meanings"].split() == ["wood", "lake"]
-    with pytest.raises(LabelsError, match="names are for"):
-        burn(points(), embeddings(), names={1: "wood"})
+    with pytest.raises(LabelsError, match="names"):
+        rasterize(points(), embeddings(), names={1: "wood"})
 
 
 def test_nodata_of_a_table_labels_nothing():
-    got = burn(points([1, 2, -9, 2]), embeddings(), nodata=-9)
+    got = rasterize(points([1, 2, -9, 2]), embeddings(), nodata=-9)
     assert got.attrs["flag_meanings"].split() == ["1", "2"]
 
 
@@ -229,38 +233,38 @@ def test_the_column_is_found_only_where_it_is_clear(tmp_path):
     emb, table = embeddings(), points()
     for name in ("label", "Label", "CLASS", "crop"):
         found = table.rename(columns={"label": name}).assign(fid=[1, 2, 3, 4], empty=None)
-        assert burn(found, emb).attrs["flag_meanings"].split() == ["field", "lake", "wood"]
+        assert rasterize(found, emb).attrs["flag_meanings"].split() == ["field", "lake", "wood"]
     codes = table.assign(**{"class": [1, 2, 1, 3], "color": "#000000"})
-    assert burn(codes, emb).attrs["flag_meanings"].split() == ["field", "lake", "wood"]
-    with pytest.raises(LabelsError, match=r"Pass column=.*'label', 'class'"):
-        burn(table.assign(**{"class": [1, 2, 3, 4]}), emb)
-    with pytest.raises(LabelsError, match=r"Pass column=.*'crop', 'area'"):
-        burn(table.rename(columns={"label": "crop"}).assign(area=[1, 2, 3, 4]), emb)
+    assert rasterize(codes, emb).attrs["flag_meanings"].split() == ["field", "lake", "wood"]
+    with pytest.raises(LabelsError, match=r"column=.*'label', 'class'"):
+        rasterize(table.assign(**{"class": [1, 2, 3, 4]}), emb)
+    with pytest.raises(LabelsError, match=r"column=.*'crop', 'area'"):
+        rasterize(table.rename(columns={"label": "crop"}).assign(area=[1, 2, 3, 4]), emb)
     with pytest.raises(LabelsError, match=r"column='Crop'.*column='crop'"):
-        burn(table.rename(columns={"label": "crop"}), emb, column="Crop")
+        rasterize(table.rename(columns={"label": "crop"}), emb, column="Crop")
     with pytest.raises(LabelsError, match="2 columns called 'label'"):
-        burn(pd.concat([table, table[["label"]]], axis=1), emb, column="label")
+        rasterize(pd.concat([table, table[["label"]]], axis=1), emb, column="label")
     with pytest.raises(LabelsError, match="none for the classes"):
-        burn(table[["geometry"]], emb)
+        rasterize(table[["geometry"]], emb)
     numbered = points().rename(columns={"label": 0})
-    assert burn(numbered, emb, column=0).attrs["flag_meanings"].split() == ["field", "lake", "wood"]
+    assert rasterize(numbered, emb, column=0).attrs["flag_meanings"].split() == ["field", "lake", "wood"]
 
 
 def test_geojson_with_and_without_a_crs(want):
     emb = embeddings()
     plain = json.loads(points().to_crs(4326).to_json())
     plain.pop("crs", None)
-    np.testing.assert_array_equal(burn(plain, emb), want)
-    np.testing.assert_array_equal(burn(plain["features"], emb), want)
+    np.testing.assert_array_equal(rasterize(plain, emb), want)
+    np.testing.assert_array_equal(rasterize(plain["features"], emb), want)
     metres = json.loads(points().to_json(drop_id=True))
     metres["crs"] = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32632"}}
-    np.testing.assert_array_equal(burn(metres, emb), want)
+    np.testing.assert_array_equal(rasterize(metres, emb), want)
     for crs in (None, {"type": "name", "properties": {"name": "EPSG:32632"}}):
-        np.testing.assert_array_equal(burn(metres | {"crs": crs}, emb, crs="EPSG:32632"), want)
+        np.testing.assert_array_equal(rasterize(metres | {"crs": crs}, emb, crs="EPSG:32632"), want)
     with pytest.raises(MissingCRSError, match="crs="):
-        burn(metres | {"crs": None}, emb)
+        rasterize(metres | {"crs": None}, emb)
     with pytest.raises(MissingCRSError, match="crs="):
-        burn(metres | {"crs": {"type": "link", "properties": {"href": "x"}}}, emb)
+        rasterize(metres | {"crs": {"type": "link", "properties": {"href": "x"}}}, emb)
     for broken in (
         {
             "type": "FeatureCollection",
@@ -272,20 +276,22 @@ def test_geojson_with_and_without_a_crs(want):
         {},
     ):
         with pytest.raises(LabelsError, match="GeoJSON|FeatureCollection"):
-            burn(broken, emb)
+            rasterize(broken, emb)
 
 
 def test_rows_that_end_with_a_separator(tmp_path, want):
     rows = "".join(f"{a};{b};{n};\n" for (a, b), n in zip(degrees(), NAMES, strict=True))
-    np.testing.assert_array_equal(burn(written(tmp_path, "lon;lat;label\n" + rows), embeddings()), want)
+    np.testing.assert_array_equal(rasterize(written(tmp_path, "lon;lat;label\n" + rows), embeddings()), want)
 
 
 def test_swapped_columns_are_named(tmp_path):
     text = "lon,lat,label\n" + "".join(f"{b},{a},{n}\n" for (a, b), n in zip(degrees(), NAMES, strict=True))
     with pytest.raises(LabelsError, match="swapped"):
-        burn(written(tmp_path, text), embeddings())
-    with pytest.raises(MissingCRSError, match="no degrees.*crs="):
-        burn(pd.DataFrame({"lon": [p[0] for p in PLACES], "lat": [p[1] for p in PLACES], "label": NAMES}), embeddings())
+        rasterize(written(tmp_path, text), embeddings())
+    with pytest.raises(MissingCRSError, match="not degrees.*crs="):
+        rasterize(
+            pd.DataFrame({"lon": [p[0] for p in PLACES], "lat": [p[1] for p in PLACES], "label": NAMES}), embeddings()
+        )
 
 
 @pytest.mark.parametrize(
@@ -295,7 +301,7 @@ def test_swapped_columns_are_named(tmp_path):
 )  # fmt: skip
 def test_text_that_is_no_table_of_labels_is_refused(tmp_path, text):
     with pytest.raises(DeoCubeError):
-        burn(written(tmp_path, text), embeddings())
+        rasterize(written(tmp_path, text), embeddings())
 
 
 @pytest.mark.parametrize(
@@ -306,7 +312,7 @@ def test_text_that_is_no_table_of_labels_is_refused(tmp_path, text):
 def test_damaged_files_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LabelsError):
-        burn(tmp_path / name, embeddings())
+        rasterize(tmp_path / name, embeddings())
 
 
 @pytest.mark.parametrize(
@@ -319,7 +325,7 @@ def test_damaged_files_are_refused(tmp_path, name, content):
 )  # fmt: skip
 def test_what_is_no_form_of_labels_is_refused(labels):
     with pytest.raises(DeoCubeError):
-        burn(labels, embeddings())
+        rasterize(labels, embeddings())
 
 
 def test_an_array_on_the_grid_is_put_there_as_the_message_says():
@@ -328,14 +334,14 @@ def test_an_array_on_the_grid_is_put_there_as_the_message_says():
     emb = embeddings()
     labels = np.ones((24, 32), int)
     with pytest.raises(ArgumentTypeError, match="xr.DataArray"):
-        burn(labels, emb)
+        rasterize(labels, emb)
     labels[:, 10:] = 2
-    got = burn(xr.DataArray(labels, {"y": emb.y, "x": emb.x}, dims=("y", "x")), emb)
+    got = rasterize(xr.DataArray(labels, {"y": emb.y, "x": emb.x}, dims=("y", "x")), emb)
     np.testing.assert_array_equal(got, labels)
     bare = xr.DataArray(labels, {"y": emb.y.values, "x": emb.x.values}, dims=("y", "x"))
-    np.testing.assert_array_equal(burn(bare, emb), labels)
+    np.testing.assert_array_equal(rasterize(bare, emb), labels)
     with pytest.raises(MissingCRSError, match="crs="):
-        burn(bare.assign_coords(x=bare.x + 30), emb)
+        rasterize(bare.assign_coords(x=bare.x + 30), emb)
 
 
 @given(
@@ -354,22 +360,22 @@ def test_any_names_survive_a_file_of_text(tmp_path_factory, rows, separator):
     path = tmp_path_factory.mktemp("text") / "t.csv"
     frame.to_csv(path, index=False, sep=separator)
     emb = embeddings()
-    np.testing.assert_array_equal(burn(path, emb), burn(frame, emb))
+    np.testing.assert_array_equal(rasterize(path, emb), rasterize(frame, emb))
 
 
 def test_columns_in_a_dict(want):
     columns = {"x": [p[0] for p in PLACES], "y": [p[1] for p in PLACES], "label": NAMES}
-    np.testing.assert_array_equal(burn(columns, embeddings()), want)
+    np.testing.assert_array_equal(rasterize(columns, embeddings()), want)
     with pytest.raises(LabelsError, match="do not fit"):
-        burn(columns | {"x": [1.0]}, embeddings())
+        rasterize(columns | {"x": [1.0]}, embeddings())
 
 
 @pytest.mark.parametrize(("option", "value"), [("names", 3), ("names", "abcd"), ("colors", 3), ("colors", "#000000")])
 def test_names_and_colours_of_another_type_are_refused(option, value):
     with pytest.raises(ArgumentTypeError, match=option):
-        burn(points(), embeddings(), **{option: value})
+        rasterize(points(), embeddings(), **{option: value})
     with pytest.raises(ArgumentTypeError, match="like"):
-        burn(points(), "emb.zarr")
+        rasterize(points(), "emb.zarr")
 
 
 def test_polygons_and_points_in_one_table(want):
@@ -377,4 +383,4 @@ def test_polygons_and_points_in_one_table(want):
     mixed = points()
     cells = [box(x - 20, y - 20, x + 20, y + 20) for x, y in PLACES]
     mixed = mixed.set_geometry([mixed.geometry.iloc[0], cells[1], mixed.geometry.iloc[2], cells[3]])
-    np.testing.assert_array_equal(burn(mixed, emb), want)
+    np.testing.assert_array_equal(rasterize(mixed, emb), want)

@@ -7,8 +7,8 @@ import deo_cube
 from deo_cube.cube.georeference import geobox
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
 from deo_cube.encoder.registry import register_encoder
+from deo_cube.heads.conv import multiscale
 from deo_cube.heads.head import fit_head, load_head
-from deo_cube.heads.upernet import multiscale
 from tests.heads.fields import no_compute
 
 

@@ -30,7 +30,7 @@ def test_what_other_producers_store_is_decoded_and_its_fill_is_invalid(dtype, fi
 
 @pytest.mark.parametrize("order", [("time", "y", "x", "embedding"), ("embedding", "x", "y", "time")])
 def test_the_order_of_dimensions_does_not_matter(order):
-    from deo_cube.heads.cluster import cluster
+    from deo_cube.heads.kmeans import cluster
     from deo_cube.heads.pca import fit_pca, pca_rgb
 
     emb = embeddings(times=2)

@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deo_cube.heads import windows
+from deo_cube.heads.base import ModelId
 from deo_cube.heads.classes import Classes
-from deo_cube.heads.decoder import ConvHead
-from deo_cube.heads.head import Model
+from deo_cube.heads.conv import ConvHead, UPerNetHead
 from deo_cube.heads.maps import segment
-from deo_cube.heads.upernet import UPerNetHead
 from tests.heads.fields import embeddings, no_compute
 from tests.heads.test_maps import with_patch
 
@@ -27,10 +26,10 @@ CELL, CORNER = 80.0, (500_000.0, 5_200_000.0)
 def untrained(kind, upsample=1, dim=6, width=8):
     """A head with random weights: its laws hold without training."""
     classes = Classes((1, 2, 3), ("a", "b", "c"))
-    tensors = kind.blank(dim, width, 3, ())
+    tensors = kind.initial_tensors(dim, width, 3, ())
     # Scores far apart, so that classes vary over the map.
     tensors["out.weight"] = tensors["out.weight"] * 30
-    return kind(classes, Model(dim), tensors, width=width, upsample=upsample)
+    return kind(classes, ModelId(dim), tensors, width=width, upsample=upsample)
 
 
 def scene(rows=150, cols=90, **options):
@@ -77,7 +76,7 @@ def test_there_are_no_seams_logits_are_those_of_one_pass_over_the_whole(kind, up
     emb = scene()
     head = untrained(kind, upsample)
     # Tiles begin where the grid of the world says, so borders lie inside the array.
-    world = windows.grid.anchor(windows.geobox(emb))
+    world = windows.georeference.anchor(windows.geobox(emb))
     assert (-world.row) % windows.CORE not in (0,) or (-world.col) % windows.CORE not in (0,)
     t = {k: torch.from_numpy(v) for k, v in head.tensors.items()}
     x = np.pad(emb.values, ((0, 0), (head.halo,) * 2, (head.halo,) * 2), constant_values=np.nan)

@@ -1,0 +1,437 @@
+"""The state behind a page: the store, its layers, examples, labels and the head that is fitted on them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError
+from deo_cube.heads.base import Head, check_model
+from deo_cube.heads.head import fit_head, load_head
+from deo_cube.heads.pca import fit_pca, pca_rgb
+from deo_cube.heads.similar import similar
+from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
+from deo_cube.store.open import is_embeddings, open_embeddings
+from deo_cube.store.storage import locate
+from deo_cube.viewer.export import write_cog, write_geojson
+from deo_cube.viewer.jobs import BackgroundJob, JobQueue
+from deo_cube.viewer.layers import ClassLayer, PCALayer, ScoreLayer, Tile, TileVectors
+from deo_cube.viewer.requests import BadRequest, LabelSet
+from deo_cube.viewer.tiles import TILE_BYTES, TileGrid, TileSource
+from deo_cube.viewer.truecolour import TrueColour
+
+__all__ = ["LayerState", "ViewerState"]
+
+Array = NDArray[Any]
+EXPORT_BYTES = 4 * 2**30
+"""Largest size of all exported files on disk, and of each while it is written."""
+AUTOMATIC_BYTES = 2**30
+"""Overviews up to this size (bytes per date) are loaded automatically; larger ones only on request."""
+
+
+@dataclass
+class LayerState:
+    """A layer on the page.
+
+    Parameters
+    ----------
+    title : str
+    layer : PCALayer, ScoreLayer, ClassLayer or TrueColour
+    version : int
+        Increases with each change, so that browsers drop old tiles.
+    note : str
+        Explanation for the legend.
+    facts : dict
+        What else the page needs to know.
+    """
+
+    title: str
+    layer: Any
+    version: int = 1
+    note: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class ViewerState:
+    """State of a page, and the actions on it.
+
+    Parameters
+    ----------
+    emb : DataArray
+        Embeddings (time, embedding, y, x) or (embedding, y, x), on a map.
+    cube : Dataset or DataArray, optional
+        Drawn in true colour as the background.
+    heads : mapping of str to Head or path
+        Drawn as layers, under these names.
+    source : TileSource, optional
+        How vectors are read. Default: through `emb`.
+    title : str
+    """
+
+    def __init__(
+        self,
+        emb: xr.DataArray,
+        *,
+        cube: xr.Dataset | xr.DataArray | None = None,
+        heads: Mapping[str, Head | str | Path] | None = None,
+        source: TileSource | None = None,
+        title: str = "embeddings",
+    ) -> None:
+        order = ("time", "embedding", *spatial_dims(emb))
+        emb = emb.transpose(*(d for d in order if d in emb.dims))
+        self.emb = as_embeddings(emb)
+        if 0 in self.emb.shape:
+            raise ArgumentError(f"emb must have at least one patch, got {dict(self.emb.sizes)}")
+        self.title = title
+        self.grid = TileGrid(geobox(self.emb))
+        self.source = TileSource.of(self.emb) if source is None else source
+        self.vectors = TileVectors(self.emb, self.grid, self.source)
+        self.times = _times(self.emb)
+        self.jobs, self.lock, self.labels = JobQueue(self._delete_file), threading.Lock(), LabelSet()
+        self.examples: list[dict[str, Any]] = []
+        self.layers: dict[str, LayerState] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="deo_cube_view_", ignore_cleanup_errors=True)
+        if cube is not None:
+            true = TrueColour.of(cube, self.emb)
+            self.layers["true"] = LayerState("True colour", true, note=true.note)
+        basis, note = self._pca_basis()
+        self.layers["pca"] = LayerState("PCA of embeddings", PCALayer(self.vectors, basis), note=note)
+        for n, (name, value) in enumerate((heads or {}).items()):
+            head = load_head(value) if isinstance(value, str | Path) else value
+            if not isinstance(head, Head):
+                raise ArgumentTypeError(f"heads[{name!r}] must be a head or the path of one, got {type(head).__name__}")
+            check_model(head, self.emb)
+            layer = ClassLayer(self.vectors, head)
+            self.layers[f"head{n}"] = LayerState(name, layer, facts={"classes": layer.legend()})
+
+    @classmethod
+    def of_store(cls, store: Any, **options: Any) -> ViewerState:
+        """Return the state for a store, whose squares are read directly from their chunks."""
+        emb = open_embeddings(store)
+        tile_bytes = options.pop("tile_bytes", TILE_BYTES)
+        if not is_embeddings(store):
+            # A store in another layout that `open_embeddings` knows.
+            return cls(emb, source=TileSource.of(emb, tile_bytes=tile_bytes), **options)
+        # Without Dask: a store of a million chunks answers as fast as a small one.
+        whole = xr.open_zarr(locate(store), zarr_format=3, consolidated=False, chunks=None)["embeddings"]
+        y, x = spatial_dims(emb)
+        # The store may begin with a margin that `open_embeddings` removes; its chunks begin there too.
+        top, left = (int(np.abs(whole[d].values - emb[d].values[0]).argmin()) for d in (y, x))
+        step = (int(whole.encoding["chunks"][-2]), int(whole.encoding["chunks"][-1]))
+        variable = whole.variable
+
+        def read(t: int, rows: slice, cols: slice) -> Array:
+            window = (slice(None), slice(rows.start + top, rows.stop + top), slice(cols.start + left, cols.stop + left))
+            return np.asarray(variable[(t, *window) if variable.ndim == 4 else window].values)
+
+        shape = (emb.sizes.get("time", 1), emb.sizes["embedding"], emb.sizes[y], emb.sizes[x])
+        offset = (top % step[0], left % step[1])
+        source = TileSource(
+            read, shape, step=step, offset=offset, itemsize=variable.dtype.itemsize, tile_bytes=tile_bytes
+        )
+        return cls(emb, source=source, **options)
+
+    def _pca_basis(self) -> tuple[Any, str]:
+        """Return the basis of PCA colours (None: the one bundled with the model) and a note on it."""
+        one = np.zeros((1, self.source.shape[1]), "float32")
+        if self.source.shape[1] < 3:
+            raise ArgumentError(
+                f"emb must have vectors of length 3 or more for PCA colours, got {self.source.shape[1]}"
+            )
+        if "deo_cube:model_fingerprint" in self.emb.attrs:
+            # `pca_rgb` itself states whether a basis comes with the model.
+            probe = pca_rgb(self.vectors.frame(one).chunk())
+            if probe.attrs["pca_basis"] == "bundled with the model":
+                return None, "the model's fixed basis: the same colours everywhere"
+        n = len(self.times)
+        sample = self.vectors.sample(sorted({0, n // 3, 2 * n // 3, n - 1}))
+        if len(sample) < 3:
+            raise ArgumentError("emb must have valid vectors, found fewer than 3 in a sample")
+        subset = np.linspace(0, len(sample) - 1, min(len(sample), 16384)).astype(int)
+        return fit_pca(self.vectors.frame(sample[subset])), "fitted on a sample of these embeddings"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the page needs at its start."""
+        a, s = self.emb.attrs, self.source
+        return {
+            "title": self.title,
+            "model": str(a.get("deo_cube:model_alias", a.get("deo_cube:model", ""))),
+            "untrained": a.get("deo_cube:weights_status") == "untrained",
+            "shape": {"times": s.shape[0], "embedding": s.shape[1], "rows": s.shape[2], "columns": s.shape[3]},
+            "crs": self.crs,
+            "cell": self.grid.cell,
+            "times": self.times,
+            "bounds": self.grid.bounds,
+            "outline": self.grid.outline,
+            "zoom": self.grid.native_zoom,
+            "layers": [self.layer_facts(k) for k in self.layers],
+        }
+
+    @property
+    def crs(self) -> str:
+        """EPSG code or name of the CRS."""
+        crs = self.grid.box.crs
+        return f"EPSG:{crs.epsg}" if crs.epsg else str(crs.proj.name)
+
+    def layer_facts(self, id: str) -> dict[str, Any]:
+        """Return what the page needs of a layer."""
+        s = self.layers[id]
+        source = s.layer.source if isinstance(s.layer, TrueColour) else self.source
+        facts = {"id": id, "title": s.title, "kind": s.layer.kind, "version": s.version, "note": s.note, **s.facts}
+        facts |= {"bytes": source.bytes_per_time, "automatic": source.bytes_per_time <= AUTOMATIC_BYTES}
+        if id == "true":
+            facts["attribution"] = s.layer.credit
+            cube_times = s.layer.times
+            if self.times and len(cube_times):
+                facts["dates"] = [str(cube_times[s.layer.nearest(t, i)])[:10] for i, t in enumerate(self.times)]
+        return facts
+
+    def tile(self, id: str, t: int, z: int, x: int, y: int) -> Tile:
+        """Return a tile of a layer."""
+        state = self.layers.get(id)
+        if state is None:
+            raise BadRequest(f"there is no layer {id!r:.40}", 404)
+        layer = state.layer
+        if isinstance(layer, TrueColour):
+            t = layer.nearest(self.times[t], t)
+        tile: Tile = layer.tile(t, z, x, y)
+        return tile
+
+    def place(self, t: int, lon: float, lat: float) -> dict[str, Any]:
+        """Return cell, coordinates and validity at a place."""
+        row, col, x, y = self.grid.at(lon, lat)
+        valid = bool(np.isfinite(self.source.vector(t, row, col)).all())
+        return {"row": row, "column": col, "x": x, "y": y, "crs": self.crs, "valid": valid}
+
+    def find_similar(self, t: int, places: Sequence[tuple[float, float]]) -> dict[str, Any]:
+        """Compare every patch with those at `places` at date `t`, and show the scores as a layer.
+
+        Raises
+        ------
+        BadRequest
+            For places outside or without a valid embedding.
+        """
+        examples, vectors = [], []
+        for lon, lat in places:
+            row, col, x, y = self._cell_at(lon, lat)
+            vector = self.source.vector(t, row, col)
+            if not np.isfinite(vector).all():
+                raise BadRequest(
+                    f"there is no valid embedding at {lat:.5f}, {lon:.5f} on this date (a cloud, or nodata): choose "
+                    "another place or date"
+                )
+            examples.append({"lon": lon, "lat": lat, "x": x, "y": y, "time": t})
+            vectors.append(vector)
+        layer = ScoreLayer(self.vectors, np.stack(vectors))
+        facts = _score_facts(layer.scores(self.source.sample(t)))
+        facts["examples"] = [[e["lon"], e["lat"]] for e in examples]
+        date = f" of {self.times[t][:10]}" if len(self.times) > 1 else ""
+        note = f"cosine similarity to {len(examples)} example{'s' * (len(examples) > 1)}{date}"
+        with self.lock:
+            self.examples = examples
+            self._replace_layer("similar", "Similarity", layer, note, facts)
+        return self.layer_facts("similar")
+
+    def _replace_layer(self, id: str, title: str, layer: Any, note: str, facts: dict[str, Any]) -> None:
+        """Show a layer instead of the one with the same id. The caller holds the lock."""
+        old = self.layers.get(id)
+        self.layers[id] = LayerState(title, layer, 1 + (old.version if old else 0), note, facts)
+
+    def _cell_at(self, lon: float, lat: float) -> tuple[int, int, float, float]:
+        try:
+            return self.grid.at(lon, lat)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+
+    @property
+    def similarity(self) -> xr.DataArray | None:
+        """Similarity to the examples of the page (time, y, x), lazy; None before there are any."""
+        state = self.layers.get("similar")
+        if state is None:
+            return None
+        return similar(self.emb, xr.DataArray(state.layer.examples, dims=("case", "embedding")))
+
+    @property
+    def head(self) -> Head | None:
+        """Head that was fitted on the labels of the page; None before."""
+        state = self.layers.get("classes")
+        return None if state is None else state.layer.head
+
+    @property
+    def classes(self) -> xr.DataArray | None:
+        """Classes of that head (time, y, x), lazy."""
+        return None if self.head is None else self.head.predict(self.emb)
+
+    def fit(self, kind: str, t: int | None) -> BackgroundJob:
+        """Fit a head on the labels in the background, and show its classes; `t` is None for all dates."""
+        labels = self.labels
+        if len(set(labels.codes)) < 2:
+            raise BadRequest("labels must be of at least two classes for a classified map: add labels of another class")
+        try:
+            table = labels.to_geopandas()
+        except ImportError:
+            raise MissingExtraError.wanted("geopandas", "view", "fitting on labels") from None
+
+        def work() -> Head:
+            emb = self._window_around(table)
+            emb = emb if t is None or "time" not in emb.dims else emb.isel(time=t)
+            colors = {k: labels.colors[k] for k in sorted(set(labels.codes))}
+            return fit_head(kind, emb, table, column="class", names=dict(labels.names), colors=colors)  # type: ignore[arg-type]
+
+        def finish(head: Head) -> dict[str, Any]:
+            layer = ClassLayer(self.vectors, head, tuple(labels.names[k] for k in head.classes.codes))
+            facts = {"classes": layer.legend(), "report": _plain(head.report)}
+            note = f"{kind} head, fitted on {'all dates' if t is None else self.times[t][:10] or 'these embeddings'}"
+            with self.lock:
+                self._replace_layer("classes", "My classes", layer, note, facts)
+            return self.layer_facts("classes")
+
+        return self.jobs.start(f"Fitting the {kind} head", work, finish)
+
+    def _window_around(self, table: Any) -> xr.DataArray:
+        """Return the window of the embeddings around labels, so that not all of a large store is rasterized."""
+        box = self.grid.box
+        west, south, east, north = table.to_crs(box.crs.proj).total_bounds
+        corners = ~box.transform * (west, south), ~box.transform * (east, north)
+        (y, x), (rows, cols) = spatial_dims(self.emb), box.shape
+        spans = []
+        for k, n in ((1, rows), (0, cols)):
+            low, high = sorted(c[k] for c in corners)
+            spans.append(slice(int(np.clip(np.floor(low) - 1, 0, n - 1)), int(np.clip(np.ceil(high) + 1, 1, n))))
+        return self.emb.isel({y: spans[0], x: spans[1]})
+
+    def load_overview(self, id: str, t: int, bounds: Sequence[tuple[float, float]]) -> BackgroundJob:
+        """Read all vectors in the view (south-west and north-east corner) in the background."""
+        layer = self.layers[id].layer
+        source, grid = (layer.source, layer.grid) if isinstance(layer, TrueColour) else (self.source, self.grid)
+        if isinstance(layer, TrueColour):
+            t = layer.nearest(self.times[t], t)
+        lon, lat = np.meshgrid(*(np.linspace(bounds[0][k], bounds[1][k], 33) for k in (0, 1)))
+        r, c = grid.cells_at(lon.ravel(), lat.ravel())
+        spans = []
+        for v, n in ((r, source.shape[2]), (c, source.shape[3])):
+            v = v[np.isfinite(v)]
+            if not len(v) or v.max() < 0 or v.min() >= n:
+                raise BadRequest("the view must overlap the embeddings")
+            spans.append(slice(int(np.clip(v.min() - 1, 0, n - 1)), int(np.clip(np.ceil(v.max()) + 1, 1, n))))
+
+        return self.jobs.start("Reading the overview", lambda: source.load_overview(t, spans[0], spans[1]))
+
+    def export(self, id: str, t: int, form: str, threshold: float) -> BackgroundJob:
+        """Write a layer to a file in the background; the result of the job names the file."""
+        state = self.layers[id]
+        if isinstance(state.layer, TrueColour) or (form == "geojson" and isinstance(state.layer, PCALayer)):
+            raise BadRequest(f"{state.title} is not exported as {form.upper()}: export a layer made of the embeddings")
+        date = self.times[t]
+        stem = "_".join(re.sub(r"[^A-Za-z0-9-]+", "-", p).strip("-") for p in (self.title, state.title, date[:10]) if p)
+        ending = "tif" if form == "cog" else "geojson"
+        name = f"{stem.lower()[:100]}.{ending}"
+        # A folder per export, so that files of one name do not collide and none is replaced while it is sent.
+        path = Path(self._folder.name) / uuid4().hex / name
+        if form == "cog":
+            self._check_space(state.layer)
+        tags = {"date": date, "model": str(self.emb.attrs.get("deo_cube:model", "")), "what": state.note or state.title}
+        if form == "cog":
+            steps: Iterator[float] = write_cog(state.layer, t, path, tags={k: v for k, v in tags.items() if v})
+        else:
+            steps = write_geojson(state.layer, t, path, threshold=threshold, date=date)
+        result = {"name": name, "file": f"{path.parent.name}/{name}"}
+
+        def work() -> Iterator[float]:
+            path.parent.mkdir()
+            try:
+                yield from steps
+            except BaseException:
+                shutil.rmtree(path.parent, ignore_errors=True)  # an incomplete file of a stopped or failed job
+                raise
+            self._delete_oldest(path.parent)
+
+        return self.jobs.start(f"Exporting {state.title}", work, lambda _: result)
+
+    def _check_space(self, layer: Any) -> None:
+        """Refuse an export that is too large for the page, or for the disk that holds it until it is downloaded."""
+        cells = self.source.shape[2] * self.source.shape[3] * int(getattr(layer, "upsample", 1)) ** 2
+        itemsize = 4 if isinstance(layer, ScoreLayer) else 1
+        # The file written by windows, then the COG with its overviews.
+        needed = int(cells * itemsize * len(layer.bands) * 2.4)
+        if needed > EXPORT_BYTES:
+            raise BadRequest(
+                f"exports may take {EXPORT_BYTES / 2**30:.0f} GiB, this one up to {needed / 2**30:.1f} GiB: write it "
+                "from Python, deo_cube.to_cog, or export a part, emb.isel(...)",
+                413,
+            )
+        free = shutil.disk_usage(self._folder.name).free
+        if needed > free // 2:
+            raise BadRequest(
+                f"the export takes up to {needed / 2**20:.0f} MiB, and {self._folder.name} has {free / 2**20:.0f} MiB "
+                "free: make room, or set TMPDIR to another disk",
+                507,
+            )
+
+    def _delete_file(self, job: BackgroundJob) -> None:
+        name = job.result.get("file") if isinstance(job.result, dict) else None
+        if name is not None:
+            shutil.rmtree((Path(self._folder.name) / str(name)).parent, ignore_errors=True)
+
+    def _delete_oldest(self, newest: Path) -> None:
+        """Delete exported files, the oldest first, until they take no more than `EXPORT_BYTES`."""
+        folders = sorted(Path(self._folder.name).iterdir(), key=lambda p: p.stat().st_mtime)
+        sizes = {p: sum(f.stat().st_size for f in p.iterdir()) for p in folders}
+        for folder in folders:
+            if sum(sizes.values()) <= EXPORT_BYTES:
+                break
+            if folder != newest:
+                shutil.rmtree(folder, ignore_errors=True)
+                del sizes[folder]
+
+    def file(self, job: BackgroundJob) -> Path | None:
+        """Return the file that an export wrote; None where there is none."""
+        name = job.result.get("file") if isinstance(job.result, dict) else None
+        path = None if name is None else Path(self._folder.name) / str(name)
+        return path if path is not None and path.is_file() else None
+
+    def close(self) -> None:
+        """Stop jobs and delete exported files."""
+        self.jobs.stop()
+        shutil.rmtree(self._folder.name, ignore_errors=True)  # a job that does not stop may still write there
+        self._folder.cleanup()
+
+
+def _times(emb: xr.DataArray) -> list[str]:
+    if "time" not in emb.dims:
+        one = emb.coords.get("time")
+        return ["" if one is None or one.ndim else str(one.values)[:19]]
+    if "time" not in emb.coords:
+        return [""] * emb.sizes["time"]
+    values = emb["time"].values
+    return [str(np.datetime64(v, "s")) if values.dtype.kind == "M" else str(v) for v in values]
+
+
+def _plain(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the report of a head as JSON takes it."""
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in report.items()}
+
+
+def _score_facts(scores: Array) -> dict[str, Any]:
+    """Return histogram, first threshold and range of colours of a sample of scores."""
+    if not len(scores):
+        return {"range": [0.0, 1.0], "histogram": [], "threshold": 0.5, "top": 1.0}
+    counts, edges = np.histogram(scores, bins=48, range=(float(scores.min()), 1.0))
+    return {
+        "range": [float(edges[0]), 1.0],
+        "histogram": [int(c) for c in counts],
+        "threshold": float(np.percentile(scores, 90)),
+        # Only the example itself scores 1, so colours end where the best of the other patches are.
+        "top": float(np.percentile(scores, 99.8)),
+    }
