@@ -130,6 +130,13 @@ OPTIONS: Mapping[str, Mapping[str, _Allowed]] = {
         "month": _Allowed("integer", 0, 11),
         "mlp_ratio": _RATIO,
     },
+    "spectral": {
+        "dim": _WIDTH,
+        "local": _WIDTH,
+        "depth": _Allowed("integer", 1, 13),
+        "contrast": _Allowed("name", many=True),
+        "seed": _SEED,
+    },
     "timm": {"model": _NAME, "pretrained": _SWITCH, "options": _NAME, "seed": _SEED},
 }
 
@@ -244,7 +251,7 @@ def _parameters(family: str, a: Mapping[str, Any], channels: Sequence[int]) -> f
     if family == "dynamicworld":
         return 0.22e6
     dim = a.get("dim", 768)
-    if family == "conv":
+    if family in ("conv", "spectral"):
         return float(inputs * a.get("local", 128) * 9 + len(channels) * dim * (2 * a.get("local", 128) + 2048))
     block = 4 + 2 * a.get("mlp_ratio", 4.0)
     if family == "galileo":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ __all__ = ["Augmentation", "View", "generator", "hidden_squares"]
 
 WAVELENGTHS = torch.tensor([665.0, 560.0, 490.0, 705.0, 740.0, 783.0, 842.0, 865.0, 1610.0, 2190.0])
 """Centres of the ten bands in model order, nm: haze falls with the fourth power (Rayleigh)."""
+
+PATH = torch.tensor([250.0, 450.0, 750.0, 200.0, 160.0, 130.0, 100.0, 90.0, 20.0, 10.0])
+"""DN that clear air adds to each band between the surface and the satellite, in model order."""
+TRANSMITTANCE = torch.tensor([0.89, 0.84, 0.82, 0.89, 0.92, 0.93, 0.92, 0.95, 0.95, 0.93])
+"""Share of the surface's reflectance that passes clear air both ways."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class View:
     jittered: Tensor
     """The same with the noise that `rgb` has."""
     dn: Tensor | None = None
-    """(N, 10, S, S): the crop in DN, without noise."""
+    """(N, 10, S, S): the crop in DN without noise, at the product level that the second frozen teacher wants."""
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -73,15 +79,17 @@ class Augmentation:
         Crops and noise.
     student : Student
         Statistics that the student's stems are fed with.
+    level : {"own", "L1C", "L2A"}
+        Product level of `View.dn`: that of each sample, or one for all.
     """
 
-    def __init__(self, config: Augment, student: Student) -> None:
+    def __init__(self, config: Augment, student: Student, level: Literal["own", "L1C", "L2A"] = "own") -> None:
         try:
             import kornia.enhance
             import kornia.filters  # noqa: F401
         except ImportError as error:
             raise MissingExtraError.wanted("kornia", "train", "training") from error
-        self.config = config
+        self.config, self.level = config, level
         self.ms_mean, self.ms_std = _column(student.ms_mean), _column(student.ms_std)
         self.rgb_mean, self.rgb_std = _column(student.rgb_mean), _column(student.rgb_std)
         haze = (WAVELENGTHS / 490.0) ** -4
@@ -97,6 +105,7 @@ class Augmentation:
         world_size: int = 1,
         fine: Tensor | None = None,
         paired: Tensor | None = None,
+        level: Tensor | None = None,
     ) -> list[View]:
         """Views of a batch: two global ones, then the local ones.
 
@@ -114,6 +123,8 @@ class Augmentation:
             High-resolution RGB of the same ground as `ms`, DN: the optical side sees it in the place of the cube's own.
         paired : Tensor (N,) of bool, optional
             Samples that have it.
+        level : Tensor (N,), optional
+            Product level of each sample of `ms`: 0 for L2A, 1 for L1C; L2A where it is not given.
         """
         c = self.config
         sizes = [0 if t is None else t.shape[0] for t in (ms, rgb)]
@@ -132,7 +143,7 @@ class Augmentation:
                     own = torch.where(paired.view(-1, 1, 1, 1), _sample(fine, theta, size), own)
             if rgb is not None:
                 rgb_crop = _sample(rgb, self._place(rgb, draws[1], scale), size)
-            views.append(self._view(i, ms_crop, own, rgb_crop, draws))
+            views.append(self._view(i, ms_crop, own, rgb_crop, draws, level))
         return views
 
     def _place(self, x: Tensor, draw: _Draw, scale: tuple[float, float]) -> Tensor:
@@ -155,7 +166,15 @@ class Augmentation:
         turned = torch.stack([zero, sx, tx, sy, zero, ty], 1)
         return torch.where(transpose[:, None], turned, straight).view(n, 2, 3).to(x)
 
-    def _view(self, i: int, ms: Tensor | None, own: Tensor | None, rgb: Tensor | None, draws: list[_Draw]) -> View:
+    def _view(
+        self,
+        i: int,
+        ms: Tensor | None,
+        own: Tensor | None,
+        rgb: Tensor | None,
+        draws: list[_Draw],
+        level: Tensor | None,
+    ) -> View:
         """One view: `own` (N, 3, S, S) is the RGB of `ms`, or of the finer image of the same ground."""
         c = self.config
         clean = torch.cat([t for t in (own, rgb) if t is not None])
@@ -167,11 +186,19 @@ class Augmentation:
         jittered = self._jitter(display, i, draws)
         view_ms = dn = None
         if ms is not None:
-            n, dn = ms.shape[0], ms
+            n = ms.shape[0]
+            if level is None:
+                level = ms.new_zeros(n)
+            dn = ms if self.level == "own" else at_level(ms, level, torch.full_like(level, float(self.level == "L1C")))
             if c.ms_sees == "jittered":
                 ms = torch.cat([jittered[:n] * c.display, ms[:, 3:]], dim=1)
             elif c.rgb_scale == "crop_max":
                 ms = torch.cat([display[:n] * c.display, ms[:, 3:]], dim=1)
+            if c.level > 0:
+                chosen = draws[0].uniform(0, 1).to(ms) < c.level
+                anywhere, thick = draws[0].uniform(-0.1, 1.2).to(ms), draws[0].uniform(0.7, 1.5).to(ms)
+                changed = at_level(ms, level, anywhere, thick)
+                ms = torch.where(chosen.view(-1, 1, 1, 1), changed, ms)
             view_ms = (self._light(ms, draws[0]) - self.ms_mean.to(ms)) / self.ms_std.to(ms)
         rgb_seen = (jittered * c.display - self.rgb_mean.to(clean)) / self.rgb_std.to(clean)
         return View(view_ms, rgb_seen, display, jittered, dn)
@@ -223,6 +250,27 @@ class Augmentation:
         if i == 1 and c.solarize_p > 0:
             x = mix(where, torch.where(x >= 0.5, 1 - x, x), x)
         return x
+
+
+def at_level(dn: Tensor, level: Tensor, other: Tensor, haze: Tensor | None = None) -> Tensor:
+    """Simulate another product level of `dn` (N, 10, H, W), in DN.
+
+    A linear atmosphere: the surface's reflectance times `TRANSMITTANCE`, plus `PATH`. It knows neither slopes nor the
+    neighbourhood of a pixel, and is good to a few per cent of reflectance.
+
+    Parameters
+    ----------
+    level, other : Tensor (N,)
+        Level that each sample has, and the one that it is given: 0 is the surface (L2A), 1 the top of the atmosphere
+        (L1C), values between and beyond are wrongly or partly corrected.
+    haze : Tensor (N,), optional
+        Factor of the path radiance that is added.
+    """
+    path, loss = PATH.to(dn).view(1, -1, 1, 1), 1 - TRANSMITTANCE.to(dn).view(1, -1, 1, 1)
+    level, other = level.to(dn).view(-1, 1, 1, 1), other.to(dn).view(-1, 1, 1, 1)
+    surface = (dn - level * path) / (1 - level * loss)
+    added = other * path if haze is None else other * path * haze.view(-1, 1, 1, 1)
+    return (surface * (1 - other * loss) + added).clamp_min(1.0)
 
 
 def _sample(x: Tensor, theta: Tensor, size: int) -> Tensor:

@@ -42,8 +42,8 @@ RGB_BANDS = MS_BANDS[:3]
 class Student:
     """The network that is trained, and how its input is normalised."""
 
-    family: Literal["swin", "vit", "conv"] = "swin"
-    """Trunk: the paper's Swin or ViT, or the small convolutional one of `tiny`."""
+    family: Literal["swin", "vit", "conv", "spectral"] = "swin"
+    """Trunk: the paper's Swin or ViT, a small convolutional one, or the same with a second trunk for all bands."""
     dim: int = 128
     """Swin: channels of stage 1 (128 is Swin-B, 96 Swin-T). ViT: width. conv: channels of the fused map."""
     depths: tuple[int, ...] = (2, 2, 18, 2)
@@ -64,6 +64,11 @@ class Student:
     init: str = ""
     """Weights to start from: safetensors of MobileNet v1 (conv) or of the same network. Student and EMA teacher start
     alike (the published --init_student left the teacher behind)."""
+    spectral: str = ""
+    """spectral: weights of Dynamic World, from which the multispectral trunk starts. Empty: random."""
+    haze_blind: bool = False
+    """conv, spectral: the wide local filters of all bands do not respond to a constant haze, the largest difference
+    between the product levels. It costs one of their 90 dimensions."""
     freeze: tuple[str, ...] = ()
     """Parameters of the network whose name begins with one of these stay as they started."""
     rgb_mean: tuple[float, ...] = _MEANS[:3]
@@ -117,6 +122,13 @@ class Specialist:
     standardize: bool = True
     """Its features are standardised channel by channel, by their statistics on training windows: models differ in
     scale and offset, and a common offset makes all cosines 1."""
+    level: Literal["own", "L1C", "L2A"] = "own"
+    """Product level that it sees: that of each sample, or the one that it was trained on. See `Augment.level`."""
+    cls: float = 1.0
+    """Weight of its vector, within its terms. 0: its patches alone teach."""
+    head: Literal["mlp", "linear"] = "mlp"
+    """What is between the student's maps and its own: three layers, or one linear layer. A student that starts from the
+    specialist's weights wants the linear one, which starts as no change but the standardisation."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +219,9 @@ class Augment:
     """The same for each band on its own."""
     haze: float = 0.0
     """Largest DN added to a view, falling from blue to infrared as scattering does. 0 as published."""
+    level: float = 0.0
+    """Share of the multispectral views whose product level is changed: from the source's (``level=L1C`` in --data,
+    default L2A) to one drawn between a little below the surface's reflectance and a hazy top of the atmosphere."""
 
 
 @dataclass(frozen=True)
@@ -321,7 +336,7 @@ class TrainConfig:
     resume: bool = False
     """Continue the run in --out from its newest checkpoint."""
     teacher: str = "none"
-    """none, mobilenet, dinov2, dinov3 or timm:<name>."""
+    """none, mobilenet, dinov2, dinov3 or timm:<name> (a ViT or a convolutional network)."""
     dry_run: bool = False
     """Print the plan and stop."""
     device: str = "auto"
@@ -360,6 +375,11 @@ class TrainConfig:
         )
         j = self.objective
         _check(
+            self.student.family != "spectral" or j.multispectral_optical == 0,
+            "--student.family spectral has another trunk for all bands, without maps for the optical teacher: expected "
+            "--objective.multispectral-optical 0",
+        )
+        _check(
             j.second_stem
             or self.teacher == "none"
             or (j.multispectral_optical > 0 and o.batch > 0 and o.rgb_batch == 0),
@@ -378,7 +398,10 @@ class TrainConfig:
 
     def _check_masks(self) -> None:
         s, a, j = self.student, self.augment, self.objective
-        _check(s.family != "conv", "--objective.pretext masked hides tokens: it wants --student.family swin or vit")
+        _check(
+            s.family not in ("conv", "spectral"),
+            "--objective.pretext masked hides tokens: it wants --student.family swin or vit",
+        )
         stride = s.patch << (len(s.depths) - 1) if s.family == "swin" else s.patch
         sizes_fit = a.global_size % j.mask_size == 0 and j.mask_size % stride == 0
         _check(

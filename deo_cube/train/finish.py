@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.encoder.networks.conv import DeoConv
+from deo_cube.encoder.networks.spectral import DeoSpectral
 from deo_cube.errors import ArgumentError
 from deo_cube.train.config import Neck, TrainConfig
 from deo_cube.train.samples import Mixture
@@ -66,10 +67,13 @@ def _middles(mixture: Mixture, kind: Literal["ms", "rgb"], count: int, size: int
 
 
 @torch.no_grad()
-def fit_local(network: DeoConv, windows: Mapping[str, Tensor], seed: int, typical: float = 0.0) -> None:
+def fit_local(
+    network: DeoConv, windows: Mapping[str, Tensor], seed: int, typical: float = 0.0, haze: Tensor | None = None
+) -> None:
     """Start the wide local branches as whitened patches of the data (MOSAIKS): what any training must improve on.
 
-    `typical` above 0 has half of them prefer what is like much else: see `RandomConvolutions`.
+    `typical` above 0 has half of them prefer what is like much else: see `RandomConvolutions`. Filters of the stem `ms`
+    are made orthogonal to a constant `haze` (10,), in the units of its input: added to an image it changes nothing.
     """
     from deo_cube.encoder.random_convolutions import RandomConvolutions
 
@@ -80,6 +84,12 @@ def fit_local(network: DeoConv, windows: Mapping[str, Tensor], seed: int, typica
         found = RandomConvolutions(features=conv.out_channels, seed=seed, typical=typical).fitted(images, bands)
         kernel, bias, mean, std = (torch.from_numpy(v) for v in (found.kernel, found.bias, found.mean, found.std))
         kernel = kernel / std.view(1, -1, 1, 1)
+        if stem == "ms" and haze is not None:
+            # What is removed is constant over the filter's nine pixels. The response to the mean image must stay,
+            # so the bias is computed with the remaining kernel.
+            across = haze.view(1, -1, 1, 1).expand_as(kernel[:1]) / std.view(1, -1, 1, 1) ** 2
+            response = (kernel * haze.view(1, -1, 1, 1)).sum(dim=(1, 2, 3), keepdim=True)
+            kernel = kernel - response * across / (across * haze.view(1, -1, 1, 1)).sum()
         conv.weight.copy_(kernel)
         conv.bias.copy_(bias - (kernel * mean.view(1, -1, 1, 1)).sum(dim=(1, 2, 3)))
 
@@ -115,9 +125,12 @@ def fit_necks(network: nn.Module, windows: Mapping[str, Tensor], config: TrainCo
 
 def _parts(network: DeoConv, x: Tensor, stem: str, neck: Neck) -> Tensor:
     """Features (n, D) before the neck: of chips, or of every fifth token."""
-    maps = network.trunk(x, stem)
-    maps["local"] = network.local_map(x, stem)
-    stacked = network.stack(maps, stem)
+    if isinstance(network, DeoSpectral):
+        stacked = network.stack_of(x, stem)
+    else:
+        maps = network.trunk(x, stem)
+        maps["local"] = network.local_map(x, stem)
+        stacked = network.stack(maps, stem)
     if neck.of == "chips":
         return stacked.mean(dim=(2, 3))
     return stacked.permute(0, 2, 3, 1).flatten(0, 2)[::5]

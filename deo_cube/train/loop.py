@@ -20,6 +20,7 @@ from deo_cube.encoder.networks.conv import DeoConv
 from deo_cube.errors import ArgumentError, DeviceError, StoreMismatchError
 from deo_cube.paths import local_path
 from deo_cube.train import checkpoints
+from deo_cube.train.augment import PATH as HAZE
 from deo_cube.train.augment import Augmentation, View, generator, hidden_squares
 from deo_cube.train.config import TrainConfig
 from deo_cube.train.finish import describe_run, fit_local, fit_necks, typical_pixels, untrained_stems, windows_for
@@ -29,10 +30,12 @@ from deo_cube.train.samples import Batch, ImageSource, Mixture, Source, batches,
 from deo_cube.train.schedules import cosine
 from deo_cube.train.specialist import load_specialist
 from deo_cube.train.student import (
+    LinearHead,
     Student,
     Terms,
     ema_update,
     initialise,
+    initialise_spectral,
     objective,
     specialist_targets,
     teacher_targets,
@@ -151,8 +154,11 @@ def build(
     student = Student(config, optical.dims if optical else None, specialist.dims if specialist else None)
     if config.student.init:
         initialise(student, config.student.init, config)
+    initialise_spectral(student, config)
+    start_heads(student, specialist)
     if mixture is not None and isinstance(student.network, DeoConv):
-        fit_local(student.network, windows_for(mixture, config), config.seed, config.student.typical)
+        s = config.student
+        fit_local(student.network, windows_for(mixture, config), config.seed, s.typical, haze=_haze(config))
     if mixture is not None and optical is not None and config.optical.standardize:
         optical = Standardised(optical, _typical(mixture, config, optical))
     _freeze_unused(student, config)
@@ -166,6 +172,21 @@ def build(
     if isinstance(optical, nn.Module):
         optical.to(device)
     return student, ema, optical
+
+
+def start_heads(student: Student, specialist: FrozenTeacher | None) -> None:
+    """Let the linear heads of the specialist start as its standardisation."""
+    if student.specialist is None or not isinstance(specialist, Standardised):
+        return
+    for name, part in (("vector", "cls"), ("mid", "mid"), ("late", "late")):
+        head = student.specialist[name]
+        if isinstance(head, LinearHead):
+            head.start(specialist.get_buffer(f"mean_{part}").cpu(), specialist.get_buffer(f"std_{part}").cpu())
+
+
+def _haze(config: TrainConfig) -> Tensor | None:
+    """Haze as the multispectral stem sees it, band by band; None where local filters may respond to it."""
+    return HAZE / torch.tensor(config.student.ms_std) if config.student.haze_blind else None
 
 
 def _typical(mixture: Mixture, config: TrainConfig, optical: FrozenTeacher) -> Tensor:
@@ -320,7 +341,7 @@ class _Step:
         self.config, self.process = config, process
         self.student, self.ema, self.optimizer = student, ema, optimizer
         self.optical, self.specialist = frozen
-        self.augment = Augmentation(config.augment, config.student)
+        self.augment = Augmentation(config.augment, config.student, config.specialist.level)
         self.model: Any = student
         if process.world_size > 1:
             from torch.nn.parallel import DistributedDataParallel
@@ -386,16 +407,21 @@ class _Step:
             None if t is None else t.to(p.device, non_blocking=True)
             for t in (batch.ms, batch.rgb, batch.fine, batch.paired)
         )
+        level = None if batch.level is None else batch.level.to(p.device)
         random = generator(config.seed, CROPS, number)
         with torch.no_grad():
-            views = self.augment(ms, rgb, random, rank=p.rank, world_size=p.world_size, fine=fine, paired=paired)
+            views = self.augment(
+                ms, rgb, random, rank=p.rank, world_size=p.world_size, fine=fine, paired=paired, level=level
+            )
         with torch.autocast(p.device.type, dtype=p.precision, enabled=p.precision != torch.float32):
             targets = None if self.optical is None else teacher_targets(self.optical, views, config)
             second = None if self.specialist is None else specialist_targets(self.specialist, views)
             with torch.no_grad():
                 teacher_ms = None if self.ema is None else self.ema.project_ms(views)
             out = self.model(views, self._hidden(views, number))
-        return objective(out, teacher_ms, targets, len(views), config.objective, second), out.pooled
+        return objective(
+            out, teacher_ms, targets, len(views), config.objective, second, config.specialist.cls
+        ), out.pooled
 
     def _hidden(self, views: Sequence[View], number: int) -> Tensor | None:
         """What masked image modelling may not see of the two global views."""
@@ -429,13 +455,13 @@ def _probe(student: Student, sources: Sequence[Source], config: TrainConfig) -> 
     labelled = [s for s in sources if isinstance(s, ImageSource) and len({Path(f).parent for f in s.files}) > 1]
     if not labelled or student.cls_head is None or not student.second_stem:
         return {}
-    return {"knn": knn_score(student.network, student.taps.vector, labelled[0], config)}
+    return {"knn": knn_score(student.network, student.taps["rgb"].vector, labelled[0], config)}
 
 
 def _publishable(
     student: Student, mixture: Mixture, config: TrainConfig, step: int, seconds: float, history: dict[str, float]
 ) -> Any:
-    if config.student.family == "conv":
+    if config.student.family in ("conv", "spectral"):
         fit_necks(student.network, windows_for(mixture, config), config)
     return describe_run(config, step, seconds, history)
 

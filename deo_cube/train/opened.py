@@ -33,6 +33,8 @@ class Looked(NamedTuple):
     """(S, S) bool: valid pixels."""
     fine: Array | None
     """(3, k S, k S) float32 DN: the same ground in high-resolution RGB."""
+    level: float = 0.0
+    """Product level: 0 for L2A, 1 for L1C."""
 
 
 def _check_values(arrays: list[Any], scl: Any, radiometry: Radiometry) -> None:

@@ -7,6 +7,7 @@ from ``default_rng([seed, i])``. A source is opened once in each worker and kept
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.constants import TCI_SCALE
-from deo_cube.errors import ArgumentError, InputNotFoundError
+from deo_cube.errors import ArgumentError, InputNotFoundError, MissingBandsError
 from deo_cube.paths import expand
 from deo_cube.train.config import MS_BANDS, Loader
 from deo_cube.train.opened import Looked, OpenCube
@@ -25,7 +26,17 @@ from deo_cube.train.opened import Looked, OpenCube
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Batch", "CubeSource", "ImageSource", "Mixture", "Source", "SourceSpec", "batches", "open_source"]
+__all__ = [
+    "ArraySource",
+    "Batch",
+    "CubeSource",
+    "ImageSource",
+    "Mixture",
+    "Source",
+    "SourceSpec",
+    "batches",
+    "open_source",
+]
 
 Array = NDArray[Any]
 
@@ -55,6 +66,10 @@ class SourceSpec:
     """... beginning with this one: two sources, or training and testing, can share a folder."""
     kind: str = ""
     """``cube`` or ``images``; told from the path where empty."""
+    level: str = "L2A"
+    """Product level of its multispectral values, L2A or L1C (see `Augment.level`)."""
+    names: str = ""
+    """A text file with a name per line: of the images in a folder or zip, take only those."""
     rgb: str = ""
     """A raster of finer RGB of the same ground as the cube: what the optical path then sees (see `train.pairs`)."""
     rgb_scale: float = 0.0
@@ -85,6 +100,10 @@ class SourceSpec:
                 )
             except ValueError as error:
                 raise ArgumentError(f"source {text!r}: {key} cannot be {value!r}") from error
+        if values.get("level", "L2A") not in ("L1C", "L2A"):
+            raise ArgumentError(f"source {text!r}: level={values['level']} must be L1C or L2A")
+        if values.get("names"):
+            values["names"] = expand(values["names"])
         if values.get("rgb"):
             values["rgb"] = expand(values["rgb"])
         return cls(expand(path), **values)
@@ -177,10 +196,10 @@ class CubeSource:
             if best is None or share > best[0]:
                 best = (share, found)
             if share >= valid and random.uniform() <= share:
-                return found
+                return found._replace(level=float(self.spec.level == "L1C"))
         assert best is not None
         if best[0] >= valid:
-            return best[1]
+            return best[1]._replace(level=float(self.spec.level == "L1C"))
         raise ArgumentError(
             f"source {self.name}: the best of 12 windows of {size} px is {best[0]:.0%} valid, wanted {valid:.0%}: "
             "give --loader.valid a lower share or --loader.window a smaller side"
@@ -189,6 +208,67 @@ class CubeSource:
     def __len__(self) -> int:
         self.check()
         return max(1, sum(self._areas) // 64**2)
+
+
+@dataclass
+class ArraySource:
+    """Random windows of an .npz of chips: `x` (N, C, H, W) DN with 0 for no data, and `bands` (C,).
+
+    Held in memory as it is in the file. Chips smaller than the window are mirrored at their edges.
+    """
+
+    name: str
+    x: Array = field(repr=False)
+    """(N, 10, H, W), bands in model order."""
+    kind: Literal["ms", "rgb"] = "ms"
+    weight: float = 1.0
+    level: float = 0.0
+    """Product level: 0 for L2A, 1 for L1C."""
+    fill: tuple[float, ...] = (0.0,) * len(MS_BANDS)
+    """Value of invalid pixels."""
+
+    def window(self, random: np.random.Generator, size: int, valid: float) -> tuple[Array, Array]:
+        """See `look`: its image and valid pixels."""
+        return self.look(random, size, valid)[:2]
+
+    def look(self, random: np.random.Generator, size: int, valid: float) -> Looked:
+        """A window of a random chip, the first of 12 with a valid share of `valid`, or the best of them."""
+        best: tuple[float, Array, Array] | None = None
+        _, _, rows, cols = self.x.shape
+        for _ in range(12):
+            chip = self.x[int(random.integers(len(self.x)))]
+            top, left = (int(random.integers(max(n - size, 0) + 1)) for n in (rows, cols))
+            image = chip[:, top : top + size, left : left + size]
+            ok = (image > 0).all(axis=0)
+            if best is None or ok.mean() > best[0]:
+                best = (float(ok.mean()), image, ok)
+            if best[0] >= valid:
+                break
+        assert best is not None
+        image, ok = best[1].astype("float32"), best[2]
+        image = np.where(ok, image, np.asarray(self.fill, "float32")[:, None, None])
+        pad = [((size - n) // 2, size - n - (size - n) // 2) for n in ok.shape]
+        return Looked(
+            np.pad(image, [(0, 0), *pad], mode="symmetric"), np.pad(ok, pad, mode="symmetric"), None, self.level
+        )
+
+    def __len__(self) -> int:
+        return max(1, int(self.x[:, 0].size) // 64**2)
+
+
+def _array_source(path: Path, spec: SourceSpec, fill: tuple[float, ...]) -> ArraySource:
+    with np.load(path, allow_pickle=False) as held:
+        if missing := {"x", "bands"} - set(held.files):
+            raise InputNotFoundError(f"{path} holds {sorted(held.files)}; expected also {sorted(missing)}")
+        bands = [str(b) for b in held["bands"]]
+        if missing := set(MS_BANDS) - set(bands):
+            raise MissingBandsError(f"{path} has the bands {bands}; the student reads also {sorted(missing)}")
+        x = held["x"]
+    if x.ndim != 4 or x.shape[1] != len(bands):
+        raise ArgumentError(f"{path}: expected x of (N, {len(bands)}, H, W), found {x.shape}")
+    order = [bands.index(b) for b in MS_BANDS]
+    chips = x if order == [*range(len(bands))] else np.ascontiguousarray(x[:, order])
+    return ArraySource(str(path), chips, weight=spec.weight, level=float(spec.level == "L1C"), fill=fill)
 
 
 @dataclass
@@ -207,6 +287,7 @@ class ImageSource:
     held_out: tuple[str, ...] = ()
     """Files that training never sees."""
     _zip: zipfile.ZipFile | None = field(default=None, repr=False)
+    _process: int = 0
     _held: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -219,8 +300,9 @@ class ImageSource:
         if self.path.is_dir():
             raw: Any = self.path / file
         else:
-            if self._zip is None:
-                self._zip = zipfile.ZipFile(self.path)
+            # A file opened before a worker was forked shares its position with the worker: each process opens its own.
+            if self._zip is None or self._process != os.getpid():
+                self._zip, self._process = zipfile.ZipFile(self.path), os.getpid()
             raw = io.BytesIO(self._zip.read(file))
         with Image.open(raw) as image:
             return np.asarray(image.convert("RGB"), dtype="float32").transpose(2, 0, 1) * np.float32(self.scale)
@@ -262,6 +344,10 @@ def open_source(text: str, fill: tuple[float, ...] = (0.0,) * len(MS_BANDS), *, 
         if not path.exists():
             raise InputNotFoundError(f"no images at {path}")
         return _image_source(path, spec)
+    if path.suffix == ".npz":
+        if not path.is_file():
+            raise InputNotFoundError(f"no file {path}")
+        return _array_source(path, spec, fill)
     files = _cube_files(spec.path)[spec.phase :: spec.every]
     if not files:
         raise InputNotFoundError(f"no cube at {spec.path}")
@@ -310,6 +396,11 @@ def _image_source(path: Path, spec: SourceSpec) -> ImageSource:
             names = [n for n in archive.namelist() if Path(n).suffix.lower() in IMAGES]
     if not names:
         raise InputNotFoundError(f"no images ({', '.join(IMAGES)}) in {path}")
+    if spec.names:
+        some = {Path(line.strip()).stem for line in Path(spec.names).read_text(encoding="utf-8").splitlines()}
+        names = [n for n in names if Path(n).stem in some]
+        if not names:
+            raise InputNotFoundError(f"no image of {path} is named in {spec.names}")
     names.sort(key=_class_and_number)
     held: list[str] = []
     if spec.hold_out:
@@ -346,6 +437,8 @@ class Batch:
     """(N, 3, k W, k W) DN: high-resolution RGB of the multispectral windows; None without such a source."""
     paired: torch.Tensor | None = None
     """(N,) bool: which of them have it; the others' `fine` is zero."""
+    level: torch.Tensor | None = None
+    """(N,): product level of the multispectral windows, 0 for L2A and 1 for L1C."""
 
 
 @dataclass(frozen=True)
@@ -376,7 +469,7 @@ class Mixture:
         own = [s for s in self.sources if s.kind == kind]
         weights = np.array([s.weight for s in own], dtype="float64")
         source = own[int(random.choice(len(own), p=weights / weights.sum()))]
-        if isinstance(source, CubeSource):
+        if isinstance(source, CubeSource | ArraySource):
             return source.look(random, self.loader.window, self.loader.valid)
         return Looked(*source.window(random, self.loader.window, self.loader.valid), None)
 
@@ -392,12 +485,13 @@ class Mixture:
             return torch.from_numpy(np.stack([x.image for x in looked])) if looked else None
 
         ms, rgb = (rows(kind, n) for kind, n in zip(("ms", "rgb"), sizes, strict=True))  # type: ignore[arg-type]
+        level = torch.tensor([x.level for x in ms]) if ms else None
         if not (ms and any(isinstance(s, CubeSource) and s.paired for s in self.sources)):
-            return Batch(stacked(ms), stacked(rgb))
+            return Batch(stacked(ms), stacked(rgb), level=level)
         side = self.loader.window * self.loader.detail
         fine = np.stack([np.zeros((3, side, side), "float32") if x.fine is None else x.fine for x in ms])
         paired = torch.tensor([x.fine is not None for x in ms])
-        return Batch(stacked(ms), stacked(rgb), torch.from_numpy(fine), paired)
+        return Batch(stacked(ms), stacked(rgb), torch.from_numpy(fine), paired, level)
 
 
 def batches(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from deo_cube.encoder.card import Layer, ModelCard, Stem
 from deo_cube.encoder.encoder import Encoder
@@ -35,6 +36,8 @@ class EncoderTeacher(_Frozen):
         Layers to match.
     size : int
         Side of the global crops, pixels: tried once.
+    stride : int
+        Pixels a cell of the student's finest map: finer maps of the encoder are averaged to it.
 
     Raises
     ------
@@ -44,11 +47,12 @@ class EncoderTeacher(_Frozen):
         If it does not take crops of that size, or has no such layer.
     """
 
-    def __init__(self, encoder: Encoder, config: Specialist, size: int) -> None:
+    def __init__(self, encoder: Encoder, config: Specialist, size: int, stride: int = 1) -> None:
         super().__init__()
         card = encoder.card
         self.stem = _stem(card)
         self.layers = _layers(card, config)
+        self.stride = stride
         self.normalization = encoder.normalization if self.stem == encoder.stem else self.stem.normalization(None)
         self.units = card.units
         self.net: Any = encoder.network
@@ -71,7 +75,9 @@ class EncoderTeacher(_Frozen):
         x = normalize(to_units(images.float(), "dn", self.units), self.stem, self.normalization)
         mid, late = (la.name for la in self.layers)
         found = self.net.forward_features(x, self.stem.name, {mid, late, "pooled"})
-        return Targets(found["pooled"].float(), found[mid].float(), found[late].float())
+        maps = (found[la.name] if la.stride >= self.stride else F.avg_pool2d(found[la.name], self.stride // la.stride)
+                for la in self.layers)  # fmt: skip
+        return Targets(found["pooled"].float(), *(m.float() for m in maps))
 
 
 def _stem(card: ModelCard) -> Stem:
@@ -126,7 +132,9 @@ def load_specialist(
     from deo_cube.train.finish import windows_for
 
     encoder = load_encoder(s.model, weights=s.weights or None, device="cpu")
-    teacher: EncoderTeacher | Standardised = EncoderTeacher(encoder, s, config.augment.global_size)
+    teacher: EncoderTeacher | Standardised = EncoderTeacher(
+        encoder, s, config.augment.global_size, config.student.patch
+    )
     if s.standardize and mixture is not None and any(x.kind == "ms" for x in mixture.sources):
         windows = windows_for(mixture, config, count=96)["ms"]
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (config.student.ms_mean, config.student.ms_std))

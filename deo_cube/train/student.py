@@ -52,6 +52,25 @@ class ProjectionHead(nn.Module):
         return F.normalize(self.mlp(x).float(), dim=-1, p=2, eps=1e-12)
 
 
+class LinearHead(nn.Module):
+    """One linear layer, output of length one; it starts as the standardisation that `start` is given."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+
+    @torch.no_grad()
+    def start(self, mean: Tensor, std: Tensor) -> None:
+        """Start as ``(x - mean) / std``, where inputs and outputs are equally many."""
+        if self.linear.in_features == self.linear.out_features:
+            self.linear.weight.copy_(torch.diag(1 / std.flatten()))
+            self.linear.bias.copy_(-mean.flatten() / std.flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return F.normalize(self.linear(x.float()).float(), dim=-1, p=2, eps=1e-12)
+
+
 @dataclass(frozen=True)
 class Taps:
     """Where a trunk is listened to."""
@@ -62,7 +81,7 @@ class Taps:
     late: str
 
 
-def taps(student: cfg.Student, order: str = "intended") -> Taps:
+def taps(student: cfg.Student, order: str = "intended", stem: str = "rgb") -> Taps:
     """Layers that a family offers the losses, as published: stages 3 and 4 of a Swin, blocks 5 and 11 of a ViT-B."""
     if student.family == "swin":
         n = len(student.depths)
@@ -71,6 +90,8 @@ def taps(student: cfg.Student, order: str = "intended") -> Taps:
         depth = sum(student.depths)
         mid, late = f"block{depth // 2 - 1}", f"block{depth - 1}"
         return Taps("pooled", mid, late) if order == "intended" else Taps("pooled", late, mid)
+    if student.family == "spectral" and stem == "ms":
+        return Taps("parts", "mixed", "spectral")
     return Taps("parts", "pw5", f"pw{sum(student.depths)}")
 
 
@@ -97,7 +118,7 @@ def student_card(config: cfg.TrainConfig, name: str = "student.run", alias: str 
         if contrast := [stem for stem, neck in necks.items() if neck.contrast]:
             sizes["contrast"] = contrast
         layers = (Layer("local", s.local, 4), Layer("fused", s.dim, 4))
-    if s.drop_path and s.family != "conv":
+    if s.drop_path and s.family in ("swin", "vit"):
         sizes["drop_path"] = s.drop_path
     kind: NormalizationKind = "rgb_max" if config.augment.rgb_scale == "crop_max" else "fixed"
     scale = config.augment.display if kind == "rgb_max" else 1.0
@@ -172,8 +193,9 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         self.network = build_network(student_card(config))
-        self.taps = taps(config.student, config.optical.student_order)
-        width = _widths(self.network, config.student)
+        order = config.optical.student_order
+        self.taps = {stem: taps(config.student, order, stem) for stem in ("ms", "rgb")}
+        width, width_rgb = (_widths(self.network, config.student, stem) for stem in ("ms", "rgb"))
         o = config.objective
         self.ms_optical = dims is not None and o.multispectral_optical > 0 and config.optimizer.batch > 0
         self.second_stem = o.second_stem
@@ -183,15 +205,18 @@ class Student(nn.Module):
         self.head_pixels = None
         if o.multispectral and o.pretext == "masked":
             self.head_pixels = nn.Linear(width["late"], len(cfg.MS_BANDS) * width["stride"] ** 2)
-        self.cls_head = ProjectionHead(width["vector"], o.hidden, dims[0]) if dims else None
-        self.patch_head_mid = ProjectionHead(width["mid"], o.hidden, dims[1]) if dims else None
-        self.patch_head_late = ProjectionHead(width["late"], o.hidden, dims[2]) if dims else None
+        self.cls_head = ProjectionHead(width_rgb["vector"], o.hidden, dims[0]) if dims else None
+        self.patch_head_mid = ProjectionHead(width_rgb["mid"], o.hidden, dims[1]) if dims else None
+        self.patch_head_late = ProjectionHead(width_rgb["late"], o.hidden, dims[2]) if dims else None
         self.specialist = None
         if second is not None:
             parts = zip(("vector", "mid", "late"), second, strict=True)
-            self.specialist = nn.ModuleDict({k: ProjectionHead(width[k], o.hidden, n) for k, n in parts})
+            linear = config.specialist.head == "linear"
+            self.specialist = nn.ModuleDict(
+                {k: LinearHead(width[k], n) if linear else ProjectionHead(width[k], o.hidden, n) for k, n in parts}
+            )
         # Convolutions are a third faster on channels that lie side by side.
-        self.channels_last = config.student.family == "conv"
+        self.channels_last = config.student.family in ("conv", "spectral")
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             # The neck is fitted in closed form when training ends (`finish.fit_necks`): no loss looks at it.
@@ -236,22 +261,24 @@ class Student(nn.Module):
         assert self.head_pixels is not None
         images = self._stacked([v.ms for v in views[:2]])
         run: Any = self.network
-        maps = run.forward_features(images.masked_fill(hidden, 0.0), "ms", {"norm", self.taps.vector})
+        vector = self.taps["ms"].vector
+        maps = run.forward_features(images.masked_fill(hidden, 0.0), "ms", {"norm", vector})
         predicted = self.head_pixels(maps["norm"].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         predicted = F.pixel_shuffle(predicted, images.shape[2] // predicted.shape[2])
-        return masked_error(predicted, images, hidden), maps[self.taps.vector].detach()
+        return masked_error(predicted, images, hidden), maps[vector].detach()
 
     def _run(
         self, large: Sequence[Tensor | None], small: Sequence[Tensor | None], stem: str, patches: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Vectors of all views, and patch maps of the two global ones."""
         run: Any = self.network
-        wanted = {self.taps.vector} | ({self.taps.mid, self.taps.late} if patches else set())
-        maps = run.forward_features(self._stacked(large), stem, wanted)
-        vectors = [maps[self.taps.vector]]
+        own = self.taps[stem]
+        layers = {own.vector} | ({own.mid, own.late} if patches else set())
+        maps = run.forward_features(self._stacked(large), stem, layers)
+        vectors = [maps[own.vector]]
         if small:
-            vectors.append(run.forward_features(self._stacked(small), stem, {self.taps.vector})[self.taps.vector])
-        return torch.cat(vectors), maps.get(self.taps.mid), maps.get(self.taps.late)
+            vectors.append(run.forward_features(self._stacked(small), stem, {own.vector})[own.vector])
+        return torch.cat(vectors), maps.get(own.mid), maps.get(own.late)
 
     def _stacked(self, crops: Sequence[Tensor | None]) -> Tensor:
         x = torch.cat([t for t in crops if t is not None])
@@ -279,10 +306,11 @@ def _on_map(head: nn.Module | None, x: Tensor) -> Tensor:
     return projected.permute(0, 3, 1, 2)
 
 
-def _widths(network: nn.Module, student: cfg.Student) -> dict[str, int]:
+def _widths(network: nn.Module, student: cfg.Student, stem: str) -> dict[str, int]:
     layers: Mapping[str, tuple[int, int]] = network.layers  # type: ignore[assignment]
-    t = taps(student)
-    vector = sum(network.parts.values()) if t.vector == "parts" else layers["norm"][0]  # type: ignore[union-attr,operator]
+    t = taps(student, stem=stem)
+    parts: Any = getattr(network, "stem_parts", {}).get(stem) or getattr(network, "parts", {})
+    vector = sum(parts.values()) if t.vector == "parts" else layers["norm"][0]
     late, stride = layers[t.late]
     return {"vector": int(vector), "mid": layers[t.mid][0], "late": late, "stride": stride}
 
@@ -309,6 +337,9 @@ def initialise(student: Student, path: str, config: cfg.TrainConfig) -> None:
     network = student.network
     if isinstance(network, DeoConv) and "conv1.weight" in (tensors := load_file(path)):
         state = fold_batch_norm(tensors, "rgb", depth=network.depth)
+        if "ms" not in network.trunk.stems:
+            network.trunk.load_state_dict(state, strict=True)
+            return
         rgb = state["stems.rgb.weight"]
         ms = torch.zeros(rgb.shape[0], len(cfg.MS_BANDS), *rgb.shape[2:])
         for channel, band in enumerate(("B08", "B11", "B04")):
@@ -321,6 +352,35 @@ def initialise(student: Student, path: str, config: cfg.TrainConfig) -> None:
             raise WeightsMismatchError(f"{path} does not fill the trunk: {error}") from error
         return
     load_weights(network, path)
+
+
+def initialise_spectral(student: Student, config: cfg.TrainConfig) -> None:
+    """Set the input transform of a multispectral trunk, and start it from Dynamic World where the run says so.
+
+    Raises
+    ------
+    WeightsNotFoundError, WeightsMismatchError
+        If the file is not there, or is not Dynamic World's.
+    """
+    from safetensors.torch import load_file
+
+    from deo_cube.encoder.networks.dynamicworld import read_variables
+    from deo_cube.encoder.networks.spectral import DeoSpectral
+
+    s, network = config.student, student.network
+    if not isinstance(network, DeoSpectral):
+        return
+    network.spectral.set_input(cfg.MS_BANDS, s.ms_mean, s.ms_std)
+    if not s.spectral:
+        return
+    path = local_path(s.spectral)
+    if not path.is_file():
+        raise WeightsNotFoundError(f"--student.spectral: no weights at {path}")
+    try:
+        tensors = load_file(str(path)) if path.suffix == ".safetensors" else read_variables(path)
+        network.spectral.load_dynamic_world(tensors, cfg.MS_BANDS)
+    except (KeyError, RuntimeError) as error:
+        raise WeightsMismatchError(f"--student.spectral: {path} does not hold Dynamic World: {error}") from error
 
 
 @torch.no_grad()
@@ -383,6 +443,7 @@ def objective(
     views: int,
     config: cfg.Objective,
     specialist: Targets | None = None,
+    specialist_cls: float = 1.0,
 ) -> Terms:
     """Total loss: ``-compression - expansion - optical (cls + mid/2 + late/2)`` (main_dino.py:809-842).
 
@@ -402,6 +463,8 @@ def objective(
         Weights.
     specialist : Targets, optional
         Of the second frozen teacher, for the two global views of the multispectral samples.
+    specialist_cls : float
+        Weight of its vector, relative to that of the optical teacher.
     """
     parts: dict[str, Tensor] = {}
     losses: list[Tensor] = []
@@ -436,7 +499,7 @@ def objective(
     if specialist is not None and out.sp_cls is not None:
         found = _optical(out.sp_cls, out.sp_mid, out.sp_late, specialist, views, config)
         parts |= {f"sp_{k}": v for k, v in found.items()}
-        losses.append(-config.specialist * _weighted(found, config))
+        losses.append(-config.specialist * _weighted(found, config, specialist_cls))
     if not losses:
         raise ArgumentError("no arm of the objective is on: nothing to learn from")
     return Terms(torch.stack(losses).sum(), {k: v.detach() for k, v in parts.items()})
@@ -454,8 +517,8 @@ def _optical(
     }
 
 
-def _weighted(found: Mapping[str, Tensor], config: cfg.Objective) -> Tensor:
-    return config.cls * found["cls"] + config.mid * found["mid"] + config.late * found["late"]
+def _weighted(found: Mapping[str, Tensor], config: cfg.Objective, cls: float = 1.0) -> Tensor:
+    return cls * config.cls * found["cls"] + config.mid * found["mid"] + config.late * found["late"]
 
 
 def _first(x: Tensor, n: int) -> Tensor:

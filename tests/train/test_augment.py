@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from deo_cube.train.augment import Augmentation, View, generator
-from deo_cube.train.config import Augment, Student
+from deo_cube.train.augment import PATH, Augmentation, View, at_level, generator
+from deo_cube.train.config import PRESETS, Augment, Student
 
 QUIET = Augment(
     global_size=32, local_size=16, local_crops=1, jitter_p=0, gray_p=0, blur_p=(0, 0, 0), solarize_p=0,
@@ -109,3 +109,29 @@ def test_blur_smooths(kernel: int) -> None:
         views(dataclasses.replace(QUIET, blur_p=(p, p, p), blur_kernel=kernel), None, noise)[0].jittered for p in (0, 1)
     )
     assert soft.var() < 0.8 * sharp.var()
+
+
+def test_product_levels_are_simulated_there_and_back() -> None:
+
+    surface = torch.rand(3, 10, 8, 8) * 3000 + 500
+    zero, one = torch.zeros(3), torch.ones(3)
+    top = at_level(surface, zero, one)
+    assert torch.allclose(at_level(top, one, zero), surface, rtol=1e-4)
+    assert torch.allclose(at_level(surface, zero, zero), surface)
+    # Haze lies on the blue of dark pixels, and bright infrared loses light.
+    dark = at_level(torch.full((1, 10, 4, 4), 100.0), zero[:1], one[:1])
+    assert dark[0, 2].mean() > 100 + 0.8 * PATH[2]
+    assert at_level(torch.full((1, 10, 4, 4), 4000.0), zero[:1], one[:1])[0, 6].mean() < 4000
+
+
+def test_the_level_of_a_view_changes_and_its_teacher_sees_one_level() -> None:
+
+    config = dataclasses.replace(PRESETS["tiny"].augment, local_crops=0, gain=0.0, band_gain=0.0, haze=0.0, level=1.0)
+    ms = torch.rand(4, 10, 80, 80) * 2000 + 500
+    level = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    student = PRESETS["tiny"].student
+    views = Augmentation(config, student, "L1C")(ms, None, generator(0), level=level)
+    plain = Augmentation(dataclasses.replace(config, level=0.0), student, "own")(ms, None, generator(0), level=level)
+    assert not torch.allclose(views[0].ms, plain[0].ms)
+    assert torch.allclose(views[0].dn, at_level(plain[0].dn, level, torch.ones(4)), rtol=1e-4)
+    assert torch.allclose(views[0].dn[1], plain[0].dn[1], rtol=1e-4)

@@ -131,3 +131,16 @@ def test_stems_that_no_arm_feeds_are_named(cube_source: str) -> None:
     # A cube alone serves both stems' necks.
     windows = windows_for(Mixture((open_source(cube_source),), smoke.loader, 0), smoke, count=3)
     assert {k: tuple(v.shape) for k, v in windows.items()} == {"ms": (3, 10, 32, 32), "rgb": (3, 3, 32, 32)}
+
+
+def test_filters_that_are_blind_to_haze_do_not_respond_to_it() -> None:
+    haze = torch.linspace(1.0, 0.1, 10)
+    windows = {"ms": torch.rand(8, 10, 32, 32), "rgb": torch.rand(8, 3, 32, 32)}
+    network = DeoConv(stems={"ms": 10, "rgb": 3}, dim=16, local=12, depth=6).eval()
+    x = torch.rand(1, 10, 16, 16)
+    with torch.inference_mode():
+        for blind in (False, True):
+            fit_local(network, windows, seed=0, haze=haze if blind else None)
+            clear, hazy = (network.local_map(y, "ms")[:, :, 1:-1, 1:-1] for y in (x, x + 0.5 * haze.view(1, -1, 1, 1)))
+            assert torch.allclose(clear, hazy, atol=1e-4) == blind
+            assert clear.std() > 0.01

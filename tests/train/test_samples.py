@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from deo_cube.errors import AmbiguousUnitsError, MissingBandsError
+from deo_cube.errors import AmbiguousUnitsError, ArgumentError, MissingBandsError
 from deo_cube.train.config import MS_BANDS, Loader
-from deo_cube.train.samples import CubeSource, ImageSource, Mixture, SourceSpec, batches, open_source
+from deo_cube.train.samples import ArraySource, CubeSource, ImageSource, Mixture, SourceSpec, batches, open_source
 from tests.train.conftest import cube
 
 LOADER = Loader(window=32, valid=0.5, workers=0)
@@ -159,3 +161,49 @@ def test_a_misspelt_option_is_refused(text: str) -> None:
 def test_what_is_not_there_is_said() -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         open_source("nowhere.zarr")
+
+
+def test_an_npz_of_chips_is_read_by_band_name_mirrored_and_labelled_with_its_level(tmp_path: Path) -> None:
+    bands = tuple(reversed(MS_BANDS))
+    x = np.random.default_rng(0).integers(1, 4000, (3, 10, 16, 16)).astype("uint16")
+    x[0, :, :4] = 0
+    np.savez(tmp_path / "chips.npz", x=x, bands=np.array(bands))
+    source = open_source(f"{tmp_path / 'chips.npz'},level=L1C")
+    assert isinstance(source, ArraySource)
+    mixture = Mixture((source,), LOADER, 0)
+    batch = mixture.batch(0, (4, 0), 0, 1)
+    assert batch.ms is not None
+    assert batch.ms.shape == (4, 10, 32, 32)
+    assert batch.level is not None
+    assert batch.level.tolist() == [1.0] * 4
+    middle = batch.ms[0, :, 8:24, 8:24].numpy()
+    assert any(np.array_equal(np.where(chip > 0, chip, 0)[::-1], middle) for chip in x.astype("float32"))
+    np.savez(tmp_path / "nine.npz", x=x[:, 1:], bands=np.array(bands[1:]))
+    with pytest.raises(MissingBandsError, match="B12"):
+        open_source(str(tmp_path / "nine.npz"))
+    with pytest.raises(ArgumentError, match="level="):
+        open_source(f"{tmp_path / 'chips.npz'},level=L3")
+
+
+def test_worker_processes_read_one_zip_side_by_side(images_path: Path, tmp_path: Path) -> None:
+    """A worker that is forked after the zip was opened would move the position of the others."""
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for file in sorted(images_path.rglob("*.png")):
+            archive.write(file, file.relative_to(images_path))
+    source = open_source(str(tmp_path / "images.zip"))
+    assert isinstance(source, ImageSource)
+    source.read(source.files[0])
+    mixture = Mixture((source,), dataclasses.replace(LOADER, workers=2), 0)
+    alone = Mixture((source,), LOADER, 0)
+    for number, batch in enumerate(batches(mixture, (0, 8), start=0, stop=12)):
+        assert batch.rgb is not None
+        expected = alone.batch(number, (0, 8), 0, 1).rgb
+        assert expected is not None
+        assert torch.equal(batch.rgb, expected)
+
+
+def test_a_file_of_names_chooses_images(images_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("class0_1.jpg\nclass2_7.jpg\n")
+    source = open_source(f"{images_path},names={tmp_path / 'names.txt'}")
+    assert isinstance(source, ImageSource)
+    assert sorted(Path(f).stem for f in source.files) == ["class0_1", "class2_7"]

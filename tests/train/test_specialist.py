@@ -152,3 +152,32 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     encoder.card = dataclasses.replace(encoder.card, stems=encoder.card.stems[1:], reference=None)
     with pytest.raises(MissingBandsError, match="no multispectral stem"):
         EncoderTeacher(encoder, Specialist("tiny"), 32)
+
+
+def test_a_spectral_student_learns_from_a_specialist_through_linear_heads(tmp_path: Path) -> None:
+    """The recipe of the bundled model on a few chips, one product level for the teacher and others for the student."""
+    coarse = np.random.default_rng(0).integers(200, 4000, (6, 10, 12, 12))
+    np.savez(tmp_path / "chips.npz", x=np.kron(coarse, np.ones((4, 4))).astype("uint16"), bands=np.array(MS_BANDS))
+    tiny = PRESETS["tiny"]
+    config = dataclasses.replace(
+        tiny,
+        data=(f"{tmp_path / 'chips.npz'},level=L1C",),
+        out=str(tmp_path / "run"),
+        steps=12,
+        teacher="none",
+        student=dataclasses.replace(tiny.student, family="spectral", dim=24, local=16, depths=(6,), haze_blind=True),
+        specialist=Specialist("tiny", mid="local", late="fused", level="L1C", cls=0.0, head="linear"),
+        objective=dataclasses.replace(tiny.objective, multispectral=False, multispectral_optical=0.0),
+        augment=dataclasses.replace(tiny.augment, local_crops=0, global_size=32, level=0.5),
+        optimizer=dataclasses.replace(tiny.optimizer, batch=4, rgb_batch=0, lr=0.2),
+        loader=Loader(window=48, workers=0),
+        neck_ms=dataclasses.replace(tiny.neck_ms, local=8, contrast=8, deep=8),
+        neck_rgb=dataclasses.replace(tiny.neck_rgb, deep=8),
+    )
+    assert plan(config).parameters > 0
+    out = train(config)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["sp_late"] > lines[0]["sp_late"] + 0.02
+    vector = load_encoder(out, device="cpu").pool(np.full((1, 10, 32, 32), 900, "float32"), bands=MS_BANDS)
+    assert vector.shape == (1, 24)
+    assert np.isfinite(vector).all()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deo_cube.errors import UnknownModelError, WeightsMismatchError, WeightsNotFoundError
-from deo_cube.train.teachers import FrozenTeacher, MobileNetTeacher, TimmTeacher, load_teacher
+from deo_cube.train.teachers import FrozenTeacher, MobileNetTeacher, TimmConvTeacher, TimmTeacher, load_teacher
 
 WEIGHTS = "data/weights/mobilenet_v1_1.0_224_trunk.safetensors"
 
@@ -83,3 +83,28 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsMismatchError, match="MobileNet"):
         load_teacher("mobilenet", weights=tmp_path / "other.safetensors")
+
+
+def test_a_convolutional_network_of_timm_teaches_with_the_published_tensors_in_order(tmp_path: Path) -> None:
+    from deo_cube.encoder.networks.timm_import import import_timm
+
+    import_timm()
+    import timm
+
+    torch.manual_seed(0)
+    whole = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    state = whole.state_dict()
+    torch.save({f"_{i}": v for i, v in enumerate(state.values())}, tmp_path / "lite.pth")
+    teacher = load_teacher("timm:tf_efficientnet_lite0", weights=tmp_path / "lite.pth", enlarge=1.0)
+    assert isinstance(teacher, TimmConvTeacher)
+    assert isinstance(teacher, FrozenTeacher)
+    found = teacher(torch.rand(2, 3, 64, 64))
+    assert [tuple(t.shape) for t in (found.cls, found.mid, found.late)] == [
+        (2, teacher.dims[0]), (2, teacher.dims[1], 8, 8), (2, teacher.dims[2], 4, 4),
+    ]  # fmt: skip
+    assert torch.equal(teacher.net.state_dict()["conv_stem.weight"], state["conv_stem.weight"])
+    torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsMismatchError, match=r"optical\.weights"):
+        load_teacher("timm:tf_efficientnet_lite0", weights=tmp_path / "other.pth")
+    with pytest.raises(WeightsNotFoundError, match=r"optical\.weights"):
+        load_teacher("timm:tf_efficientnet_lite0", weights=tmp_path / "none.pth")

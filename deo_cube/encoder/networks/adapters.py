@@ -37,6 +37,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "vit": ("deo_cube.encoder.networks.vit", "DeoViT"),
     "swin": ("deo_cube.encoder.networks.swin", "DeoSwin"),
     "conv": ("deo_cube.encoder.networks.conv", "DeoConv"),
+    "spectral": ("deo_cube.encoder.networks.spectral", "DeoSpectral"),
     "dynamicworld": ("deo_cube.encoder.networks.dynamicworld", "DynamicWorld"),
     "galileo": ("deo_cube.encoder.networks.galileo", "Galileo"),
 }
