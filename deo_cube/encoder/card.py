@@ -47,13 +47,13 @@ __all__ = [
 CARD_BYTES = 2**20
 #: Parameters of a network that a card describes: 8 GB in float32.
 MAX_PARAMETERS = 2 * 10**9
-#: Pixels of a side of a tile.
+#: Largest side of a tile, pixels.
 MAX_TILE = 16384
 
 
 @dataclass(frozen=True)
 class _Allowed:
-    """Values that an option may have: of a kind, within bounds, one or a sequence."""
+    """Values that an option may have: a kind, bounds, and whether a sequence is accepted."""
 
     kind: Literal["integer", "number", "true or false", "name"]
     low: float = 0
@@ -162,27 +162,27 @@ TIMM_OPTIONS: Mapping[str, _Allowed] = {
 }  # fmt: skip
 
 
-def check(true: bool, message: str) -> None:
+def check(condition: bool, message: str) -> None:
     """Refuse a card.
 
     Raises
     ------
     ModelCardError
-        If not `true`.
+        If `condition` is false.
     """
-    if not true:
+    if not condition:
         raise ModelCardError(message)
 
 
 def check_architecture(name: str, architecture: Mapping[str, Any], channels: Sequence[int]) -> None:
-    """Refuse options that a card may not set, and sizes that no network of this package has.
+    """Refuse options that a card may not set, and sizes that are out of bounds.
 
     Parameters
     ----------
     name : str
-        The card's, for messages.
+        Name of the card, for messages.
     architecture : mapping
-        Of the card.
+        The card's architecture.
     channels : sequence of int
         Input channels of each stem.
 
@@ -220,7 +220,7 @@ def check_parameters(name: str, parameters: float) -> None:
 
 
 def relative_file(name: str) -> bool:
-    """Whether `name` is the path of a file inside a folder, wherever the folder is and whatever the system."""
+    """Return whether `name` is a relative path of a file inside a folder, on every operating system."""
     parts = name.split("/")
     return len(name) <= 255 and not any(p in ("", ".", "..") or set(p) & set("\\:\0") for p in parts)
 
@@ -242,7 +242,7 @@ def _check_options(
 
 
 def _parameters(family: str, a: Mapping[str, Any], channels: Sequence[int]) -> float:
-    """About as many parameters as the sizes multiply to; of timm, what the given sizes make at least."""
+    """Return the approximate number of parameters for given sizes; for timm a lower bound."""
     inputs = sum(channels)
     if family == "timm":
         o = a.get("options", {})
@@ -275,7 +275,7 @@ LOG_SCALE = 0.005
 class Normalization:
     """How pixel values become network input: ``(value - mean) / std``, band by band.
 
-    kind `fixed` uses the statistics as they stand: every tile alike. `rgb_max` first divides red, green and blue by
+    kind `fixed` uses the same statistics for every tile. `rgb_max` first divides red, green and blue by
     the tile's own maximum over the three (published pre-training, augmentations.py:373-380). `own` takes mean and
     standard deviation from the tile itself, and ignores `mean` and `std`. `log_sigmoid` is Dynamic World's:
     ``sigmoid(5 (log(0.005 value + 1) - mean) / std - 1)`` (doi:10.1038/s41597-022-01307-4).
@@ -284,7 +284,7 @@ class Normalization:
     name: str
     kind: NormalizationKind
     mean: tuple[float, ...] = ()
-    """One a band, in the card's units (for `rgb_max`, red, green and blue in 0..1)."""
+    """One value per band, in the card's units (for `rgb_max`, red, green and blue in 0..1)."""
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -305,7 +305,7 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Stem:
-    """One way into the network: its bands in model order, and how they may be normalised (the first is the default)."""
+    """One input of the network: its bands in model order, and its normalizations, the first of which is the default."""
 
     name: str
     bands: tuple[str, ...]
@@ -322,7 +322,7 @@ class Stem:
             )
 
     def normalization(self, name: str | None = None) -> Normalization:
-        """The normalization called `name`; the default for None.
+        """Return the normalization called `name`; the default for None.
 
         Raises
         ------
@@ -341,7 +341,7 @@ class Stem:
 
     @property
     def fill(self) -> tuple[float, ...]:
-        """A neutral value a band, in the card's units: what invalid pixels are given. The mean where there is one."""
+        """Neutral value per band in the card's units, used for invalid pixels: the mean where the card has one."""
         for n in self.normalizations:
             if n.kind == "fixed":
                 return n.mean
@@ -352,7 +352,7 @@ class Stem:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer on offer: its name, channels, and output stride in input pixels."""
+    """One output layer: its name, channels, and output stride in input pixels."""
 
     name: str
     dim: int
@@ -389,13 +389,13 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights are, and how to know them."""
+    """Location of the weights, and their hash."""
 
     status: WeightsStatus
     file: str
-    """File name; looked for beside the card, in `DEO_CUBE_WEIGHTS`, then on the hub."""
+    """File name; searched for in `DEO_CUBE_WEIGHTS`, beside the card, then on the hub."""
     sha256: str | None = None
-    """Hash of the file; None where the publisher gives none (then the first download is recorded, not proven)."""
+    """Hash of the file; None where the publisher states none (then the first download is recorded, not proven)."""
     repo: str | None = None
     """Repository on the Hugging Face hub."""
     revision: str | None = None
@@ -439,7 +439,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Reference:
-    """A fixed input and what the loaded model must give for it.
+    """A fixed input, and what the loaded model must return for it.
 
     The input is ``x[b,c,i,j] = sin(0.013 (c+1) i + 0.7 b) * cos(0.017 (c+2) j)`` in float64, then float32, fed to the
     stem after normalisation; `vector` is the start of the mean over the map of the default layer.
@@ -461,7 +461,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything known of an encoder. Frozen, hashable by `fingerprint`, read from and written to JSON."""
+    """Everything known about an encoder. Frozen, hashable by `fingerprint`, read from and written to JSON."""
 
     name: str
     """``architecture.tag``, for example ``deo_vit_base_patch8.cvpr2026``."""
@@ -483,10 +483,10 @@ class ModelCard:
     """`dn`: reflectance x 10000 with no offset. `reflectance`: 0..1."""
     product_level: str = "L2A"
     trim: int = 0
-    """At the cube's edge a tile may be cut shorter, to a multiple of so many pixels, instead of being filled with the
-    mirrored cube. For networks that do not know where in the tile a pixel lies; 0 for all others."""
+    """At the cube's edge a tile may be cut shorter, to a multiple of this number of pixels, instead of being filled
+    with the mirrored cube. For networks that do not depend on the position in the tile; 0 for all others."""
     batch: int = 8
-    """Tiles encoded at once where neither user nor device says otherwise."""
+    """Default number of tiles per batch."""
     reference: Reference | None = None
     license_code: str = ""
     license_weights: str = ""
@@ -495,9 +495,9 @@ class ModelCard:
     scores: tuple[Mapping[str, Any], ...] = ()
     """Measured scores: mappings with at least `task`, `metric`, `value`, `protocol`."""
     limits: tuple[str, ...] = ()
-    """What is known not to work, and what is not proven."""
+    """What does not work, and what is not proven."""
     folder: str = field(default="", compare=False, repr=False)
-    """Where the card was read from; not part of its JSON or fingerprint."""
+    """Folder that the card was read from; not part of its JSON or fingerprint."""
 
     def __post_init__(self) -> None:
         check(bool(self.name) and bool(self.alias), "a card needs a name and an alias")
@@ -513,10 +513,12 @@ class ModelCard:
         check(self.tile <= MAX_TILE, f"card {self.name}: expected a tile of at most {MAX_TILE} pixels, got {self.tile}")
         check(0 < self.batch <= 4096, f"card {self.name}: expected a batch of 1 to 4096 tiles, got {self.batch}")
         check(2 * self.halo < self.tile, f"card {self.name}: halo {self.halo} leaves no core in tile {self.tile}")
-        check(self.tile % self.patch == 0, f"card {self.name}: tile {self.tile} is no multiple of stride {self.patch}")
+        check(
+            self.tile % self.patch == 0, f"card {self.name}: tile {self.tile} is not a multiple of stride {self.patch}"
+        )
         check(
             self.trim >= 0 and (self.trim == 0 or self.tile % self.trim == 0),
-            f"card {self.name}: tile {self.tile} is no multiple of trim {self.trim}",
+            f"card {self.name}: tile {self.tile} is not a multiple of trim {self.trim}",
         )
         check(_finite([self.gsd]) and self.gsd > 0, f"card {self.name}: gsd must be positive, got {self.gsd}")
         check(self.units in ("dn", "reflectance"), f"card {self.name}: unknown units {self.units!r}")
@@ -530,11 +532,11 @@ class ModelCard:
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """Names of the layers on offer."""
+        """Names of the output layers."""
         return tuple(la.name for la in self.layers)
 
     def layer(self, name: str | None = None) -> Layer:
-        """The layer called `name`; the default for None.
+        """Return the layer called `name`; the default for None.
 
         Raises
         ------
@@ -549,7 +551,7 @@ class ModelCard:
         raise UnknownModelError(f"{self.alias} has no layer {name!r}: choose from {list(self.layer_names)}")
 
     def stem(self, name: str | None = None) -> Stem:
-        """The stem called `name`; the first for None.
+        """Return the stem called `name`; the first for None.
 
         Raises
         ------
@@ -580,11 +582,11 @@ class ModelCard:
 
     @property
     def trained(self) -> bool:
-        """False for a network with random weights."""
+        """Whether the weights are anything but random."""
         return self.weights.status != "untrained"
 
     def to_dict(self) -> dict[str, Any]:
-        """The card as plain lists, dicts and scalars."""
+        """Return the card as plain lists, dicts and scalars."""
         d = dataclasses.asdict(self)
         d.pop("folder")
         d["architecture"] = dict(self.architecture)
@@ -594,7 +596,7 @@ class ModelCard:
         return typing.cast(dict[str, Any], json.loads(json.dumps(d)))
 
     def to_json(self) -> str:
-        """The card as indented JSON text."""
+        """Return the card as indented JSON text."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def save(self, path: str | Path) -> None:
@@ -639,7 +641,7 @@ class ModelCard:
     def fingerprint(self) -> str:
         """Hash of the fields that decide the numbers: sizes, bands, statistics, layers and weights.
 
-        Prose (summary, scores, licences, limits) does not change it.
+        Text (summary, scores, licences, limits) does not change it.
         """
         d = self.to_dict()
         kept = {k: d[k] for k in ("name", "architecture", "stems", "layers", "units", "weights")}
@@ -669,7 +671,7 @@ def _finite(values: Iterable[Any]) -> bool:
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
-    """`value` (JSON) as an instance of the annotated type `kind`, refusing unknown fields."""
+    """Build an instance of the annotated type `kind` from JSON, refusing unknown fields."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ModelCardError(f"{where}: expected a mapping, got {type(value).__name__}")

@@ -31,8 +31,8 @@ class KeyForm:
     prefixes : mapping of str -> int
         Whole stack of prefixes (`student.module.backbone.`; "" for none) -> tensors of the network that carry it.
     heads, indices, stems, teacher : int
-        Tensors of no use: projection heads of training, index buffers of attention, the trunk's own stem of a ViT, and
-        the EMA teacher's.
+        Numbers of unused tensors: projection heads of training, index buffers of attention, the trunk's own stem of a
+        ViT, and tensors of the EMA teacher.
     """
 
     container: str
@@ -55,7 +55,7 @@ class KeyForm:
 
 
 def key_form(path: str | Path) -> KeyForm:
-    """Say how the file at `path` names its tensors; nothing of it is executed.
+    """Return how the file at `path` names its tensors. Nothing in it is executed.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def card_for(path: str | Path, *, model: str | ModelCard | None = None) -> ModelCard:
-    """The card of the published network that the file fills, with its sizes as the file has them.
+    """Return the card of the published network that the file fills, with the sizes of its tensors.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def card_for(path: str | Path, *, model: str | ModelCard | None = None) -> Model
     Raises
     ------
     UnknownModelError
-        If it is neither, or a ViT whose number of heads no tensor tells: give its card.
+        If it is neither, or a ViT whose number of heads cannot be read from its tensors: pass its card.
     """
     from deo_cube.encoder.registry import card
 
@@ -167,8 +167,8 @@ def _vit(state: Mapping[str, Tensor], base: ModelCard) -> dict[str, Any]:
     dim = int(stem.shape[0])
     if dim != base.architecture["dim"]:
         raise UnknownModelError(
-            f"a ViT of {dim} channels is no published model ({base.alias} has {base.architecture['dim']}), and its "
-            "number of attention heads stands in no tensor: give its card, --model FOLDER"
+            f"a ViT of {dim} channels is not a published model ({base.alias} has {base.architecture['dim']}), and its "
+            "number of attention heads cannot be read from its tensors: pass its card, --model FOLDER"
         )
     return {
         **base.architecture,

@@ -1,4 +1,4 @@
-"""An encoder ready to run: network, statistics and device, from pixels to vectors."""
+"""Encode pixels to vectors with a loaded model: network, statistics and device."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Array = TypeVar("Array", Tensor, NDArray[Any])
 
 
 class Encoder:
-    """A loaded model. Its calls keep no state, so that threads may share it.
+    """A loaded model. Its calls keep no state, so threads may share it.
 
     Parameters
     ----------
     card : ModelCard
-        What the network is.
+        Describes the network.
     network : module
         In eval mode, on `device`.
     stem, layer : str, optional
@@ -58,7 +58,7 @@ class Encoder:
         self.device = torch.device(device)
 
     def encode(self, batch: Array, *, bands: Sequence[str] | None = None, units: Units | None = None) -> Array:
-        """Feature map of each tile.
+        """Return the feature map of each tile.
 
         Parameters
         ----------
@@ -66,23 +66,23 @@ class Encoder:
             Pixel values in the card's units (canonical DN: reflectance x 10000, no offset) unless `units` says
             otherwise. H and W are multiples of the layer's stride.
         bands : sequence of str, optional
-            Names of the channels, in any order. They are put into model order by name, bands that the model does not
-            read are left out; where only red, green and blue are given, the model's RGB stem reads them. Default: the
-            channels are the encoder's own stem's, in order.
+            Names of the channels, in any order. They are sorted into model order by name, and bands that the model does
+            not read are left out. Red, green and blue alone are read by the model's RGB stem. Default: the channels of
+            the encoder's own stem, in order.
         units : {"dn", "reflectance", "percent", "uint8_rgb"}, optional
-            Units of the values. An array of uint8 is taken as `uint8_rgb` (DN = value * 2750 / 255).
+            Units of the values. An array of uint8 is read as `uint8_rgb` (DN = value * 2750 / 255).
 
         Returns
         -------
         ndarray or Tensor [B, D, H / stride, W / stride], float32
-            As the batch came: numpy for numpy, a tensor on the encoder's device for a tensor.
+            The type of the batch: numpy for numpy, a tensor on the encoder's device for a tensor.
 
         Raises
         ------
         MissingBandsError
-            If `bands` do not hold all of a stem's, or the number of channels is not theirs.
+            If `bands` lack one of the stem's, or their number is not that of the channels.
         TilePlanError
-            If H or W is no multiple of the stride.
+            If H or W is not a multiple of the stride.
         AmbiguousUnitsError
             For uint8 values of anything but red, green and blue, unless `units` is given.
         """
@@ -90,16 +90,16 @@ class Encoder:
         x, stem = self._input(batch, bands, units, multiple=stride)
         with torch.inference_mode():
             out = self.network.forward_features(x, stem.name, (self.layer.name,))[self.layer.name]
-        wanted = (x.shape[0], self.layer.dim, x.shape[2] // stride, x.shape[3] // stride)
-        if tuple(out.shape) != wanted:
+        expected_shape = (x.shape[0], self.layer.dim, x.shape[2] // stride, x.shape[3] // stride)
+        if tuple(out.shape) != expected_shape:
             raise ArgumentError(
-                f"{self.card.alias} gave a map {tuple(out.shape)} for {tuple(x.shape)}; its card says layer "
-                f"{self.layer.name!r} has {self.layer.dim} channels and stride {stride}, hence {wanted}"
+                f"{self.card.alias} returned a map {tuple(out.shape)} for {tuple(x.shape)}; expected {expected_shape} "
+                f"for layer {self.layer.name!r} with {self.layer.dim} channels and stride {stride} in its card"
             )
         return _as_given(out, batch)
 
     def pool(self, batch: Array, *, bands: Sequence[str] | None = None, units: Units | None = None) -> Array:
-        """One vector a tile: the class token of a ViT, the mean over the map of a Swin, both after the final norm.
+        """Return one vector per tile: the class token of a ViT, the mean over the map of others, after the final norm.
 
         Parameters
         ----------
@@ -125,18 +125,20 @@ class Encoder:
     def _input(
         self, batch: Array, bands: Sequence[str] | None, units: Units | None, *, multiple: int
     ) -> tuple[Tensor, Stem]:
-        """The network's input and the stem that reads it."""
+        """Return the network's input and the stem that reads it."""
         given = _tensor(batch)
         if given.ndim != 4:
             raise ArgumentError(
-                f"wanted a batch [B, C, H, W], got {tuple(given.shape)}"
+                f"batch: expected [B, C, H, W], got {tuple(given.shape)}"
                 + (": add the batch axis with batch[None]" if given.ndim == 3 else "")
             )
         stem, order = self.stem, None
         if bands is not None:
             stem, order = choose_stem(self.card, bands)
             if given.shape[1] != len(bands):
-                raise MissingBandsError(f"bands names {len(bands)} channels, the batch has {given.shape[1]}")
+                raise MissingBandsError(
+                    f"bands: expected {given.shape[1]} names, one per channel of the batch, got {len(bands)}"
+                )
         elif given.shape[1] != len(stem.bands):
             raise MissingBandsError(
                 f"stem {stem.name!r} of {self.card.alias} reads {len(stem.bands)} bands {list(stem.bands)}, the batch "
@@ -146,7 +148,7 @@ class Encoder:
             if size % multiple or size == 0:
                 smaller, larger = size // multiple * multiple, (size // multiple + 1) * multiple
                 raise TilePlanError(
-                    f"{axis} = {size} is no multiple of {multiple}, the stride of {self.card.alias}: "
+                    f"{axis} = {size} is not a multiple of {multiple}, the stride of {self.card.alias}: "
                     + (f"cut to {smaller} or " if smaller else "")
                     + f"pad to {larger}"
                 )
@@ -155,12 +157,12 @@ class Encoder:
             if given.dtype == torch.uint8:
                 if set(stem.bands) != set(RGB):
                     raise AmbiguousUnitsError(
-                        f"the batch is uint8, which holds no {self.card.units} of {len(stem.bands)} bands: pass the "
+                        f"units: a uint8 batch of {len(stem.bands)} bands cannot be {self.card.units}. Pass the "
                         "original values, or units='dn' if they are DN below 256"
                     )
                 units = "uint8_rgb"
         x = given.to(self.device).to(torch.float32)
-        # Reordered only now: torch indexes no uint16.
+        # Reordered only now, because torch cannot index uint16.
         if order is not None and order != list(range(x.shape[1])):
             x = x[:, order]
         x = to_units(x, units, self.card.units)
@@ -176,7 +178,7 @@ class Encoder:
         if how.kind == "fixed" and set(stem.bands) <= set(by_band):
             return choose_normalization(stem, {b: by_band[b] for b in stem.bands})
         raise MissingBandsError(
-            f"normalization {how.name!r} is of stem {self.stem.name!r} and says nothing of {list(stem.bands)}"
+            f"normalization {how.name!r} is of stem {self.stem.name!r} and has no statistics of {list(stem.bands)}"
         )
 
     def __repr__(self) -> str:
@@ -192,7 +194,7 @@ def _tensor(batch: Any) -> Tensor:
     if isinstance(batch, Tensor):
         return batch
     array = np.asarray(batch)
-    # torch takes neither foreign byte order nor negative strides, and warns of read-only memory.
+    # torch accepts neither foreign byte order nor negative strides, and warns about read-only memory.
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 

@@ -55,11 +55,11 @@ def load(ref: EncoderRef, device: str | None = "cpu", *, check: bool = True) -> 
     card = ref.card
     if ref.weights is None:
         network = seeded_network(card, ref.factory)
-        found = network_hash(network, dict(ref.sources))
-        if found != ref.weights_sha256:
+        actual_hash = network_hash(network, dict(ref.sources))
+        if actual_hash != ref.weights_sha256:
             raise WeightsMismatchError(
-                f"the factory of {card.alias} made another network here than at the call (hash {found[:12]}, "
-                f"then {ref.weights_sha256[:12]}): fix its weights, or draw them from torch's default generator, "
+                f"the factory of {card.alias} made another network here than at the call (hash {actual_hash[:12]}, "
+                f"expected {ref.weights_sha256[:12]}): fix its weights, or draw them from torch's default generator, "
                 "which is seeded before a factory runs"
             )
     else:
@@ -79,23 +79,23 @@ def load(ref: EncoderRef, device: str | None = "cpu", *, check: bool = True) -> 
     if check and reference is not None:
         distance = reference_distance(dataclasses.replace(card, reference=reference), network, device)
         if distance is not None and not distance <= reference.tolerance:
-            source = "the card promises" if card.reference else "were recorded when the weights were taken from the hub"
+            source = "the card states" if card.reference else "were recorded when the weights were downloaded"
             raise WeightsMismatchError(
-                f"{card.alias} on {device} misses its reference vector by {distance:.2g} (allowed: "
-                f"{reference.tolerance:g}): weights, code or device give other numbers than those that {source}"
+                f"{card.alias} on {device} differs from its reference vector by {distance:.2g} (allowed: "
+                f"{reference.tolerance:g}): weights, code or device give other numbers than {source}"
             )
     return encoder
 
 
 def reference_input(channels: int, size: int, batch: int = 1) -> Tensor:
-    """The fixed input [batch, channels, size, size] of `card.Reference`: slow waves, different in every channel."""
+    """Return the fixed input [batch, channels, size, size] of `card.Reference`: slow waves, one per channel."""
     b, c, i, j = np.ogrid[0:batch, 0:channels, 0:size, 0:size]
     x = np.sin(0.013 * (c + 1) * i + 0.7 * b) * np.cos(0.017 * (c + 2) * j)
     return torch.from_numpy(x.astype(np.float32))
 
 
 def reference_output(card: ModelCard, network: nn.Module, *, stem: str, size: int, device: str = "cpu") -> Tensor:
-    """What `network` gives for the reference input: the mean [D] over the map of the card's default layer, float32."""
+    """Return the mean [D] over the map of the card's default layer for the reference input, float32."""
     layer = card.layer().name
     x = reference_input(len(card.stem(stem).bands), size).to(device)
     run: Any = network
@@ -106,7 +106,7 @@ def reference_output(card: ModelCard, network: nn.Module, *, stem: str, size: in
 
 @contextlib.contextmanager
 def _full_precision(device: str) -> Iterator[None]:
-    """Whole float32 on a GPU, whatever is set for speed: TF32 (torch's default in convolutions) is off by 1e-3."""
+    """Use full float32 on a GPU, whatever is set for speed: TF32, torch's default in convolutions, is off by 1e-3."""
     if not device.startswith("cuda"):
         yield
         return
@@ -120,7 +120,7 @@ def _full_precision(device: str) -> Iterator[None]:
 
 
 def reference_distance(card: ModelCard, network: nn.Module, device: str = "cpu") -> float | None:
-    """Largest deviation from the card's reference vector, relative to its largest value; None if it has none."""
+    """Return the largest deviation from the reference vector, relative to its largest value; None without one."""
     reference = card.reference
     if reference is None:
         return None
@@ -144,8 +144,8 @@ def check_structure(card: ModelCard, path: str) -> None:
 
 
 def source_hash(card: ModelCard, factory: Callable[[], Any] | None) -> HashedNetwork:
-    """Hash of the network that a factory, or the family of a card without weights, makes."""
-    # A constant that the factory's code names may have another value than at the last call.
+    """Return the hash of the network that a factory, or the family of a card without weights, makes."""
+    # Part of the cache key, because a constant that the factory names may have changed since the last call.
     return _source_hash(card, factory, "" if factory is None else content_hash(factory))
 
 
@@ -156,7 +156,7 @@ def _source_hash(card: ModelCard, factory: Callable[[], Any] | None, content: st
 
 @dataclass(frozen=True)
 class Verification:
-    """What is known of a model on this machine. `proven` needs the card's own hash and reference vector, both met."""
+    """The state of a model on this machine. `proven` requires the card's own hash and reference vector, both met."""
 
     model: str
     status: str
@@ -176,12 +176,12 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Nothing speaks against it: loaded strictly, and no reference vector missed."""
+        """Whether it loaded strictly and missed no reference vector."""
         return self.distance is None or (self.tolerance is not None and self.distance <= self.tolerance)
 
     @property
     def proven(self) -> bool:
-        """The file has the card's hash, and the loaded model gives the card's reference vector."""
+        """Whether the file has the card's hash, and the loaded model returns the card's reference vector."""
         return self.ok and self.distance is not None and self.hash == "as stated" and not self.recorded
 
     def __repr__(self) -> str:
@@ -192,7 +192,7 @@ class Verification:
             f"its card states no hash to compare {self.sha256[:12]} with"
         )  # fmt: skip
         if self.distance is None:
-            said.append("its card has no reference vector, so that these are the weights meant is NOT proven")
+            said.append("its card has no reference vector, so these weights are NOT proven")
         elif self.ok and self.recorded:
             said.append(
                 f"the vector recorded with this file is met (off by {self.distance:.1e}), but its card has none, so "
@@ -209,7 +209,7 @@ class Verification:
 
 
 def verify(name: str | Path | ModelCard, *, weights: str | Path | None = None, device: str = "cpu") -> Verification:
-    """Load a model strictly and hold it against its card.
+    """Load a model strictly and compare it with its card.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def verify(name: str | Path | ModelCard, *, weights: str | Path | None = None, d
     )
 
 
-#: Values kept of a reference vector.
+#: Number of values stored of a reference vector.
 REFERENCE_VALUES = 16
 
 
@@ -260,7 +260,7 @@ def write_model(
     sample: NDArray[np.float32] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> ModelCard:
-    """Save a network's weights beside its card, then load both anew to prove the files.
+    """Save a network's weights beside its card, then load both again to verify the files.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ def write_model(
     card_file : str
         Name of the card's file.
     sample : ndarray [B, C, H, W], optional
-        Typical pixels in the card's units and first stem's bands, to measure int8 scales on.
+        Typical pixels in the card's units and the first stem's bands; int8 scales are measured on them.
     metadata : mapping, optional
         Text kept in the header of the safetensors file.
 
@@ -286,7 +286,7 @@ def write_model(
     Raises
     ------
     WeightsMismatchError
-        If the files, loaded anew, do not give the same numbers.
+        If the files, loaded again, do not give the same numbers.
     """
     folder = local_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -303,7 +303,7 @@ def write_model(
 
 
 def _serialised(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
-    """`state` as safetensors, of which equal networks give equal bytes: the library orders metadata at random."""
+    """Return `state` as safetensors, equal bytes for equal networks: the library itself orders metadata at random."""
     data = save(dict(state), metadata=dict(metadata))
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
@@ -312,7 +312,7 @@ def _serialised(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) 
 
 
 def with_reference(card: ModelCard, network: nn.Module, *, stem: str | None = None, size: int = 64) -> ModelCard:
-    """The card with the reference vector that `network` gives, on the CPU in eval mode.
+    """Return the card with the reference vector of `network`, on the CPU in eval mode.
 
     Parameters
     ----------
@@ -334,7 +334,7 @@ def with_reference(card: ModelCard, network: nn.Module, *, stem: str | None = No
 
 
 def with_int8_scales(card: ModelCard, network: nn.Module, sample: NDArray[np.float32]) -> ModelCard:
-    """The card with an int8 scale for each layer, measured on `sample` [B, C, H, W] (see `int8_scale`)."""
+    """Return the card with an int8 scale per layer, measured on `sample` [B, C, H, W] (see `int8_scale`)."""
     device = next(iter(network.parameters()), torch.zeros(0)).device
     training = network.training
     network.eval()
@@ -347,7 +347,7 @@ def with_int8_scales(card: ModelCard, network: nn.Module, sample: NDArray[np.flo
 
 
 def int8_scale(values: NDArray[np.float32]) -> float:
-    """The scale at which int8 (-127..127) holds `values` with the smallest mean squared error.
+    """Return the scale at which int8 (-127..127) holds `values` with the smallest mean squared error.
 
     Chosen among scales that put a percentile of the absolute values (95 to 100) at 127: a few outliers may be clipped.
     """

@@ -28,7 +28,7 @@ from deo_cube.encoder.source_code import FunctionSource, bytecode_digest, functi
 
 __all__ = ["HashedNetwork", "content_hash", "hash_network", "network_hash"]
 
-#: Packages whose code is known by its name.
+#: Packages whose code is hashed by name.
 LIBRARIES = frozenset(
     {"dask", "geopandas", "numpy", "pandas", "pyproj", "rasterio", "scipy", "shapely", "sklearn", "torch", "xarray"}
 )
@@ -38,7 +38,7 @@ WRITTEN_BY_DATACLASS = ("dataclass", ())
 
 
 class HashedNetwork(NamedTuple):
-    """The hash of a network, and what another process needs to find the same."""
+    """The hash of a network, and what another process needs to compute the same hash."""
 
     sha256: str
     sources: dict[str, tuple[str, tuple[str, ...]]]
@@ -46,7 +46,7 @@ class HashedNetwork(NamedTuple):
 
 
 def network_hash(network: nn.Module, sources: Sources | None = None) -> str:
-    """SHA-256 over the values of a network and what computes with them: equal if it gives the same numbers."""
+    """Return the SHA-256 of a network's values and code. Equal hashes mean equal numbers."""
     return hash_network(network, sources).sha256
 
 
@@ -71,14 +71,14 @@ def hash_network(network: nn.Module, sources: Sources | None = None) -> HashedNe
 
 
 def content_hash(value: Any) -> str:
-    """SHA-256 over what decides the numbers that a function, or what it is made of, gives."""
+    """Return the SHA-256 of everything that decides the numbers of a function."""
     digest = hashlib.sha256()
     _Content({}).add(digest, value)
     return digest.hexdigest()
 
 
 class _Content:
-    """One pass over a value and all that it refers to."""
+    """One pass over a value and everything that it refers to."""
 
     def __init__(self, sources: Sources) -> None:
         self.sources = sources
@@ -202,7 +202,7 @@ class _Content:
         return source
 
     def written_by_dataclass(self, member: FunctionType) -> bool:
-        """Whether a method was made from the fields of its class, which stand for it: it has no source."""
+        """Return whether a dataclass generated the method, which then has no source and is hashed by the fields."""
         code = inspect.unwrap(member).__code__
         key = bytecode_digest(code)
         if code.co_filename != "<string>" and self.sources.get(key) != WRITTEN_BY_DATACLASS:
@@ -246,7 +246,7 @@ def _tensor(value: Tensor) -> Iterator[bytes]:
 
 
 def _global_names(code: CodeType) -> set[str]:
-    """Names that code, and the code inside it, looks up among its globals."""
+    """Return the names that code, and the code inside it, looks up among its globals."""
     names = {str(i.argval) for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return names.union(*(_global_names(c) for c in code.co_consts if isinstance(c, CodeType)))
 
@@ -257,7 +257,7 @@ def _of_library(value: Any) -> bool:
 
 
 def _importable(function: FunctionType) -> bool:
-    """Whether another process finds this very function by its name, as pickle does."""
+    """Return whether another process finds the same function by its name, as pickle does."""
     module = function.__module__
     # None of those that the user has cloudpickle send by value is loaded without it.
     by_value: set[str] = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", set)()
@@ -273,7 +273,7 @@ def _importable(function: FunctionType) -> bool:
 
 
 def _decides(value: Any) -> bool:
-    """Whether a member or global is a plain value or a function, which decides numbers and is the same everywhere."""
+    """Return whether a member or global is a plain value or a function, which decides numbers."""
     if isinstance(value, tuple | list):
         return all(_decides(v) for v in value)
     if isinstance(value, dict):

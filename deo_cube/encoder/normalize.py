@@ -1,4 +1,4 @@
-"""From pixel values to network input: units first, then the statistics of the card; float32, on the input's device."""
+"""Convert pixel values to network input: first the units, then the statistics of the card."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Units = Literal["dn", "reflectance", "percent", "uint8_rgb"]
 
 DN_PER_REFLECTANCE = 10000.0
 RGB = ("B04", "B03", "B02")
-#: Below any step of the data; keeps a constant tile from dividing by zero.
+#: Smaller than any step of the data; avoids a division by zero in constant tiles.
 _SMALLEST = 1e-6
 
 
 def choose_normalization(
     stem: Stem, normalize: str | Mapping[str, tuple[float, float]] | Normalization | None
 ) -> Normalization:
-    """The normalization that `normalize` asks for.
+    """Return the normalization that `normalize` names.
 
     Parameters
     ----------
     stem : Stem
-        Whose input it is.
+        The stem whose input is normalised.
     normalize : str, mapping or Normalization, optional
-        A name of the card's, or ``{band: (mean, std)}`` for every band of the stem in the card's units (which becomes a
+        A name from the card, or ``{band: (mean, std)}`` for every band of the stem in the card's units (which becomes a
         fixed normalization named `given`). None: the stem's default.
 
     Raises
@@ -59,7 +59,7 @@ def choose_normalization(
 
 
 def to_units(x: Tensor, found: Units, wanted: Literal["dn", "reflectance"]) -> Tensor:
-    """Pixel values in the card's units: `dn` (reflectance x 10000, no offset) or `reflectance`.
+    """Return pixel values in the card's units: `dn` (reflectance x 10000, no offset) or `reflectance`.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def to_units(x: Tensor, found: Units, wanted: Literal["dn", "reflectance"]) -> T
 
 
 def normalize(x: Tensor, stem: Stem, how: Normalization) -> Tensor:
-    """Network input of a batch of tiles.
+    """Return the network input of a batch of tiles.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def normalize(x: Tensor, stem: Stem, how: Normalization) -> Tensor:
     Raises
     ------
     MissingBandsError
-        If `rgb_max` is asked for a stem without red, green and blue.
+        If `rgb_max` is used with a stem without red, green and blue.
     """
     import torch
 

@@ -20,8 +20,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-
 from deo_cube import arguments
 from deo_cube.constants import SENTINEL2_STATISTICS
 from deo_cube.cube.sentinel2 import band_of_name
@@ -40,6 +38,8 @@ from deo_cube.errors import (
 from deo_cube.paths import local_path
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from deo_cube.encoder.encoder import Encoder
 
 __all__ = [
@@ -69,7 +69,7 @@ Factory = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """A card, and what makes its network where its family does not."""
+    """A card, and the factory of its network where the card's family does not build it."""
 
     card: ModelCard
     factory: Factory | None = None
@@ -80,20 +80,20 @@ _registered: dict[str, Entry] = {}
 
 @functools.lru_cache(maxsize=1)
 def bundled_cards() -> dict[str, ModelCard]:
-    """Cards that come with the package, by alias."""
-    found = (ModelCard.load(path) for path in sorted(CARDS.glob("*.json")))
-    return {c.alias: c for c in found}
+    """Return the cards that come with the package, by alias."""
+    cards = (ModelCard.load(path) for path in sorted(CARDS.glob("*.json")))
+    return {c.alias: c for c in cards}
 
 
 @functools.lru_cache(maxsize=1)
 def _plugins() -> dict[str, Entry]:
-    """Encoders of installed packages: each entry point is a function of no arguments that returns card and factory."""
-    found: dict[str, Entry] = {}
+    """Return the encoders of installed packages; each entry point is a function that returns card and factory."""
+    entries: dict[str, Entry] = {}
     for point in entry_points(group=GROUP):
         try:
             made = point.load()()
             entry = Entry(made) if isinstance(made, ModelCard) else Entry(*made)
-        except Exception as error:  # one broken plug-in must not take the others away
+        except Exception as error:  # one broken plug-in must not hide the others
             warnings.warn(
                 f"the encoder plug-in {point.name!r} ({point.value}) failed: {type(error).__name__}: {error}. "
                 "It must be a function without arguments that returns a ModelCard, or (ModelCard, factory)",
@@ -101,23 +101,23 @@ def _plugins() -> dict[str, Entry]:
                 stacklevel=2,
             )
             continue
-        found[entry.card.alias] = entry
-    return found
+        entries[entry.card.alias] = entry
+    return entries
 
 
 def known_cards() -> dict[str, Entry]:
-    """Everything that has a name, by alias: what comes with the package goes before plug-ins."""
+    """Return every model with a name, by alias. Bundled models take precedence over plug-ins."""
     bundled = {alias: Entry(c) for alias, c in bundled_cards().items()}
     return {**_plugins(), **_registered, **bundled}
 
 
 def register_encoder(card: ModelCard, factory: Factory | None = None) -> ModelCard:
-    """Make an encoder known by its card's alias, for this session.
+    """Register an encoder under its card's alias, for this session.
 
     Parameters
     ----------
     card : ModelCard
-        What it is; `describe` and `describe_timm` write one in a line.
+        Describes it; `describe` and `describe_timm` make one in a line.
     factory : callable, optional
         A function without arguments that returns the network: a timm model, a module with
         ``forward_features(x, stem, layers)``, or a function from a normalised batch [B, C, H, W] to a map [B, D, h, w].
@@ -134,30 +134,30 @@ def register_encoder(card: ModelCard, factory: Factory | None = None) -> ModelCa
     ValueError
         If the alias or name is that of a bundled model.
     TypeError
-        If `factory` is no function, or the network itself.
+        If `factory` is not a function, or is the network itself.
     """
     if not isinstance(card, ModelCard):
-        raise ArgumentTypeError(f"card must be a ModelCard, made by describe(...) or describe_timm(...); got {card!r}")
+        raise ArgumentTypeError(f"card: expected a ModelCard of describe(...) or describe_timm(...), got {card!r}")
     network = hasattr(factory, "forward") and not isinstance(factory, type)
     if factory is not None and (network or not callable(factory)):
         raise ArgumentTypeError(
-            f"factory is a function without arguments that returns the network, got {type(factory).__name__}: "
+            f"factory: expected a function without arguments that returns the network, got {type(factory).__name__}: "
             "register_encoder(card, lambda: network)"
         )
     for bundled in bundled_cards().values():
         if {card.alias, card.name} & {bundled.alias, bundled.name}:
-            raise ArgumentError(f"{card.alias!r} ({card.name}) is the name of a bundled model: choose another")
+            raise ArgumentError(f"{card.alias!r} ({card.name}) is the name of a bundled model: choose another alias")
     _registered[card.alias] = Entry(card, factory)
     return card
 
 
 def find(model: str | Path | ModelCard) -> Entry:
-    """The entry of a model: an alias, a full name, a folder with `card.json`, a card file, or a card itself.
+    """Return the entry of a model: an alias, a full name, a folder with `card.json`, a card file, or a card itself.
 
     Raises
     ------
     UnknownModelError
-        With the nearest names.
+        If there is none; the message has the nearest names.
     """
     if isinstance(model, ModelCard):
         known = known_cards().get(model.alias)
@@ -183,36 +183,36 @@ def find(model: str | Path | ModelCard) -> Entry:
         try:
             return Entry(ModelCard.load(file))
         except ValueError as error:
-            raise UnknownModelError(f"{file} is no model card: {error}") from error
+            raise UnknownModelError(f"{file} is not a model card: {error}") from error
     names = [n for e in known_by_alias.values() for n in (e.card.alias, e.card.name)]
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.4)
     raise UnknownModelError(
-        f"no model goes by the name {text!r}"
-        + (f"; near it: {', '.join(near)}" if near else "")
-        + f". Known are {', '.join(known_by_alias)}; the folder of a training run (with card.json) will do as well"
+        f"model={text!r} is not known"
+        + (f"; the nearest names are {', '.join(near)}" if near else "")
+        + f". Known are {', '.join(known_by_alias)}; the folder of a training run (with card.json) is accepted as well"
     )
 
 
 def card(model: str | Path | ModelCard) -> ModelCard:
-    """The card of a model, by alias, full name, or folder.
+    """Return the card of a model, by alias, full name, or folder.
 
     Raises
     ------
     UnknownModelError
-        With the nearest names.
+        If there is none; the message has the nearest names.
     """
     return find(model).card
 
 
 def list_models() -> pd.DataFrame:
-    """Every model known by name, one a row.
+    """Return every model known by name, one per row.
 
     Returns
     -------
     DataFrame
         alias, name, bands (number of each stem's, by stem), patch (output stride, px), dim, tile, halo (px), gsd (m),
         weights (`published`, `trained`, `untrained`), licence of the weights, whether they are on this machine
-        (`offline`), and `state`: here, can be fetched, or absent, and whether hash and reference vector prove them.
+        (`offline`), and `state`: here, can be fetched, or absent, and what proves them.
     """
     import pandas as pd
 
@@ -239,29 +239,29 @@ def list_models() -> pd.DataFrame:
 
 
 def choose_stem(card: ModelCard, bands: Sequence[str]) -> tuple[Stem, list[int]]:
-    """The stem that can read `bands`, and where each of its bands is among them.
+    """Return the stem that can read `bands`, and the position of each of its bands among them.
 
-    The card's first stem is taken if all its bands are there (others are left out). A further one is taken only if
-    its bands are exactly those given: leaving measured bands unread must be the caller's decision.
+    The card's first stem is taken if all its bands are present (others are left out). Another stem is taken only if its
+    bands are exactly those given, because leaving measured bands unread must be the caller's decision.
 
     Parameters
     ----------
     card : ModelCard
-        Whose stems.
+        Its stems are considered in order.
     bands : sequence of str
         Names in any spelling that `cube.sentinel2.band_of_name` reads: ``B04``, ``b4``, ``red``.
 
     Raises
     ------
     MissingBandsError
-        If no stem can, or a band is named twice.
+        If no stem can, or a band occurs twice.
     """
     if isinstance(bands, str):
-        raise MissingBandsError(f"bands is a list of names, one a channel; got {bands!r}")
+        raise MissingBandsError(f"bands: expected a list of names, one per channel, got {bands!r}")
     names = [_canonical(b) for b in bands]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise MissingBandsError(f"bands names {twice} more than once: {list(bands)}")
+    repeated = sorted({n for n in names if names.count(n) > 1})
+    if repeated:
+        raise MissingBandsError(f"bands: {repeated} occur more than once in {list(bands)}")
     for i, stem in enumerate(card.stems):
         if set(stem.bands) <= set(names) if i == 0 else set(stem.bands) == set(names):
             return stem, [names.index(b) for b in stem.bands]
@@ -277,17 +277,17 @@ def choose_stem(card: ModelCard, bands: Sequence[str]) -> tuple[Stem, list[int]]
 
 
 def _canonical(band: str) -> str:
-    # What is no name of a Sentinel-2 band stays as it is: a card of one's own may name others.
-    found = band_of_name(band)
-    return band if found is None else found[0]
+    # Other names are returned unchanged, because a user's own card may name other bands.
+    named = band_of_name(band)
+    return band if named is None else named[0]
 
 
 @dataclass(frozen=True)
 class EncoderRef:
-    """Which encoder, with every choice made: card, stem, layer, statistics, and the hash of the weights.
+    """An encoder with every choice made: card, stem, layer, statistics, and the hash of the weights.
 
-    Frozen, picklable, and of one `fingerprint` wherever and whenever it is made from the same choices. Of a bundled
-    model the pickle names the card, of any other it holds the card whole, so that a worker needs the weights file only.
+    Frozen and picklable. Equal choices give equal fingerprints in every process. The pickle of a bundled model names
+    the card; that of any other model contains the whole card, so that a worker needs only the weights file.
     """
 
     card: ModelCard
@@ -295,16 +295,16 @@ class EncoderRef:
     layer: Layer
     normalization: Normalization
     weights: str | None
-    """Path of the weights file; None for a network that its factory makes."""
+    """Path of the weights file; None for a network made by its factory."""
     weights_sha256: str
-    """Hash of that file; of a network without one, the hash of its values and source (`network_hash`)."""
+    """Hash of that file, or of the values and source of a network without one (`network_hash`)."""
     factory: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
     """Makes a registered network; None: the card's family builds it."""
     sources: tuple[tuple[str, tuple[str, tuple[str, ...]]], ...] = field(default=(), compare=False, repr=False)
-    """Digests of its functions that have no source in another process (`network_hash.HashedNetwork.sources`)."""
+    """Digests of functions without source in another process (`network_hash.HashedNetwork.sources`)."""
 
     def load(self, device: str | None = "cpu", *, check: bool = True) -> Encoder:
-        """Build the network, fill it strictly, and prove it by the card's reference vector.
+        """Build the network, fill it strictly, and compare it with the card's reference vector.
 
         Parameters
         ----------
@@ -323,14 +323,14 @@ class EncoderRef:
         WeightsNotFoundError
             If this process does not see the file.
         WeightsMismatchError
-            If the file is another than at the call, does not fill the network, or misses the reference vector.
+            If the file is not that of the call, does not fill the network, or misses the reference vector.
         """
         from deo_cube.encoder.loading import load
 
         return load(self, device, check=check)
 
     def weights_path(self) -> Path:
-        """The weights file, checked to be the one that was found at the call.
+        """Return the weights file, after checking that it is the one found at the call.
 
         Raises
         ------
@@ -342,7 +342,7 @@ class EncoderRef:
         if not path.is_file():
             raise WeightsNotFoundError(
                 f"the weights of {self.card.alias} were found at {path} when the call was made, but this process (on "
-                f"{socket.gethostname()}) sees no such file: put them on storage that every worker sees"
+                f"{socket.gethostname()}) does not see that file: put it on storage that every worker sees"
             )
         check_file(self.card, path)
         if file_sha256(path) != self.weights_sha256:
@@ -432,22 +432,23 @@ def resolve(
     normalize: str | Mapping[str, tuple[float, float]] | Normalization | None = None,
     locate: bool = True,
 ) -> EncoderRef:
-    """Decide which encoder, with every choice made, and find its weights: what can fail, fails here.
+    """Decide which encoder to use, with every choice made, and find its weights. Errors are raised here, not later.
 
     Parameters
     ----------
     model : str, path or ModelCard
         Alias, full name, folder of a training run, or a card. A reference is returned as it is.
     weights : path, optional
-        Its weights file, or the folder that holds it; else see `locate.find_weights`.
+        Its weights file, the folder that holds it, or an address ``hf://OWNER/NAME[@REVISION][/FILE]``; see
+        `weights.find_weights`.
     bands : sequence of str, optional
-        Bands at hand, by name: decides between a multispectral and an RGB stem. Default: the card's first stem.
+        Names of the available bands; they decide between a multispectral and an RGB stem. Default: the first stem.
     layer : str, optional
-        Layer to give out; the card's last by default.
+        Layer to return; the card's last by default.
     normalize : str or mapping, optional
         See `normalize.choose_normalization`.
     locate : bool
-        False: leave the weights be, to count or describe what a model would do; the reference cannot be loaded.
+        False: do not look for the weights, to count or describe only; the reference cannot be loaded.
 
     Returns
     -------
@@ -460,7 +461,7 @@ def resolve(
     MissingBandsError
         No stem reads `bands`.
     WeightsNotFoundError, WeightsMismatchError
-        See `locate.find_weights`; files without a stated hash are also held against the network's structure.
+        See `weights.find_weights`; files without a stated hash are also compared with the network's structure.
     """
     if isinstance(model, EncoderRef):
         return model
@@ -480,7 +481,7 @@ def _weights(entry: Entry, weights: str | Path | None) -> tuple[str | None, str,
     if entry.factory is not None or (not c.weights.file and weights is None):
         if weights is not None:
             raise ArgumentError(
-                f"{c.alias} is made by its own factory, which takes no weights file: leave out weights="
+                f"weights: {c.alias} is made by its own factory, which takes no weights file. Leave out weights="
             )
         from deo_cube.encoder.loading import source_hash
 
@@ -507,7 +508,7 @@ def _check_structure(c: ModelCard, path: str, sha256: str) -> None:
 def load_encoder(
     name: str | Path | ModelCard, *, weights: str | Path | None = None, device: str | None = None
 ) -> Encoder:
-    """Load a model, ready for arrays: ``.encode(array, bands=[...])`` and ``.pool(array, bands=[...])``.
+    """Load a model for arrays: ``.encode(array, bands=[...])`` and ``.pool(array, bands=[...])``.
 
     Parameters
     ----------
@@ -555,16 +556,16 @@ def describe(
     summary: str = "",
     **fields: Any,
 ) -> ModelCard:
-    """A card with one stem and one layer, for `register_encoder`.
+    """Return a card with one stem and one layer, for `register_encoder`.
 
     Parameters
     ----------
     alias : str
         Its name.
     bands : sequence of str
-        Bands in the order that the encoder reads them.
+        Bands in the order of the encoder's input.
     dim, patch : int
-        Channels of its map, and input pixels a cell of the map.
+        Channels of its map, and the side of a cell of the map in input pixels.
     tile, halo : int
         Input size in pixels, and context to keep on each side of it.
     statistics : mapping, optional
@@ -575,7 +576,7 @@ def describe(
     Raises
     ------
     MissingBandsError
-        If there are no statistics of a band.
+        If the statistics lack a band.
     ValueError
         For values that do not fit together, see `ModelCard`.
     """
@@ -584,17 +585,19 @@ def describe(
         arguments.integer(name, size, minimum=least)
     bands = arguments.sequence("bands", bands, "bands, in the order of the model")
     if not isinstance(alias, str) or not alias:
-        raise ArgumentError(f"alias must be a name, got {alias!r}")
+        raise ArgumentError(f"alias: expected a name, got {alias!r}")
     if statistics is not None and not (
         isinstance(statistics, Mapping)
         and all(isinstance(pair, Sequence) and len(pair) == 2 for pair in statistics.values())
     ):
-        raise ArgumentTypeError(f"statistics must be a mapping {{band: (mean, std)}}, got {statistics!r}")
+        raise ArgumentTypeError(f"statistics: expected a mapping {{band: (mean, std)}}, got {statistics!r}")
     scale = 1.0 if statistics is not None or units == "dn" else 1e-4
     table = SENTINEL2_STATISTICS if statistics is None else statistics
     unknown = [b for b in bands if b not in table]
     if unknown:
-        raise MissingBandsError(f"bands: no mean and deviation of {unknown}, pass statistics={{band: (mean, std)}}")
+        raise MissingBandsError(
+            f"bands: the mean and deviation of {unknown} are not known, pass statistics={{band: (mean, std)}}"
+        )
     mean, std = (tuple(table[b][i] * scale for b in bands) for i in (0, 1))
     return ModelCard(
         name=f"{alias}.own",
@@ -615,7 +618,7 @@ def describe(
 def describe_timm(
     alias: str, model: str, *, bands: Sequence[str], tile: int = 256, pretrained: bool = False, **fields: Any
 ) -> ModelCard:
-    """A card for a model of timm, whose map and stride are read off the model itself.
+    """Return a card for a model of timm; channels and stride are measured on the model itself.
 
     Parameters
     ----------
@@ -624,11 +627,11 @@ def describe_timm(
     model : str
         Its name in timm, for example ``vit_small_patch16_dinov3``.
     bands : sequence of str
-        Bands in the order that its first convolution reads them.
+        Bands in the order of its first convolution.
     tile : int
         Input size, pixels.
     pretrained : bool
-        Take timm's published weights, from the hub. timm adapts the first convolution where the bands are not three.
+        Use timm's published weights, from the hub. timm adapts the first convolution to other than three bands.
     options : mapping, optional
         Further arguments of ``timm.create_model``, for example ``{"dynamic_img_size": True}``.
     **fields
@@ -637,9 +640,9 @@ def describe_timm(
     Raises
     ------
     UnknownModelError
-        If timm has no such model, or it gives no maps.
+        If timm has no such model, or it returns no maps.
     ValueError
-        If it does not take tiles of that size.
+        If it does not accept tiles of that size.
     """
     import torch
 
@@ -658,8 +661,8 @@ def describe_timm(
             out = network.eval().forward_features(torch.zeros(1, len(bands), tile, tile), "all", (layer,))[layer]
     except (AssertionError, RuntimeError) as error:
         raise ArgumentError(
-            f"timm's {model} does not take tiles of {tile} px ({error}): pass the size that it takes as tile=, or, of "
-            f"a ViT, options={{'img_size': {tile}}} or options={{'dynamic_img_size': True}}"
+            f"tile={tile}: timm's {model} does not accept tiles of that size ({error}). Pass another tile=, or for "
+            f"a ViT options={{'img_size': {tile}}} or options={{'dynamic_img_size': True}}"
         ) from error
     fields = {"layer": layer, "status": status, "summary": f"timm's {model}", **fields}
     return describe(

@@ -41,7 +41,7 @@ class FunctionSource(NamedTuple):
 
 
 def function_source(function: FunctionType) -> FunctionSource:
-    """Digest the source of a function, and name the globals that it changes.
+    """Return a digest of the source of a function, and the globals that it changes.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def function_source(function: FunctionType) -> FunctionSource:
 
 
 def bytecode_digest(code: CodeType) -> str:
-    """Digest compiled code; equal for equal code of one minor version of Python, wherever it was compiled."""
+    """Return a digest of compiled code, equal for equal code of one minor version of Python."""
     digest = hashlib.sha256(code.co_code)
     for names in (code.co_names, code.co_varnames, code.co_freevars):
         digest.update(repr(names).encode())
@@ -79,7 +79,7 @@ def _constant(value: object) -> bytes:
 
 
 def _node(code: CodeType, lines: list[str]) -> _Node | None:
-    """The definition in `lines` that compiles to `code`; None if there is none."""
+    """Return the definition in `lines` that compiles to `code`, or None."""
     statement, codes = _compiled("".join(lines), code.co_firstlineno, code.co_flags & _FUTURE)
     if statement is None or code not in codes:
         return None
@@ -115,7 +115,7 @@ def _statements(source: str) -> list[ast.stmt]:
 
 
 def _compiled(source: str, line: int, flags: int) -> tuple[ast.stmt | None, frozenset[CodeType]]:
-    """The statement of a module that `line` is in, and all code that it compiles to."""
+    """Return the statement of a module that contains `line`, and all code that it compiles to."""
     for i, statement in enumerate(_statements(source)):
         if _first_line(statement) <= line <= (statement.end_lineno or 0):
             return statement, _codes_of(source, i, flags)
@@ -145,7 +145,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _parts(node: ast.AST) -> Iterator[bytes]:
-    """A syntax tree as bytes: kinds and fields by name, empty ones left out, as versions of Python differ in them."""
+    """Yield a syntax tree as bytes: kinds and fields by name, without empty ones, which differ between Pythons."""
     yield f"{type(node).__name__}(".encode()
     for field in sorted(set(node._fields) - IGNORED):
         value = getattr(node, field, None)

@@ -63,9 +63,9 @@ __all__ = [
 
 #: Wrappers of training (DDP, torch.compile, the student's trunk, TorchGeo's feature extractor), outermost first or not.
 PREFIXES = ("student.", "module.", "_orig_mod.", "backbone.", "feat_extr.")
-#: Projection heads, of use in training only (main_dino.py:464-523).
+#: Projection heads, used in training only (main_dino.py:464-523).
 HEADS = ("head_ms", "cls_head", "patch_head_mid", "patch_head_late")
-#: The stem that a ViT trunk brings along, which the two named stems replace (misc.py:141-173).
+#: The stem of a ViT trunk, which the two named stems replace (misc.py:141-173).
 REPLACED_STEM = "patch_embed"
 #: Bytes of names and shapes at the start of a safetensors file: some 100,000 tensors.
 HEADER_BYTES = 16 * 2**20
@@ -77,7 +77,7 @@ BIAS = "relative_position_bias_table"
 
 
 def sniff(path: str | Path) -> str:
-    """Kind of a weights file, from its first bytes: `safetensors`, `torch` or `dynamicworld`. Needs no torch.
+    """Return the kind of a weights file from its first bytes: `safetensors`, `torch` or `dynamicworld`.
 
     Raises
     ------
@@ -124,13 +124,13 @@ def sniff(path: str | Path) -> str:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a weights file by name, as they are named there. Never runs code from the file.
+    """Return the tensors of a weights file under their names in the file. Code in the file is never run.
 
     Parameters
     ----------
     path : path
-        A safetensors file, or a torch file that ``torch.load(weights_only=True)`` takes (`argparse.Namespace`, which
-        training checkpoints hold, is let through: it can only hold values).
+        A safetensors file, or a torch file that ``torch.load(weights_only=True)`` accepts. `argparse.Namespace`, which
+        training checkpoints contain, is accepted because it can only hold values.
 
     Returns
     -------
@@ -168,13 +168,13 @@ def _load_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # whatever a foreign or hostile file makes the unpickler stumble over
-        told = [line.strip() for line in str(error).splitlines()]
-        reason = next((line for line in told if any(w in line for w in ("GLOBAL", "Unsupported", "error:"))), "")
+    except Exception as error:  # a foreign or hostile file may raise anything in the unpickler
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = next((line for line in lines if any(w in line for w in ("GLOBAL", "Unsupported", "error:"))), "")
         raise WeightsMismatchError(
             f"{path} could not be read as tensors only ({type(error).__name__}). {reason} It is damaged, or "
-            "holds Python objects, which are not unpickled because that would run code from the file. "
-            "Where you trust its source: load it there, and save the tensors with safetensors.torch.save_file"
+            "contains Python objects, which are not unpickled because that would run code from the file. "
+            "If you trust its source, load it yourself and save the tensors with safetensors.torch.save_file"
         ) from error
 
 
@@ -184,12 +184,12 @@ def _student(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("student"), Mapping):
         content = content["student"]
     if not isinstance(content, Mapping):
-        raise WeightsMismatchError(f"{path} holds a {type(content).__name__}, wanted tensors by name")
+        raise WeightsMismatchError(f"{path}: expected tensors by name, got a {type(content).__name__}")
     others = [str(k) for k, v in content.items() if not isinstance(v, torch.Tensor)]
     if others or not content:
         raise WeightsMismatchError(
             f"{path} is a checkpoint with the entries {_few([str(k) for k in content])}, of which {_few(others)} "
-            "are no tensors. Wanted: tensors by name, or a training checkpoint with an entry 'student'"
+            "are not tensors. Expected tensors by name, or a training checkpoint with an entry 'student'"
         )
     return {str(k): v for k, v in content.items()}
 
@@ -202,7 +202,7 @@ def match_state(
     prefixes: Sequence[str] = (),
     indices: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Tensors of a file under the names of the network, each one accounted for.
+    """Return the tensors of a file under the names of the network, with each one accounted for.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def match_state(
     Raises
     ------
     WeightsMismatchError
-        If a tensor is missing, left over, of another shape or kind, twice there, or if an index buffer differs.
+        If a tensor is missing, left over, of another shape or kind, present twice, or if an index buffer differs.
     """
     named: dict[str, Tensor] = {}
     students = any(k.startswith("student.") for k in state)
@@ -229,7 +229,7 @@ def match_state(
             continue
         name = _strip(key, (*prefixes, *PREFIXES))
         if name in named:
-            raise WeightsMismatchError(f"{where} holds {name!r} twice, once as {key!r}: two networks in one file")
+            raise WeightsMismatchError(f"{where} contains {name!r} twice, once as {key!r}: two networks in one file")
         named[name] = tensor
     found = {name: t for name, t in named.items() if name in expected or not _of_no_use(name, expected)}
     found = {name: t for name, t in found.items() if not _is_index(name, t, expected, indices, where)}
@@ -243,7 +243,7 @@ def match_state(
             f"  missing in the file: {len(missing)} of {len(expected)} tensors{_list(missing)}\n"
             f"  left over in the file: {len(left)} of {len(state)}{_list(left)}\n"
             f"  the file looks like {_looks_like(named)}.\n"
-            "Name the model that these weights are of, or the file of this model"
+            "Pass the model of these weights, or the weights of this model"
         )
     shapes = [
         f"{name}: {tuple(found[name].shape)} in the file, {tuple(shape)} in the network"
@@ -257,7 +257,7 @@ def match_state(
         )
     whole = [name for name, t in found.items() if not t.dtype.is_floating_point]
     if whole:
-        raise WeightsMismatchError(f"{where}: {len(whole)} tensors are no floating-point numbers{_list(whole)}")
+        raise WeightsMismatchError(f"{where}: {len(whole)} tensors are not floating-point numbers{_list(whole)}")
     return found
 
 
@@ -325,7 +325,7 @@ def _of_no_use(name: str, expected: Mapping[str, Any]) -> bool:
 def _is_index(
     name: str, tensor: Tensor, expected: Mapping[str, Any], indices: Mapping[str, Tensor] | None, where: str | Path
 ) -> bool:
-    """Whether `name` is the index buffer of an attention that the network has; its values must be the network's."""
+    """Return whether `name` is the index buffer of an attention in the network; its values must be equal."""
     import torch
 
     if name in expected or not name.endswith(INDEX) or name.removesuffix(INDEX) + BIAS not in expected:
@@ -349,12 +349,12 @@ def _check_window(found: Mapping[str, Tensor], expected: Mapping[str, Sequence[i
 def _window(rows: int) -> str:
     side = math.isqrt(rows)
     if side * side != rows or side % 2 == 0:
-        return "which is no window size"
+        return "which is not a window size"
     return f"that is {side}^2, window {(side + 1) // 2}"
 
 
 def _looks_like(state: Mapping[str, Tensor]) -> str:
-    """What a file seems to be, in words."""
+    """Describe in words what a file seems to be."""
     parameters = sum(t.numel() for t in state.values())
     size = f"{len(state)} tensors with {parameters / 1e6:.2f} M values"
 
@@ -387,12 +387,12 @@ def _list(names: Sequence[str], count: int = 5) -> str:
 
 
 FOLDER_VARIABLE = "DEO_CUBE_WEIGHTS"
-#: The file of a repository that holds a model of timm.
+#: File name of a timm model in its repository.
 PRETRAINED = "model.safetensors"
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal; computed once a process for the same path, size and time of change."""
+    """Return the SHA-256 of a file; computed once per process for the same path, size and time of change."""
     path = local_path(path).resolve()
     stat = path.stat()
     return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
@@ -405,7 +405,7 @@ def _sha256(path: str, size: int, changed: int) -> str:
 
 
 def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline: bool | None = None) -> Path:
-    """The weights file of a card, downloaded if need be.
+    """Return the weights file of a card, downloaded if necessary.
 
     Looked for, in this order: `weights` (a file, or a folder that holds one of the card's name); the folder
     `DEO_CUBE_WEIGHTS`; the card's own folder; the caches; and, unless offline, the publisher's address or the hub. A
@@ -415,11 +415,11 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
     Parameters
     ----------
     card : ModelCard
-        Whose weights.
+        Names the file and its hash.
     weights : path or str, optional
         A file or folder, or an address on the hub, ``hf://OWNER/NAME[@REVISION][/FILE]``.
     offline : bool, optional
-        Never reach for the network. Default: the option `offline`.
+        Do not use the network. Default: the option `offline`.
 
     Returns
     -------
@@ -429,9 +429,9 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
     Raises
     ------
     WeightsNotFoundError
-        With the places looked in and what to put where.
+        The message lists the places that were searched, and what to put where.
     WeightsMismatchError
-        If the file found is no weights file, or has another hash.
+        If the file is not a weights file, or has another hash.
     """
     offline = get_option("offline") if offline is None else offline
     if isinstance(weights, str | Path) and str(weights).startswith("hf:/"):
@@ -465,16 +465,16 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
 
 
 def find_pretrained(card: ModelCard, repo: str | None, *, offline: bool | None = None) -> Path:
-    """The weights that timm names for the model of a card, downloaded if need be.
+    """Return the weights that timm names for the model of a card, downloaded if necessary.
 
     Parameters
     ----------
     card : ModelCard
-        Where it states a hash, the file has it. A card that was read from a file must state one.
+        If it states a hash, the file must have it. A card that was read from a file must state one.
     repo : str or None
         Repository on the hub that timm names.
     offline : bool, optional
-        Never reach for the network. Default: the option `offline`.
+        Do not use the network. Default: the option `offline`.
 
     Raises
     ------
@@ -516,7 +516,7 @@ def find_pretrained(card: ModelCard, repo: str | None, *, offline: bool | None =
 
 
 def _require_hash(card: ModelCard) -> None:
-    """Refuse a download that nothing proves: of a card from elsewhere, which states no hash."""
+    """Refuse a download that nothing proves, for a card from elsewhere that states no hash."""
     from deo_cube.encoder.registry import bundled_cards
 
     w = card.weights
@@ -529,12 +529,12 @@ def _require_hash(card: ModelCard) -> None:
 
 
 def _fetchable(card: ModelCard) -> bool:
-    """Whether the card says where its weights can be had from: a file of known hash, or a repository of the hub."""
+    """Return whether the card names a source of its weights: a file of known hash, or a repository of the hub."""
     return bool(card.weights.file) and (_has_url(card.weights) or hub.address_of(card) is not None)
 
 
 def _has_url(w: Weights) -> bool:
-    """Whether `w.url` is the address of a file whose hash the card states."""
+    """Return whether `w.url` is the address of a file whose hash the card states."""
     names = {w.file, *(a.file for a in w.alternatives)}
     return w.url is not None and w.sha256 is not None and w.url.rpartition("/")[2] in names
 
@@ -593,7 +593,7 @@ def weights_state(card: ModelCard) -> str:
 
 
 def local_weights(card: ModelCard) -> Path | None:
-    """The card's weights on this machine: in `DEO_CUBE_WEIGHTS`, beside the card, or in a cache; else None."""
+    """Return the card's weights on this machine: in `DEO_CUBE_WEIGHTS`, beside the card, or in a cache; else None."""
     for folder in (os.environ.get(FOLDER_VARIABLE), card.folder):
         found = _in_folder(card, local_path(folder)) if folder else None
         if found is not None:
@@ -619,7 +619,7 @@ def _cached(w: Weights) -> Path | None:
 
 
 def check_file(card: ModelCard, path: Path) -> Path:
-    """`path`, if it begins like weights and hashes to what the card states.
+    """Return `path` if it starts like a weights file and has the hash that the card states.
 
     Raises
     ------
@@ -638,13 +638,13 @@ def check_file(card: ModelCard, path: Path) -> Path:
 
 
 def _check_inside(path: Path, folder: Path) -> None:
-    """Refuse a link of a card's folder to a file elsewhere; snapshots of the hub's cache link to the blobs beside."""
+    """Refuse a link from a card's folder to a file elsewhere, except from snapshots of the hub's cache to its blobs."""
     real, home = path.resolve(), folder.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if not (real.is_relative_to(home) or real.is_relative_to(blobs)):
         raise WeightsMismatchError(
-            f"{path} is a link out of the card's folder, which a card from elsewhere could aim at any file. Where you "
-            "made the link yourself, name its target: weights=PATH"
+            f"{path} is a link out of the card's folder, which a card from elsewhere could point at any file. If you "
+            "made the link yourself, pass its target: weights=PATH"
         )
 
 
@@ -690,31 +690,31 @@ def _not_found(card: ModelCard, offline: bool) -> str:
 
 
 def hub_cache() -> Path:
-    """Folder that downloads are kept in: `hub` in the option `cache_dir`."""
+    """Return the folder of downloads: `hub` in the option `cache_dir`."""
     return Path(get_option("cache_dir")) / "hub"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer, and followed by none."""
+    """Do not follow redirects: a redirect is an answer too."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
 
 
 def hub_silence(url: str = "", *, timeout: float = 5.0, tries: int = 2) -> str | None:
-    """Why the hub does not answer, or None where it does.
+    """Return why the hub does not answer, or None if it does.
 
-    The hub's own client tries a dead network six times and gives up after 23 s; this asks first, through the proxy
-    that the environment names, so that "there is no network" is said at once.
+    The hub's own client tries a dead network six times and gives up after 23 s. This asks first, through the proxy that
+    the environment names, so that a missing network is reported at once.
 
     Parameters
     ----------
     url : str
-        Asked with a HEAD request; default the hub itself (`HF_ENDPOINT` where it is set).
+        Address of the HEAD request; default the hub itself (`HF_ENDPOINT` where it is set).
     timeout : float
-        Seconds that one try may take, beyond looking up the name.
+        Seconds per try, without looking up the name.
     tries : int
-        With half a second between.
+        Number of tries, half a second apart.
     """
     request = urllib.request.Request(url or os.environ.get("HF_ENDPOINT") or HUB, method="HEAD")
     opener = urllib.request.build_opener(_NoRedirect)
@@ -797,7 +797,7 @@ def _download(w: Weights, advice: str) -> Path:
 
 
 def _compare_with_first(w: Weights, path: Path) -> None:
-    """Keep the hash of a first download; refuse a later one that differs."""
+    """Record the hash of a first download, and refuse a later one that differs."""
     record = Path(get_option("cache_dir")) / "weights_seen.json"
     key = f"{w.repo}@{w.revision}/{w.file}"
     try:

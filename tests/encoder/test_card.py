@@ -68,7 +68,7 @@ def test_defaults_and_lookups() -> None:
     ("change", "message"),
     [
         ({"tile": 0}, "tile must be positive"),
-        ({"tile": 380}, "no multiple of stride 32"),
+        ({"tile": 380}, "not a multiple of stride 32"),
         ({"halo": 192}, "leaves no core"),
         ({"gsd": 0}, "gsd must be positive"),
         ({"units": "toa"}, "unknown units 'toa'"),

@@ -60,7 +60,7 @@ def test_a_convolutional_timm_model_and_its_stages() -> None:
 
 
 def test_a_size_that_a_timm_model_does_not_take_is_said_with_what_mends_it() -> None:
-    with pytest.raises(ValueError, match=r"tiles of 64 px.*'img_size': 64"):
+    with pytest.raises(ValueError, match=r"tile=64.*'img_size': 64"):
         describe_timm("vt", "vit_tiny_patch16_224", bands=["B04", "B03", "B02"], tile=64)
     made = describe_timm("vt", "vit_tiny_patch16_224", bands=["B04", "B03", "B02"], tile=64, options={"img_size": 64})
     assert (made.patch, made.dim) == (16, 192)

@@ -128,7 +128,7 @@ def test_a_given_normalization_holds_for_the_rgb_stem_too() -> None:
     rgb = Encoder(card, network, stem="rgb", normalization={b: given[b] for b in MS[:3]})
     assert np.array_equal(encoder.pool(tiles(3), bands=MS[:3]), rgb.pool(tiles(3)))
     back = Encoder(card, network, stem="rgb", normalization={b: given[b] for b in MS[:3]})
-    with pytest.raises(MissingBandsError, match="says nothing of"):
+    with pytest.raises(MissingBandsError, match="normalization"):
         back.pool(tiles(10), bands=MS)
 
 
@@ -174,14 +174,14 @@ def test_a_card_in_reflectance() -> None:
     ("shape", "options", "error", "message"),
     [
         ((2, 3, 64, 64), {}, MissingBandsError, "reads 10 bands .* has 3 channels: name them with bands="),
-        ((2, 10, 64, 60), {}, TilePlanError, "W = 60 is no multiple of 8.*: cut to 56 or pad to 64"),
-        ((2, 10, 4, 64), {}, TilePlanError, "H = 4 is no multiple of 8.*: pad to 8"),
+        ((2, 10, 64, 60), {}, TilePlanError, "W = 60 is not a multiple of 8.*: cut to 56 or pad to 64"),
+        ((2, 10, 4, 64), {}, TilePlanError, "H = 4 is not a multiple of 8.*: pad to 8"),
         ((2, 10, 0, 64), {}, TilePlanError, "H = 0"),
-        ((10, 64, 64), {}, ValueError, r"wanted a batch \[B, C, H, W\].*batch\[None\]"),
-        ((2, 3, 64, 64), {"bands": MS}, MissingBandsError, "names 10 channels, the batch has 3"),
+        ((10, 64, 64), {}, ValueError, r"expected \[B, C, H, W\].*batch\[None\]"),
+        ((2, 3, 64, 64), {"bands": MS}, MissingBandsError, "bands: expected 3 names"),
         ((2, 4, 64, 64), {"bands": [*MS[:3], "B08"]}, MissingBandsError, r"\['B08'\] would go unread"),
         ((2, 9, 64, 64), {"bands": MS[:9]}, MissingBandsError, r"missing \['B12'\]"),
-        ((2, 4, 64, 64), {"bands": [*MS[:3], "b4"]}, MissingBandsError, r"\['B04'\] more than once"),
+        ((2, 4, 64, 64), {"bands": [*MS[:3], "b4"]}, MissingBandsError, r"\['B04'\] occur more than once"),
         ((2, 10, 64, 64), {"units": "toa"}, ValueError, "units must be one of"),
     ],
 )
@@ -193,14 +193,14 @@ def test_refuses(shape: tuple[int, ...], options: dict, error: type[Exception], 
 def test_pool_takes_sizes_that_no_map_fits() -> None:
     encoder = Encoder(*swin())
     assert encoder.pool(tiles(size=60)).shape == (2, 16)
-    with pytest.raises(TilePlanError, match="H = 62 is no multiple of 4"):
+    with pytest.raises(TilePlanError, match="H = 62"):
         encoder.pool(tiles(size=62))
 
 
 def test_a_card_that_lies_about_its_layer_is_found_out() -> None:
     card, network = swin()
     layers = (dataclasses.replace(card.layers[-1], dim=17),)
-    with pytest.raises(ValueError, match="gave a map .* says layer 'norm' has 17 channels"):
+    with pytest.raises(ValueError, match="layer 'norm' with 17 channels"):
         Encoder(dataclasses.replace(card, layers=layers), network).encode(tiles())
 
 

@@ -125,7 +125,7 @@ def test_weights_that_vanish_or_change_after_the_call(run_folder: Path) -> None:
     with pytest.raises(WeightsMismatchError, match="has changed since the call"):
         ref.load()
     path.unlink()
-    with pytest.raises(WeightsNotFoundError, match="put them on storage that every worker sees"):
+    with pytest.raises(WeightsNotFoundError, match="does not see that file"):
         ref.load()
 
 
@@ -134,7 +134,7 @@ def test_a_missed_reference_vector_stops_the_load() -> None:
     assert card.reference is not None
     wrong = dataclasses.replace(card.reference, vector=tuple(v + 0.01 for v in card.reference.vector))
     ref = resolve(dataclasses.replace(card, reference=wrong))
-    with pytest.raises(WeightsMismatchError, match="misses its reference vector"):
+    with pytest.raises(WeightsMismatchError, match="reference vector"):
         ref.load()
     assert ref.load(check=False).card.alias == "tiny"
 
@@ -185,7 +185,7 @@ def test_a_factory_that_gives_something_else_each_time_is_refused() -> None:
 
     register_encoder(describe("restless", bands=["B04", "B03", "B02"], dim=5, patch=4), factory)
     ref = resolve("restless")
-    with pytest.raises(WeightsMismatchError, match="made another network here than at the call"):
+    with pytest.raises(WeightsMismatchError, match="factory of"):
         ref.load()
 
 

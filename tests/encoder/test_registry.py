@@ -23,14 +23,14 @@ MS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 
 
 def test_unknown_names_list_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModelError, match="near it: vitb"):
+    with pytest.raises(UnknownModelError, match="model=.*vitb"):
         resolve("vit_b")
     with pytest.raises(UnknownModelError, match="Known are .*tiny.*run"):
         resolve("prithvi-eo")
     with pytest.raises(UnknownModelError, match=r"there is no .*card.json; the folder holds \[\]"):
         resolve(tmp_path)
     (tmp_path / "card.json").write_text('{"name": "x"}')
-    with pytest.raises(UnknownModelError, match="is no model card"):
+    with pytest.raises(UnknownModelError, match="model card"):
         resolve(tmp_path)
     with pytest.raises(UnknownModelError, match=f"no layer 'block12': choose from .*{card('tiny').layers[-1].name}"):
         resolve("tiny", layer="block12")
@@ -81,7 +81,7 @@ def test_mistakes_of_a_registration() -> None:
     means = describe("tiny", bands=["B04"], dim=1, patch=8)
     with pytest.raises(ValueError, match="name of a bundled model"):
         register_encoder(means, lambda: lambda x: x)
-    with pytest.raises(MissingBandsError, match=r"no mean and deviation of \['B01'\]"):
+    with pytest.raises(MissingBandsError, match=r"bands: .*\['B01'\]"):
         describe("x", bands=["B01"], dim=1, patch=8)
     with pytest.raises(UnknownModelError, match="timm has no model"):
         describe_timm("x", "vit_of_nowhere", bands=MS)
@@ -89,7 +89,7 @@ def test_mistakes_of_a_registration() -> None:
     with pytest.raises(TypeError, match="factory of wrong returned a int"):
         resolve("wrong")
     register_encoder(describe("off", bands=["B04"], dim=1, patch=8), lambda: lambda x: F.avg_pool2d(x, 4))
-    with pytest.raises(ValueError, match=r"gave a map \(1, 1, 8, 8\).*hence \(1, 1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"\(1, 1, 8, 8\).*\(1, 1, 4, 4\)"):
         load_encoder("off", device="cpu").encode(np.ones((1, 1, 32, 32)))
     with pytest.raises(ValueError, match="takes no weights file"):
         resolve("off", weights="x.pth")

@@ -44,7 +44,7 @@ def test_a_card_may_name_bands_of_its_own() -> None:
             r"stem 'ms' reads .*: missing \['B05'.*\n.*stem 'rgb'.*\['B08'\] would go unread",
         ),
         (["B02", "B03"], r"missing \['B04'\]"),
-        (["B02", "blue", "B04"], r"names \['B02'\] more than once"),
+        (["B02", "blue", "B04"], r"\['B02'\] occur more than once"),
         ([], "missing"),
     ],
 )

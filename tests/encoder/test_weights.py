@@ -201,7 +201,7 @@ def test_not_a_number(tmp_path: Path) -> None:
 def test_integers_are_no_weights(tmp_path: Path) -> None:
     state = published(vit())
     state["norm.weight"] = state["norm.weight"].to(torch.int8)
-    assert "no floating-point numbers" in refuse(vit(2), state, tmp_path)
+    assert "not floating-point numbers" in refuse(vit(2), state, tmp_path)
 
 
 def test_one_name_under_two_prefixes(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Networks from the `architecture` of a card, and anything else that maps tiles to features made to look like one.
+"""Build networks from the `architecture` of a card, and give other models the interface of a network.
 
 A network is a module with ``forward_features(x, stem, layers) -> {layer: map [B, D, h, w]}``, where `layers` may
-also name `pooled`, the vector [B, D] of the tile. `vit` and `swin` are DEO's own, `conv` is a small network of this
-package; `timm` is any model of timm; a factory may give any other, or a plain function from a batch to a map.
+also name `pooled`, the vector [B, D] of the tile. `vit` and `swin` are DEO's networks, `conv` is a small network of
+this package, `dynamicworld` and `galileo` are published elsewhere, and `timm` is any model of timm. A factory may
+return any other network, or a plain function from a batch to a map.
 """
 
 from __future__ import annotations
@@ -42,34 +43,34 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "galileo": ("deo_cube.encoder.networks.galileo", "Galileo"),
 }
 
-# torch's global generator is what initialisation draws from; two threads must not share a seed's stream.
+# Initialisation draws from torch's global generator, so two threads must not use it at the same time.
 _seed_lock = threading.Lock()
 
 
 class Network(Protocol):
-    """What an encoder runs."""
+    """The interface that an encoder calls."""
 
     def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Maps [B, D, h, w] of the layers named, and `pooled` [B, D], of a normalised batch [B, C, H, W]."""
+        """Return maps [B, D, h, w] by layer, and `pooled` [B, D], of a normalised batch [B, C, H, W]."""
         ...
 
 
 def build_network(card: ModelCard, *, pretrained: bool = False) -> nn.Module:
-    """The network that the card's architecture describes, with the weights of its initialisation.
+    """Return the network that the card's architecture describes, with its initial weights.
 
     Parameters
     ----------
     card : ModelCard
         Its sizes were checked when it was made.
     pretrained : bool
-        Give a model of timm whose card says `pretrained` the weights that timm names; else none are looked for.
+        Load the weights that timm names, for a model of timm whose card says `pretrained`.
 
     Raises
     ------
     UnknownModelError
-        If the family is none that this version builds, or does not take the sizes given.
+        If this version does not build the family, or the family does not accept the sizes.
     WeightsNotFoundError, WeightsMismatchError
-        If `pretrained`, see `locate.find_pretrained`.
+        If `pretrained`, see `weights.find_pretrained`.
     """
     sizes = {k: v for k, v in card.architecture.items() if k not in ("family", "seed")}
     family = card.architecture["family"]
@@ -92,7 +93,7 @@ def build_network(card: ModelCard, *, pretrained: bool = False) -> nn.Module:
 
 
 def seeded_network(card: ModelCard, factory: Callable[[], Any] | None) -> nn.Module:
-    """The network of a card without a weights file, the same in every process: its initialisation is seeded.
+    """Return the network of a card without a weights file, the same in every process because it is seeded.
 
     Parameters
     ----------
@@ -107,7 +108,7 @@ def seeded_network(card: ModelCard, factory: Callable[[], Any] | None) -> nn.Mod
 
 
 def as_network(made: Any, card: ModelCard) -> nn.Module:
-    """What a factory made, as a network: a timm model, a network as it is, or a function of the batch."""
+    """Return the result of a factory as a network: a timm model, a network, or a function of the batch."""
     if isinstance(made, nn.Module) and hasattr(made, "forward_intermediates"):
         return TimmNetwork(made, card)
     if isinstance(made, nn.Module) and hasattr(made, "forward_features"):
@@ -115,7 +116,7 @@ def as_network(made: Any, card: ModelCard) -> nn.Module:
     if callable(made):
         return FunctionNetwork(made, card)
     raise ArgumentTypeError(
-        f"the factory of {card.alias} returned a {type(made).__name__}; wanted a timm model, a module with "
+        f"the factory of {card.alias} returned a {type(made).__name__}; expected a timm model, a module with "
         "forward_features(x, stem, layers), or a function from a batch [B, C, H, W] to a map [B, D, h, w]"
     )
 
@@ -123,8 +124,8 @@ def as_network(made: Any, card: ModelCard) -> nn.Module:
 class TimmNetwork(nn.Module):
     """A timm model behind the interface of `Network`.
 
-    Layers: `norm` (or `last`, for models without a final norm) is the final map, `block3` or `stage3` the raw one of
-    that index or stage. `pooled` is what the model's own head would be given.
+    Layers: `norm` (or `last`, for models without a final norm) is the final map; `block3` or `stage3` is the raw map of
+    that block or stage. `pooled` is the input of the model's own head.
     """
 
     def __init__(self, model: nn.Module, card: ModelCard) -> None:
@@ -135,11 +136,11 @@ class TimmNetwork(nn.Module):
 
     @classmethod
     def create(cls, card: ModelCard, *, pretrained: bool = False) -> TimmNetwork:
-        """The timm model named by the card: its architecture holds `model`, and optionally `pretrained`, `options`."""
+        """Build the timm model that the card names in `model`, with its `pretrained` and `options` if present."""
         timm = import_timm()
         sizes = card.architecture
         name, options = str(sizes["model"]), dict(sizes.get("options", {}))
-        if not timm.is_model(name):  # hf-hub: and local-dir: are places, not models
+        if not timm.is_model(name):  # refuses hf-hub: and local-dir:, which name places
             near = ", ".join(difflib.get_close_matches(name, timm.list_models(pretrained=True), n=3))
             raise UnknownModelError(
                 f"card {card.name}: timm has no model {name!r}" + (f"; near it: {near}" if near else "")
@@ -159,7 +160,7 @@ class TimmNetwork(nn.Module):
         return cls(model, card)
 
     def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Maps and pooled vector of a batch [B, C, H, W]; by default the final map and `pooled`."""
+        """Return maps and pooled vector of a batch [B, C, H, W]; by default the final map and `pooled`."""
         model: Any = self.model
         out: dict[str, Tensor] = {}
         for name in ("norm", "pooled") if layers is None else layers:
@@ -169,7 +170,7 @@ class TimmNetwork(nn.Module):
             final = name in ("norm", "last")
             digits = name.lstrip("abcdefghijklmnopqrstuvwxyz")
             if not final and not digits.isdigit():
-                raise ArgumentError(f"no layer {name!r}: name 'norm', 'last', 'block<i>' or 'stage<i>'")
+                raise ArgumentError(f"layer={name!r}: expected 'norm', 'last', 'block<i>' or 'stage<i>'")
             index = -1 if final else int(digits) - name.startswith("stage")
             out[name] = model.forward_intermediates(
                 x,
@@ -184,11 +185,11 @@ class TimmNetwork(nn.Module):
 
 @functools.lru_cache(maxsize=64)
 def _check_size(model: str, channels: int, options: str, card: str) -> None:
-    """Count the parameters of a timm model without memory for them."""
+    """Refuse a timm model with too many parameters, without allocating them."""
     try:
         with torch.device("meta"):
             network = import_timm().create_model(model, in_chans=channels, num_classes=0, **json.loads(options))
-    except Exception:  # what does not build on no device says why when it is built on one
+    except Exception:  # the same error is raised, and reported, when the model is built for real
         return
     check_parameters(card, sum(p.numel() for p in network.parameters()))
 
@@ -202,7 +203,7 @@ class FunctionNetwork(nn.Module):
         self.default = card.layer().name
 
     def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Maps by layer; `pooled` is the function's own, or the mean of the default layer over the map."""
+        """Return maps by layer; `pooled` is the function's own, or the mean of the default layer over the map."""
         made = self.function(x)
         out = dict(made) if isinstance(made, Mapping) else {self.default: made}
         out = {name: torch.as_tensor(value, dtype=torch.float32, device=x.device) for name, value in out.items()}
@@ -210,5 +211,5 @@ class FunctionNetwork(nn.Module):
             out["pooled"] = out[self.default].mean(dim=(2, 3))
         missing = set(layers or ()) - set(out)
         if missing:
-            raise ArgumentError(f"the function returned the layers {[*out]}; wanted {sorted(missing)} too")
+            raise ArgumentError(f"the function returned the layers {[*out]}; {sorted(missing)} are missing")
         return out if layers is None else {name: out[name] for name in layers}

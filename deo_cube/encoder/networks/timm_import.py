@@ -1,7 +1,7 @@
-"""Import timm, also where torchvision's compiled operators do not fit the installed torch.
+"""Import timm, even if torchvision's compiled operators do not fit the installed torch.
 
-timm needs torchvision. A CUDA build of torchvision beside a CPU build of torch (what pip picks when only a CPU wheel of
-torch is at hand) fails on import with ``operator torchvision::nms does not exist`` (pytorch/vision#9077, #8985).
+timm needs torchvision. A CUDA build of torchvision beside a CPU build of torch (which pip selects when only a CPU wheel
+of torch is available) fails on import with ``operator torchvision::nms does not exist`` (pytorch/vision#9077, #8985).
 Declaring the two missing signatures first makes the import work; nothing here ever calls those operators. Every import
 of timm or torchvision in this package goes through this module.
 """
@@ -65,7 +65,7 @@ def prepare_torchvision() -> bool:
 
 
 def import_timm() -> ModuleType:
-    """The module timm, imported safely.
+    """Return the module timm, imported safely.
 
     Raises
     ------
