@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from pyproj import CRS, Transformer
 
 from deo_cube.errors import LabelsError
 
@@ -79,8 +81,6 @@ def clean(shapes: Array) -> Cleaned:
     LabelsError
         For lines that are not part of something else, which cover no cell.
     """
-    import shapely
-
     shapes = np.array(shapes, dtype=object).reshape(-1)
     others = [type(g).__name__ for g in shapes if not (g is None or isinstance(g, shapely.Geometry))]
     if others:
@@ -109,10 +109,8 @@ def clean(shapes: Array) -> Cleaned:
     return Cleaned(out, np.array(rows, dtype=int), empty, flat)
 
 
-def _points_and_areas(shape: Any, row: int) -> Any:
+def _points_and_areas(shape: shapely.Geometry, row: int) -> shapely.Geometry | None:
     """Return the points of a geometry and the union of its areas; None where it has neither."""
-    import shapely
-
     points, polygons = [], []
     for part in _parts(shape):
         if part.geom_type == "Point":
@@ -131,10 +129,8 @@ def _points_and_areas(shape: Any, row: int) -> Any:
     return parts[0] if len(parts) == 1 else shapely.geometrycollections(parts)
 
 
-def areal(polygons: list[Any]) -> Any:
+def areal(polygons: list[shapely.Polygon]) -> shapely.Geometry:
     """Return the union of polygons that may be invalid: one valid (multi)polygon, empty where there is no area."""
-    import shapely
-
     repaired = []
     for p in polygons:
         if not p.is_valid:
@@ -148,24 +144,18 @@ def areal(polygons: list[Any]) -> Any:
     return _only_polygons(shapely.union_all(repaired))
 
 
-def _enclosed(ring: Any) -> Any:
-    import shapely
-
+def _enclosed(ring: shapely.LinearRing) -> shapely.Geometry:
     return _only_polygons(shapely.make_valid(shapely.Polygon(ring)))
 
 
-def _only_polygons(shape: Any) -> Any:
+def _only_polygons(shape: shapely.Geometry) -> shapely.Geometry:
     """Return the polygons of a valid geometry, without the lines and points beside them."""
-    import shapely
-
     if shape.geom_type in ("Polygon", "MultiPolygon"):
         return shape
     return shapely.union_all([p for p in _parts(shape) if p.geom_type == "Polygon"])
 
 
-def _parts(shape: Any) -> Iterator[Any]:
-    import shapely
-
+def _parts(shape: shapely.Geometry) -> Iterator[shapely.Geometry]:
     for part in shapely.get_parts(shape):
         if hasattr(part, "geoms"):
             yield from _parts(part)
@@ -176,7 +166,7 @@ def _parts(shape: Any) -> Iterator[Any]:
 # ---- the CRS of the grid --------------------------------------------------------------------------------------------
 
 
-def into_grid(shapes: Array, crs: Any, box: GeoBox) -> Array:
+def into_grid(shapes: Array, crs: CRS | None, box: GeoBox) -> Array:
     """Return clean geometries in the CRS of a grid.
 
     Polygons are cut to the surroundings of the grid first, and their edges get more points: an edge that is straight in
@@ -203,19 +193,14 @@ def into_grid(shapes: Array, crs: Any, box: GeoBox) -> Array:
     return _valid(shapes)
 
 
-def transform(shapes: Array, source: Any, target: Any) -> Array:
+def transform(shapes: Array, source: CRS, target: CRS) -> Array:
     """Return geometries in another CRS (pyproj), corner by corner; infinite where they have no place there."""
-    import shapely
-    from pyproj import Transformer
-
     t = Transformer.from_crs(source, target, always_xy=True)
     moved: Array = shapely.transform(shapes, lambda c: np.stack(t.transform(c[:, 0], c[:, 1]), axis=1))
     return moved
 
 
 def _valid(shapes: Array) -> Array:
-    import shapely
-
     out = shapes.copy()
     finite = np.isfinite(shapely.bounds(shapes)).all(axis=1)
     for i in np.flatnonzero(finite & ~shapely.is_valid(shapes)):
@@ -223,10 +208,8 @@ def _valid(shapes: Array) -> Array:
     return out
 
 
-def _near(shapes: Array, box: GeoBox, crs: Any) -> Array:
+def _near(shapes: Array, box: GeoBox, crs: CRS) -> Array:
     """Return polygons cut to the surroundings of the grid, with more points on their edges; points as they are."""
-    import shapely
-
     outline = box.extent.to_crs(str(crs.to_wkt()), resolution=max(abs(box.resolution.x), abs(box.resolution.y)))
     x0, y0, x1, y1 = outline.boundingbox.bbox
     if not np.isfinite([x0, y0, x1, y1]).all():
@@ -249,16 +232,12 @@ def _near(shapes: Array, box: GeoBox, crs: Any) -> Array:
     return out
 
 
-def _shifted(shape: Any, degrees: float) -> Any:
-    import shapely
-
+def _shifted(shape: shapely.Geometry, degrees: float) -> shapely.Geometry:
     return shapely.transform(shape, lambda c: c + np.array([degrees, 0.0])) if degrees else shape
 
 
-def _moved_to(shape: Any, x0: float, x1: float) -> Any:
+def _moved_to(shape: shapely.Geometry, x0: float, x1: float) -> shapely.Geometry | None:
     """Return a geometry in degrees, moved by whole turns to where x is from x0 to x1."""
-    import shapely
-
     west, _, east, _ = shape.bounds
     if not np.isfinite([west, east]).all():
         return shape
@@ -273,8 +252,6 @@ def _across_antimeridian(shapes: Array) -> Array:
 
     Drawn from 179 to -179, such a polygon would cover everything that it should leave out.
     """
-    import shapely
-
     west, _, east, _ = shapely.bounds(shapes).T
     wide = np.flatnonzero((east - west > 180) & (east - west < 360) & (west >= -180) & (east <= 180))
     out, crossing = shapes, 0
@@ -322,7 +299,7 @@ def north_up(box: GeoBox) -> GeoBox:
     return GeoBox(box.shape, Affine(t.a, 0, t.c, 0, -t.e, t.f + box.shape[0] * t.e), box.crs)
 
 
-def cells_of(shape: Any, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
+def cells_of(shape: shapely.Geometry, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
     """Return rows and columns of the cells of a north-up grid that a valid geometry of points and polygons labels."""
     if "Point" in shape.geom_type:
         return cells_of_point(shape, box)
@@ -333,10 +310,8 @@ def cells_of(shape: Any, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
     return flat // box.shape[1], flat % box.shape[1]
 
 
-def cells_of_point(shape: Any, box: GeoBox) -> tuple[Array, Array]:
+def cells_of_point(shape: shapely.Geometry, box: GeoBox) -> tuple[Array, Array]:
     """Return rows and columns of the cells that contain the points; a cell includes its west and north edges."""
-    import shapely
-
     xy = shapely.get_coordinates(shape)
     place = np.stack(apply(~box.transform, xy[:, 0], xy[:, 1]), axis=1)
     nearest = np.round(place)
@@ -347,10 +322,8 @@ def cells_of_point(shape: Any, box: GeoBox) -> tuple[Array, Array]:
     return cell[inside, 1], cell[inside, 0]
 
 
-def cells_of_polygon(shape: Any, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
+def cells_of_polygon(shape: shapely.Geometry, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
     """Return rows and columns of the cells that a valid polygon labels; at least the one that it covers most."""
-    import shapely
-
     nothing = np.empty(0, int), np.empty(0, int)
     rows, cols = box.shape
     x0, y0, x1, y1 = shape.bounds
@@ -376,9 +349,8 @@ def cells_of_polygon(shape: Any, box: GeoBox, rule: Rule) -> tuple[Array, Array]
     return r + top, c + left
 
 
-def _covered_share(shape: Any, t: Affine, rows: slice, cols: slice) -> tuple[Array, Array]:
+def _covered_share(shape: shapely.Geometry, t: Affine, rows: slice, cols: slice) -> tuple[Array, Array]:
     """Return the share of each cell of a window that a polygon covers, and whether it contains the cell's centre."""
-    import shapely
     from rasterio.features import rasterize
 
     size = rows.stop - rows.start, cols.stop - cols.start

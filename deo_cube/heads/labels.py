@@ -23,9 +23,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import shapely
 import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from pyproj import CRS
 
 from deo_cube.arguments import choice
 from deo_cube.cube import georeference
@@ -299,16 +301,12 @@ def _draw_shapes(
 
 
 def _all_inside(shapes: Array, box: GeoBox) -> bool:
-    import shapely
-
     x0, y0, x1, y1 = box.boundingbox.bbox
     west, south, east, north = shapely.total_bounds(shapes)
     return bool(x0 <= west and y0 <= south and east <= x1 and north <= y1)
 
 
 def _any_inside(shapes: Array, box: GeoBox) -> bool:
-    import shapely
-
     x0, y0, x1, y1 = box.boundingbox.bbox
     b = shapely.bounds(shapes)
     return bool(((b[:, 0] < x1) & (b[:, 2] > x0) & (b[:, 1] < y1) & (b[:, 3] > y0)).any())
@@ -316,9 +314,6 @@ def _any_inside(shapes: Array, box: GeoBox) -> bool:
 
 def _outside_message(shapes: Array, table: Table, box: GeoBox) -> str:
     """Return a message for labels outside the embeddings: both extents, and the change that would make them fit."""
-    import shapely
-    from pyproj import CRS
-
     own, degrees = box.crs.proj, CRS.from_epsg(4326)
     crs = own if table.crs is None else table.crs
     bounds = shapely.total_bounds(transform(shapes, crs, own))

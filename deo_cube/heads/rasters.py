@@ -11,12 +11,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
+from xml.etree import ElementTree
 
 import numpy as np
 import xarray as xr
 from affine import Affine
 from numpy.typing import NDArray
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
+from pyproj import Transformer
 
 from deo_cube.cube import georeference
 from deo_cube.cube.georeference import crs_name
@@ -74,7 +77,7 @@ class Raster:
     missing: Array
     states_nodata: bool
     transform: Affine
-    crs: Any
+    crs: CRS
     bounds: Array
     legend: Legend
 
@@ -100,7 +103,6 @@ def read_around(labels: Any, crs: Any, near: GeoBox, *, ignore_nodata: bool = Fa
     if isinstance(labels, xr.DataArray | xr.Dataset):
         return _of_array(labels, crs, near, ignore_nodata)
     import rasterio
-    from odc.geo.crs import CRS
     from rasterio.enums import MaskFlags
     from rasterio.errors import RasterioError
     from rasterio.windows import Window
@@ -169,7 +171,6 @@ def _one_array(labels: xr.DataArray | xr.Dataset) -> xr.DataArray:
 def _placed(array: xr.DataArray, crs: Any, near: GeoBox) -> GeoBox:
     """Return the grid of a raster of labels; without a CRS it must be cell by cell on the grid of the embeddings."""
     import odc.geo.xr  # noqa: F401
-    from odc.geo.crs import CRS
 
     if crs is not None:
         marks = {"spatial_ref", "crs_wkt", "grid_mapping_name", "GeoTransform"}
@@ -204,7 +205,7 @@ def _raster(
     return Raster(values, missing, states_nodata, moved, box.crs, np.array(box.boundingbox.bbox), legend)
 
 
-def _window(transform: Affine, shape: tuple[int, int], source: Any, near: GeoBox) -> tuple[slice, slice]:
+def _window(transform: Affine, shape: tuple[int, int], source: CRS, near: GeoBox) -> tuple[slice, slice]:
     """Return rows and columns of a raster around a grid in any CRS; all where the grid has no finite place there."""
     step = max(abs(near.resolution.x), abs(near.resolution.y))
     outline = near.extent.to_crs(source, resolution=step)
@@ -325,7 +326,7 @@ def _check_evidence(raster: Raster, classes: list[int], nodata: Any, named: set[
 # ---- which class a cell has -----------------------------------------------------------------------------------------
 
 
-def lattice_majority(positions: Array, transform: Affine, source: Any, box: GeoBox, classes: int) -> Array:
+def lattice_majority(positions: Array, transform: Affine, source: CRS, box: GeoBox, classes: int) -> Array:
     """Return the class (rows, cols) in which most lattice points of each cell are.
 
     Parameters
@@ -368,7 +369,7 @@ def lattice_majority(positions: Array, transform: Affine, source: Any, box: GeoB
     return out
 
 
-def _look_up(positions: Array, transform: Affine, source: Any, box: GeoBox, col: Array, row: Array) -> Array:
+def _look_up(positions: Array, transform: Affine, source: CRS, box: GeoBox, col: Array, row: Array) -> Array:
     """Return the class of a raster at places of a grid counted in cells; -1 where there is none."""
     x, y = _into(box, source, col, row)
     if source.geographic and not transform.b:
@@ -382,7 +383,7 @@ def _look_up(positions: Array, transform: Affine, source: Any, box: GeoBox, col:
     return np.where(inside, positions[np.where(inside, r, 0), np.where(inside, c, 0)], -1)
 
 
-def _pixels_per_cell(box: GeoBox, transform: Affine, source: Any) -> float:
+def _pixels_per_cell(box: GeoBox, transform: Affine, source: CRS) -> float:
     """Return the number of raster pixels along the longer side of the middle cell of a grid."""
     corners = np.array([[box.shape[1] / 2 + dx, box.shape[0] / 2 + dy] for dx, dy in ((0, 0), (1, 0), (0, 1))])
     x, y = _into(box, source, corners[:, 0], corners[:, 1])
@@ -391,10 +392,8 @@ def _pixels_per_cell(box: GeoBox, transform: Affine, source: Any) -> float:
     return float(longest) if np.isfinite(longest) else 1.0
 
 
-def _into(box: GeoBox, source: Any, col: Array, row: Array) -> tuple[Array, Array]:
+def _into(box: GeoBox, source: CRS, col: Array, row: Array) -> tuple[Array, Array]:
     """Return the coordinates in the CRS `source` of places of a grid counted in cells."""
-    from pyproj import Transformer
-
     x, y = apply(box.transform, col, row)
     if source == box.crs:
         return x, y
@@ -439,8 +438,6 @@ def legend_of_file(raster: Any) -> Legend:
 
 def _as_vrt(raster: Any) -> Any:
     """Return the first band as GDAL describes it in XML, the only place where rasterio shows category names."""
-    from xml.etree import ElementTree
-
     import rasterio.shutil
     from rasterio.errors import RasterioError
     from rasterio.io import MemoryFile

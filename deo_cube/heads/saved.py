@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from deo_cube.errors import (
     ArgumentError,
@@ -45,9 +47,6 @@ def write_head(path: str | Path, facts: Mapping[str, Any], tensors: Mapping[str,
     ArgumentError, StorageError
         If `path` names no file, or the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     path = local_path(path)
     if not path.name:
         raise ArgumentError(f"path must name the file of a head, got {str(path)!r}")
@@ -76,8 +75,6 @@ def read_head(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
     StorageError
         If it cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = _head_file(path)
     size = path.stat().st_size
     if size > MAX_HEAD_BYTES:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import shapely
 import xarray as xr
 from numpy.typing import NDArray
+from pyproj import Transformer
 
 from deo_cube.arguments import embeddings_of
 from deo_cube.errors import ArgumentError, ArgumentTypeError
@@ -153,16 +155,12 @@ def _cases(vectors: xr.DataArray) -> xr.DataArray:
 
 
 def _has_geometries(to: Any) -> bool:
-    import shapely
-
     several = isinstance(to, Sequence) and len(to) > 0 and isinstance(to[0], shapely.Geometry)
     return several or isinstance(to, Mapping) or hasattr(to, "__geo_interface__")
 
 
 def _cells(emb: xr.DataArray, to: Any, crs: Any) -> tuple[Array, Array]:
     """Return rows and columns of the patches that geometries label."""
-    import shapely
-
     if isinstance(to, shapely.Geometry) or isinstance(to, Sequence):
         shapes, own = [to] if isinstance(to, shapely.Geometry) else list(to), None
     elif hasattr(to, "geometry") and hasattr(to, "crs"):
@@ -184,8 +182,6 @@ def _cells(emb: xr.DataArray, to: Any, crs: Any) -> tuple[Array, Array]:
 
 
 def _of_geojson(geojson: Mapping[str, Any]) -> list[Any]:
-    import shapely
-
     features = geojson.get("features") if geojson.get("type") == "FeatureCollection" else [geojson]
     try:
         return [shapely.geometry.shape(f["geometry"] if f.get("type") == "Feature" else f) for f in features or []]
@@ -195,8 +191,6 @@ def _of_geojson(geojson: Mapping[str, Any]) -> list[Any]:
 
 def _projected(emb: xr.DataArray, points: Array, crs: Any) -> Array:
     """Return points in the CRS of the embeddings."""
-    from pyproj import Transformer
-
     t = Transformer.from_crs(parsed_crs(crs), geobox(emb).crs.proj, always_xy=True)
     return np.stack(t.transform(points[:, 0], points[:, 1]), axis=1)
 

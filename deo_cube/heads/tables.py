@@ -20,8 +20,12 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
+import pandas as pd
+import shapely
 import xarray as xr
 from numpy.typing import NDArray
+from pyproj import CRS
+from pyproj.exceptions import CRSError
 
 from deo_cube.errors import (
     ArgumentError,
@@ -65,7 +69,7 @@ class Table:
 
     shapes: Array
     values: list[Any]
-    crs: Any
+    crs: CRS | None
     described: str = "the table of labels"
     assumed: bool = False
 
@@ -78,9 +82,6 @@ def form_of(labels: Any) -> Form:
     ArgumentTypeError
         For anything else.
     """
-    import pandas as pd
-    import shapely
-
     if isinstance(labels, xr.DataArray | xr.Dataset):
         return "raster"
     if isinstance(labels, str | os.PathLike):
@@ -109,7 +110,7 @@ def form_of(labels: Any) -> Form:
     )
 
 
-def parsed_crs(crs: Any) -> Any:
+def parsed_crs(crs: Any) -> CRS | None:
     """Return `crs` as a pyproj CRS; None stays None.
 
     Raises
@@ -119,8 +120,6 @@ def parsed_crs(crs: Any) -> Any:
     """
     if crs is None:
         return None
-    from pyproj import CRS
-    from pyproj.exceptions import CRSError
 
     try:
         return CRS.from_user_input(getattr(crs, "proj", crs))
@@ -144,7 +143,7 @@ def located(path: Any) -> str:
     return text
 
 
-def read_table(labels: Any, form: Form, *, column: Any, layer: Any, crs: Any) -> Table:
+def read_table(labels: Any, form: Form, *, column: Any, layer: Any, crs: CRS | None) -> Table:
     """Read geometries, classes and CRS of any form of table.
 
     Parameters
@@ -180,7 +179,7 @@ def read_table(labels: Any, form: Form, *, column: Any, layer: Any, crs: Any) ->
     return _of_frame(labels, column, crs, "the table of labels", text=False)
 
 
-def _of_path(labels: Any, column: Any, layer: Any, crs: Any) -> Table:
+def _of_path(labels: Any, column: Any, layer: Any, crs: CRS | None) -> Table:
     path = located(labels)
     name = Path(path).name
     if suffix_of(path) in _TEXT_SUFFIXES:
@@ -192,9 +191,7 @@ def _of_path(labels: Any, column: Any, layer: Any, crs: Any) -> Table:
     return _of_frame(_read_file(path, layer), column, crs, name, text=False)
 
 
-def _of_points(labels: Any, crs: Any) -> Table:
-    import shapely
-
+def _of_points(labels: Any, crs: CRS | None) -> Table:
     try:
         xy = np.array([(float(p[0]), float(p[1])) for p in labels])
     except (TypeError, ValueError) as error:
@@ -204,11 +201,8 @@ def _of_points(labels: Any, crs: Any) -> Table:
     return Table(shapes, plain_values([p[2] for p in labels]), crs, "the points of labels")
 
 
-def _of_geojson(labels: Mapping[str, Any], column: Any, crs: Any) -> Table:
+def _of_geojson(labels: Mapping[str, Any], column: Any, crs: CRS | None) -> Table:
     """Return the table of GeoJSON, or of a dict of columns."""
-    import pandas as pd
-    import shapely
-
     kind = labels.get("type")
     if kind is None and labels and all(isinstance(v, Sequence | np.ndarray) for v in labels.values()):
         try:
@@ -242,7 +236,7 @@ def _of_geojson(labels: Mapping[str, Any], column: Any, crs: Any) -> Table:
     return Table(shapes, plain_values(frame.iloc[:, class_position]), crs, "the GeoJSON")
 
 
-def _geojson_crs(labels: Mapping[str, Any], bounds: Array) -> Any:
+def _geojson_crs(labels: Mapping[str, Any], bounds: Array) -> CRS | None:
     crs = stated_crs(labels)
     x0, y0, x1, y1 = bounds
     if crs is None and (max(-x0, x1) > _MAX_LONGITUDE or max(-y0, y1) > 90):
@@ -254,7 +248,7 @@ def _geojson_crs(labels: Mapping[str, Any], bounds: Array) -> Any:
     return parsed_crs(4326 if crs is None else crs)
 
 
-def stated_crs(labels: Mapping[str, Any]) -> Any:
+def stated_crs(labels: Mapping[str, Any]) -> CRS | None:
     """Return the CRS that GeoJSON states (pyproj), as files older than its standard do; None where it states none."""
     member = labels.get("crs")
     name = (member.get("properties") or {}).get("name") if isinstance(member, Mapping) else member
@@ -266,7 +260,7 @@ def stated_crs(labels: Mapping[str, Any]) -> Any:
         raise MissingCRSError(f'the `crs` of the GeoJSON, {name!r}, is unknown: pass crs="EPSG:..."') from error
 
 
-def _of_frame(frame: Any, column: Any, crs: Any, described: str, *, text: bool) -> Table:
+def _of_frame(frame: pd.DataFrame, column: Any, crs: CRS | None, described: str, *, text: bool) -> Table:
     """Return the table of a GeoDataFrame, or of a DataFrame with geometries, WKT, or coordinates."""
     if frame.columns.nlevels > 1:
         raise LabelsError(f"{described} has columns of {frame.columns.nlevels} levels: give each one name")
@@ -286,7 +280,7 @@ def _of_frame(frame: Any, column: Any, crs: Any, described: str, *, text: bool) 
     return Table(shapes, values, crs, described, assumed=crs is None)
 
 
-def _geometries(frame: Any) -> tuple[int, Array, int | None] | None:
+def _geometries(frame: pd.DataFrame) -> tuple[int, Array, int | None] | None:
     """Return `geometry_column`; the active geometry of a GeoDataFrame decides where it has one."""
     active = getattr(frame, "_geometry_column_name", None)
     names = list(frame.columns)
@@ -296,9 +290,7 @@ def _geometries(frame: Any) -> tuple[int, Array, int | None] | None:
     return position, np.asarray(frame.iloc[:, position].array, dtype=object), None
 
 
-def _of_coordinates(frame: Any, column: Any, crs: Any, described: str, *, text: bool) -> Table:
-    import shapely
-
+def _of_coordinates(frame: pd.DataFrame, column: Any, crs: CRS | None, described: str, *, text: bool) -> Table:
     pair = coordinate_columns(frame, crs)
     if pair is None:
         raise LabelsError(
@@ -327,7 +319,7 @@ def _of_coordinates(frame: Any, column: Any, crs: Any, described: str, *, text: 
     return Table(shapes, values, crs, described, assumed=crs is None)
 
 
-def _place_columns(frame: Any, *positions: int) -> list[int]:
+def _place_columns(frame: pd.DataFrame, *positions: int) -> list[int]:
     """Return positions of columns that hold a place, and so no class: `positions` and any pair of coordinates."""
     pairs = [coordinate_columns(frame, c) for c in (None, parsed_crs(3857))]
     return [*positions, *(i for p in pairs if p is not None for i in p[:2])]
@@ -338,8 +330,6 @@ def _place_columns(frame: Any, *positions: int) -> list[int]:
 
 def _read_text(path: str) -> Any:
     """Read a text file with a header, of any separator and encoding, every value as text."""
-    import pandas as pd
-
     if "://" in path or path.startswith("/vsi"):
         raise LabelsError(f"text is read from local files, not from {path}: read it first, pandas.read_csv(...)")
     text = _decoded(Path(path).read_bytes())
@@ -385,7 +375,6 @@ def _read_file(path: str, layer: Any) -> Any:
         import geopandas as gpd
     except ImportError as error:
         raise MissingExtraError.wanted("geopandas", "vector", "reading labels from tables") from error
-    import pandas as pd
 
     name, suffix = Path(path).name, suffix_of(path)
     try:
@@ -457,12 +446,12 @@ def _key(name: Any) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
-def listed(table: Any) -> list[str]:
+def listed(table: pd.DataFrame) -> list[str]:
     """Return the names of the columns, for messages."""
     return [str(c) for c in table.columns]
 
 
-def coordinate_columns(table: Any, crs: Any) -> tuple[int, int, bool] | None:
+def coordinate_columns(table: pd.DataFrame, crs: CRS | None) -> tuple[int, int, bool] | None:
     """Return positions of the columns of x and y, and whether their names mean degrees; None without a pair.
 
     Of a table that has both kinds the degrees are taken, unless `crs` (pyproj) is a projection.
@@ -508,7 +497,7 @@ def to_numbers(values: Any, name: Any, *, comma: bool) -> Array:
     return out
 
 
-def geometry_column(table: Any) -> tuple[int, Array, int | None] | None:
+def geometry_column(table: pd.DataFrame) -> tuple[int, Array, int | None] | None:
     """Return the position of the column with geometries, these (shapely or None), and the EPSG code in them.
 
     Shapely objects, GeoPandas arrays, WKT, EWKT, WKB (bytes or hexadecimal) and GeoJSON are read.
@@ -542,14 +531,12 @@ def geometry_column(table: Any) -> tuple[int, Array, int | None] | None:
     return None
 
 
-def _holds_geometries(column: Any) -> bool:
-    import shapely
-
+def _holds_geometries(column: pd.Series) -> bool:
     values = [v for v in column if v is not None and not (isinstance(v, float) and np.isnan(v))]
     return bool(values) and all(isinstance(v, shapely.Geometry) for v in values)
 
 
-def _looks_like_wkt(column: Any) -> bool:
+def _looks_like_wkt(column: pd.Series) -> bool:
     first = next((v for v in column if isinstance(v, str) and v.strip()), "")
     kinds = "POINT|LINESTRING|POLYGON|MULTIPOINT|MULTILINESTRING|MULTIPOLYGON|GEOMETRYCOLLECTION"
     return bool(re.match(rf"\s*(SRID=\d+;)?\s*({kinds})\s*(Z|M|ZM)?\s*(\(|EMPTY)", first, re.I))
@@ -557,8 +544,6 @@ def _looks_like_wkt(column: Any) -> bool:
 
 def _read_geometries(column: Any, name: Any) -> tuple[Array, int | None] | None:
     """Return the geometries of a column of text or bytes; None where its values are neither."""
-    import shapely
-
     out, codes = np.empty(len(column), dtype=object), set()
     for i, value in enumerate(column):
         if value is None or (isinstance(value, float) and np.isnan(value)):
@@ -585,8 +570,6 @@ def _read_geometries(column: Any, name: Any) -> tuple[Array, int | None] | None:
 
 def _read_geometry(value: Any) -> tuple[Any, int]:
     """Return the geometry in a value and the EPSG code before it (0: none); None for values of another type."""
-    import shapely
-
     if isinstance(value, str):
         text = value.strip()
         if text.startswith("{"):
@@ -602,7 +585,7 @@ def _read_geometry(value: Any) -> tuple[Any, int]:
     return None, 0
 
 
-def class_column(table: Any, column: Any, places: Sequence[int]) -> int:
+def class_column(table: pd.DataFrame, column: Any, places: Sequence[int]) -> int:
     """Return the position of the column with the classes.
 
     Parameters
@@ -672,8 +655,6 @@ def plain_values(column: Any, *, text: bool = False) -> list[Any]:
     LabelsError
         For values that are not labels, such as lists or dates.
     """
-    import pandas as pd
-
     values: list[Any] = []
     for v in column:
         missing = v is None or (np.ndim(v) == 0 and not isinstance(v, str | bytes) and bool(pd.isna(v)))

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shapely.geometry import Polygon
+from shapely.validation import explain_validity
+
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.classes import NO_CLASS
 
@@ -107,8 +110,6 @@ def _geometry(value: Any) -> dict[str, Any]:
     rings = [_ring(r) for r in coordinates]
     if sum(len(r) for r in rings) > MAX_CORNERS:
         raise BadRequest(f"a polygon must have at most {MAX_CORNERS} corners")
-    from shapely.geometry import Polygon
-    from shapely.validation import explain_validity
 
     polygon = Polygon(rings[0], rings[1:])
     if not polygon.is_valid or polygon.area == 0:

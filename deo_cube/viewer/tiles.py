@@ -22,6 +22,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from pyproj import Transformer
 
 from deo_cube.cube.georeference import ground_resolution
 from deo_cube.errors import ArgumentError, MissingCRSError
@@ -81,14 +82,10 @@ class TileGrid:
 
     @cached_property
     def _from_web(self) -> Any:
-        from pyproj import Transformer
-
         return Transformer.from_crs(3857, self.box.crs.proj, always_xy=True)
 
     @cached_property
     def _to_degrees(self) -> Any:
-        from pyproj import Transformer
-
         return Transformer.from_crs(self.box.crs.proj, 4326, always_xy=True)
 
     def tile(self, z: int, x: int, y: int) -> tuple[Array, Array]:

@@ -1,6 +1,8 @@
-"""Make-believe embeddings: smooth fields with class structure, on a real grid. Synthetic, for laws only."""
+"""Synthetic embeddings with class structure on a real grid, and labels of them. For tests of laws, not of quality."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import xarray as xr
@@ -63,3 +65,24 @@ def on_dask(a: xr.DataArray, rows: int, cols: int) -> xr.DataArray:
 
 def no_compute(dsk, keys, **kwargs):
     raise AssertionError("something was computed at the call")
+
+
+def clicks(emb, n=6, seed=0):
+    """Return `n` clicked points of each class."""
+    rng, label = np.random.default_rng(seed), truth(emb.sizes["y"], emb.sizes["x"])
+    return [
+        (float(emb.x[c]), float(emb.y[r]), ("left", "right", "disc")[k])
+        for k in range(3)
+        for r, c in rng.permutation(np.argwhere(label == k))[:n]
+    ]
+
+
+def raster(emb):
+    """Return a raster of the classes 1, 2 and 3."""
+    a = xr.DataArray(truth(emb.sizes["y"], emb.sizes["x"]).astype("uint8") + 1, dims=("y", "x"))
+    return a.assign_coords({k: emb.coords[k] for k in ("y", "x", "spatial_ref")})
+
+
+def with_patch(emb, patch=4):
+    """Return embeddings that state the size of a patch in pixels."""
+    return emb.assign_attrs({"deo_cube:plan": json.dumps({"patch": patch})})

@@ -82,7 +82,7 @@ def test_a_seam_is_blended_away(cube):
     assert after < 0.25 * before
 
 
-def test_what_cannot_be_blended_is_refused(cube):
+def test_blend_refuses_embeddings_and_other_anchors(cube):
     made = model("blend-means", means)
     head = fitted(cube, made)
     emb = cube.deo.embed(made, dtype="float32")

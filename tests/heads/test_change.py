@@ -137,7 +137,7 @@ def hard_scene(seed, rows=160, cols=80, dim=24):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_pairs_give_the_rate_asked_for_where_nothing_was_fitted(seed):
+def test_unchanged_pairs_give_the_rate_in_places_not_fitted_on(seed):
     emb = hard_scene(seed)
     half, other = emb.isel(y=slice(0, 80)), emb.isel(y=slice(80, None))
     fitted = fit_calibration(half, "2019", "2020", unchanged=[("2019", "2020")])

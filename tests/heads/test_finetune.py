@@ -96,7 +96,7 @@ def test_only_the_last_blocks_change_and_the_folder_is_a_model(family, start, cu
         again.predict(cube.deo.embed(start / family, dtype="float32"))
 
 
-def test_the_blocks_are_trained_on_what_embed_would_show_them(start, cube):
+def test_blocks_are_trained_on_the_tiles_of_embed(start, cube):
     """Tiles of a cube lying south up, and of reflectance, are those of the cube in DN; every label is used once."""
     from deo_cube.embedding.options import EmbedOptions
     from deo_cube.embedding.prepare import prepare
@@ -129,7 +129,7 @@ def test_any_head_may_follow(start, cube, tmp_path):
     assert head.report["finetune"]["blocks"][:2] == ["trunk.pairs.4", "trunk.pairs.5"]
 
 
-def test_what_is_wrong_is_said(start, cube, tmp_path):
+def test_finetune_refuses_impossible_arguments(start, cube, tmp_path):
     truth = cube["land_cover"]
     with pytest.raises(TypeError, match="folder"):
         fit_head("linear", cube, truth, finetune=1)

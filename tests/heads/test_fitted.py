@@ -24,7 +24,7 @@ def fitted(kind):
 
 
 @pytest.mark.parametrize("kind", [PCA, Clusters, Calibration])
-def test_what_was_saved_is_read_and_what_is_damaged_refused(tmp_path, kind):
+def test_saved_results_are_read_and_damaged_files_refused(tmp_path, kind):
     path = tmp_path / "kept.json"
     fitted(kind).save(path)
     again = kind.load(path)
@@ -92,7 +92,7 @@ def test_what_was_saved_is_read_and_what_is_damaged_refused(tmp_path, kind):
         (lambda e, c: fit_head("knn", e, c, names=["a"]), "names"),
     ],
 )  # fmt: skip
-def test_arguments_of_no_use_are_refused_by_name(call, named):
+def test_invalid_arguments_are_refused_by_name(call, named):
     emb = embeddings(times=2)
     clicks = [(float(emb.x[i]), float(emb.y[i]), i % 2) for i in range(8)]
     with pytest.raises(DeoCubeError, match=named):

@@ -60,7 +60,7 @@ SQUARE = ring((2, 2), (8, 2), (8, 8), (2, 8))
          "parts overlap", "touches itself", "collection with a line", "nested collection", "three dimensions"],
 )  # fmt: skip
 @pytest.mark.parametrize("rule", RULES)
-def test_an_area_labels_what_the_valid_area_like_it_labels(given, same, rule):
+def test_an_invalid_area_labels_as_the_valid_one(given, same, rule):
     assert clean([given]).shapes[0].equals(same)
     emb = embeddings()
     np.testing.assert_array_equal(rasterize(frame([given]), emb, rule=rule), rasterize(frame([same]), emb, rule=rule))
@@ -108,7 +108,7 @@ def test_points_and_areas_of_one_collection_label_both():
     }
 
 
-def test_what_has_no_area_or_no_geometry_is_left_out_with_a_word():
+def test_rows_without_area_or_geometry_are_left_out_with_a_warning():
     emb = embeddings()
     flat = Polygon(ring((1, 1), (9, 9), (1, 1)))
     for table in (frame([flat]), frame([flat]).to_crs(4326)):

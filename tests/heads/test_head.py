@@ -11,27 +11,12 @@ from deo_cube.heads.classes import Classes
 from deo_cube.heads.head import Head, fit_head, load_head
 from deo_cube.heads.labels import rasterize_labels as rasterize
 from deo_cube.heads.saved import KEY
-from tests.heads.fields import embeddings, no_compute, on_dask, truth
+from tests.heads.fields import clicks, embeddings, no_compute, on_dask, raster, truth
 
 KINDS = {"knn": {}, "linear": {}, "conv": {"steps": 60, "width": 16}, "upernet": {"steps": 40, "width": 16}}
 
 
 DENSE = ("conv", "upernet")
-
-
-def clicks(emb, n=6, seed=0):
-    """`n` clicked points of each class."""
-    rng, label = np.random.default_rng(seed), truth(emb.sizes["y"], emb.sizes["x"])
-    return [
-        (float(emb.x[c]), float(emb.y[r]), ("left", "right", "disc")[k])
-        for k in range(3)
-        for r, c in rng.permutation(np.argwhere(label == k))[:n]
-    ]
-
-
-def raster(emb):
-    a = xr.DataArray(truth(emb.sizes["y"], emb.sizes["x"]).astype("uint8") + 1, dims=("y", "x"))
-    return a.assign_coords({k: emb.coords[k] for k in ("y", "x", "spatial_ref")})
 
 
 def fitted(kind, emb, **options):
@@ -381,3 +366,16 @@ def test_a_rare_class_is_not_lost_where_labels_are_thinned(kind):
     head = fit_head(kind, emb, labels, most=50)
     assert head.classes.names == ("common", "other", "rare")
     assert int(head.predict(emb)[7, 7]) == head.classes.code_of("rare")
+
+
+def test_a_head_and_its_classes_show_themselves_in_notebooks() -> None:
+    emb = embeddings(30, 30, noise=0.3)
+    head = fit_head("knn", emb, clicks(emb))
+    shown = head._repr_html_()
+    assert "knn head" in shown
+    assert "6 cells" in shown
+    assert all(name in shown for name in head.classes.names)
+    assert all(color in shown for color in head.classes.colors)
+    legend = Classes((0, 1), ("<a>", "b"))._repr_html_()
+    assert "&lt;a&gt;" in legend
+    assert "<a>" not in legend

@@ -44,7 +44,7 @@ def test_a_point_on_a_corner_belongs_to_the_cell_south_east_of_it(row, col, nort
     assert abs(float(label_map.y[want[0]]) - (Y0 - (row + 0.5) * CELL)) < 1e-6
 
 
-def test_points_on_the_outer_south_and_east_edge_lie_outside():
+def test_points_on_the_outer_south_and_east_edge_are_outside():
     emb = embeddings()
     with pytest.raises(ValueError, match="outside the embeddings"):
         rasterize([(X0 + COLS * CELL, Y0 - 10, "a")], emb)
@@ -68,7 +68,7 @@ def test_a_polygon_smaller_than_a_patch_marks_its_cell(row, col, dx, dy, size, r
     row=st.integers(0, 20), col=st.integers(0, 28), rows=st.integers(1, 8), cols=st.integers(1, 8),
     rule=st.sampled_from(["majority", "centre", "touch"]), north_up=st.booleans(),
 )  # fmt: skip
-def test_whole_cells_are_claimed_whole_by_every_rule(row, col, rows, cols, rule, north_up):
+def test_completely_covered_cells_are_labelled_by_every_rule(row, col, rows, cols, rule, north_up):
     # A hair inside the cells, as touching counts the neighbours of a shared edge only if area is shared.
     shape = cell_box(row, col, rows, cols, shrink=0.001)
     label_map = rasterize(table([shape], [3]), embeddings(north_up=north_up), rule=rule)
@@ -226,7 +226,7 @@ def test_a_raster_in_another_crs_from_a_file(tmp_path):
     np.testing.assert_array_equal(rasterize(south_up, embeddings()).values, want)
 
 
-def test_labels_in_the_wrong_place_are_told_so():
+def test_labels_outside_are_refused_with_a_hint():
     emb = embeddings()
     with pytest.raises(ValueError, match=r'look like degrees: pass crs="EPSG:4326"'):
         rasterize([(9.0, 46.9, "a"), (9.001, 46.9, "b")], emb)
@@ -242,7 +242,7 @@ def test_labels_in_the_wrong_place_are_told_so():
         rasterize(raster(np.ones((4, 4), "uint8"), 80, corner=(0.0, 0.0)), emb)
 
 
-def test_what_is_no_label_is_refused():
+def test_objects_that_are_not_labels_are_refused():
     emb = embeddings()
     with pytest.raises(ValueError, match="widen lines"):
         rasterize(table([LineString([(X0, Y0), (X0 + 99, Y0)])], ["a"]), emb)
@@ -275,7 +275,7 @@ def test_cases_are_the_vectors_of_the_labelled_cells(times):
     assert list(found.x[:2]) == [float(emb.x[6]), float(emb.x[8])]
 
 
-def test_labels_of_one_class_or_under_clouds_are_told_so():
+def test_labels_of_one_class_or_under_clouds_are_refused():
     emb = embeddings(invalid=[(2, 2), (3, 3)])
     at = lambda r, c, k: (float(emb.x[c]), float(emb.y[r]), k)  # noqa: E731
     with pytest.raises(ValueError, match="one class, 'a'"):
@@ -309,7 +309,7 @@ def test_a_measurement_or_a_column_of_identifiers_is_refused():
         rasterize([(X0 + 10, Y0 - 10, i) for i in range(300)], emb)
 
 
-def test_names_are_told_apart_in_any_script():
+def test_names_stay_different_in_any_script():
     emb = embeddings()
     words = ["水", "森林", "bare soil", "bare_soil"]
     label_map = rasterize([(X0 + (i + 0.5) * CELL, Y0 - 10, w) for i, w in enumerate(words)], emb)
@@ -376,3 +376,12 @@ def test_of_a_large_raster_only_the_surroundings_are_read(tmp_path, form):
         labels = assign_grid(xr.DataArray(values, dims=("y", "x")), GeoBox((side, side), transform, "EPSG:32632"))
         labels.attrs["_FillValue"] = 0
     assert (rasterize(labels, emb).values == 1).all()
+
+
+def test_the_former_name_warns() -> None:
+    from deo_cube.heads.labels import burn
+
+    emb = embeddings()
+    labels = [(float(emb.x[3]), float(emb.y[4]), 1), (float(emb.x[9]), float(emb.y[4]), 2)]
+    with pytest.warns(DeprecationWarning, match="rasterize_labels"):
+        xr.testing.assert_identical(burn(labels, emb), rasterize(labels, emb))

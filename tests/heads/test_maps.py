@@ -1,5 +1,3 @@
-import json
-
 import dask
 import numpy as np
 import pytest
@@ -9,12 +7,7 @@ import deo_cube
 from deo_cube.cube.georeference import geobox
 from deo_cube.heads.head import fit_head
 from deo_cube.heads.maps import classify, segment
-from tests.heads.fields import embeddings, no_compute, on_dask
-from tests.heads.test_head import clicks, raster
-
-
-def with_patch(emb, patch=4):
-    return emb.assign_attrs({"deo_cube:plan": json.dumps({"patch": patch})})
+from tests.heads.fields import clicks, embeddings, no_compute, on_dask, raster, with_patch
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])

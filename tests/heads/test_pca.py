@@ -68,7 +68,7 @@ def test_a_basis_of_another_model_is_refused():
         pca_rgb(embeddings(dim=5), basis=basis)
 
 
-def test_nothing_valid_is_said():
+def test_an_array_without_valid_vectors_is_refused():
     emb = embeddings() * np.nan
     with pytest.raises(ValueError, match="emb"):
         pca_rgb(emb)

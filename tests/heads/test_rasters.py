@@ -82,7 +82,7 @@ def test_codes_from_0_to_254_keep_their_value():
     ("codes", "dtype"), [((1, 2, 3, 255), "uint8"), ((1, 2, 3, -1), "int16"), ((1, 2, 3, -9999), "float32"),
                          ((1, 2, 3, 65535), "uint16"), ((1, 2, 3, -32768), "int16")]
 )  # fmt: skip
-def test_codes_that_may_mark_no_class_are_asked_and_the_answer_decides(tmp_path, codes, dtype):
+def test_codes_that_may_mark_no_class_need_nodata_or_a_name(tmp_path, codes, dtype):
     emb, values, doubt = embeddings(), quarters(*codes, dtype), codes[-1]
     for labels in (array(values), to_file(tmp_path / "l.tif", values)):
         with pytest.raises(LabelsError, match=rf"pass nodata={doubt}.*names=\{{{doubt}:"):

@@ -59,7 +59,7 @@ def altered(tmp_path, parts, change):
         lambda f: f.pop("options"),
     ],
 )
-def test_facts_that_cannot_be_are_refused_before_anything_is_built(tmp_path, parts, change):
+def test_impossible_facts_are_refused_before_anything_is_built(tmp_path, parts, change):
     path = altered(tmp_path, parts, change)
     tracemalloc.start()
     try:
@@ -71,7 +71,7 @@ def test_facts_that_cannot_be_are_refused_before_anything_is_built(tmp_path, par
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"format": ' + "9" * 10_000 + "}", "null", "{", '{"format": NaN}'])
-def test_headers_that_are_no_facts_are_refused(tmp_path, parts, text):
+def test_damaged_headers_are_refused(tmp_path, parts, text):
     path = tmp_path / "h.safetensors"
     save_file(parts[1], path, metadata={saved.KEY: text})
     with pytest.raises(WeightsMismatchError, match=r"h\.safetensors"):

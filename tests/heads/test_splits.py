@@ -8,7 +8,7 @@ from deo_cube.heads.splits import LeakWarning, blocks, halves, split_groups, war
 
 
 @given(seed=st.integers(0, 999), share=st.floats(0.2, 0.8))
-def test_groups_stay_whole_and_every_class_is_on_both_sides(seed, share):
+def test_groups_are_not_divided_and_every_class_is_on_both_sides(seed, share):
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(40), rng.integers(1, 9, 40))
     labels = groups % 4

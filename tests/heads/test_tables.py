@@ -73,7 +73,7 @@ def test_text_with_decimal_commas_in_any_encoding(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("x", "y"), [("x", "y"), ("X", "Y"), ("Easting", "Northing"), ("X_Coord", "Y_Coord"), ("POINT_X", "POINT_Y")]
 )
-def test_projected_coordinates_are_those_of_the_embeddings_only_where_all_lie_there(tmp_path, want, x, y):
+def test_projected_coordinates_have_the_crs_of_the_embeddings_only_if_all_are_inside(tmp_path, want, x, y):
     text = f"{x},{y},label\n" + "".join(f"{a},{b},{n}\n" for (a, b), n in zip(PLACES, NAMES, strict=True))
     emb = embeddings()
     np.testing.assert_array_equal(rasterize(written(tmp_path, text), emb), want)
@@ -229,7 +229,7 @@ def test_nodata_of_a_table_labels_nothing():
     assert got.attrs["flag_meanings"].split() == ["1", "2"]
 
 
-def test_the_column_is_found_only_where_it_is_clear(tmp_path):
+def test_the_column_is_found_only_where_it_is_unique(tmp_path):
     emb, table = embeddings(), points()
     for name in ("label", "Label", "CLASS", "crop"):
         found = table.rename(columns={"label": name}).assign(fid=[1, 2, 3, 4], empty=None)
@@ -299,7 +299,7 @@ def test_swapped_columns_are_named(tmp_path):
     ["", "\n\n", "lon,lat,label\n", "lon,lat\n1,2\n", "a,b,c\n1,2,3\n", "lon,lat,label\n9°E,47°N,a\n",
      "lon;lat;label\n9;46.9;3;4;5\n", "\0\0\0\0"],
 )  # fmt: skip
-def test_text_that_is_no_table_of_labels_is_refused(tmp_path, text):
+def test_text_that_is_not_a_table_is_refused(tmp_path, text):
     with pytest.raises(DeoCubeError):
         rasterize(written(tmp_path, text), embeddings())
 
@@ -323,12 +323,12 @@ def test_damaged_files_are_refused(tmp_path, name, content):
      pd.DataFrame({("a", "x"): [1.0], ("a", "y"): [2.0]})],
     ids=lambda v: type(v).__name__,
 )  # fmt: skip
-def test_what_is_no_form_of_labels_is_refused(labels):
+def test_objects_of_no_form_of_labels_are_refused(labels):
     with pytest.raises(DeoCubeError):
         rasterize(labels, embeddings())
 
 
-def test_an_array_on_the_grid_is_put_there_as_the_message_says():
+def test_the_message_for_an_array_gives_the_right_call():
     import xarray as xr
 
     emb = embeddings()

@@ -41,7 +41,7 @@ def two_strides():
     return register_encoder(card, Means)
 
 
-def test_a_coarse_layer_lies_where_it_belongs(cube, two_strides):
+def test_a_coarse_layer_is_at_its_place(cube, two_strides):
     with dask.config.set(scheduler=no_compute):
         both = multiscale(cube, two_strides, dtype="float32")
     assert list(both.attrs["deo_cube:scales"]) == [3, 3]

@@ -8,7 +8,7 @@ from tests.heads.fields import embeddings, no_compute, on_dask, truth
 
 @pytest.mark.parametrize(("dtype", "fill"), [("int8", None), ("int16", -9999), ("uint8", 255), ("float32", -9999.0)])
 @pytest.mark.parametrize("lazy", [False, True])
-def test_what_other_producers_store_is_decoded_and_its_fill_is_invalid(dtype, fill, lazy):
+def test_stored_integers_are_decoded_and_fill_values_invalid(dtype, fill, lazy):
     import dask
 
     emb = embeddings(invalid=[(3, 4)])

@@ -17,8 +17,7 @@ from deo_cube.heads.base import ModelId
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.conv import ConvHead, UPerNetHead
 from deo_cube.heads.maps import segment
-from tests.heads.fields import embeddings, no_compute
-from tests.heads.test_maps import with_patch
+from tests.heads.fields import embeddings, no_compute, with_patch
 
 CELL, CORNER = 80.0, (500_000.0, 5_200_000.0)
 
@@ -60,7 +59,7 @@ def test_any_chunks_give_the_same_bits(kind, data):
 @pytest.mark.parametrize("kind", [ConvHead, UPerNetHead])
 @settings(max_examples=3)
 @given(top=st.integers(0, 40), left=st.integers(0, 20), rows=st.integers(60, 110), cols=st.integers(60, 70))
-def test_a_window_gives_the_bits_of_the_whole_away_from_its_edges(kind, top, left, rows, cols):
+def test_a_window_equals_the_complete_result_away_from_its_edges(kind, top, left, rows, cols):
     emb, head = scene(), untrained(kind)
     whole = head.predict(emb, probabilities=True)
     part = head.predict(emb.isel(y=slice(top, top + rows), x=slice(left, left + cols)), probabilities=True)
@@ -72,7 +71,7 @@ def test_a_window_gives_the_bits_of_the_whole_away_from_its_edges(kind, top, lef
 
 @pytest.mark.parametrize("kind", [ConvHead, UPerNetHead])
 @pytest.mark.parametrize("upsample", [1, 4])
-def test_there_are_no_seams_logits_are_those_of_one_pass_over_the_whole(kind, upsample):
+def test_tiles_give_the_logits_of_one_pass_over_the_array(kind, upsample):
     emb = scene()
     head = untrained(kind, upsample)
     # Tiles begin where the grid of the world says, so borders lie inside the array.

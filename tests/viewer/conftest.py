@@ -1,7 +1,8 @@
-"""A small store and the cube it was embedded from, made once."""
+"""A small store, the cube that it was embedded from, and the tile at a place."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +29,9 @@ def cube_path(cube: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cube") / "cube.zarr"
     cube.to_zarr(path, zarr_format=3, consolidated=False)
     return path
+
+
+def tile_at(lon: float, lat: float, z: int) -> tuple[int, int]:
+    """Return x and y of the web-map tile at a place."""
+    n = 1 << z
+    return int((lon + 180) / 360 * n), int((1 - math.asinh(math.tan(math.radians(lat))) / math.pi) / 2 * n)

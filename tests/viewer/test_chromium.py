@@ -193,7 +193,7 @@ def labels_and_layers_are_saved(page: Browser, explorer: Explorer, downloads: Pa
     assert {f["properties"]["label"] for f in polygons["features"]} == {"positive", "negative", "disc"}
 
 
-def what_was_asked_for_last_lies_on_top(page: Browser, explorer: Explorer, downloads: Path) -> None:
+def the_layer_requested_last_is_on_top(page: Browser, explorer: Explorer, downloads: Path) -> None:
     page.key("1")
     page.click(*cell(page, explorer, 30, 10))
     page.wait("deo.layers.has('similar')")
@@ -208,7 +208,7 @@ def what_was_asked_for_last_lies_on_top(page: Browser, explorer: Explorer, downl
     page.wait("!deo.layers.has('similar')")
 
 
-def what_goes_wrong_is_said_on_the_page(page: Browser, explorer: Explorer, downloads: Path) -> None:
+def errors_are_shown_on_the_page(page: Browser, explorer: Explorer, downloads: Path) -> None:
     page.key("1")
     page.click(420, 598)
     page.wait("document.getElementById('toasts').innerText.includes('outside the embeddings')")
@@ -240,21 +240,23 @@ def the_keyboard_is_enough(page: Browser, explorer: Explorer, downloads: Path) -
     assert unnamed == []
 
 
-#: In this order: each goes on where the one before it left the page.
-SITTING = (
+#: In this order: each continues where the one before it left the page.
+SESSION = (
     it_opens_with_pca_tiles_and_nothing_from_elsewhere,
     a_click_shows_what_is_similar,
     the_address_brings_the_view_back,
     labels_become_a_classified_map,
     labels_and_layers_are_saved,
-    what_was_asked_for_last_lies_on_top,
-    what_goes_wrong_is_said_on_the_page,
+    the_layer_requested_last_is_on_top,
+    errors_are_shown_on_the_page,
     the_keyboard_is_enough,
 )
 
 
-def test_a_sitting(page: Browser, explorer: Explorer, downloads: Path, subtests: pytest.Subtests) -> None:
-    for step in SITTING:
+def test_a_session_in_the_browser(
+    page: Browser, explorer: Explorer, downloads: Path, subtests: pytest.Subtests
+) -> None:
+    for step in SESSION:
         with subtests.test(step.__name__):
             step(page, explorer, downloads)
 
@@ -295,7 +297,7 @@ def test_text_can_be_read(dark: bool) -> None:
     assert {p: round(contrast(rgb[p[0]], rgb[p[1]]), 1) for p in pairs if contrast(rgb[p[0]], rgb[p[1]]) < 4.5} == {}
 
 
-def test_a_cube_that_was_given_is_what_the_page_opens_with(store: Path, cube: Any) -> None:
+def test_the_page_opens_with_the_true_colour_of_a_passed_cube(store: Path, cube: Any) -> None:
     with Explorer(ViewerState.of_store(store, cube=cube)) as ex, Browser(width=1000, height=640) as b:
         b.open(ex.url)
         assert b.js("document.querySelector('#base [aria-checked=true]').innerText") == "True colour"

@@ -39,7 +39,7 @@ def test_explore_serves_until_it_is_stopped() -> None:
         get(ex.url + "api/store")
 
 
-def test_two_run_side_by_side_and_a_taken_port_is_said() -> None:
+def test_two_viewers_run_at_once_and_a_used_port_is_refused() -> None:
     emb = embeddings()
     with emb.deo.explore() as a, emb.deo.explore() as b:
         assert a.url != b.url
@@ -59,7 +59,7 @@ def test_only_this_machine_is_listened_to() -> None:
                 socket.create_connection((own, port), timeout=2)
 
 
-def test_what_cannot_be_shown_is_said_at_the_call() -> None:
+def test_arrays_that_cannot_be_shown_are_refused_at_the_call() -> None:
     with pytest.raises((MissingCRSError, ValueError)):
         embeddings().drop_vars("spatial_ref").deo.explore()
     with pytest.raises(ValueError, match="emb"):
@@ -110,7 +110,7 @@ def test_the_command_serves_a_store_until_it_is_stopped(store: Path, cube_path: 
         run.wait()
 
 
-def test_the_command_says_what_is_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_a_path_that_is_not_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from deo_cube.cli import main
 
     with pytest.raises(SystemExit) as end:

@@ -73,7 +73,7 @@ def test_bad_classes_are_refused(classes: list, says: str) -> None:
         LabelSet.of({"classes": classes, "features": []})
 
 
-def test_labels_are_of_a_class_there_is() -> None:
+def test_labels_must_have_an_existing_class() -> None:
     with pytest.raises(BadRequest, match="class of a label"):
         labels(feature({"type": "Point", "coordinates": [0, 0]}, 7))
     with pytest.raises(BadRequest, match="class of a label"):

@@ -23,7 +23,7 @@ from deo_cube.viewer.state import ViewerState
 from deo_cube.viewer.tiles import TileSource
 from deo_cube.viewer.truecolour import open_for_viewing
 from tests.heads.fields import embeddings, on_dask, truth
-from tests.viewer.test_tile_grid import tile_at
+from tests.viewer.conftest import tile_at
 
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
@@ -333,7 +333,7 @@ def test_an_overview_is_sharpened_on_request() -> None:
         ("/nowhere", 404, ""),
     ],
 )
-def test_what_is_not_there_is_said(client: TestClient, path: str, status: int, says: str) -> None:
+def test_unknown_paths_are_refused_in_a_sentence(client: TestClient, path: str, status: int, says: str) -> None:
     answer = client.get(path)
     assert answer.status_code == status, answer.text
     assert says in answer.json()["error"]

@@ -326,7 +326,7 @@ def test_bodies_are_bounded(explorer: Explorer) -> None:
         "/static/..%5c..%5cerrors.py", "/api/jobs/..%2f..%2fetc%2fpasswd/file", "/static/%00", "/static/leaflet",
     ],
 )  # fmt: skip
-def test_no_path_leads_out_of_the_folder(explorer: Explorer, path: str) -> None:
+def test_paths_outside_the_folder_are_refused(explorer: Explorer, path: str) -> None:
     assert request(explorer, "GET", path)[0] in (400, 404)
 
 

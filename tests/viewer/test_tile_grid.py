@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from affine import Affine
@@ -12,15 +10,11 @@ from pyproj import Transformer
 
 from deo_cube.errors import MissingCRSError
 from deo_cube.viewer.tiles import SIZE, WEB_EDGE, TileGrid
+from tests.viewer.conftest import tile_at
 
 UTM = GeoBox((60, 80), Affine(40, 0, 500_000, 0, -40, 5_200_000), "EPSG:32632")
 DEGREES = GeoBox((60, 80), Affine(0.0005, 0, 13.3, 0, -0.0004, 45.8), "EPSG:4326")
 SOUTH_UP = GeoBox((60, 80), Affine(40, 0, 500_000, 0, 40, 5_197_600), "EPSG:32632")
-
-
-def tile_at(lon: float, lat: float, z: int) -> tuple[int, int]:
-    n = 1 << z
-    return int((lon + 180) / 360 * n), int((1 - math.asinh(math.tan(math.radians(lat))) / math.pi) / 2 * n)
 
 
 def middle(p: TileGrid) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import deo_cube
 from deo_cube.viewer.state import ViewerState
 from deo_cube.viewer.tiles import TileSource
 from tests.heads.fields import embeddings, on_dask
-from tests.viewer.test_tile_grid import tile_at
+from tests.viewer.conftest import tile_at
 
 
 def grid(rows: slice, cols: slice, n: int = 256) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ class Counting(WrapperStore[Store]):
         return found
 
 
-def test_a_tile_of_a_whole_store_reads_a_bounded_part_of_it() -> None:
+def test_a_tile_of_a_complete_store_reads_a_bounded_part_of_it() -> None:
     store = MemoryStore()
     on_dask(embeddings(rows=512, cols=512, dim=8, cell=40), 128, 128).deo.to_zarr(store, progress=False)
     square = 64 * 64 * 8 * 4

@@ -110,7 +110,7 @@ def test_a_store_shows_the_colours_of_its_cube(dn: xr.Dataset, tmp_path: Path) -
     assert "as the embeddings record them" in view.layer_facts("true")["note"]
     from PIL import Image
 
-    from tests.viewer.test_tile_grid import tile_at
+    from tests.viewer.conftest import tile_at
 
     (s, w), (n, e) = view.grid.bounds
     z = view.grid.native_zoom + 2
