@@ -86,7 +86,7 @@ def test_mistakes_are_one_message_and_status_2(cube: Path, tmp_path: Path, capsy
         (("embed", tmp_path / "none.zarr", tmp_path / "e.zarr"), "no cube at"),
         (("embed", cube, tmp_path / "e.zarr", "--tile", "3"), "multiple"),
         (("plan", cube.with_suffix(".xyz")), "no cube at"),
-        (("plan", catalogue), "is no STAC item"),
+        (("plan", catalogue), "is not a STAC item"),
         (("plan", cube, "--bands", "B04=red", "B03"), "names and variables"),
     ):
         assert run(*args) == 2

@@ -1,1 +1,1 @@
-"""What comes in: names, units, nodata, CRS."""
+"""Open and load cubes, and read their bands, units, nodata, CRS, dates and masks."""

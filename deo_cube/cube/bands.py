@@ -153,13 +153,13 @@ def _entry(
     return _LayerTexts(Layer(label, index, (), common.lower() if isinstance(common, str) else None, wavelength), texts)
 
 
-def _named_layers(said: Sequence[_LayerTexts], cube: xr.Dataset | xr.DataArray) -> list[Layer]:
+def _named_layers(entries: Sequence[_LayerTexts], cube: xr.Dataset | xr.DataArray) -> list[Layer]:
     """Drop the names of each layer that only count positions or follow the numbers of another sensor."""
-    places = list(zip(*(s.texts for s in said), strict=True))
-    positional = list(zip(*(counted(place) for place in places), strict=True)) if said else []
+    places = list(zip(*(s.texts for s in entries), strict=True))
+    positional = list(zip(*(counted(place) for place in places), strict=True)) if entries else []
     sensor = _other_sensor(cube)
     layers = []
-    for entry, flags in zip(said, positional, strict=True):
+    for entry, flags in zip(entries, positional, strict=True):
         layer = entry.layer
         texts = [(t, flag) for t, flag in zip(entry.texts, flags, strict=True) if t is not None]
         names = [t for t, flag in texts if not flag or _at_wavelength(t, layer.wavelength)]

@@ -48,7 +48,7 @@ class Offset:
     """None where the evidence does not decide."""
     reason: str
     contradiction: bool = False
-    """Whether the evidence contradicts itself."""
+    """True if the evidence contradicts itself."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Product:
     """Statements about the offset of one product."""
 
     baselines: frozenset[float] = frozenset()
-    """From the properties and the product's names; one, where they agree."""
+    """Baselines in the properties and the product's names; one, where they agree."""
     applied: bool | None = None
     """The catalogue's `boa_offset_applied`."""
     places: frozenset[str] = frozenset()

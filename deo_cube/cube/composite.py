@@ -1,4 +1,4 @@
-"""Several dates to one: median, least cloudy, or the first valid pixel; lazily, free of the offset, without clouds."""
+"""Composite several dates to one (median, least cloudy or first valid pixel), lazily and without clouds and offset."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def composite(
     offset: str | float | Sequence[float] = "auto",
     nodata: str | float | None = "auto",
 ) -> xr.Dataset:
-    """Make one date of several, pixel by pixel, before embedding. Lazy on Dask: nothing is read at the call.
+    """Composite several dates to one, pixel by pixel, before embedding. Lazy on Dask: no pixel is read at the call.
 
-    Each date is freed of its own offset first, so that dates before and after baseline 04.00 may meet; what is under
-    cloud, or no data in any band, does not count.
+    The offset of each date is removed first, so that dates before and after baseline 04.00 can be combined. Pixels
+    under cloud, or without data in any band, are left out.
 
     Parameters
     ----------
     cube : Dataset or DataArray
-        A variable a band and optionally `SCL`, or a band dimension; with `time`.
+        One variable per band and optionally `SCL`, or a band dimension; with `time`.
     how : {"median", "least_cloudy", "first"}
         "median" of the clear values of each band. "least_cloudy": all bands of a pixel from the least cloudy date that
         is clear there, by the coordinate ``eo:cloud_cover`` (`load_cube` writes it). "first": from the first date that
         is clear there; with ``mask=False`` this is how tiles of one day become one image.
     freq : str, optional
-        A composite for each "D" (solar day), "W", "MS" (month), "QS", "YS", or other frequency of pandas. Default: one
-        of all dates.
+        One composite per "D" (solar day), "W", "MS" (month), "QS", "YS", or other frequency of pandas. Default: one
+        composite of all dates.
     mask : DataArray, False or None
-        True where a pixel must not count. None: clouds, shadows and gaps in `SCL`, where the cube has it. False: no
+        True where a pixel is left out. None: clouds, shadows and gaps in `SCL`, where the cube has it. False: no
         data alone.
     units, offset, nodata
         As in `embed`, where metadata do not decide.
@@ -61,13 +61,13 @@ def composite(
     -------
     Dataset
         Bands ``B02`` ... (time, y, x) as float32 DN without offset, NaN where no date is clear. `time` is the start of
-        each period, the first date where there is but one; `dates` counts what went in. `SCL` is kept where pixels come
-        from one date, which "median" has not.
+        each period, or the first date of a single composite; `dates` is the number of dates used. `SCL` is kept except
+        for "median", whose pixels come from several dates.
 
     Raises
     ------
-    ValueError
-        Without time, for a mask on another grid, or for "least_cloudy" without a word on clouds.
+    ArgumentError
+        Without time, for a mask on another grid, or for "least_cloudy" without ``eo:cloud_cover``.
     AmbiguousUnitsError, MissingBandsError
         As in `embed`.
 
@@ -102,34 +102,34 @@ def composite(
         part = {n: v.isel(time=chosen).where(clear.isel(time=chosen)) for n, v in layers.items()}
         made.append(xr.Dataset({n: _reduce(v, how) for n, v in part.items()}))
     whole = xr.concat(made, pd.Index(list(groups), name="time"))
-    return _described(whole, cube, how, radiometry, [len(d) for d in groups.values()], mask)
+    return _annotated(whole, cube, how, radiometry, [len(d) for d in groups.values()], mask)
 
 
 def _as_dataset(cube: xr.Dataset | xr.DataArray) -> tuple[xr.Dataset, georeference.Dims]:
     d = georeference.dims(cube)
     if d.time is None or cube.sizes[d.time] == 0:
-        raise ArgumentError("a composite is of dates, and the cube has no dimension of time, or one of length 0")
+        raise ArgumentError("cube must have a time dimension with at least one date, which a composite combines")
     if isinstance(cube, xr.DataArray):
         if d.band is None:
-            raise MissingBandsError("the DataArray has no band dimension: wanted (time, band, y, x)")
+            raise MissingBandsError("the DataArray has no band dimension: expected (time, band, y, x)")
         cube = cube.assign_coords({d.band: [str(v) for v in cube[d.band].values]}).to_dataset(d.band)
     cube = times.as_dated(cube, d.time, "a composite")
-    # What lies along time decides at the call; `Dataset.chunk` puts it on Dask with the pixels.
+    # Coordinates along time decide at the call, but `Dataset.chunk` puts them on Dask with the pixels.
     cube = cube.assign_coords({n: c.variable.load() for n, c in cube.coords.items() if c.dims == ("time",)})
     return cube, georeference.dims(cube)
 
 
 def _all_bands(cube: xr.Dataset) -> BandMatch:
-    """Every band of Sentinel-2 that the cube has, by name."""
+    """Match all bands of Sentinel-2 that the cube has, by name."""
     named = {band_of_name(str(n)) for n, v in cube.data_vars.items() if "time" in v.dims}
-    found = {known[0] for known in named if known is not None}
-    if not found:
+    present = {known[0] for known in named if known is not None}
+    if not present:
         raise MissingBandsError(f"no variable is named as a band of Sentinel-2: {', '.join(map(str, cube.data_vars))}")
-    return match_bands(cube, [b for b in SENTINEL2 if b in found])
+    return match_bands(cube, [b for b in SENTINEL2 if b in present])
 
 
 def _canonical(cube: xr.Dataset, match: BandMatch, r: Radiometry) -> dict[str, xr.DataArray]:
-    """Bands as float32 DN without offset, NaN where there is no data: `radiometry.canonical`, lazily."""
+    """Convert the bands to float32 DN without offset, NaN where there is no data: `units.canonical`, lazily."""
     steps = cube.sizes["time"]
     add = xr.DataArray(np.broadcast_to(np.asarray(r.offset), (steps,)), dims="time")
     # Whole numbers below 2**24 are exact in float32; fractions are computed in float64 and rounded once.
@@ -150,7 +150,7 @@ def _hidden(cube: xr.Dataset, match: BandMatch, mask: Any, d: georeference.Dims,
     if isinstance(mask, xr.DataArray):
         if mask.dtype != bool:
             raise ArgumentError(
-                f"mask must be boolean, True where a pixel must not count; got {mask.dtype}: compare it, mask=m > 0"
+                f"mask must be boolean, True where a pixel is left out; got {mask.dtype}: compare it, mask=m > 0"
             )
         aligned = align_mask(mask, cube, d).reset_coords(drop=True)
         # xarray would join coordinates that differ by rounding to none at all.
@@ -174,16 +174,16 @@ def _rank(cube: xr.Dataset, how: str) -> list[float] | None:
     if how != "least_cloudy":
         return None
     if CLOUD_COVER in cube.coords and cube[CLOUD_COVER].dims == ("time",):
-        # A date of which nothing is known comes last.
+        # A date of unknown cloud cover comes last.
         return [float(v) if np.isfinite(v) else 101.0 for v in cube[CLOUD_COVER].values]
     raise ArgumentError(
-        f"least_cloudy wants the coordinate {CLOUD_COVER!r} along time, which load_cube writes. From SCL, reading it: "
-        f"cube.coords['{CLOUD_COVER}'] = 100 * cube.SCL.isin([3, 8, 9, 10]).mean(('y', 'x')).compute()"
+        f"how='least_cloudy' needs the coordinate {CLOUD_COVER!r} along time, which load_cube writes. Compute it "
+        f"from SCL: cube.coords['{CLOUD_COVER}'] = 100 * cube.SCL.isin([3, 8, 9, 10]).mean(('y', 'x')).compute()"
     )
 
 
 def _periods(cube: xr.Dataset, freq: str | None) -> dict[pd.Timestamp, list[int]]:
-    """Positions along time, by the start of their period."""
+    """Return positions along time, by the start of their period."""
     dates = pd.DatetimeIndex(cube["time"].values)
     if freq is None:
         return {dates.min(): list(np.argsort(dates, kind="stable"))}
@@ -202,14 +202,14 @@ def _periods(cube: xr.Dataset, freq: str | None) -> dict[pd.Timestamp, list[int]
 
 
 def _reduce(part: xr.DataArray, how: str) -> xr.DataArray:
-    """One date of those of a period, in order; NaN where none is clear."""
+    """Reduce the dates of a period, in order, to one; NaN where none is clear."""
     if how == "median":
         if part.chunks is not None:
             part = part.chunk(time=-1)
-        found: xr.DataArray = xr.apply_ufunc(
+        median: xr.DataArray = xr.apply_ufunc(
             _median, part, input_core_dims=[["time"]], dask="parallelized", output_dtypes=[np.float32]
         )
-        return found
+        return median
     first = part.isel(time=0)
     for t in range(1, part.sizes["time"]):
         first = first.fillna(part.isel(time=t))
@@ -217,7 +217,7 @@ def _reduce(part: xr.DataArray, how: str) -> xr.DataArray:
 
 
 def _median(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Median along the last axis, NaN left out: the numbers of `numpy.nanmedian`, which is slow on short axes."""
+    """Return the median along the last axis without NaN, equal to `numpy.nanmedian`, which is slow on short axes."""
     ordered = np.sort(values, axis=-1)  # NaN last
     count = np.isfinite(values).sum(axis=-1, keepdims=True)
     low = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=-1)
@@ -226,7 +226,7 @@ def _median(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32
     return middle
 
 
-def _described(
+def _annotated(
     whole: xr.Dataset, cube: xr.Dataset, how: str, r: Radiometry, counts: Sequence[int], mask: Any
 ) -> xr.Dataset:
     names = {str(n): v for n, v in whole.data_vars.items()}
@@ -244,8 +244,8 @@ def _described(
     out = whole.assign(names).transpose("time", ...)
     out = out.assign_coords({"dates": ("time", np.asarray(counts)), OFFSET_COORD: ("time", np.zeros(len(counts)))})
     clouds = "no data alone left out" if mask is False else "a mask given" if mask is not None else "clouds after SCL"
-    kept = {k: v for k, v in cube.attrs.items() if str(k).startswith("deo_cube:") or k in ("title", "product_level")}
-    out.attrs = kept | {
+    attrs = {k: v for k, v in cube.attrs.items() if str(k).startswith("deo_cube:") or k in ("title", "product_level")}
+    out.attrs = attrs | {
         "deo_cube:composite": f"{how} of {', '.join(map(str, counts))} dates; {clouds}",
         "deo_cube:offset": f"a composite of canonical DN ({'; '.join(r.reasons)})",
     }

@@ -1,8 +1,8 @@
-"""Coordinates and attributes in a form that Zarr and netCDF can hold, so that writing a result never fails on them.
+"""Convert coordinates and attributes to types that Zarr and netCDF can hold, so that writing a result does not fail.
 
-Values of a plain type stay as they are. Text comes from strings, bytes, categories and mixed scalars; JSON text from
-mappings, lists and sets; floats from nullable numbers and from None among numbers; dates in UTC from datetimes and
-periods. What has no such form is left out, with a warning that names it.
+Values of plain types are unchanged. Strings, bytes, categories and mixed scalars become text; mappings, lists and sets
+JSON text; nullable numbers and None among numbers floats; datetimes and periods dates in UTC. Other values are left
+out, with a warning that names them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Array = NDArray[Any]
 
 #: Names in a store that coordinates cannot take.
 _TAKEN = ("embeddings", "progress", "valid", "embedding", "spatial_ref")
-#: Attributes by which readers decode values: what they said was applied when the coordinate was read, or is now.
+#: Attributes by which readers decode values. They were applied when the coordinate was read, or are applied here.
 _DECODING = ("_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned")
-#: Attributes that name other variables, or say how a variable is stored.
+#: Attributes that name other variables, or describe how a variable is stored.
 _STORAGE = (
     "coordinates",
     "grid_mapping",
@@ -43,7 +43,7 @@ _STORAGE = (
 
 
 def along_time(cube: xr.Dataset | xr.DataArray, time: str | None, taken: tuple[str, ...]) -> dict[str, xr.Variable]:
-    """Return what a result keeps of the coordinates along time: `time` itself, and the others by name.
+    """Return the coordinates along time for a result: `time` itself, and the others by name.
 
     Parameters
     ----------
@@ -60,32 +60,32 @@ def along_time(cube: xr.Dataset | xr.DataArray, time: str | None, taken: tuple[s
         Once, if labels changed by more than notation, or something was left out.
     """
     notes: list[str] = []
-    found: dict[str, xr.Variable] = {}
+    coordinates: dict[str, xr.Variable] = {}
     source = "time" if time is None else dating(cube, time)
     dims = () if time is None else ("time",)
     if source in cube.coords and cube.coords[source].ndim == len(dims):
-        variable = _time_variable(cube, source, dims, notes, said=True)
+        variable = _time_variable(cube, source, dims, notes, note_labels=True)
         if variable is not None:
-            found["time"] = variable
+            coordinates["time"] = variable
     left: list[str] = []
     multi = isinstance(cube.indexes.get(time), pd.MultiIndex)
     for name, coord in cube.coords.items() if time is not None else ():
         if coord.dims != (time,) or name == source or (name == time and multi):
             continue
         clash = name == "time" or name in taken or name in _TAKEN
-        kept = None if clash or not _is_name(name) else storable_variable(coord.variable, str(name), left)
-        if kept is not None:
-            found[str(name)] = xr.Variable(("time",), kept.data, kept.attrs)
+        stored = None if clash or not _is_name(name) else storable_variable(coord.variable, str(name), left)
+        if stored is not None:
+            coordinates[str(name)] = xr.Variable(("time",), stored.data, stored.attrs)
         else:
-            left.append(f"{name} ({'the name is taken' if clash else _why(coord)})")
+            left.append(f"{name} ({'the name is taken' if clash else _reason(coord)})")
     _warn(notes, left, 5)
-    return found
+    return coordinates
 
 
 def _time_variable(
-    cube: xr.Dataset | xr.DataArray, name: str, dims: tuple[str, ...], notes: list[str], *, said: bool
+    cube: xr.Dataset | xr.DataArray, name: str, dims: tuple[str, ...], notes: list[str], *, note_labels: bool
 ) -> xr.Variable | None:
-    # `said`: also that labels are no dates, which `embed` says and a verb on its result does not say again.
+    # `note_labels`: also note that labels are not dates. `embed` does, a verb on its result does not repeat it.
     if isinstance(cube.indexes.get(name), pd.MultiIndex):
         levels = ", ".join(map(str, cube.indexes[name].names))
         notes.append(
@@ -94,21 +94,21 @@ def _time_variable(
         return None
     times = read_times(cube.coords[name].variable, name)
     dtype = cube.coords[name].dtype
-    if times.note and (said or (times.dated and not (isinstance(dtype, np.dtype) and dtype.kind == "M"))):
+    if times.note and (note_labels or (times.dated and not (isinstance(dtype, np.dtype) and dtype.kind == "M"))):
         notes.append(times.note)
     if times.values is None:
         return None
     attrs = {k: v for k, v in cube.coords[name].attrs.items() if k not in ("units", "calendar", *_DECODING)}
     left: list[str] = []
-    kept = storable_variable(xr.Variable(dims, times.values, attrs), name, left)
+    stored = storable_variable(xr.Variable(dims, times.values, attrs), name, left)
     notes.extend(f"left out: {n}" for n in left)
-    return kept
+    return stored
 
 
 def storable_coordinates(array: xr.DataArray) -> xr.DataArray:
-    """Return `array` with coordinates and attributes that a store can hold. Those along y or x stay as they are.
+    """Return `array` with coordinates and attributes that a store can hold. Those along y or x are unchanged.
 
-    Encodings are dropped: they tell how another file was stored.
+    Encodings are dropped, since they describe how another file was stored.
 
     Warns
     -----
@@ -118,35 +118,35 @@ def storable_coordinates(array: xr.DataArray) -> xr.DataArray:
     notes: list[str] = []
     left: list[str] = []
     dissolved = [n for n in array.dims if isinstance(array.indexes.get(n), pd.MultiIndex)]
-    kept: dict[Any, Any] = {}
+    coordinates: dict[Any, Any] = {}
     for name, coord in array.coords.items():
         if name in dissolved:
             continue
         if name in ("valid", "spatial_ref") or set(coord.dims) & set(array.dims[-2:]):
-            kept[name] = coord.variable.drop_encoding()
+            coordinates[name] = coord.variable.drop_encoding()
             continue
         if name == "time" and coord.ndim < 2:
-            variable = _time_variable(array, "time", coord.dims, notes, said=False)
+            variable = _time_variable(array, "time", coord.dims, notes, note_labels=False)
         else:
-            good = (_is_name(name) and name not in _TAKEN) or name in array.dims
-            variable = storable_variable(coord.variable, str(name), left) if good else None
+            valid_name = (_is_name(name) and name not in _TAKEN) or name in array.dims
+            variable = storable_variable(coord.variable, str(name), left) if valid_name else None
             if variable is None:
-                left.append(f"{name} ({_why(coord)})")
+                left.append(f"{name} ({_reason(coord)})")
         if variable is not None:
-            kept[name] = variable
+            coordinates[name] = variable
     for name in dissolved:
         notes.append(f"the multi-index along {name!r} is replaced by its levels, as by emb.reset_index({name!r})")
     attrs = storable_attrs(array.attrs, "embeddings", left)
     _warn(notes, left, 4)
     variable = array.variable.copy(deep=False)
     variable.attrs = attrs
-    return xr.DataArray(variable, coords=kept, name=array.name)
+    return xr.DataArray(variable, coords=coordinates, name=array.name)
 
 
 def storable_variable(variable: xr.Variable, name: str, left: list[str]) -> xr.Variable | None:
-    """Return a coordinate in a form that Zarr and netCDF hold, without encoding; None where there is no such form.
+    """Convert a coordinate to a type that Zarr and netCDF hold, without encoding; None where there is none.
 
-    Attributes that could not be kept are appended to `left`.
+    The names of attributes that cannot be stored are appended to `left`.
     """
     values: Array | None = to_numpy(variable)
     attrs = {k: v for k, v in variable.attrs.items() if k not in _STORAGE}
@@ -164,21 +164,23 @@ def storable_variable(variable: xr.Variable, name: str, left: list[str]) -> xr.V
         return None
     if values is None:
         return None
-    # Units of dates tell a reader to decode numbers: those here are decoded, and other values cannot be.
+    # A reader decodes numbers by units of dates: the values here are decoded already, and others cannot be.
     dated = values.dtype.kind in "Mm" or "calendar" in attrs or "since" in str(attrs.get("units", ""))
     dated = dated or (values.dtype.kind == "O" and values.size > 0 and is_cftime(values.ravel()[0]))
-    kept = {k: v for k, v in attrs.items() if k not in _DECODING and not (dated and k in ("units", "calendar"))}
-    return xr.Variable(variable.dims, values, storable_attrs(kept, name, left))
+    other_attrs = {k: v for k, v in attrs.items() if k not in _DECODING and not (dated and k in ("units", "calendar"))}
+    return xr.Variable(variable.dims, values, storable_attrs(other_attrs, name, left))
 
 
 def _decoded(values: Array, attrs: Mapping[str, Any]) -> Array:
-    """Numbers with scale, offset and fill value of the attributes applied, as a reader of the store would."""
-    said = {k: attrs[k] for k in _DECODING if k in attrs and k != "_Unsigned"}
-    if not said:
+    """Apply scale, offset and fill value of the attributes to numbers, as a reader of the store would."""
+    decoding = {k: attrs[k] for k in _DECODING if k in attrs and k != "_Unsigned"}
+    if not decoding:
         return values
     try:
-        fills = [float(np.ravel(said[k])[0]) for k in ("_FillValue", "missing_value") if k in said]
-        scale, offset = (float(np.ravel(said.get(k, v))[0]) for k, v in (("scale_factor", 1.0), ("add_offset", 0.0)))
+        fills = [float(np.ravel(decoding[k])[0]) for k in ("_FillValue", "missing_value") if k in decoding]
+        scale, offset = (
+            float(np.ravel(decoding.get(k, v))[0]) for k, v in (("scale_factor", 1.0), ("add_offset", 0.0))
+        )
     except (TypeError, ValueError, IndexError):
         return values
     missing = np.isin(values, [f for f in fills if not math.isnan(f)])
@@ -188,24 +190,24 @@ def _decoded(values: Array, attrs: Mapping[str, Any]) -> Array:
 
 
 def _of_objects(values: Array) -> Array | None:
-    """Strings, bytes and objects: numbers, dates or text, whichever all of them are; None where one is neither."""
+    """Convert strings, bytes and objects to numbers, dates or text, if all of them are; else None."""
     flat = [plain(v) for v in (values.ravel() if values.dtype.kind == "O" else values.ravel().tolist())]
-    there = [v for v in flat if not is_missing(v)]
+    present = [v for v in flat if not is_missing(v)]
     out: Array
-    if not there:
+    if not present:
         out = np.full(len(flat), np.nan)
-    elif all(isinstance(v, bool) for v in there) and len(there) == len(flat):
+    elif all(isinstance(v, bool) for v in present) and len(present) == len(flat):
         out = np.array(flat, bool)
-    elif all(isinstance(v, (bool, int, float)) for v in there):
+    elif all(isinstance(v, (bool, int, float)) for v in present):
         number = np.array([np.nan if is_missing(v) else v for v in flat])
         out = number.astype("f8") if number.dtype.kind == "O" else number
-    elif not any(isinstance(v, str) for v in there) and all(isinstance(v, dt.date) for v in there):
+    elif not any(isinstance(v, str) for v in present) and all(isinstance(v, dt.date) for v in present):
         stored = np.empty(len(flat), object)
         stored[:] = flat
         times = read_times(xr.Variable(("t",), stored)).values
         assert times is not None
         out = times
-    elif all(isinstance(v, np.timedelta64 | dt.timedelta) for v in there):
+    elif all(isinstance(v, np.timedelta64 | dt.timedelta) for v in present):
         out = pd.TimedeltaIndex([pd.NaT if is_missing(v) else v for v in flat]).as_unit("ns").to_numpy()
     elif all(is_cftime(v) for v in flat):
         standard = of_cftime(values.ravel())
@@ -220,12 +222,12 @@ def _of_objects(values: Array) -> Array | None:
 
 
 def storable_attrs(attrs: Mapping[Any, Any], owner: str, left: list[str]) -> dict[str, Any]:
-    """Return attributes that JSON and netCDF both hold: text, finite numbers, and lists of one of these.
+    """Convert attributes to types that both JSON and netCDF hold: text, finite numbers, and lists of one of these.
 
-    True and False become 1 and 0, None is left away, dates are ISO text, mappings and nested lists JSON text. Names of
-    those that have no such form are appended to `left`.
+    True and False become 1 and 0, None is omitted, dates become ISO text, mappings and nested lists JSON text.
+    The names of others are appended to `left`.
     """
-    kept: dict[str, Any] = {}
+    storable: dict[str, Any] = {}
     for key, value in attrs.items():
         try:
             simple = jsonable(value)
@@ -240,8 +242,8 @@ def storable_attrs(attrs: Mapping[Any, Any], owner: str, left: list[str]) -> dic
             simple = str(simple)
         elif isinstance(simple, dict) or (isinstance(simple, list) and not _is_flat(simple)):
             simple = json.dumps(simple, sort_keys=True)
-        kept[writable(str(key))] = writable(simple) if isinstance(simple, str) else simple
-    return kept
+        storable[writable(str(key))] = writable(simple) if isinstance(simple, str) else simple
+    return storable
 
 
 def _is_flat(values: list[Any]) -> bool:
@@ -252,16 +254,16 @@ def _is_flat(values: list[Any]) -> bool:
 
 
 def _is_name(name: Any) -> bool:
-    """Whether a store and a netCDF file can have an array of that name, marked as a coordinate."""
+    """Return whether a store and a netCDF file can have a coordinate of this name."""
     return isinstance(name, str) and bool(re.fullmatch(r"[^\W_][^/\s]*|_[^/\s_][^/\s]*", name)) and name != "zarr.json"
 
 
-def _why(coord: xr.DataArray) -> str:
-    """Why a coordinate cannot be stored."""
+def _reason(coord: xr.DataArray) -> str:
+    """Return why a coordinate cannot be stored."""
     if not _is_name(coord.name) or coord.name in _TAKEN:
-        return "no name for an array in a store"
+        return "a store cannot have an array of this name"
     values: Any = np.ravel(np.asarray(coord.values, dtype=object)) if coord.dtype == object else []
-    return f"{type(values[0]).__name__ if len(values) else coord.dtype} has no form in a store"
+    return f"{type(values[0]).__name__ if len(values) else coord.dtype} cannot be stored"
 
 
 def _warn(notes: list[str], left: list[str], stacklevel: int) -> None:

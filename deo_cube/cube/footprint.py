@@ -1,7 +1,8 @@
-"""Places on the globe: windows and footprints in degrees, also across the antimeridian and in longitudes of 0..360.
+"""Windows and footprints in degrees, also across the antimeridian and in longitudes of 0..360.
 
-Longitudes come in three conventions: -180..180, 0..360, and west greater than east for what crosses 180 degrees (RFC
-7946). Here a window begins in [-180, 180) and its east is greater than its west, beyond 180 where it crosses.
+Longitudes come in three conventions: -180..180, 0..360, and west greater than east across 180 degrees (RFC 7946).
+The windows of this module begin in [-180, 180) and their east is greater than their west, beyond 180 across 180
+degrees.
 """
 
 from __future__ import annotations
@@ -56,32 +57,32 @@ def lonlat_bbox(bbox: Any, *, name: str = "bbox") -> Window:
         values = []
     if len(values) == 6:
         values = [values[0], values[1], values[3], values[4]]
-    said = f"{name} must be (west, south, east, north) in degrees, got {bbox!r}"
+    expected = f"{name} must be (west, south, east, north) in degrees, got {bbox!r}"
     if len(values) != 4 or not all(map(math.isfinite, values)):
-        raise ArgumentError(said)
+        raise ArgumentError(expected)
     west, south, east, north = values
     if max(abs(west), abs(east)) > 360 or max(abs(south), abs(north)) > 90:
-        raise ArgumentError(f"{said}; for a window in another CRS pass geobox=, or x=, y= and crs=")
+        raise ArgumentError(f"{expected}; for a window in another CRS pass geobox=, or x=, y= and crs=")
     if not south < north:
-        raise ArgumentError(said)
+        raise ArgumentError(expected)
     width = east - west
     if width < 0 and width + 360 <= 180:
         width += 360  # across the antimeridian
     if not 0 < width <= 360:
-        raise ArgumentError(f"{said}. West is less than east, except where the window crosses 180 degrees")
+        raise ArgumentError(f"{expected}. West must be less than east, except where the window crosses 180 degrees")
     west = (west + 180) % 360 - 180 if width < 360 else -180.0
     return west, south, west + width, north
 
 
 def lonlat_ranges(lon: Sequence[float], lat: Sequence[float]) -> Window:
-    """Read `lon` and `lat` as odc-stac takes them: two numbers each, in any order, as a window.
+    """Read `lon` and `lat` as odc-stac takes them (two numbers each, in any order) as a window.
 
     Longitudes more than 180 degrees apart, the first one greater, cross the antimeridian.
     """
     try:
         (west, east), (south, north) = (tuple(map(float, pair)) for pair in (lon, lat))
     except (TypeError, ValueError):
-        raise ArgumentError(f"lon and lat are two numbers each, in degrees; got lon={lon!r}, lat={lat!r}") from None
+        raise ArgumentError(f"lon and lat must be two numbers each, in degrees; got lon={lon!r}, lat={lat!r}") from None
     if west > east and west - east < 180:
         west, east = east, west
     return lonlat_bbox((west, min(south, north), east, max(south, north)), name="lon, lat")
@@ -96,7 +97,7 @@ def touches(one: Window, other: Window) -> bool:
 
 
 def item_window(bbox: Any, geometry: Any) -> Window | None:
-    """Window of an item: its bbox where that can be read, else the bounds of its geometry; None without both."""
+    """Return the window of an item: its bbox where that can be read, else the bounds of its geometry, or None."""
     import shapely.errors
 
     if bbox is not None:
@@ -114,7 +115,7 @@ def item_window(bbox: Any, geometry: Any) -> Window | None:
 
 
 def geobox_footprint(box: GeoBox) -> tuple[dict[str, Any], list[float]]:
-    """Footprint of a grid as STAC and GeoJSON have it: in two parts across the antimeridian, and its bounding box.
+    """Return the footprint of a grid for STAC and GeoJSON, in two parts across the antimeridian, and its bounding box.
 
     Returns
     -------
@@ -131,7 +132,7 @@ def geobox_footprint(box: GeoBox) -> tuple[dict[str, Any], list[float]]:
 
 
 def centre(box: GeoBox) -> tuple[float, float]:
-    """Longitude in [-180, 180) and latitude of the centre of a grid."""
+    """Return longitude in [-180, 180) and latitude of the centre of a grid."""
     from pyproj import Transformer
 
     a, crs = box.transform, box.crs.proj
@@ -141,7 +142,7 @@ def centre(box: GeoBox) -> tuple[float, float]:
 
 
 def footprint(geometry: Any, bbox: Any) -> dict[str, Any] | None:
-    """Footprint of an item as a GeoJSON geometry within -180..180; None where neither argument can be read."""
+    """Return the footprint of an item as GeoJSON within -180..180; None where neither argument can be read."""
     import shapely
     from shapely.geometry import mapping
 
@@ -247,19 +248,19 @@ def place_geometry(place: Any, *, name: str = "intersects") -> Geometry:
             raise MissingCRSError(f"{name} is a geometry without a CRS: {name}=geometry.assign_crs('EPSG:4326')")
     elif hasattr(place, "to_crs") and hasattr(place, "set_crs"):  # GeoDataFrame, GeoSeries
         if place.crs is None:
-            raise MissingCRSError(f"{name} is a table without a CRS: state it, {name}=table.set_crs('EPSG:4326')")
+            raise MissingCRSError(f"{name} is a table without a CRS: set it, {name}=table.set_crs('EPSG:4326')")
         crs = place.crs.to_wkt()
         shapes = [g for g in getattr(place, "geometry", place) if g is not None and not g.is_empty]
     elif isinstance(place, shapely.Geometry):
         shapes = [place]
     else:
-        found = place if isinstance(place, Mapping) else getattr(place, "__geo_interface__", None)
-        if not isinstance(found, Mapping):
+        geojson = place if isinstance(place, Mapping) else getattr(place, "__geo_interface__", None)
+        if not isinstance(geojson, Mapping):
             raise ArgumentTypeError(
                 f"{name} must be a GeoJSON dict, a shapely geometry, or a GeoDataFrame, got {type(place).__name__}"
             )
         try:
-            shapes = list(_of_geojson(found))
+            shapes = list(_shapes_of(geojson))
         except (KeyError, TypeError, ValueError, AttributeError, shapely.errors.ShapelyError) as error:
             raise ArgumentError(f"{name} is not a GeoJSON geometry: {str(error)[:200]}") from error
     shapes = [s for s in shapes if not s.is_empty]
@@ -272,14 +273,14 @@ def place_geometry(place: Any, *, name: str = "intersects") -> Geometry:
     return geometry
 
 
-def _of_geojson(found: Mapping[str, Any]) -> Iterable[Any]:
+def _shapes_of(geojson: Mapping[str, Any]) -> Iterable[Any]:
     from shapely.geometry import shape
 
-    if found.get("type") == "FeatureCollection":
-        for feature in found["features"]:
-            yield from _of_geojson(feature)
-    elif found.get("type") == "Feature":
-        if found.get("geometry") is not None:
-            yield shape(found["geometry"])
+    if geojson.get("type") == "FeatureCollection":
+        for feature in geojson["features"]:
+            yield from _shapes_of(feature)
+    elif geojson.get("type") == "Feature":
+        if geojson.get("geometry") is not None:
+            yield shape(geojson["geometry"])
     else:
-        yield shape(found)
+        yield shape(geojson)

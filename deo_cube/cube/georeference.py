@@ -42,7 +42,7 @@ SPATIAL_DIMS = (("y", "x"), ("latitude", "longitude"), ("lat", "lon"), ("northin
 TIME_DIMS = ("time", "t", "date", "datetime", "valid_time")
 BAND_DIMS = ("band", "bands", "channel", "variable")
 
-# Part of a pixel by which coordinates may stray from a regular grid, and which an anchor forgives.
+# Part of a pixel by which coordinates may deviate from a regular grid, and by which an anchor is rounded.
 TOLERANCE = 1e-3
 
 
@@ -57,12 +57,12 @@ class Dims:
 
 
 def dims(cube: xr.Dataset | xr.DataArray) -> Dims:
-    """Tell which dimensions are time, band, y and x.
+    """Find the dimensions time, band, y and x of a cube.
 
     Parameters
     ----------
     cube : Dataset or DataArray
-        Of a Dataset only the variables that have both spatial dimensions count.
+        Only variables with both spatial dimensions are considered.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def dims(cube: xr.Dataset | xr.DataArray) -> Dims:
     MissingCRSError
         Without spatial dimensions, or with two pairs of them.
     MissingBandsError
-        For a DataArray with a dimension that is none of the four.
+        For a DataArray with another dimension.
     """
     names = tuple(str(d) for d in cube.dims)
     pairs = [p for p in SPATIAL_DIMS if any(set(p) <= set(v.dims) for v in _arrays(cube))]
@@ -86,7 +86,7 @@ def dims(cube: xr.Dataset | xr.DataArray) -> Dims:
         )
     if len(pairs) > 1:
         raise MissingCRSError(
-            f"the variables lie on several grids: {', '.join('/'.join(p) for p in pairs)}. "
+            f"the variables are on several grids: {', '.join('/'.join(p) for p in pairs)}. "
             "Select those of one grid: cube[['B02', 'B03', ...]]"
         )
     y, x = pairs[0]
@@ -95,11 +95,11 @@ def dims(cube: xr.Dataset | xr.DataArray) -> Dims:
     dated = (d for d in unnamed if holds_dates(cube.coords[d].variable))
     time = next((d for d in TIME_DIMS if d in others), None) or next(dated, None)
     band = next((d for d in BAND_DIMS if d in others), None)
-    strange = [d for d in others if d not in (time, band)]
-    if strange and isinstance(cube, xr.DataArray):
+    extra_dims = [d for d in others if d not in (time, band)]
+    if extra_dims and isinstance(cube, xr.DataArray):
         raise MissingBandsError(
-            f"a cube's dimensions are time, band, y and x; found {names}. Rename {strange[0]!r} if it is one of them, "
-            f"cube.rename({{{strange[0]!r}: 'band'}}), or select from it, cube.isel({{{strange[0]!r}: 0}})"
+            f"a cube's dimensions are time, band, y and x; found {names}. Rename {extra_dims[0]!r} if it is one of "
+            f"them, cube.rename({{{extra_dims[0]!r}: 'band'}}), or select from it, cube.isel({{{extra_dims[0]!r}: 0}})"
         )
     return Dims(time, band, y, x)
 
@@ -111,10 +111,9 @@ def geobox(cube: xr.Dataset | xr.DataArray) -> GeoBox:
     from attributes (``crs``, ``crs_wkt``, ``proj:code``, ``proj:wkt2``, ``proj:projjson``, ``proj:epsg``, GDAL's
     ``_CRS``, an ``area`` of satpy) and coordinates whose value is a CRS (``crs``, stackstac's ``epsg``), else from
     attributes within attributes (EOPF's ``stac_discovery``) and from the encoding. The grid is
-    taken from the coordinates. Where a transform on the same lattice stands beside them (``GeoTransform``,
-    ``transform``, ``spatial:transform``), its numbers are used, so that all windows of a raster share one lattice to
-    the last bit; it also tells whether stackstac's coordinates are centres or corners. North-up and south-up are both
-    read.
+    taken from the coordinates. If there is a transform on the same lattice (``GeoTransform``, ``transform``,
+    ``spatial:transform``), its numbers are used, so that all windows of a raster share one lattice to the last bit; it
+    also decides whether stackstac's coordinates are centres or corners. North-up and south-up grids are read.
 
     Returns
     -------
@@ -124,8 +123,8 @@ def geobox(cube: xr.Dataset | xr.DataArray) -> GeoBox:
     Raises
     ------
     MissingCRSError
-        Without CRS or coordinates; for an irregular, rotated or east-to-west grid; for a cube one pixel wide whose
-        pixel size is stated nowhere; where statements contradict each other (two CRSs; coordinates half a pixel off a
+        Without CRS or coordinates; for an irregular, rotated or east-to-west grid; for a cube one pixel wide
+        without a stated pixel size; where statements contradict each other (two CRSs; coordinates half a pixel off a
         transform).
     """
     d = dims(cube)
@@ -149,20 +148,20 @@ def geobox(cube: xr.Dataset | xr.DataArray) -> GeoBox:
     x0, dx, y0, dy = x.edge, x.step, y.edge, y.step
     if dx < 0:
         raise MissingCRSError(
-            f"{d.x} runs from east to west ({dx:g} a pixel), which mirrors the image. Turn it: cube.sortby({d.x!r})"
+            f"{d.x} runs from east to west ({dx:g} per pixel), which mirrors the image. Sort it: cube.sortby({d.x!r})"
         )
     box = GeoBox((cube.sizes[d.y], cube.sizes[d.x]), Affine(dx, 0.0, x0, 0.0, dy, y0), crs)
     west, south, east, north = box.boundingbox.bbox
     if crs.geographic and (max(-south, north) > 90 + abs(dy) or max(-west, east) > 360 + dx):
         raise MissingCRSError(
-            f"the cube says {crs_name(crs)}, whose coordinates are degrees, but {d.x} runs from {west:g} to {east:g} "
+            f"the cube states {crs_name(crs)}, whose coordinates are degrees, but {d.x} runs from {west:g} to {east:g} "
             f'and {d.y} from {south:g} to {north:g}. State the right CRS: ds.rio.write_crs("EPSG:...")'
         )
     return box
 
 
 def crs_name(crs: CRS) -> str:
-    """Short name of a CRS: its EPSG code, else its title."""
+    """Return the short name of a CRS: its EPSG code, else its title."""
     return f"EPSG:{crs.epsg}" if crs.epsg else str(crs.proj.name)
 
 
@@ -175,7 +174,7 @@ def _spatial(cube: xr.Dataset | xr.DataArray, y: str, x: str) -> list[xr.DataArr
 
 
 def _statements(cube: xr.Dataset | xr.DataArray, d: Dims) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Attributes in which a CRS or transform may be stated, best first, each with the name of its kind."""
+    """Yield the attributes that may state a CRS or transform, best first, each with the name of its kind."""
     spatial = _spatial(cube, d.y, d.x)
     variables = cube.variables if isinstance(cube, xr.Dataset) else cube.coords
     named = [v.encoding.get("grid_mapping") or v.attrs.get("grid_mapping") for v in (cube, *spatial)]
@@ -227,16 +226,16 @@ def _crs(cube: xr.Dataset | xr.DataArray, d: Dims, statements: list[tuple[str, M
     if unreadable:
         raise unreadable[0]
     raise MissingCRSError(
-        f"the cube says nowhere in which CRS its {d.x} and {d.y} are (looked for a spatial_ref coordinate, a "
-        "grid_mapping, and the attributes crs, crs_wkt, proj:code). State it: "
+        f"the cube has no CRS for its {d.x} and {d.y} (searched: a spatial_ref coordinate, a grid_mapping, and the "
+        "attributes crs, crs_wkt, proj:code). State it: "
         'ds.rio.write_crs("EPSG:...") or ds.odc.assign_crs("EPSG:...")'
         + ("; for degrees of WGS 84 that is EPSG:4326" if d.y in ("latitude", "lat") else "")
     )
 
 
 def _stated_in(attrs: Mapping[Any, Any], unreadable: list[MissingCRSError]) -> Iterator[tuple[str, CRS]]:
-    """CRSs that one set of attributes states, with their keys: all exact ones, else the first of another form."""
-    found = False
+    """Yield the CRSs that one set of attributes states, with their keys: all exact ones, else the first other form."""
+    exact = False
     for key in _EXACT:
         value = _unwrapped_value(attrs.get(key))
         if value is None:
@@ -244,13 +243,13 @@ def _stated_in(attrs: Mapping[Any, Any], unreadable: list[MissingCRSError]) -> I
         try:
             crs = _stated_crs(value)
         except MissingCRSError as error:
-            # `crs` and `area` are words of many meanings; what cannot be read is told only if nothing else is.
+            # `crs` and `area` have many meanings; an unreadable value is reported only if no other is readable.
             unreadable.append(error)
             continue
-        found = True
+        exact = True
         yield key, crs
-    forms: list[Any] = [dict(attrs)] if not found and "grid_mapping_name" in attrs else []
-    forms += [attrs[key] for key in _LOSSY if not found and attrs.get(key)]
+    forms: list[Any] = [dict(attrs)] if not exact and "grid_mapping_name" in attrs else []
+    forms += [attrs[key] for key in _LOSSY if not exact and attrs.get(key)]
     for form in forms:
         try:
             yield "grid_mapping_name" if isinstance(form, dict) else "projection string", _stated_crs(form)
@@ -260,7 +259,7 @@ def _stated_in(attrs: Mapping[Any, Any], unreadable: list[MissingCRSError]) -> I
 
 
 def _unwrapped_value(value: Any) -> Any:
-    """What an attribute holds as its CRS; None for nothing, as an empty text or a code 0."""
+    """Return the value that an attribute holds as its CRS; None if it is empty, or a code 0."""
     if isinstance(value, np.ndarray):
         value = value.item() if value.size == 1 else None
     if isinstance(value, Mapping) and ("wkt" in value or "projjson" in value or "url" in value):  # GDAL's _CRS
@@ -271,7 +270,7 @@ def _unwrapped_value(value: Any) -> Any:
 
 
 def _coordinate_values(cube: xr.Dataset | xr.DataArray) -> Iterator[Mapping[str, Any]]:
-    """Coordinates (and variables) that are a CRS, as attributes: one value, or one value repeated along time."""
+    """Yield coordinates (and variables) that are a CRS, as attributes: one value, or one repeated along time."""
     for key in _COORDINATES:
         variable = cube.variables.get(key) if isinstance(cube, xr.Dataset) else cube.coords.get(key)
         if variable is None or variable.ndim > 1 or variable.size == 0 or key in cube.dims:
@@ -283,18 +282,18 @@ def _coordinate_values(cube: xr.Dataset | xr.DataArray) -> Iterator[Mapping[str,
 
 
 def _nested(cube: xr.Dataset | xr.DataArray, spatial: list[xr.DataArray]) -> Iterator[Mapping[str, Any]]:
-    """Attributes within attributes, where products keep the CRS of all their groups."""
+    """Yield attributes within attributes, where products store the CRS of all their groups."""
     for source in (cube, *spatial):
-        waiting = [source.attrs.get(key) for key in _NESTED]
-        while waiting:
-            inner = waiting.pop(0)
+        queue = [source.attrs.get(key) for key in _NESTED]
+        while queue:
+            inner = queue.pop(0)
             if isinstance(inner, Mapping):
                 yield inner
-                waiting += [inner.get(key) for key in _NESTED]
+                queue += [inner.get(key) for key in _NESTED]
 
 
 def _stated_crs(stated: Any) -> CRS:
-    """CRS that a cube states."""
+    """Read a CRS that a cube states."""
     try:
         return read_crs(stated)
     except ValueError as error:
@@ -304,12 +303,12 @@ def _stated_crs(stated: Any) -> CRS:
 
 
 def read_crs(stated: Any) -> CRS:
-    """CRS of a WKT, an authority code, a number, PROJJSON, CF parameters or a CRS object of any library.
+    """Read a CRS from WKT, an authority code, a number, PROJJSON, CF parameters or a CRS object of any library.
 
     Raises
     ------
     ArgumentError
-        For what is none of these, and for codes that do not exist.
+        For other values, and for codes that do not exist.
     """
     from pyproj.exceptions import ProjError
 
@@ -336,7 +335,7 @@ def same_crs(one: CRS, other: CRS) -> bool:
     if one == other or one.proj.equals(other.proj, ignore_axis_order=True):
         return True
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # PROJ parameters are lossy, which is what is asked for
+        warnings.simplefilter("ignore", UserWarning)  # PROJ parameters lose names, which is intended here
         return bool(one.proj.to_dict()) and one.proj.to_dict() == other.proj.to_dict()
 
 
@@ -354,7 +353,7 @@ def _transforms(statements: list[tuple[str, Mapping[Any, Any]]]) -> Iterator[tup
 
 @dataclass(frozen=True)
 class _Axis:
-    """Outer edge of the first pixel and signed pixel size along a dimension, and how sure the edge is."""
+    """Outer edge of the first pixel and signed pixel size along a dimension, and whether the edge is proven."""
 
     name: str
     edge: float
@@ -362,9 +361,9 @@ class _Axis:
     shift: str
     """Argument of `assign_coords` that moves corners to centres."""
     contradiction: str = ""
-    """How statements differ on whether the coordinates are centres or corners."""
+    """The difference of statements on whether the coordinates are centres or corners."""
     stale: bool = False
-    """Whether one of them is a GeoTransform that may be older than the coordinates."""
+    """True if one of them is a GeoTransform that may be older than the coordinates."""
     unproven: bool = False
 
 
@@ -380,21 +379,21 @@ def _axis(
     """Find the edge of the first pixel along the dimension `name`.
 
     `lattices` are the (source, origin, step) stated beside the coordinates. From a corner coordinate its pixel extends
-    to higher (`side` 1, x) or lower values (-1, y). `stackstac`: corner coordinates are to be expected. `unsure`:
-    doubt coordinates that no lattice proves to be centres or corners.
+    to higher (`side` 1, x) or lower values (-1, y). `stackstac`: corner coordinates are expected. `unsure`: doubt
+    coordinates that no lattice proves to be centres or corners.
     """
     values, rounding = _values(cube, name)
     size = values.size
     if size == 1 and not lattices:
         raise MissingCRSError(
-            f"the cube is one pixel long along {name} and states its pixel size nowhere. State it before the window is "
+            f"the cube is one pixel long along {name} and does not state its pixel size. State it before the window is "
             "cut: ds = ds.rio.write_transform()"
         )
     step = (values[-1] - values[0]) / (size - 1) if size > 1 else lattices[0][2]
     # Coordinates kept in float32 are regular up to their own rounding.
     slack = max(TOLERANCE * abs(step), rounding)
-    astray = np.abs(values - (values[0] + np.arange(size) * step)).max()
-    if not astray <= slack <= 0.1 * abs(step):  # so written that NaN is refused too
+    deviation = np.abs(values - (values[0] + np.arange(size) * step)).max()
+    if not deviation <= slack <= 0.1 * abs(step):  # written so that NaN is refused too
         steps = np.diff(values) if size > 1 else np.array([step])
         raise MissingCRSError(
             f"{name} ({cube.coords[name].dtype}) is not regular: steps from {steps.min():g} to {steps.max():g}, where "
@@ -405,7 +404,7 @@ def _axis(
     for source, origin, stated in lattices:
         exact = math.copysign(stated, step)
         if abs(exact - step) * (size - 1) > 2 * slack:
-            continue  # another pixel size: the cube was resampled since
+            continue  # another pixel size: the cube was resampled later
         for reading, edge in edges.items():
             pixels = round((edge - origin) / exact)
             if abs(origin + pixels * exact - edge) <= 2 * slack:
@@ -415,8 +414,8 @@ def _axis(
     contradiction = ""
     if stale or len(readings) == 2:
         contradiction = (
-            f"{name} begins at {values[0]:.12g}: a pixel corner after the {readings['corners'][0]} stated in the cube, "
-            f"and a pixel centre after {readings.get('centres', ('CF',))[0]}"
+            f"{name} begins at {values[0]:.12g}: a pixel corner by the {readings['corners'][0]} stated in the cube, "
+            f"and a pixel centre by {readings.get('centres', ('CF',))[0]}"
         )
     unproven = unsure and not readings
     _, edge, step = next(iter(readings.values()), ("", edges["centres"], step))
@@ -424,7 +423,7 @@ def _axis(
 
 
 def _check_centres(axes: list[_Axis], crs: CRS, transforms: list[str]) -> None:
-    """Refuse coordinates that may be corners of pixels, with the words that move all such axes at once."""
+    """Refuse coordinates that may be corners of pixels; the message has the call that moves all such axes."""
     doubtful = [axis for axis in axes if axis.contradiction or axis.unproven]
     if not doubtful:
         return
@@ -436,14 +435,14 @@ def _check_centres(axes: list[_Axis], crs: CRS, transforms: list[str]) -> None:
             "cube.rio.write_transform(cube.rio.transform(recalc=True)); if they are corners, move the coordinates: "
             f"cube.assign_coords({shifts})"
         )
-    # A GeoTransform that says otherwise would decide again.
+    # A GeoTransform that contradicts would decide again.
     drop = f"drop_vars({transforms!r})." if transforms else ""
     state = f'{drop}drop_attrs(deep=False).rio.write_crs("{_spelled(crs)}")'
     raise MissingCRSError(
         (
             contradictions
             or f"stackstac's {' and '.join(axis.name for axis in doubtful)} are corners or centres of pixels, and the "
-            "transform that tells is lost or no longer fits"
+            "transform that decides is lost or no longer fits"
         )
         + ". If these are corners, stackstac's default, move them and state the CRS without the old attributes: "
         f"cube.assign_coords({shifts}).{state}; if they are centres already: cube.{state}"
@@ -455,11 +454,11 @@ def _spelled(crs: CRS) -> str:
 
 
 def _values(cube: xr.Dataset | xr.DataArray, name: str) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
-    """Coordinates along a dimension, and how far their dtype may have rounded them."""
-    # `in`, not `get`: for a dimension without coordinates xarray makes some up.
+    """Return the coordinates along a dimension, and their possible rounding error."""
+    # `in`, not `get`: xarray invents coordinates for a dimension without any.
     if name not in cube.coords or cube.coords[name].ndim != 1 or cube.coords[name].dtype.kind not in "fiu":
         raise MissingCRSError(
-            f"{name} has no coordinates, so a window cannot be told from the whole. Give it those of the pixel "
+            f"{name} has no coordinates, so the place of a window is unknown. Assign those of the pixel "
             "centres: rioxarray.open_rasterio(..., parse_coordinates=True) or cube.assign_coords({...})"
         )
     raw = cube.coords[name].values
@@ -476,7 +475,7 @@ Cube = TypeVar("Cube", xr.Dataset, xr.DataArray)
 
 
 def ground_resolution(geobox: GeoBox) -> tuple[float, float]:
-    """Size of the centre pixel on the ground.
+    """Return the size of the centre pixel on the ground.
 
     Returns
     -------
@@ -486,7 +485,7 @@ def ground_resolution(geobox: GeoBox) -> tuple[float, float]:
     Raises
     ------
     MissingCRSError
-        Where the coordinates lie outside the CRS.
+        Where the coordinates are outside the CRS.
     """
     from pyproj import Transformer
 
@@ -499,8 +498,8 @@ def ground_resolution(geobox: GeoBox) -> tuple[float, float]:
     lon, lat = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(xs, ys)
     if not np.isfinite([lon, lat]).all():
         raise MissingCRSError(
-            f"the coordinates ({xs[0]:g}, {ys[0]:g}) lie outside {crs_name(geobox.crs)}: the CRS stated is not the "
-            'cube\'s. State the right one: ds.rio.write_crs("EPSG:...")'
+            f"the coordinates ({xs[0]:g}, {ys[0]:g}) are outside {crs_name(geobox.crs)}, so the stated CRS is not "
+            'that of the cube. State the right one: ds.rio.write_crs("EPSG:...")'
         )
     geod = crs.get_geod()
     _, _, dx = geod.inv(lon[0], lat[0], lon[1], lat[1])
@@ -520,8 +519,8 @@ def check_resolution(geobox: GeoBox, gsd: float, *, model: str = "", nodata: flo
     model : str
         Name for the message.
     nodata : float, optional
-        Value of the cube that means "no data". The message passes it on: values interpolated between it and data would
-        be taken for data.
+        Value of the cube that means "no data". The call in the message passes it on, since values interpolated between
+        it and data would count as data.
 
     Raises
     ------
@@ -534,7 +533,7 @@ def check_resolution(geobox: GeoBox, gsd: float, *, model: str = "", nodata: flo
     raise ResolutionMismatchError(
         f"{model or 'the model'} was trained on pixels of {gsd:g} m; the cube's are {dx:.3g} m x {dy:.3g} m on the "
         f"ground ({abs(geobox.resolution.x):g} x {abs(geobox.resolution.y):g} units of {crs_name(geobox.crs)}), "
-        f"outside {gsd / 2:g} to {2 * gsd:g} m. Load it so: load_cube(items, resolution={gsd:g}); or resample it: "
+        f"outside {gsd / 2:g} to {2 * gsd:g} m. Load it with load_cube(items, resolution={gsd:g}); or resample it: "
         f'cube.odc.reproject("{_metric_crs(geobox)}", resolution={gsd:g}, resampling="{_resampling(dx, dy, gsd)}"'
         f"{'' if nodata is None else f', src_nodata={nodata:g}'}), "
         'a scene classification by itself with resampling="nearest"'
@@ -571,7 +570,7 @@ def anchor(geobox: GeoBox) -> Anchor:
 
 
 def embedding_geobox(geobox: GeoBox, *, patch: int, top: int, left: int, shape: tuple[int, int]) -> GeoBox:
-    """Grid of the patches cut from `geobox`.
+    """Return the grid of the patches cut from `geobox`.
 
     Parameters
     ----------
@@ -597,7 +596,7 @@ def embedding_geobox(geobox: GeoBox, *, patch: int, top: int, left: int, shape: 
 
 
 def assign_grid(array: Cube, geobox: GeoBox, dims: tuple[str, str] = ("y", "x")) -> Cube:
-    """Put `array` on the map: pixel-centre coordinates and ``spatial_ref``, read alike by rioxarray, odc-geo and GDAL.
+    """Georeference `array`: pixel-centre coordinates and ``spatial_ref``, as rioxarray, odc-geo and GDAL read them.
 
     Parameters
     ----------
@@ -610,12 +609,12 @@ def assign_grid(array: Cube, geobox: GeoBox, dims: tuple[str, str] = ("y", "x"))
 
     Raises
     ------
-    ValueError
+    ArgumentError
         Where the sizes differ.
     """
     sizes = tuple(array.sizes[d] for d in dims)
     if sizes != tuple(geobox.shape):
-        raise ArgumentError(f"the array is {sizes} along {dims}, the geobox {tuple(geobox.shape)}")
+        raise ArgumentError(f"geobox must have the shape of the array, {sizes} along {dims}; got {tuple(geobox.shape)}")
     a, crs = geobox.transform, geobox.crs
     centres = {
         dims[0]: a.f + (np.arange(sizes[0]) + 0.5) * a.e,
@@ -623,7 +622,7 @@ def assign_grid(array: Cube, geobox: GeoBox, dims: tuple[str, str] = ("y", "x"))
     }
     attrs = _axis_attrs(crs)
     with warnings.catch_warnings():
-        # CF lacks words for some projections (Swiss LV95), which the WKT beside them has.
+        # CF cannot describe some projections (Swiss LV95), which the WKT does.
         warnings.simplefilter("ignore", UserWarning)
         cf = crs.proj.to_cf()
     wkt = cf.get("crs_wkt") or crs.wkt
@@ -656,7 +655,7 @@ def _axis_attrs(crs: CRS) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _metric_crs(box: GeoBox) -> str:
-    """CRS to resample in: the cube's own where its units are metres on the ground, else its UTM zone."""
+    """Return the CRS to resample in: the cube's own if its units are metres on the ground, else its UTM zone."""
     if box.crs.proj.is_projected and box.crs.epsg not in (3857, 3395, 900913):
         return crs_name(box.crs)
     lon, lat = centre(box)

@@ -1,9 +1,9 @@
-"""Which hrefs of items and references are read: what their author may name, and what only the caller may.
+"""Decide which hrefs of STAC items and reference files may be read.
 
-Items and reference files come from elsewhere, and name files for this machine to open. A path on this machine, or the
-address of a service inside its network, is read only when the item came from there itself, or when the caller says so
-with `allow=`. Names are compared as they are written; a public name that resolves to an internal address, and
-redirects, are left to GDAL and the network.
+Items and reference files come from other people and name files that this machine opens. A path on this machine, or
+the address of a service inside its network, is read only if the item came from there itself, or if the caller permits
+it with `allow=`. Names are compared as they are written: a public name that resolves to an internal address, and
+redirects, are not detected.
 """
 
 from __future__ import annotations
@@ -30,32 +30,33 @@ _CLOUD = re.compile(r"(s3|gs|gcs|az|azure|abfs|abfss|adl|oss|swift)://|/vsi(s3|g
 _CURL = re.compile(r"/vsicurl/(?=https?://)", re.I)
 _HTTP = re.compile(r"https?://[^\s\\]+$", re.I)
 _INTERNAL_NAMES = re.compile(r"(^|\.)(local|localdomain|internal|intranet|lan|home|corp|home\.arpa)$")
-#: Not public, though reachable in many networks: addresses shared by carriers, which cloud services use for metadata.
+#: Addresses shared by carriers, which cloud services use for metadata: not public, though reachable in many networks.
 _SHARED = ipaddress.ip_network("100.64.0.0/10")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an item or a reference file came from."""
+    """Origin of an item or a reference file."""
 
     kind: Literal["memory", "file", "remote"]
     hosts: frozenset[str] = frozenset()
-    """Names of the hosts, as `_host` has them."""
+    """Names of the hosts, as returned by `_host`."""
     text: str = ""
 
 
 def read_allow(allow: Any) -> tuple[str, ...]:
     """Check the argument `allow`: hosts, prefixes of URLs, and folders."""
-    given = (allow,) if isinstance(allow, str | os.PathLike) else allow
-    if not isinstance(given, Iterable) or not all(isinstance(a, str | os.PathLike) and str(a) for a in given):
+    entries = (allow,) if isinstance(allow, str | os.PathLike) else allow
+    if not isinstance(entries, Iterable) or not all(isinstance(a, str | os.PathLike) and str(a) for a in entries):
         raise ArgumentTypeError(
-            f"allow is a host, a prefix of URLs or a folder, or several: allow=('localhost', '/data'); got {allow!r}"
+            f"allow must be a host, a prefix of URLs or a folder, or several: allow=('localhost', '/data'); "
+            f"got {allow!r}"
         )
-    return tuple(str(a) for a in given)
+    return tuple(str(a) for a in entries)
 
 
 def origin_of(item: pystac.Item) -> Origin:
-    """Return where an item came from: remote if one of its own links is, else a file or memory."""
+    """Return the origin of an item: remote if one of its own links is, else a file or memory."""
     addresses = []
     for rel in ("self", "root", "parent", "collection"):
         for link in item.get_links(rel):
@@ -78,7 +79,7 @@ FROM_FILE = "deo_cube:from_file"
 
 
 def is_remote(href: str) -> bool:
-    """Return whether an href names a file that is fetched over a network, by any of GDAL's ways."""
+    """Return whether an href names a file that GDAL fetches over a network."""
     return bool(_HTTP.match(href) or _CLOUD.match(href) or _CURL.match(href)) or "://" in href
 
 
@@ -99,7 +100,7 @@ def check_href(href: str, origin: Origin, allow: Sequence[str], what: str) -> No
     Raises
     ------
     HrefRefusedError
-        Naming what `allow` has to hold.
+        With the entry that `allow` needs.
     """
     if allowed(href, allow):
         return
@@ -109,7 +110,7 @@ def check_href(href: str, origin: Origin, allow: Sequence[str], what: str) -> No
         if host in origin.hosts or not (kind := internal_host(url)):
             return
         if kind == "loopback" and origin.kind == "memory":
-            return  # this machine, as local paths are
+            return  # on this machine, as local paths are
         raise HrefRefusedError(
             f"{what} is at {url}, an address inside this network, and the item came from "
             f"{_origin_text(origin)}: it is not read. If you trust it: allow={urlsplit(url).hostname!r}"
@@ -121,14 +122,14 @@ def check_href(href: str, origin: Origin, allow: Sequence[str], what: str) -> No
         if inner is None:
             return
         if inner[0] == href:
-            raise HrefRefusedError(f"{what} is {href!r}, which is no address: it is not read. Correct the href")
-        # A chain, such as /vsizip//vsicurl/http://...: the address inside is what counts.
+            raise HrefRefusedError(f"{what} is {href!r}, which is not an address: it is not read. Correct the href")
+        # In a chain, such as /vsizip//vsicurl/http://..., the inner address decides.
         return check_href(inner[0], origin, allow, what)
     local = href.startswith("/") and not href.startswith("/vsi")
     prefix = os.path.dirname(href) if local else href
     raise HrefRefusedError(
-        f"{what} is {href}, {'a file of this machine' if local else 'which is no address of public storage'}, and the "
-        f"item came from {_origin_text(origin)}: it is not read. If you trust it: allow={prefix!r}"
+        f"{what} is {href}, {'a file of this machine' if local else 'which is not an address of public storage'}, and "
+        f"the item came from {_origin_text(origin)}: it is not read. If you trust it: allow={prefix!r}"
     )
 
 
@@ -167,7 +168,7 @@ def _below(path: str, prefix: str) -> bool:
 
 
 def _host(url: str) -> str:
-    """Name of a URL's host, all names of this machine as one."""
+    """Return the name of a URL's host; all names of this machine give "loopback"."""
     try:
         name = (urlsplit(url).hostname or "").rstrip(".").lower()
     except ValueError:
@@ -176,11 +177,11 @@ def _host(url: str) -> str:
 
 
 def internal_host(url: str) -> Literal["", "loopback", "internal"]:
-    """Return what kind of internal address a URL names: this machine, another inside its network, or none."""
+    """Return the kind of internal address that a URL names: this machine, another one in its network, or none."""
     try:
         name = (urlsplit(url).hostname or "").rstrip(".").lower()
     except ValueError:
-        return "internal"  # not a host that can be read: not one to be asked
+        return "internal"  # an unreadable host is not contacted
     if name in ("localhost", "ip6-localhost", "ip6-loopback") or name.endswith(".localhost"):
         return "loopback"
     address: ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -188,7 +189,7 @@ def internal_host(url: str) -> Literal["", "loopback", "internal"]:
         address = ipaddress.ip_address(name.split("%")[0])
     except ValueError:
         try:
-            # As curl reads them: 127.1, 0x7f000001, 2130706433, 0177.0.0.1.
+            # Short forms that curl accepts: 127.1, 0x7f000001, 2130706433, 0177.0.0.1.
             address = ipaddress.IPv4Address(socket.inet_aton(name))
         except (OSError, ValueError, UnicodeError):
             return "internal" if "." not in name or _INTERNAL_NAMES.search(name) else ""

@@ -1,4 +1,4 @@
-"""Masks and scene classifications: what they may hold, and whether they lie on the grid of the cube."""
+"""Check the values of masks and scene classifications, and align masks with the grid of a cube."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ __all__ = ["align_mask", "check_classes", "check_mask", "hidden_classes"]
 
 Array = NDArray[Any]
 
-# Part of a pixel by which the coordinates of a mask may differ from the cube's: rounding, as of a transform that is
-# multiplied in another order or kept in float32, not a shift.
+# Part of a pixel by which the coordinates of a mask may differ from the cube's. It allows for rounding, as of a
+# transform that is multiplied in another order or stored in float32, but not for a shift.
 TOLERANCE = 1e-2
 
 LAST_CLASS = len(SCL_CLASSES) - 1
-# A product hardly has pixels of class 1 (saturated or defective); a mask of 0 and 1 has nothing else.
+# A product has hardly any pixels of class 1 (saturated or defective), while a mask holds only 0 and 1.
 _ONES = 0.05
 
 
 def check_mask(mask: Array) -> None:
-    """Refuse a mask of numbers that are not truth values: classes, probabilities, GDAL's 255 for valid.
+    """Refuse a mask whose numbers are not truth values: classes, probabilities, GDAL's 255 for valid.
 
     Raises
     ------
     ArgumentError
-        For other numbers than 0, 1 and NaN, and for what is not numbers.
+        For numbers other than 0, 1 and NaN, and for other types.
     """
     if mask.dtype.kind == "b":
         return
     if mask.dtype.kind not in "iuf":
         raise ArgumentError(
-            f"mask holds {mask.dtype}, expected truth values: True where a pixel must not count. Compare it first, "
+            f"mask holds {mask.dtype}, expected truth values: True where a pixel is left out. Compare it first, "
             "mask=m == 'cloud'"
         )
     odd = mask[(mask != 0) & (mask != 1) & (mask == mask)]
@@ -46,13 +46,13 @@ def check_mask(mask: Array) -> None:
         between = mask.dtype.kind == "f" and 0 < odd[0] < 1
         how = "mask=m > 0.5" if between else f"mask=m == {odd[0]:g} or mask=m > 0"
         raise ArgumentError(
-            f"mask holds {odd[0]:g}, expected truth values: True where a pixel must not count. Compare it first, "
+            f"mask holds {odd[0]:g}, expected truth values: True where a pixel is left out. Compare it first, "
             f"{how}; clouds in a scene classification are hidden by mask='scl'"
         )
 
 
 def hidden_classes(scl: Array, classes: Collection[int]) -> NDArray[np.bool_]:
-    """Where a scene classification hides the ground: pixels of `classes`; NaN in floats is its class 0, no data."""
+    """Return where a scene classification hides the ground: pixels of `classes`, and NaN, which is no data."""
     check_classes(scl, classes)
     out = np.isin(scl, list(classes))
     return out | np.isnan(scl) if scl.dtype.kind == "f" else out
@@ -82,15 +82,15 @@ def check_classes(scl: Array, marks: Collection[int] = (), *, name: str = "SCL",
 
     def instead(condition: str) -> str:
         return (
-            f"Leave it out with mask=False; or, where it marks clouds in another way, drop it and pass where a pixel "
-            f"must not count: {drop} with mask={layer}{condition}"
+            f"Leave it out with mask=False; or, where it marks clouds in another way, drop it and pass a "
+            f"mask: {drop} with mask={layer}{condition}"
         )
 
     if scl.dtype.kind == "b":
         raise ArgumentError(f"{name!r} holds truth values, {expected}. {instead('')}")
     if scl.dtype.kind not in "iuf":
-        some = np.ravel(scl)[:1]
-        example = repr(str(some[0])) if some.size else "'cloud'"
+        first = np.ravel(scl)[:1]
+        example = repr(str(first[0])) if first.size else "'cloud'"
         raise ArgumentError(f"{name!r} holds {scl.dtype} (such as {example}), {expected}. {instead(f' == {example}')}")
     if not scl.size:
         return
@@ -99,8 +99,8 @@ def check_classes(scl: Array, marks: Collection[int] = (), *, name: str = "SCL",
         odd = finite[(finite < 0) | (finite > LAST_CLASS) | (finite != np.rint(finite))]
     else:
         finite = scl
-        plain = scl.min() >= 0 and scl.max() <= LAST_CLASS
-        odd = scl[:0] if plain else scl[(scl < 0) | (scl > LAST_CLASS)]
+        in_range = scl.min() >= 0 and scl.max() <= LAST_CLASS
+        odd = scl[:0] if in_range else scl[(scl < 0) | (scl > LAST_CLASS)]
     if odd.size:
         odd = odd[~np.isin(odd, list(marks))]
     if odd.size:
@@ -108,18 +108,18 @@ def check_classes(scl: Array, marks: Collection[int] = (), *, name: str = "SCL",
         if value != np.rint(value):
             advice = f"Classes are resampled by nearest neighbour, not interpolated. {instead(' > 0.5')}"
         else:
-            void = f"Where {value:g} means no data, write 0: {layer}.where({layer} <= {LAST_CLASS}, 0). "
-            advice = (void if along is None and value > LAST_CLASS else "") + instead(f" == {value:g}")
+            zeros = f"Where {value:g} means no data, write 0: {layer}.where({layer} <= {LAST_CLASS}, 0). "
+            advice = (zeros if along is None and value > LAST_CLASS else "") + instead(f" == {value:g}")
         raise ArgumentError(f"{name!r} holds {value:g}, {expected}. {advice}")
     if finite.size >= 16 and finite.max() == 1 and float((finite == 1).mean()) > _ONES:
         raise ArgumentError(
-            f"{name!r} holds 0 and 1 alone, as a mask does, {expected} (of which 0 is no data and 1 defective). "
+            f"{name!r} holds only 0 and 1, as a mask does, {expected} (of which 0 is no data and 1 defective). "
             f"{instead(' == 1')} or mask={layer} == 0"
         )
 
 
 def align_mask(mask: xr.DataArray, cube: xr.Dataset | xr.DataArray, dims: Dims) -> xr.DataArray:
-    """Return `mask`, if it lies on the grid and dates of the cube; coordinates may differ by rounding.
+    """Return `mask`, if it has the grid and dates of the cube; coordinates may differ by rounding.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def _same(mask: xr.DataArray, cube: xr.Dataset | xr.DataArray, d: str, dims: Dim
 
 
 def _step(cube: xr.Dataset | xr.DataArray, d: str, dims: Dims) -> float:
-    """Size of a pixel along `d`; of the other axis, where there is one pixel only; 0 where neither tells."""
+    """Return the size of a pixel along `d`, or along the other axis if there is one pixel only; 0 where unknown."""
     for name in (d, dims.y, dims.x):
         if name in cube.coords and cube.sizes[name] > 1:
             return float(np.abs(np.diff(cube[name].values[:2].astype("float64")))[0])

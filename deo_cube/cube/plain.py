@@ -1,4 +1,4 @@
-"""Single values in plain types: text, and what JSON can hold. No memory addresses, so equal values give equal text."""
+"""Convert single values to plain Python types, text and JSON. Equal values give equal text: no memory addresses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_missing(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Python's own type for a value of NumPy's; bytes as text where they are text."""
+    """Convert a NumPy value to a Python one, and bytes to text."""
     if isinstance(value, (np.datetime64, np.timedelta64)):
         return pd.NaT if np.isnat(value) else value if isinstance(value, np.timedelta64) else pd.Timestamp(value)
     if isinstance(value, np.generic):
@@ -37,24 +37,24 @@ def plain(value: Any) -> Any:
 
 
 def text(value: Any) -> str | None:
-    """Text of a value: JSON of a mapping, list or set, empty for a missing one; None where text would not say all."""
+    """Return a value as text: JSON for containers, empty if missing; None where text does not hold all of it."""
     if isinstance(value, (Mapping, list, tuple, set, frozenset, np.ndarray)):
         return _json(value)
     if isinstance(value, dt.date):
         return value.isoformat()
     if is_missing(value) or isinstance(value, (str, int, float, complex, pd.Period, pd.Interval, dt.timedelta)):
         return writable("" if is_missing(value) else str(value))
-    return str(value) if _says_all(value) else None
+    return str(value) if _is_text_complete(value) else None
 
 
-def _says_all(value: Any) -> bool:
-    """Whether text says all of a value: decimals, fractions, UUIDs, paths; not arbitrary objects."""
+def _is_text_complete(value: Any) -> bool:
+    """Return whether text holds all of a value: decimals, fractions, UUIDs, paths; not arbitrary objects."""
     module = type(value).__module__.partition(".")[0]
     return module in ("decimal", "fractions", "uuid", "pathlib", "ipaddress", "cftime")
 
 
 def writable(words: str) -> str:
-    """Text that is valid UTF-8."""
+    """Return text as valid UTF-8."""
     return words.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -66,12 +66,12 @@ def _json(value: Any) -> str | None:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` in types of JSON.
+    """Convert a value to types of JSON.
 
     Raises
     ------
     TypeError
-        If a part of it has none.
+        If a part of it cannot be converted.
     """
     value = plain(value)
     if value is None or value is pd.NaT or value is pd.NA:

@@ -36,7 +36,7 @@ class Band:
     fwhm: float
     gsd: int
     aliases: tuple[str, ...] = ()
-    """Other words for it, in lower case and without separators (``red_edge_1`` is looked up as ``rededge1``)."""
+    """Other names of the band, in lower case and without separators (``red_edge_1`` is looked up as ``rededge1``)."""
 
 
 def _table(*bands: Band) -> Mapping[str, Band]:
@@ -79,7 +79,7 @@ _WAVELENGTH = re.compile(r"(.*?),? central wavelength (\d+(?:\.\d+)?) ?nm")
 _COLOUR = re.compile(
     r"blue|green|red|edge|rededge|vegetation|nir|near|infrared|narrow|broad|swir|shortwave|coastal|aerosol|water|vapou?r|cirrus"
 )
-# Which bands a colour beside a designation leaves open: "Red (band 1)" is another sensor's. The first that fits counts.
+# Bands that a colour beside a designation leaves open: "Red (band 1)" is another sensor's. The first that fits counts.
 _COLOUR_BANDS = (
     ("rededge", ("B05", "B06", "B07", "B8A")),
     ("nearinfrared", ("B08", "B8A")),
@@ -96,12 +96,12 @@ _COLOUR_BANDS = (
 
 
 def squeezed(name: str) -> str:
-    """`name` in lower case and without blanks, hyphens and underscores."""
+    """Return `name` in lower case, without blanks, hyphens and underscores."""
     return re.sub(r"[\s_-]+", "", name.lower())
 
 
 def bands_of_common_name(name: str) -> tuple[str, ...]:
-    """Bands that a STAC common name may mean; none for a name that is not known."""
+    """Return the bands that a STAC common name may mean; none for an unknown name."""
     return _COMMON_NAMES.get(name.lower(), ())
 
 
@@ -118,7 +118,7 @@ def band_of_name(name: str) -> tuple[str, Literal["name", "alias"]] | None:
     -------
     (band, how) or None
         `how` is ``name`` for a bare designation and ``alias`` for anything else. None where the text names no band,
-        more than one, or holds a word that is not known: ``A_B04``, ``SR_B4`` and ``4`` are no names of B04.
+        more than one, or holds an unknown word: ``A_B04``, ``SR_B4`` and ``4`` are not names of B04.
 
     Examples
     --------
@@ -135,34 +135,34 @@ def band_of_name(name: str) -> tuple[str, Literal["name", "alias"]] | None:
     if alias := _ALIASES.get(squeezed(text)):
         return alias, "alias"
     tokens = re.findall(r"[a-z0-9]+", text)
-    found: list[str] = []
+    designations: list[str] = []
     colours: list[str] = []
     others: list[str] = []
     while tokens:
         token = tokens.pop(0)
         if match := _DESIGNATION.fullmatch(token):
-            found.append(_designation(match[1]))
+            designations.append(_designation(match[1]))
         elif token in ("b", "band") and tokens and _NUMBER.fullmatch(tokens[0]):
-            found.append(_designation(tokens.pop(0)))
+            designations.append(_designation(tokens.pop(0)))
         elif _COLOUR.fullmatch(token):
             colours.append(token)
         elif not _DECORATION.fullmatch(token):
             others.append(token)
     # A number may follow a colour ("NIR 2"), never a bare designation ("B02_1").
-    if len(found) != 1 or not all(colours and re.fullmatch(r"\d|\d\.\d|um|m", t) for t in others):
+    if len(designations) != 1 or not all(colours and re.fullmatch(r"\d|\d\.\d|um|m", t) for t in others):
         return None
     colour = "".join(colours)
     open_to = next((bands for word, bands in _COLOUR_BANDS if word in colour), tuple(SENTINEL2))
-    return (found[0], "alias") if found[0] in open_to else None
+    return (designations[0], "alias") if designations[0] in open_to else None
 
 
 def names_colour(text: str) -> bool:
-    """Whether a text holds a colour or another word for a spectral range: ``Blue (band 2)``, ``NIR 2``, not ``B02``."""
+    """Return whether a text holds a word for a spectral range: ``Blue (band 2)``, ``NIR 2``, not ``B02``."""
     return any(_COLOUR.fullmatch(token) for token in re.findall(r"[a-z]+", text.lower()))
 
 
 def is_designation(text: str) -> bool:
-    """Whether a text names a band by its number alone, as other sensors number theirs: ``B05``, not ``red edge 1``."""
+    """Return whether a text names a band by its number alone, as other sensors do: ``B05``, not ``red edge 1``."""
     return band_of_name(text) is not None and squeezed(text) not in _ALIASES and not names_colour(text)
 
 
@@ -174,23 +174,23 @@ _OTHER_SENSORS = re.compile(
 
 
 def other_sensor(text: object) -> str | None:
-    """Word in a platform, sensor or product's name that says another sensor than Sentinel-2's; None where none does.
+    """Return the word in a platform, sensor or product's name that means another sensor than Sentinel-2's, if any.
 
     >>> other_sensor("HLS.L30.T32TMT.2021152T101659.v2.0"), other_sensor("landsat-8"), other_sensor("sentinel-2a")
     ('hls.l30', 'landsat', None)
     """
-    found = _OTHER_SENSORS.search(str(text).lower())
-    return found[0].rstrip("_") if found else None
+    match = _OTHER_SENSORS.search(str(text).lower())
+    return match[0].rstrip("_") if match else None
 
 
 def level_of(text: object) -> str | None:
-    """``L1C`` (top of atmosphere) or ``L2A`` (surface), after a product's type, level or name; None where unsaid.
+    """Return ``L1C`` (top of atmosphere) or ``L2A`` (surface), from a product's type, level or name, or None.
 
     >>> level_of("S2MSI1C"), level_of("S2A_MSIL2A_20230701T103631_N0509_R008_T31UFU"), level_of("L1C"), level_of("L2")
     ('L1C', 'L2A', 'L1C', None)
     """
-    found = set(re.findall(r"(?:^L(?:evel-?)?|MSIL?|_L)(1C|2A)(?![0-9A-Za-z])", str(text)))
-    return f"L{found.pop()}" if len(found) == 1 else None
+    levels = set(re.findall(r"(?:^L(?:evel-?)?|MSIL?|_L)(1C|2A)(?![0-9A-Za-z])", str(text)))
+    return f"L{levels.pop()}" if len(levels) == 1 else None
 
 
 def _designation(number: str) -> str:
@@ -216,7 +216,7 @@ class _Numbered:
 
 
 def counted(texts: Sequence[str | None]) -> tuple[bool, ...]:
-    """Tell which of the texts that name the layers of one cube only count them.
+    """Return which of the texts that name the layers of one cube only count them.
 
     Parameters
     ----------
@@ -249,10 +249,10 @@ def counted(texts: Sequence[str | None]) -> tuple[bool, ...]:
 
 def _numbered(text: str) -> _Numbered | None:
     lower = text.strip().lower()
-    found = list(_NUMBERED.finditer(lower))
-    if len(found) != 1 or names_colour(lower):
+    matches = list(_NUMBERED.finditer(lower))
+    if len(matches) != 1 or names_colour(lower):
         return None
-    (match,) = found
+    (match,) = matches
     rest = lower[: match.start()] + match[1] + "#" + lower[match.end() :]
     return _Numbered(re.sub(r"[\s_.:-]+", "", rest), match[1] != "b", match[2])
 

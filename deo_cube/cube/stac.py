@@ -1,4 +1,4 @@
-"""Load a cube from STAC items through odc-stac, with the offset of each item decided while its metadata are at hand."""
+"""Load a cube from STAC items through odc-stac, with the offset of each item decided from its metadata."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,12 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_CHUNKS", "load_cube"]
 
-"""Bands of all models that ship with the package; loaded where the caller names none."""
-
 DEFAULT_CHUNKS = {"x": 1024, "y": 1024}
-"""2 MB a band in uint16, 21 MB for ten bands and a time step: a whole number of COG blocks (512 or 1024), and about the
-blocks of `embed`, so that the chunks which neighbouring blocks share stay in memory between them. Smaller ones cost
-more: at 512 px this loader took about twice the time of 1024."""
+"""2 MB per band in uint16, 21 MB for ten bands and a time step: a whole number of COG blocks (512 or 1024), and about
+the blocks of `embed`, so that chunks shared by neighbouring blocks stay in memory between them. Smaller ones are
+slower: chunks of 512 px took about twice the time of 1024."""
 
 _COLLECTION = "deo_cube"
 _BASELINE = "s2:processing_baseline"
@@ -70,8 +69,8 @@ def load_cube(
 ) -> xr.Dataset:
     """Load Sentinel-2 STAC items as a lazy cube, named and annotated for `embed`.
 
-    Nothing but metadata is read at the call. Numbers stay as they are in the files (except with `mask_clouds`, and
-    where items with and without the +1000 of baseline 04.00 meet in one time step: it is subtracted before mosaicking).
+    Only metadata are read at the call. Values are those of the files, except with `mask_clouds`, and where items with
+    and without the +1000 of baseline 04.00 are combined in one time step: it is subtracted before mosaicking.
 
     Parameters
     ----------
@@ -88,20 +87,20 @@ def load_cube(
         Of the output. Default: the items' CRS, and the finest resolution of the bands that are loaded. Where items
         do not state these, the header of one file per item is read, unless both are given.
     groupby : str or callable
-        What becomes one time step: ``solar_day`` (default), ``time``, ``id``, a property, or a callable as in odc-stac.
+        Items of one time step: ``solar_day`` (default), ``time``, ``id``, a property, or a callable as in odc-stac.
     chunks : mapping, optional
         Default ``{"x": 1024, "y": 1024}``.
     mask_clouds : bool
         Set pixels whose SCL class hides the ground (0, 1, 3, 8, 9, 10) to nodata, lazily.
     bands : sequence of str, or mapping of str to str, optional
-        Bands to load, or band to asset key. Default: the ten bands of the models, as far as the items have them.
+        Bands to load, or band to asset key. Default: the ten bands of the models, if the items have them.
     resampling : str or mapping, optional
         Default ``nearest``, which leaves the DN of the 20 m bands as they are; SCL is always nearest.
     offset : "auto" or float
-        DN to add to all items (0 or -1000), where their metadata do not decide or are wrong.
+        DN to add to all items (0 or -1000), if their metadata do not decide or are wrong.
     patch_url : callable, "auto" or None
-        Applied to an href each time that it is opened, so that tokens which run out are renewed; picklable where a
-        cluster reads. "auto" signs files of the Planetary Computer (extra ``stac``), and nothing else.
+        Applied to an href each time that it is opened, so that expired tokens are renewed; picklable for a
+        cluster. "auto" signs files of the Planetary Computer (extra ``stac``), and nothing else.
     allow : str or sequence of str
         Hosts (``"localhost"``, ``"10.0.0.5"``), prefixes of URLs and folders (``"/data"``) that items from elsewhere
         may name. By default an item that came over the network names no file of this machine and no address inside its
@@ -114,9 +113,9 @@ def load_cube(
     -------
     Dataset
         Variables ``B02`` ... and ``SCL`` (time, y, x), on Dask, with attributes `units` and `nodata`; coordinates along
-        time: ``boa_add_offset`` (DN to add; NaN where the items do not decide, which `embed` refuses unless it is told
+        time: ``boa_add_offset`` (DN to add; NaN where the items do not decide, which `embed` refuses without
         ``offset=``), ``s2:processing_baseline``, ``eo:cloud_cover`` (per cent, mean of the step's items), ``item_ids``.
-        The reasons of the offset stand in the attribute ``deo_cube:offset``.
+        The attribute ``deo_cube:offset`` has the reasons of the offset.
 
     Raises
     ------
@@ -126,12 +125,12 @@ def load_cube(
     ArgumentTypeError
         For arguments of the wrong type.
     MissingBandsError
-        Where no item has any of the bands, or two assets are on a par for one.
+        Where no item has any of the bands, or two assets are equally suitable for one.
     MissingCRSError
-        For items in several CRSs, or without any that can be read, where the call names none; for items whose
-        statements contradict each other or their files.
+        For items in several CRSs or without a readable one, if the call names none; for items whose statements
+        contradict each other or their files.
     InputNotFoundError
-        For local assets that are not there.
+        For local assets that do not exist.
     HrefRefusedError
         For assets that their item may not name, see `allow`.
     """
@@ -151,23 +150,15 @@ def load_cube(
             **place_options,
         }
     )
-    found = read_items(items)
-    chosen = [_choose(item, bands, model) for item in found]
-    if not any(set(c) - {"SCL"} for c in chosen):
-        keys = ", ".join(list(found[0].assets)[:40]) or "none"
-        raise MissingBandsError(
-            f"no asset of {len(found)} items holds {', '.join(_wanted(bands))}; assets of {found[0].id}: {keys}. "
-            'Say which is which: bands={"B02": "its key", ...}'
-        )
-    names = [b for b in (*_wanted(bands), "SCL") if any(b in c for c in chosen)]
+    selected = [(item, _select_assets(item, bands)) for item in read_items(items)]
+    names = _loaded_bands(selected, bands, model)
     check = patch_url is None or patch_url == "auto"
     trusted = read_allow(allow)
-    plain = [_plain(item, assets, check=check, allow=trusted) for item, assets in zip(found, chosen, strict=True)]
-    # The fullest item first: it is the one from which odc-stac takes dtypes.
-    order = sorted(range(len(plain)), key=lambda i: -len(plain[i].assets))
-    plain, found, chosen = ([seq[i] for i in order] for seq in (plain, found, chosen))  # type: ignore[assignment]
-    check_items_meet(found, place)
-    decided = [_decide(item, c, offset) for item, c in zip(found, chosen, strict=True)]
+    # odc-stac takes dtypes from the first item, so the one with the most assets comes first.
+    selected.sort(key=lambda pair: -len(pair[1]))
+    plain = [_plain_item(item, assets, check=check, allow=trusted) for item, assets in selected]
+    check_items_meet([item for item, _ in selected], place)
+    loaded = [_Loaded(item, _decide(item, assets, offset)) for item, assets in selected]
     driver = access((a.href for item in plain for a in item.assets.values()), patch_url, allow=trusted)
     grids = complete_grids(
         plain, [i.assets for i in plain], driver.header, placed=place.placed, bounded=bool(place.named)
@@ -191,29 +182,33 @@ def load_cube(
             )
 
     cube = load(range(len(plain)), groupby, **place.arguments, **odc_options)
-    laid = cube.encoding.pop("debug")
-    check_within_180(laid.gbt.base, place)
-    if not laid.tyx_bins:
+    layout = cube.encoding.pop("debug")
+    check_within_180(layout.gbt.base, place)
+    if not layout.tyx_bins:
         raise nothing_there(len(plain), place)
-    groups: list[list[int]] = laid.grouped_idx
-    adds = [_meeting([decided[i].dn for i in g]) for g in groups]
-    if None in adds:
-        steps = [cube.isel(time=[t]) for t in range(len(groups))]
-        same = {k: v for k, v in odc_options.items() if k not in ("anchor", "align")} | {"geobox": laid.gbt.base}
-        for t, group in enumerate(groups):
-            if adds[t] is None:
-                parts = {add: [i for i in group if decided[i].dn == add] for add in {decided[i].dn for i in group}}
-                pieces = [(load(which, _all_alike, **same), float(add or 0)) for add, which in sorted(parts.items())]
-                steps[t] = _mosaic(pieces).assign_coords(time=steps[t]["time"])
-        cube = xr.concat(steps, "time")
-        cube.encoding.pop("debug", None)
+    groups: list[list[int]] = layout.grouped_idx
+    offsets = [_common_offset([loaded[i].offset.dn for i in g]) for g in groups]
+    if None in offsets:
+        same = {k: v for k, v in odc_options.items() if k not in ("anchor", "align")} | {"geobox": layout.gbt.base}
+        cube = _without_mixed_offsets(
+            cube, groups, offsets, [one.offset for one in loaded], lambda which: load(which, _all_alike, **same)
+        )
     if place.turn:
         cube = _turned(cube, place.turn)
-    cube = _annotated(cube, found, groups, decided, [0.0 if a is None else a for a in adds])
+    cube = _annotated(cube, loaded, groups, [0.0 if dn is None else dn for dn in offsets])
     return _cloudless(cube) if mask_clouds else cube
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """An item and its offset."""
+
+    item: pystac.Item
+    offset: Offset
+
+
 def _all_alike(*_: Any) -> int:
+    """Group all items, as a `groupby` of odc-stac."""
     return 0
 
 
@@ -223,42 +218,60 @@ _CONFIG = {
         "warnings": "ignore",
     }
 }
-"""What odc-stac assumes where items state neither dtype nor nodata, as those of the Planetary Computer."""
+"""Defaults of odc-stac for items that state neither dtype nor nodata, as those of the Planetary Computer."""
 
 
-def _wanted(bands: Sequence[str] | Mapping[str, str] | None) -> tuple[str, ...]:
+def _band_names(bands: Sequence[str] | Mapping[str, str] | None) -> tuple[str, ...]:
     if bands is None:
         return MODEL_BANDS
-    wanted = []
+    names = []
     for name in (bands,) if isinstance(bands, str) else bands:
         known = band_of_name(name)
         if known is not None:
-            wanted.append(known[0])
+            names.append(known[0])
         elif name.upper() != "SCL":
-            raise MissingBandsError(f"{name!r} is no band of Sentinel-2: {', '.join(SENTINEL2)}")
-    return tuple(dict.fromkeys(wanted))
+            raise MissingBandsError(f"{name!r} in bands= is not a band of Sentinel-2: {', '.join(SENTINEL2)}")
+    return tuple(dict.fromkeys(names))
 
 
-def _choose(item: pystac.Item, bands: Sequence[str] | Mapping[str, str] | None, model: str) -> dict[str, pystac.Asset]:
+def _loaded_bands(
+    selected: Sequence[tuple[pystac.Item, Mapping[str, pystac.Asset]]],
+    bands: Sequence[str] | Mapping[str, str] | None,
+    model: str,
+) -> list[str]:
+    """Return the bands that at least one item has, with "SCL" last."""
+    if not any(set(assets) - {"SCL"} for _, assets in selected):
+        first, _ = selected[0]
+        keys = ", ".join(list(first.assets)[:40]) or "none"
+        raise MissingBandsError(
+            f"no asset of {len(selected)} items holds {', '.join(_band_names(bands))}; assets of {first.id}: {keys}. "
+            f'Name the asset per band of {model!r}: bands={{"B02": "its key", ...}}'
+        )
+    return [b for b in (*_band_names(bands), "SCL") if any(b in assets for _, assets in selected)]
+
+
+def _select_assets(item: pystac.Item, bands: Sequence[str] | Mapping[str, str] | None) -> dict[str, pystac.Asset]:
     if not isinstance(bands, Mapping):
-        return find_assets(item, _wanted(bands))
+        return find_assets(item, _band_names(bands))
     chosen = {}
     for band, key in bands.items():
         if key not in item.assets:
             raise MissingBandsError(f"item {item.id} has no asset {key!r} for {band}: it has {', '.join(item.assets)}")
-        chosen["SCL" if band.upper() == "SCL" else _wanted([band])[0]] = item.assets[key]
+        chosen["SCL" if band.upper() == "SCL" else _band_names([band])[0]] = item.assets[key]
     scl = find_assets(item, ())
     return {**scl, **chosen}
 
 
-def _plain(item: pystac.Item, assets: Mapping[str, pystac.Asset], *, check: bool, allow: Sequence[str]) -> pystac.Item:
-    """A copy of `item` with nothing but the chosen assets, named by band, with absolute hrefs, in one collection.
+def _plain_item(
+    item: pystac.Item, assets: Mapping[str, pystac.Asset], *, check: bool, allow: Sequence[str]
+) -> pystac.Item:
+    """Copy `item` with only the selected assets, named by band, with absolute hrefs, in one collection.
 
-    So items of several catalogues, each with its own asset keys, load into one cube.
+    Items of several catalogues, each with its own asset keys, then load into one cube.
     """
     import pystac
 
-    # Not item.clone(), which copies the thirty other assets of a catalogue's item as well.
+    # item.clone() would also copy the thirty other assets of a catalogue's item.
     copy = pystac.Item(
         *(item.id, footprint(item.geometry, item.bbox), item.bbox, item.datetime, dict(item.properties)),
         stac_extensions=list(item.stac_extensions),
@@ -278,7 +291,7 @@ def _offset(offset: str | float) -> float:
 
 
 def _check_options(options: Mapping[str, Any], resampling: Any) -> None:
-    """Refuse options that odc-stac would pass over in silence, or that are fixed here."""
+    """Refuse options that odc-stac would ignore silently, or that are fixed here."""
     import inspect
 
     import odc.stac
@@ -302,8 +315,8 @@ def _check_options(options: Mapping[str, Any], resampling: Any) -> None:
 
 
 @contextlib.contextmanager
-def _plain_errors(**said: Any) -> Iterator[None]:
-    """Raise what odc-stac and PROJ raise for arguments and items that do not fit as our own error."""
+def _plain_errors(**arguments: Any) -> Iterator[None]:
+    """Raise errors of odc-stac and PROJ about arguments and items as errors of this package."""
     from pyproj.exceptions import ProjError
 
     try:
@@ -311,9 +324,9 @@ def _plain_errors(**said: Any) -> Iterator[None]:
     except DeoCubeError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError, OverflowError, ProjError) as error:
-        arguments = ", ".join(f"{k}={v!r}" for k, v in said.items() if v is not None)
+        passed = ", ".join(f"{k}={v!r}" for k, v in arguments.items() if v is not None)
         raise ArgumentError(
-            f"odc-stac cannot load these items with {arguments}: {type(error).__name__}: {str(error)[:300]}"
+            f"odc-stac cannot load these items with {passed}: {type(error).__name__}: {str(error)[:300]}"
         ) from error
 
 
@@ -339,46 +352,61 @@ def _decide(item: pystac.Item, assets: Mapping[str, pystac.Asset], offset: str |
     return decide_offset(product_of_item(item, [a for b, a in assets.items() if b != "SCL"]))
 
 
-def _meeting(adds: Sequence[float | None]) -> float | None:
-    """The one offset of a time step; NaN where an item does not decide; None where decided items differ."""
-    if None in adds:
+def _common_offset(offsets: Sequence[float | None]) -> float | None:
+    """Return the one offset of a time step; NaN where an item does not decide; None where decided items differ."""
+    if None in offsets:
         return math.nan
-    return adds[0] if len(set(adds)) == 1 else None
+    return offsets[0] if len(set(offsets)) == 1 else None
+
+
+def _without_mixed_offsets(
+    cube: xr.Dataset,
+    groups: Sequence[Sequence[int]],
+    offsets: Sequence[float | None],
+    decided: Sequence[Offset],
+    load: Callable[[Sequence[int]], xr.Dataset],
+) -> xr.Dataset:
+    """Reload the time steps whose items differ in their offset, with each offset removed before mosaicking."""
+    steps = [cube.isel(time=[t]) for t in range(len(groups))]
+    for t, group in enumerate(groups):
+        if offsets[t] is None:
+            parts: dict[float, list[int]] = {}
+            for i in group:
+                parts.setdefault(float(decided[i].dn or 0), []).append(i)
+            pieces = [(load(which), dn) for dn, which in sorted(parts.items())]
+            steps[t] = _mosaic(pieces).assign_coords(time=steps[t]["time"])
+    cube = xr.concat(steps, "time")
+    cube.encoding.pop("debug", None)
+    return cube
 
 
 def _mosaic(pieces: Sequence[tuple[xr.Dataset, float]]) -> xr.Dataset:
-    """Put parts of one time step together, each first freed of its offset; the first valid pixel counts."""
-    freed = []
-    for piece, add in pieces:
-        bands = {str(n): v if n == "SCL" or not add else _without_offset(v, add) for n, v in piece.data_vars.items()}
-        freed.append(piece.assign(bands))
-    whole, *others = freed
+    """Mosaic parts of one time step, each without its offset; the first valid pixel counts."""
+    corrected = []
+    for piece, dn in pieces:
+        bands = {str(n): v if n == "SCL" or not dn else _without_offset(v, dn) for n, v in piece.data_vars.items()}
+        corrected.append(piece.assign(bands))
+    whole, *others = corrected
     for other in (o.assign_coords(time=whole["time"]) for o in others):
         whole = whole.assign({n: v.where(v != _nodata(v), other[n]) for n, v in whole.data_vars.items()})
     return whole
 
 
 def _annotated(
-    cube: xr.Dataset,
-    items: Sequence[pystac.Item],
-    groups: Sequence[Sequence[int]],
-    decided: Sequence[Offset],
-    adds: Sequence[float],
+    cube: xr.Dataset, loaded: Sequence[_Loaded], groups: Sequence[Sequence[int]], offsets: Sequence[float]
 ) -> xr.Dataset:
-    def of_steps(values: Sequence[str]) -> list[str]:
-        return ["/".join(sorted({values[i] for i in g} - {""})) for g in groups]
-
-    baselines = of_steps(
-        [str(i.properties.get(_BASELINE) or i.properties.get("processing:version") or "") for i in items]
-    )
-    ids = [" ".join(items[i].id for i in g) for g in groups]
+    """Add the coordinates along time and the attributes that `embed` reads."""
+    items = [one.item for one in loaded]
+    baselines = [str(i.properties.get(_BASELINE) or i.properties.get("processing:version") or "") for i in items]
+    baselines = ["/".join(sorted({baselines[i] for i in group} - {""})) for group in groups]
+    ids = [" ".join(items[i].id for i in group) for group in groups]
+    clouds = [[items[i].properties.get(_CLOUD) for i in group] for group in groups]
     coords = {
-        OFFSET_COORD: ("time", np.asarray(adds, dtype=np.float64)),
+        OFFSET_COORD: ("time", np.asarray(offsets, dtype=np.float64)),
         "item_ids": ("time", np.asarray(ids, dtype=object)),
     }
     if any(baselines):
         coords[_BASELINE] = ("time", np.asarray(baselines, dtype=object))
-    clouds = [[i.properties.get(_CLOUD) for i in (items[k] for k in g)] for g in groups]
     if any(c is not None for group in clouds for c in group):
         coords[_CLOUD] = ("time", np.asarray([_mean(group) for group in clouds]))
     cube = cube.assign_coords(coords)
@@ -390,32 +418,32 @@ def _annotated(
         if variable.dtype.kind in "iu":
             variable.attrs["units"] = "DN"
         variable.attrs |= {"common_name": band.common_name, "center_wavelength": band.wavelength / 1000}
-    reasons = Counter(d.reason for d in decided)
     levels = {str(_level(i)) for i in items}
     if len(levels) == 1 and levels != {"None"}:
         cube.attrs["product_level"] = levels.pop()
     elif "None" not in levels:
         warnings.warn(
-            f"items of levels {' and '.join(sorted(levels))} meet in one cube: top of atmosphere and surface are not "
-            "to be compared. Search one collection",
+            f"items of levels {' and '.join(sorted(levels))} are combined in one cube: top of atmosphere and surface "
+            "cannot be compared. Search one collection",
             UserWarning,
             stacklevel=3,
         )
+    reasons = Counter(one.offset.reason for one in loaded).most_common()
     cube.attrs["deo_cube:source"] = f"{len(items)} STAC items, by load_cube"
-    cube.attrs["deo_cube:offset"] = "; ".join(f"{why} ({n} of {len(items)} items)" for why, n in reasons.most_common())
+    cube.attrs["deo_cube:offset"] = "; ".join(f"{reason} ({n} of {len(items)} items)" for reason, n in reasons)
     return cube
 
 
 def _level(item: pystac.Item) -> str | None:
     p = item.properties
-    said = (
+    texts = (
         p.get("s2:product_type"),
         p.get("product:type"),
         p.get("processing:level"),
         p.get("s2:product_uri"),
         item.id,
     )
-    return next((level for text in said if (level := level_of(text)) is not None), None)
+    return next((level for text in texts if (level := level_of(text)) is not None), None)
 
 
 def _mean(values: Sequence[Any]) -> float:
@@ -440,11 +468,11 @@ def _nodata(variable: xr.DataArray) -> Any:
     return variable.dtype.type(variable.attrs.get("nodata", math.nan if variable.dtype.kind == "f" else 0))
 
 
-def _without_offset(variable: xr.DataArray, add: float) -> xr.DataArray:
-    """DN freed of an offset; what falls to nodata, or below zero in an unsigned type, becomes 1: black but valid."""
+def _without_offset(variable: xr.DataArray, dn: float) -> xr.DataArray:
+    """Remove an offset from DN; values that become nodata, or negative in an unsigned type, are set to 1."""
     nodata = _nodata(variable)
-    shifted = variable.astype("int32") + int(add)
+    shifted = variable.astype("int32") + int(dn)
     shifted = shifted.clip(min=1) if variable.dtype.kind == "u" else shifted.where(shifted != nodata, nodata + 1)
-    freed = shifted.astype(variable.dtype).where(variable != nodata, nodata)
-    freed.attrs = dict(variable.attrs)
-    return freed
+    corrected = shifted.astype(variable.dtype).where(variable != nodata, nodata)
+    corrected.attrs = dict(variable.attrs)
+    return corrected

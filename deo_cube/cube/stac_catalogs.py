@@ -1,8 +1,8 @@
 """Public STAC catalogues of Sentinel-2 L2A: where they are, and what the numbers in their files mean.
 
-A catalogue is what its items and files say, not what its name suggests: of four collections with the same ESA products,
-one holds harmonised files beside raw ones and states a scale that is wrong for most of them. What is known stands here,
-once; `baseline` takes the buckets from here, and `load_cube` the signing and the GDAL settings.
+Collections with the same ESA products differ in their files: of the four here, one holds harmonised files beside raw
+ones and states a scale that is wrong for most of them. This module is the only place for such knowledge: `boa_offset`
+reads the buckets, and `load_cube` the signing and the GDAL settings.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from deo_cube import arguments
+from deo_cube.cube.footprint import cut_at_180, lonlat_bbox, place_geometry
 from deo_cube.errors import ArgumentError, ArgumentTypeError, CatalogueError
 from deo_cube.options import get_option
 
@@ -29,21 +30,21 @@ class Catalogue:
     """Of the API's landing page."""
     collection: str
     offset: Literal["stated", "by baseline", "unreliable"] = "by baseline"
-    """How the offset of baseline 04.00 is known. "stated": scale and offset stand with each asset and are right. "by
-    baseline": nothing is stated, the files are as ESA publishes them, so that the baseline decides. "unreliable": what
-    is stated contradicts the files often enough that `load_cube` wants flag and bucket to agree, and else asks."""
+    """Source of the offset of baseline 04.00. "stated": scale and offset are stated per asset and right. "by
+    baseline": nothing is stated, the files are as ESA publishes them, so that the baseline decides. "unreliable":
+    statements contradict the files so often that `load_cube` decides only where flag and bucket agree."""
     raw: tuple[str, ...] = ()
     """Buckets or storage accounts whose files hold the DN as published."""
     harmonised: tuple[str, ...] = ()
-    """Those whose files had the 1000 subtracted."""
+    """Buckets or storage accounts from whose files the 1000 was subtracted."""
     scale: float | None = 1e-4
-    """Stated with each asset; None where none is. Reflectance = DN x scale + offset."""
+    """Stated per asset; None where it is not. Reflectance = DN x scale + offset."""
     nodata: float | None = 0.0
-    """Stated with each asset; None where none is (it is 0 in all of them)."""
+    """Stated per asset; None where it is not (it is 0 in all files)."""
     signing: Literal["planetary_computer"] | None = None
-    """Who gives the tokens without which the files cannot be read; they are renewed at each read."""
+    """Service whose tokens are needed to read the files; they are renewed at each read."""
     gdal: tuple[tuple[str, str], ...] = ()
-    """GDAL settings without which the files cannot be read, beside the user's keys."""
+    """GDAL settings that are needed to read the files, beside the user's keys."""
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -63,7 +64,7 @@ _KNOWN = (
         "sentinel-2-c1-l2a",
         offset="stated",
         raw=("e84-earth-search-sentinel-data",),
-        note="Collection 1, COGs, free of charge and without an account; offset -0.1 is stated and stands in the files",
+        note="Collection 1, COGs, free of charge and without an account; the offset -0.1 is stated and applies",
     ),
     Catalogue(
         "earth-search-l2a",
@@ -95,13 +96,13 @@ _KNOWN = (
         offset="stated",
         raw=("eodata",),
         gdal=(("AWS_S3_ENDPOINT", "eodata.dataspace.copernicus.eu"), ("AWS_VIRTUAL_HOSTING", "FALSE")),
-        note="JPEG 2000 on the object store of the Copernicus Data Space, which wants your keys: AWS_ACCESS_KEY_ID, "
+        note="JPEG 2000 on the object store of the Copernicus Data Space, which needs your keys: AWS_ACCESS_KEY_ID, "
         "AWS_SECRET_ACCESS_KEY",
     ),
 )
 
 CATALOGUES: Mapping[str, Catalogue] = MappingProxyType({c.name: c for c in _KNOWN})
-"""By name. The first is the one to begin with."""
+"""Catalogues by name. The first is recommended."""
 
 
 def catalogue(which: str | Catalogue, *, collection: str | None = None) -> Catalogue:
@@ -111,31 +112,33 @@ def catalogue(which: str | Catalogue, *, collection: str | None = None) -> Catal
     ----------
     which : str or Catalogue
         A name in `CATALOGUES`, the URL of any STAC API (then `collection` says which of its collections), or a
-        catalogue of your own, which is returned as it is.
+        `Catalogue`, which is returned unchanged.
     collection : str, optional
         Instead of the catalogue's own.
 
     Raises
     ------
     CatalogueError
-        For a name that is not known, or a URL without a collection.
+        For an unknown name, or a URL without a collection.
     """
     if isinstance(which, Catalogue):
-        found = which
+        selected = which
     elif not isinstance(which, str):
         raise ArgumentTypeError(f"catalogue must be a name, the URL of a STAC API or a Catalogue, got {which!r}")
     elif which in CATALOGUES:
-        found = CATALOGUES[which]
+        selected = CATALOGUES[which]
     elif urlsplit(which).scheme in ("http", "https"):
         if collection is None:
-            raise CatalogueError(f"{which} has many collections: say which, collection='sentinel-2-l2a'")
+            raise CatalogueError(f"{which} has many collections: choose one, collection='sentinel-2-l2a'")
         known = (c for c in _KNOWN if (c.url, c.collection) == (which.rstrip("/"), collection))
         return next(known, Catalogue(which, which, collection, scale=None, nodata=None))
     else:
-        raise CatalogueError(f"no catalogue {which!r}: choose from {', '.join(CATALOGUES)}, or give the URL of an API")
-    if collection is None or collection == found.collection:
-        return found
-    return catalogue(found.url, collection=collection)
+        raise CatalogueError(
+            f"catalogue {which!r} is unknown: choose from {', '.join(CATALOGUES)}, or give the URL of an API"
+        )
+    if collection is None or collection == selected.collection:
+        return selected
+    return catalogue(selected.url, collection=collection)
 
 
 def search(
@@ -163,27 +166,27 @@ def search(
     intersects : GeoJSON dict, shapely geometry or GeoDataFrame, optional
         Instead of `bbox`.
     max_cloud : float, optional
-        Per cent of the whole product that may be cloudy (`eo:cloud_cover`). Items that do not state it are kept.
+        Largest cloud cover of the whole product, per cent (`eo:cloud_cover`). Items that do not state it are kept.
     max_items : int, optional
-        Stop after so many.
+        Stop after this number of items.
     collection : str, optional
         Instead of the catalogue's own.
     timeout : float
-        Seconds that the API may take for an answer.
+        Seconds to wait for an answer of the API.
     **options
         For `pystac_client.Client.search`.
 
     Returns
     -------
     pystac.ItemCollection
-        In the order of time; of one time, by name.
+        Sorted by time, then by name.
 
     Raises
     ------
     CatalogueError
-        If there is no such catalogue, it does not answer, or `offline` is set.
-    ValueError
-        Without bbox and intersects, or where nothing was found.
+        If the catalogue is unknown or does not answer, or `offline` is set.
+    ArgumentError
+        Without bbox and intersects, or where no item matches.
 
     Examples
     --------
@@ -199,18 +202,18 @@ def search(
     timeout = arguments.number("timeout", timeout, above=0)
     if bbox is None and intersects is None and not options.keys() & {"ids"}:
         raise ArgumentError(
-            "search wants a place: bbox=(west, south, east, north) in degrees, or intersects=a geometry"
+            "search needs a place: bbox=(west, south, east, north) in degrees, or intersects=a geometry"
         )
     places = _places(bbox, intersects)
-    found = _catalogue(catalogue, collection=collection)
-    host = urlsplit(found.url).hostname or ""
+    searched = _catalogue(catalogue, collection=collection)
+    host = urlsplit(searched.url).hostname or ""
     if get_option("offline") and host not in ("localhost", "127.0.0.1", "::1"):
         raise CatalogueError(
-            f"{found.url} needs the network, and the option offline is set: deo_cube.set_options(offline=False), or "
+            f"{searched.url} needs the network, and the option offline is set: deo_cube.set_options(offline=False), or "
             "unset DEO_CUBE_OFFLINE"
         )
-    items = _answers(found, {"datetime": datetime, **options}, timeout=timeout)
-    kept: list[pystac.Item] = []
+    items = _start_search(searched, {"datetime": datetime, **options}, timeout=timeout)
+    selected: list[pystac.Item] = []
     cloudier = 0
     seen: set[str] = set()
     try:
@@ -219,29 +222,27 @@ def search(
                 continue  # on both sides of the antimeridian
             seen.add(item.id)
             cloud = item.properties.get("eo:cloud_cover")
-            # Asked of the API as well where it can filter; not all can, and some that say so do not.
+            # Filtered by the API as well where it can; not all can, and some that claim to do not.
             if max_cloud is not None and cloud is not None and float(cloud) > max_cloud:
                 cloudier += 1
                 continue
-            kept.append(item)
-            if max_items is not None and len(kept) >= max_items:
+            selected.append(item)
+            if max_items is not None and len(selected) >= max_items:
                 break
     except _network_errors() as error:
-        raise _silent(found, error) from error
-    if not kept:
+        raise _no_answer(searched, error) from error
+    if not selected:
         over = f" ({cloudier} have more than max_cloud={max_cloud:g} % of cloud)" if cloudier else ""
         raise ArgumentError(
-            f"{found.name} has no item of {found.collection} for bbox={bbox}, datetime={datetime!r}{over}: widen "
+            f"{searched.name} has no item of {searched.collection} for bbox={bbox}, datetime={datetime!r}{over}: widen "
             "bbox, datetime or max_cloud"
         )
-    kept.sort(key=lambda i: (str(i.properties.get("datetime") or i.properties.get("start_datetime")), i.id))
-    return pystac.ItemCollection(kept)
+    selected.sort(key=lambda i: (str(i.properties.get("datetime") or i.properties.get("start_datetime")), i.id))
+    return pystac.ItemCollection(selected)
 
 
 def _places(bbox: Any, intersects: Any) -> list[dict[str, Any]]:
-    """The places of one search each: a box on both sides of the antimeridian is two, since not all APIs take one."""
-    from deo_cube.cube.footprint import cut_at_180, lonlat_bbox, place_geometry
-
+    """Return one place per search: a box across the antimeridian becomes two, since not all APIs accept it."""
     if bbox is not None and intersects is not None:
         raise ArgumentError("bbox and intersects each name a place: pass one of them")
     if bbox is not None:
@@ -261,22 +262,22 @@ def _places(bbox: Any, intersects: Any) -> list[dict[str, Any]]:
 _catalogue = catalogue  # the argument of `search` has the same name
 
 
-def _answers(found: Catalogue, wanted: Mapping[str, Any], *, timeout: float) -> Any:
-    """A call that begins the search, with a filter on cloud where the API says that it has one."""
+def _start_search(searched: Catalogue, options: Mapping[str, Any], *, timeout: float) -> Any:
+    """Return a function that starts the search, with a filter on cloud cover where the API declares one."""
     import pystac_client
 
     try:
-        client = pystac_client.Client.open(found.url, timeout=timeout)
+        client = pystac_client.Client.open(searched.url, timeout=timeout)
     except _network_errors() as error:
-        raise _silent(found, error) from error
-    given = {k: v for k, v in wanted.items() if v is not None}
+        raise _no_answer(searched, error) from error
+    passed = {k: v for k, v in options.items() if v is not None}
 
     def begin(max_cloud: float | None, place: Mapping[str, Any]) -> Any:
-        query = dict(given.get("query", {}))
+        query = dict(passed.get("query", {}))
         if max_cloud is not None and client.conforms_to("QUERY"):
             query["eo:cloud_cover"] = {"lte": max_cloud}
-        asked = {**given, **place} | ({"query": query} if query else {})
-        return client.search(collections=[found.collection], **asked).items()
+        request = {**passed, **place} | ({"query": query} if query else {})
+        return client.search(collections=[searched.collection], **request).items()
 
     return begin
 
@@ -288,8 +289,9 @@ def _network_errors() -> tuple[type[Exception], ...]:
     return (pystac_client.exceptions.APIError, requests.RequestException, OSError)
 
 
-def _silent(found: Catalogue, error: Exception) -> CatalogueError:
+def _no_answer(searched: Catalogue, error: Exception) -> CatalogueError:
     return CatalogueError(
-        f"the catalogue {found.name} at {found.url} did not answer ({type(error).__name__}: {str(error)[:200]}). Is "
-        "this machine on the network? STAC items that you have as a file load without: load_cube('items.json')"
+        f"the catalogue {searched.name} at {searched.url} did not answer ({type(error).__name__}: "
+        f"{str(error)[:200]}). Check the network connection. STAC items in a file load without it: "
+        "load_cube('items.json')"
     )

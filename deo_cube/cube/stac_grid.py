@@ -60,65 +60,65 @@ _PLACES = ("bbox", "geobox", "like", "geopolygon", "intersects", "lon", "lat", "
 
 @dataclass(frozen=True)
 class Placement:
-    """The place that a call names, as odc-stac takes it."""
+    """The place named by the arguments of a call, as odc-stac takes it."""
 
     arguments: Mapping[str, Any]
     """For `odc.stac.load`: some of geobox, geopolygon, crs, resolution, x, y."""
     crs: Any = None
     """CRS of the output, or "utm"; None where the items decide."""
     named: str = ""
-    """The argument that names the place, for messages; empty where it is all that the items cover."""
+    """The argument that names the place, for messages; empty for everything that the items cover."""
     window: Window | None = None
-    """In degrees, where the argument was."""
+    """In degrees, if the argument was."""
     turn: float = 0.0
     """Degrees to add to the longitudes of the result, for a geobox in 0..360."""
 
     @property
     def exact(self) -> bool:
-        """Whether a geobox was given."""
+        """True if a geobox was passed."""
         return "geobox" in self.arguments
 
     @property
     def placed(self) -> bool:
-        """Whether the call names CRS and resolution, so that items need not state theirs."""
+        """True if the call names CRS and resolution, so that items need not state theirs."""
         return self.exact or ("crs" in self.arguments and "resolution" in self.arguments)
 
 
-def placement(given: Mapping[str, Any]) -> Placement:
-    """Check the arguments that name place, CRS and resolution, and give them one form.
+def placement(passed: Mapping[str, Any]) -> Placement:
+    """Check the arguments that name place, CRS and resolution, and convert them to one form.
 
     Parameters
     ----------
-    given : mapping
+    passed : mapping
         Of `bbox`, `geobox`, `like`, `geopolygon`, `intersects`, `lon`, `lat`, `x`, `y`, `crs`, `resolution`; None is
         the same as absent.
 
     Raises
     ------
     ArgumentError
-        For what cannot be read, and for two places.
+        For unreadable values, and for two places.
     """
-    given = {k: v for k, v in given.items() if v is not None}
-    places = [k for k in _PLACES if k in given]
+    passed = {k: v for k, v in passed.items() if v is not None}
+    places = [k for k in _PLACES if k in passed]
     if len(places) > 1 and places not in (["lon", "lat"], ["x", "y"]):
         raise ArgumentError(f"{' and '.join(places)} each name a place: pass one of them")
     if len(places) == 1 and places[0] in ("lon", "lat", "x", "y"):
         other = {"lon": "lat", "lat": "lon", "x": "y", "y": "x"}[places[0]]
         raise ArgumentError(f"{places[0]} needs {other} beside it")
-    arguments: dict[str, Any] = {k: given[k] for k in ("resolution", "x", "y") if k in given}
-    if "resolution" in given:
-        _check_resolution(given["resolution"])
-    crs = given.get("crs")
+    arguments: dict[str, Any] = {k: passed[k] for k in ("resolution", "x", "y") if k in passed}
+    if "resolution" in passed:
+        _check_resolution(passed["resolution"])
+    crs = passed.get("crs")
     if crs is not None:
         crs = "utm" if isinstance(crs, str) and crs.lower().startswith("utm") else _crs_of(crs)
-        arguments["crs"] = given["crs"] if crs == "utm" else crs
+        arguments["crs"] = passed["crs"] if crs == "utm" else crs
     if not places:
         return Placement(arguments, crs)
     named = "lon, lat" if places[0] == "lon" else "x, y" if places[0] == "x" else places[0]
     if named in ("geobox", "like"):
-        if extra := {"crs", "resolution"} & given.keys():
+        if extra := {"crs", "resolution"} & passed.keys():
             raise ArgumentError(f"{named} has CRS and resolution already: drop {' and '.join(sorted(extra))}")
-        box, turn = _geobox_of(given[named], named)
+        box, turn = _geobox_of(passed[named], named)
         return Placement({"geobox": box}, box.crs, named, turn=turn)
     if named == "x, y":
         if crs is None:
@@ -126,19 +126,19 @@ def placement(given: Mapping[str, Any]) -> Placement:
         return Placement(arguments, crs, named)
     window = None
     if named in ("bbox", "lon, lat"):
-        window = lonlat_bbox(given["bbox"]) if named == "bbox" else lonlat_ranges(given["lon"], given["lat"])
+        window = lonlat_bbox(passed["bbox"]) if named == "bbox" else lonlat_ranges(passed["lon"], passed["lat"])
         import shapely
 
         place = place_geometry(shapely.box(*window), name=named)
     else:
-        place = place_geometry(given[named], name=named)
+        place = place_geometry(passed[named], name=named)
         if place.crs is not None and place.crs.geographic:
             window = item_window(None, place.geom)
     return Placement({**arguments, "geopolygon": place}, crs, named, window)
 
 
 def _check_resolution(resolution: Any) -> None:
-    """Refuse what is neither a size of a pixel nor odc-geo's pair of two."""
+    """Refuse a resolution that is neither a pixel size nor odc-geo's pair of two."""
     from odc.geo import Resolution
 
     if not isinstance(resolution, Resolution):
@@ -153,7 +153,7 @@ def _crs_of(crs: Any) -> CRS:
 
 
 def _geobox_of(value: Any, named: str) -> tuple[GeoBox, float]:
-    """The geobox, within -180..180 where it is in degrees, and the degrees that it was moved by."""
+    """Return the geobox, within -180..180 if it is in degrees, and the degrees by which it was moved."""
     import xarray as xr
 
     if isinstance(value, GeoBox):
@@ -183,7 +183,7 @@ def check_items_meet(items: Sequence[pystac.Item], place: Placement) -> None:
 
 
 def nothing_there(count: int, place: Placement, more: str = "") -> ArgumentError:
-    """Error for a place without pixels of any item."""
+    """Return the error for a place without pixels of any item."""
     where = f" {place.window}" if place.window is not None else ""
     return ArgumentError(f"{place.named or 'the cube'}{where} touches none of the {count} items{more}")
 
@@ -199,7 +199,7 @@ def check_one_crs(grids: Sequence[GeoBox | None], place: Placement) -> None:
             counts = ", ".join(f"{crs_name(c)} ({n} items)" for c, n in known.most_common())
             raise MissingCRSError(
                 f"the items are in several CRSs: {counts}. Choose one, crs={_text(known.most_common(1)[0][0])!r} "
-                "resolution=10, or load each zone apart, which keeps its pixels as they are"
+                "resolution=10, or load each zone separately, which keeps its pixels unchanged"
             )
     elif "resolution" not in place.arguments and place.crs != "utm":
         units = {c.units for c in known}
@@ -237,7 +237,7 @@ def check_within_180(box: GeoBox, place: Placement) -> None:
         zone = int((lon + 180) % 360 // 6) + 1
         raise ArgumentError(
             f"the output runs from {bounds.left:g} to {bounds.right:g} degrees of longitude, across 180, where "
-            f"{crs_name(box.crs)} breaks off. Load it in UTM: crs='EPSG:{(32600 if lat >= 0 else 32700) + zone}', "
+            f"{crs_name(box.crs)} ends. Load it in UTM: crs='EPSG:{(32600 if lat >= 0 else 32700) + zone}', "
             "resolution=10" + (f" and bbox={_degrees(bounds)} instead of {place.named}=" if place.exact else "")
         )
 
@@ -252,13 +252,13 @@ def _degrees(bounds: Any) -> str:
 PROJECTION_EXTENSION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 _CRS_KEYS = ("proj:code", "proj:epsg", "proj:wkt2", "proj:projjson")
 
-#: Headers that are read at a time.
+#: Number of headers that are read at once.
 _AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a raster file says of its place; `crs` and `transform` are None where it says nothing."""
+    """Georeference in the header of a raster file; `crs` and `transform` are None where it has none."""
 
     crs: CRS | None
     transform: Affine | None
@@ -274,7 +274,7 @@ class Stated:
 
 
 def stated_crs(item: pystac.Item, asset: pystac.Asset) -> Stated:
-    """Read the CRS that is stated for an asset, on the asset itself or else on its item.
+    """Read the CRS stated for an asset, on the asset itself or else on its item.
 
     Raises
     ------
@@ -311,7 +311,7 @@ def _parsed_crs(value: str | int) -> CRS:
 
 
 def _decoded(value: Any) -> Any:
-    """PROJJSON that was written as text, and a list of one, as what they hold."""
+    """Return PROJJSON that was written as text, or the value of a list of one."""
     if isinstance(value, list) and len(value) == 1:
         return value[0]
     return json.loads(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
@@ -323,7 +323,7 @@ def _short(value: Any) -> str:
 
 
 def grid_of_item(item: pystac.Item, assets: Mapping[str, pystac.Asset]) -> GeoBox | None:
-    """Grid of the finest asset whose CRS, transform and shape are all stated; None where there is none such."""
+    """Return the grid of the finest asset whose CRS, transform and shape are all stated, or None."""
     grids = []
     for asset in assets.values():
         crs = stated_crs(item, asset).crs
@@ -340,7 +340,7 @@ def _field(item: pystac.Item, asset: pystac.Asset, key: str) -> Any:
 
 
 def _affine(transform: Any) -> Affine | None:
-    """A north-up or south-up transform of six or nine numbers; None for any other."""
+    """Read a north-up or south-up transform of six or nine numbers; None for any other."""
     try:
         numbers = [float(v) for v in transform]
     except (TypeError, ValueError):
@@ -371,10 +371,9 @@ def complete_grids(
     read_header : callable
         From an href to its `Header`; raises OSError for a file that cannot be read.
     placed : bool
-        Whether the call names CRS and resolution, so that items may do with their footprint.
+        Whether the call names CRS and resolution, so that a footprint is enough for an item.
     bounded : bool
-        Whether the call names the place too, so that footprints decide nothing but which items are read: then no
-        header is read.
+        Whether the call names the place too. Footprints then only select the items, and no header is read.
 
     Returns
     -------
@@ -388,20 +387,20 @@ def complete_grids(
         or the header of its file.
     """
     grids = [grid_of_item(item, own) for item, own in zip(items, assets, strict=True)]
-    lacking = [k for k, grid in enumerate(grids) if grid is None]
-    if not lacking:
+    incomplete = [k for k, grid in enumerate(grids) if grid is None]
+    if not incomplete:
         return list(grids)
-    footprints = all(items[k].geometry is not None or items[k].bbox is not None for k in lacking)
-    if placed and bounded and footprints and len(lacking) == len(items):
+    footprints = all(items[k].geometry is not None or items[k].bbox is not None for k in incomplete)
+    if placed and bounded and footprints and len(incomplete) == len(items):
         return [None] * len(items)
 
-    def look(k: int) -> GeoBox | str:
+    def grid_of(k: int) -> GeoBox | str:
         return _from_header(items[k], assets[k], read_header)
 
-    with ThreadPoolExecutor(min(_AT_ONCE, len(lacking))) as pool:
-        looked = list(pool.map(look, lacking))
+    with ThreadPoolExecutor(min(_AT_ONCE, len(incomplete))) as pool:
+        header_grids = list(pool.map(grid_of, incomplete))
     reasons: dict[str, int] = {}
-    for k, grid in zip(lacking, looked, strict=True):
+    for k, grid in zip(incomplete, header_grids, strict=True):
         if isinstance(grid, str):
             reasons[grid] = reasons.get(grid, 0) + 1
         else:
@@ -410,10 +409,10 @@ def complete_grids(
         return list(grids)
     if placed and footprints:
         return [None] * len(items)
-    why = next(iter(reasons))
+    reason = next(iter(reasons))
     count = sum(reasons.values())
     raise MissingCRSError(
-        f"{count} of {len(items)} items do not state their CRS and grid: {why}. "
+        f"{count} of {len(items)} items do not state their CRS and grid: {reason}. "
         + (
             "Pass crs='EPSG:...' and resolution=10 (in units of that CRS), or geobox="
             if footprints
@@ -425,10 +424,10 @@ def complete_grids(
 def _from_header(
     item: pystac.Item, assets: Mapping[str, pystac.Asset], read_header: Callable[[str], Header]
 ) -> GeoBox | str:
-    """Grid of an item from the header of its finest file, or the reason why there is none."""
+    """Return the grid of an item from the header of its finest file, or the reason why there is none."""
     band, asset = min(assets.items(), key=lambda pair: SENTINEL2[pair[0]].gsd if pair[0] in SENTINEL2 else 20)
     stated = stated_crs(item, asset)
-    told = f"item {item.id} states " + (
+    statement = f"item {item.id} states " + (
         f"{', '.join(stated.unreadable)}, which cannot be read"
         if stated.unreadable
         else "a CRS but no proj:transform and proj:shape"
@@ -438,7 +437,7 @@ def _from_header(
     try:
         header = read_header(asset.href)
     except OSError as error:
-        return f"{told}, and the header of {asset.href} cannot be read ({str(error)[:200]})"
+        return f"{statement}, and the header of {asset.href} cannot be read ({str(error)[:200]})"
     if header.crs is not None and stated.crs is not None and not same_crs(header.crs, stated.crs):
         code = crs_name(header.crs)
         raise MissingCRSError(
@@ -448,17 +447,17 @@ def _from_header(
     crs = header.crs or stated.crs
     if crs is None:
         return (
-            f"{told}, and neither does the header of {asset.href}. State the one of its pixels, "
+            f"{statement}, and neither does the header of {asset.href}. State the one of its pixels, "
             "item.properties['proj:code'] = 'EPSG:...'"
             + ("" if header.transform is not None else ", with proj:transform and proj:shape")
         )
     if header.transform is None:
-        return f"{told}, and {asset.href} is not georeferenced: add proj:code, proj:transform and proj:shape to {band}"
+        return f"{statement}, and {asset.href} has no georeference: add proj:code, proj:transform, proj:shape to {band}"
     return GeoBox(header.shape, header.transform, crs)
 
 
 def set_grid(item: pystac.Item, grid: GeoBox | None) -> None:
-    """Write `grid` into an item and its assets as odc-stac reads it; None removes what is stated.
+    """Write `grid` into an item and its assets as odc-stac reads it; None removes the statements.
 
     All assets of an item get one grid, the finest: it decides the footprint and the default resolution, while pixels
     are placed by the header of each file. The item's properties stay, for `groupby`.

@@ -1,4 +1,4 @@
-"""STAC items in all the forms that users have them, and the assets in them that hold Sentinel-2 bands."""
+"""Read STAC items in all the forms that users have, and find their assets with Sentinel-2 bands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["asset_scale", "find_assets", "product_of_item", "read_items", "resol
 
 
 def read_items(items: Any) -> list[pystac.Item]:
-    """Read items from whatever holds them.
+    """Read STAC items.
 
     Parameters
     ----------
@@ -42,18 +42,18 @@ def read_items(items: Any) -> list[pystac.Item]:
     Raises
     ------
     InputNotFoundError
-        For a path where nothing is.
+        For a path that does not exist.
     ArgumentTypeError
         For anything else.
     ArgumentError
-        For no items at all, or a mapping or file that holds none, as of a catalogue.
+        For no items, and for a mapping or file without any, such as a catalogue.
     CatalogueError
         For a URL that does not answer, or where the option `offline` is set.
     """
-    found = list(_items(items, None))
-    if not found:
-        raise ArgumentError("no items to load: the search found nothing. Widen bbox, datetime or cloud cover")
-    return found
+    read = list(_items(items, None))
+    if not read:
+        raise ArgumentError("items is empty, so the search found nothing. Widen bbox, datetime or max_cloud")
+    return read
 
 
 def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
@@ -63,10 +63,10 @@ def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
         yield items
     elif isinstance(items, (str, Path)):
         source = expand(items)
-        read = _read_json(source)
-        if not isinstance(read, Mapping | list):
-            raise ArgumentError(f"{source} holds {type(read).__name__}, and no STAC items")
-        yield from _items(read, source if is_url(source) else str(Path(source).resolve()))
+        document = _read_json(source)
+        if not isinstance(document, Mapping | list):
+            raise ArgumentError(f"{source} holds {type(document).__name__}, and no STAC items")
+        yield from _items(document, source if is_url(source) else str(Path(source).resolve()))
     elif isinstance(items, pystac.ItemCollection):
         yield from items
     elif isinstance(items, Mapping):
@@ -82,9 +82,9 @@ def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
             yield _item(items, base)
         else:
             raise ArgumentError(
-                f"{base or 'a mapping'} of type {items.get('type')!r} is no STAC item: expected Feature or "
+                f"{base or 'a mapping'} of type {items.get('type')!r} is not a STAC item: expected Feature or "
                 "FeatureCollection"
-                + (", as a search gives: deo_cube.search(URL, ...)" if items.get("type") in _CATALOGUES else "")
+                + (", as returned by a search: deo_cube.search(URL, ...)" if items.get("type") in _CATALOGUES else "")
             )
     elif callable(getattr(items, "items", None)):  # pystac_client.ItemSearch
         with _plain_errors("the search"):
@@ -114,9 +114,9 @@ def _item(item: Mapping[str, Any], base: str | None) -> pystac.Item:
         ValueError,
         AttributeError,
     ) as error:
-        where, why = f" of {base}" if base else "", " ".join(str(error).split())[:200]
+        source, reason = f" of {base}" if base else "", " ".join(str(error).split())[:200]
         raise ArgumentError(
-            f"item {str(item.get('id'))!r}{where} is not a STAC item ({type(error).__name__}: {why}): it needs id, "
+            f"item {str(item.get('id'))!r}{source} is not a STAC item ({type(error).__name__}: {reason}): it needs id, "
             "geometry, links, assets, and datetime in its properties"
         ) from error
     if base is not None:
@@ -127,11 +127,11 @@ def _item(item: Mapping[str, Any], base: str | None) -> pystac.Item:
 
 
 def _read_json(source: str) -> Any:
-    """What a JSON file holds, of this machine or behind a URL."""
+    """Read a JSON file, of this machine or from a URL."""
     if not is_url(source):
         if not Path(source).is_file():
             raise InputNotFoundError(
-                f"no items at {source}: wanted a JSON file with a STAC item or a collection of items"
+                f"no items at {source}: expected a JSON file with a STAC item or a collection of items"
             )
         try:
             return json.loads(Path(source).read_text(encoding="utf-8"))
@@ -149,7 +149,7 @@ def _read_json(source: str) -> Any:
     try:
         return json.loads(pystac.StacIO.default().read_text(source))
     except Exception as error:
-        # urllib, pystac and http.client raise what they like; none of it is the caller's type.
+        # urllib, pystac and http.client raise errors of many types.
         raise CatalogueError(
             f"{source} did not answer with STAC items ({str(error)[:200]}): give its JSON file"
         ) from error
@@ -157,7 +157,7 @@ def _read_json(source: str) -> Any:
 
 @contextlib.contextmanager
 def _plain_errors(what: str) -> Iterator[None]:
-    """Raise what a search raises on its way as our own error."""
+    """Raise the errors of a search as errors of this package."""
     import pystac.errors
     import pystac_client.exceptions
     import requests
@@ -165,21 +165,21 @@ def _plain_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (pystac_client.exceptions.APIError, requests.RequestException) as error:
-        raise CatalogueError(f"{what} did not get an answer ({str(error)[:200]}): make the call again") from error
+        raise CatalogueError(f"{what} did not get an answer ({str(error)[:200]}): repeat the call") from error
     except (pystac.errors.STACError, pystac.errors.STACTypeError, json.JSONDecodeError) as error:
-        raise CatalogueError(f"{what} got what are no STAC items ({str(error)[:200]})") from error
+        raise CatalogueError(f"{what} did not return STAC items ({str(error)[:200]})") from error
 
 
 def find_assets(item: pystac.Item, bands: Sequence[str]) -> dict[str, pystac.Asset]:
     """Find the assets of `bands`, and of the scene classification as ``SCL`` where there is one.
 
-    An asset is known by its key, then by the one band that it describes (`bands`, `eo:bands`), then by its title. Of
-    several resolutions of one band (``B02_10m``, ``B02_20m``) the band's own is taken, of several formats the GeoTIFF.
+    An asset is identified by its key, then by its only described band (`bands`, `eo:bands`), then by its title. If a
+    band has several resolutions (``B02_10m``, ``B02_20m``), its own is chosen; of several formats, GeoTIFF.
 
     Raises
     ------
     MissingBandsError
-        Where two assets are on a par.
+        Where two assets are equally suitable.
     """
     ranked: dict[str, list[tuple[tuple[int, float, int], str]]] = {}
     # Digital Earth Australia counts B11 and B12 as swir_2 and swir_3; others mean B12 by swir_2.
@@ -243,7 +243,7 @@ def _jp2(asset: pystac.Asset) -> int:
 
 
 def _resolution(asset: pystac.Asset, key: str) -> float:
-    """Metres, as far as stated; 0 where not."""
+    """Return the stated resolution in metres, or 0."""
     extra = asset.extra_fields
     described = (extra.get("raster:bands") or [{}])[0]
     for value in (extra.get("gsd"), extra.get("raster:spatial_resolution"), described.get("spatial_resolution")):
@@ -254,7 +254,7 @@ def _resolution(asset: pystac.Asset, key: str) -> float:
 
 
 def asset_scale(asset: pystac.Asset) -> tuple[Any, Any]:
-    """Scale and offset stated for an asset (raster extension 1 or 2); None for what is not stated."""
+    """Return scale and offset stated for an asset (raster extension 1 or 2); None where not stated."""
     extra = asset.extra_fields
     first = (extra.get("raster:bands") or [{}])[0]
     if "scale" in first or "offset" in first:
@@ -264,11 +264,11 @@ def asset_scale(asset: pystac.Asset) -> tuple[Any, Any]:
 
 
 def product_of_item(item: pystac.Item, assets: Iterable[pystac.Asset]) -> Product:
-    """What an item and the assets to be read from it say of the offset."""
+    """Collect the statements of an item, and of the assets read from it, about the offset."""
     assets = list(assets)
     properties = {"id": item.id, **item.properties}
     hrefs = [a.href for a in assets]
-    # A local copy keeps the catalogue's word on where it came from.
+    # A local copy keeps the statement of the catalogue on its origin.
     if not any("://" in h for h in hrefs):
         hrefs.append(str(properties.get("earthsearch:s3_path") or ""))
     return Product.read(properties, hrefs, [asset_scale(a) for a in assets])
@@ -277,21 +277,21 @@ def product_of_item(item: pystac.Item, assets: Iterable[pystac.Asset]) -> Produc
 def resolve_href(
     item: pystac.Item, asset: pystac.Asset, *, band: str = "", check: bool = True, allow: Sequence[str] = ()
 ) -> str:
-    """Absolute href of an asset, if its item may name it.
+    """Return the absolute href of an asset, if its item may name it.
 
     Parameters
     ----------
     band : str
         For messages.
     check : bool
-        Whether a local file must be there.
+        Whether a local file must exist.
     allow : sequence of str
         Hosts, prefixes of URLs and folders that the caller trusts.
 
     Raises
     ------
     InputNotFoundError
-        For a relative href with nothing to resolve it against, and (with `check`) for a local file that is not there.
+        For a relative href without a base, and (with `check`) for a local file that does not exist.
     HrefRefusedError
         For a file of this machine, or an address inside its network, that an item from elsewhere names.
     """
@@ -309,8 +309,8 @@ def _resolved(item: pystac.Item, asset: pystac.Asset, band: str, *, check: bool,
     href = asset.get_absolute_href() or asset.href
     if not href.strip():
         raise ArgumentError(f"asset {band} of item {item.id} has no href")
-    # Beside an https:// address "/data/a.tif" is a path on that host; where such a file is on this machine, it is taken
-    # for that one, and refused or allowed as such.
+    # Beside an https:// address "/data/a.tif" is a path on that host. If such a file exists on this machine, it counts
+    # as that one, and is refused or allowed as such.
     if asset.href.startswith("/") and is_url(href) and (allowed(asset.href, allow) or os.path.lexists(asset.href)):
         href = asset.href
     local = href.lower().startswith("file:") or not ("://" in href or href.startswith(("/vsi", "<", "{")))
@@ -320,11 +320,13 @@ def _resolved(item: pystac.Item, asset: pystac.Asset, band: str, *, check: bool,
         path = local_path(href)
         if not path.is_absolute() and not path.exists():
             raise InputNotFoundError(
-                f"item {item.id} has the relative href {asset.href!r} and does not say what it is relative to. Give "
+                f"item {item.id} has the relative href {asset.href!r} and no base for it. Pass "
                 "the path of the JSON file, load_cube('items.json'), or items read with pystac.Item.from_file"
             )
         href = str(path.resolve())
     check_href(href, origin_of(item), allow, f"asset {band or asset.title or ''} of item {item.id}".replace("  ", " "))
     if local and check and not path.exists():
-        raise InputNotFoundError(f"asset of item {item.id} is not there: {path}. Correct its href, or pass patch_url=")
+        raise InputNotFoundError(
+            f"asset of item {item.id} does not exist: {path}. Correct its href, or pass patch_url="
+        )
     return href

@@ -54,7 +54,7 @@ def _header_of(file: Any) -> Header:
     try:
         crs = read_crs(file.crs.to_wkt()) if file.crs else None
     except ArgumentError:
-        crs = None  # a local system of some survey
+        crs = None  # a local coordinate system
     upright = not file.transform.b and not file.transform.d and file.transform.a and file.transform.e
     transform = None if file.transform == Affine.identity() or not upright else file.transform
     return Header(crs, transform, (file.height, file.width))
@@ -68,7 +68,7 @@ _GDAL_TYPES = {
 
 
 class PlacedReader(RioReader):  # type: ignore[misc]
-    """Reader of one file that uses what the item states where the file says nothing, and refuses contradictions."""
+    """Reader of one file, which takes a missing georeference from the item, and refuses contradictions."""
 
     def read(
         self, cfg: Any, dst_geobox: GeoBox, *, dst: Any = None, selection: Any = None
@@ -78,8 +78,7 @@ class PlacedReader(RioReader):  # type: ignore[misc]
         Raises
         ------
         MissingCRSError
-            For a file without a CRS under an item that states none either, and for one that is elsewhere than its
-            item says.
+            For a file without a CRS whose item states none either, and for one at another place than its item states.
         """
         try:
             roi, pixels = super().read(cfg, dst_geobox, dst=dst, selection=selection)
@@ -92,68 +91,68 @@ class PlacedReader(RioReader):  # type: ignore[misc]
             roi, pixels = RioReader(placed, self._ctx).read(cfg, dst_geobox, dst=dst, selection=selection)
             return roi, pixels
         if pixels.size == 0 or _one_value(pixels):
-            # No pixel of a file that should have some: looked at once more, since that is also how a wrong CRS looks.
+            # No pixel of a file that should have some: a wrong CRS has the same effect, so the place is checked.
             self._check_place()
         return roi, pixels
 
     def _place(self, header: Header) -> GeoBox:
-        """Grid of a file whose header lacks CRS or transform, after its item."""
-        said: GeoBox | None = self._src.geobox
-        if said is None:
+        """Return the grid of a file whose header lacks CRS or transform, from its item."""
+        stated: GeoBox | None = self._src.geobox
+        if stated is None:
             raise MissingCRSError(
                 f"{self._src.uri} has no CRS, and neither does its STAC item. State it in the item: "
                 "item.properties['proj:code'] = 'EPSG:...'"
                 + ("" if header.transform is not None else ", with proj:transform and proj:shape")
             )
         if header.transform is not None:
-            return GeoBox(header.shape, header.transform, header.crs or said.crs)
+            return GeoBox(header.shape, header.transform, header.crs or stated.crs)
         # The item's grid is that of its finest file; others cover the same ground in larger pixels.
-        scale = tuple(a / b for a, b in zip(said.shape, header.shape, strict=True))
+        scale = tuple(a / b for a, b in zip(stated.shape, header.shape, strict=True))
         if scale[0] != scale[1] or scale[0] != round(scale[0]):
             raise MissingCRSError(
                 f"{self._src.uri} is not georeferenced, and its {header.shape} pixels do not fit the proj:shape "
-                f"{tuple(said.shape)} of its item. Write CRS and transform into the file (rio edit-info)"
+                f"{tuple(stated.shape)} of its item. Write CRS and transform into the file (rio edit-info)"
             )
-        return GeoBox(header.shape, said.transform * Affine.scale(scale[0]), header.crs or said.crs)
+        return GeoBox(header.shape, stated.transform * Affine.scale(scale[0]), header.crs or stated.crs)
 
     def _check_place(self) -> None:
-        said: GeoBox | None = self._src.geobox
-        if said is not None and (wrong := _elsewhere(self._src.uri, said)):
-            raise MissingCRSError(wrong)
+        stated: GeoBox | None = self._src.geobox
+        if stated is not None and (problem := _misplaced(self._src.uri, stated)):
+            raise MissingCRSError(problem)
 
 
 @lru_cache(maxsize=4096)
-def _elsewhere(path: str, said: GeoBox) -> str:
-    """Words for a file that is at another place than its item says, looked up once per file and process."""
+def _misplaced(path: str, stated: GeoBox) -> str:
+    """Return a message if a file is at another place than its item states; checked once per file and process."""
     header = read_header(path)
-    if header.crs is None or header.transform is None or same_crs(header.crs, said.crs):
+    if header.crs is None or header.transform is None or same_crs(header.crs, stated.crs):
         return ""
-    own = GeoBox(header.shape, header.transform, header.crs).extent.to_crs(said.crs)
-    if own.intersects(said.extent):
+    own = GeoBox(header.shape, header.transform, header.crs).extent.to_crs(stated.crs)
+    if own.intersects(stated.extent):
         return ""
     return (
-        f"{path} is in {crs_name(header.crs)}, its STAC item says {crs_name(said.crs)}, and the two are at different "
-        f"places. Correct the item: item.properties['proj:code'] = {crs_name(header.crs)!r}"
+        f"{path} is in {crs_name(header.crs)}, its STAC item states {crs_name(stated.crs)}, and the two are at "
+        f"different places. Correct the item: item.properties['proj:code'] = {crs_name(header.crs)!r}"
     )
 
 
-#: Formats whose files hold their pixels, of those that GDAL reads.
+#: Formats of GDAL whose files hold their own pixels.
 _DIRECT = ("GTiff", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "HFA", "netCDF", "HDF5", "PNG", "JPEG", "ENVI")
 
 
 @lru_cache(maxsize=65536)
 def refuse_indirect(href: str, path: str) -> None:
-    """Refuse a file from a network that names further files, as a VRT does, looked at once per process.
+    """Refuse a file from a network that names further files, as a VRT does. Checked once per process.
 
     Parameters
     ----------
     href, path : str
-        As the item has it, and as it is opened.
+        As in the item, and as it is opened.
 
     Raises
     ------
     HrefRefusedError
-        Naming what `allow` has to hold.
+        With the entry that `allow` needs.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -173,12 +172,12 @@ def refuse_indirect(href: str, path: str) -> None:
 def _one_value(pixels: Any) -> bool:
     first = pixels.flat[0]
     if first == first and pixels.flat[-1] != first:
-        return False  # most often, and for nothing
+        return False  # the usual case, without a scan
     return bool(np.isnan(pixels).all() if first != first else (pixels == first).all())
 
 
 def _as_vrt(path: str, place: GeoBox) -> str:
-    """Text of a VRT that gives a file the grid `place`, which GDAL opens like a path."""
+    """Return the text of a VRT with the file on the grid `place`, which GDAL opens like a path."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as file:
@@ -202,13 +201,13 @@ def _as_vrt(path: str, place: GeoBox) -> str:
 
 Sign = Callable[[str], str]
 
-#: A server that sends nothing is given up, which GDAL by itself never does. No time limit in Python can do it:
-#: rasterio holds the interpreter's lock while it looks for a file's mask (`DatasetBase.mask_flag_enums`).
-GIVE_UP = (("GDAL_HTTP_CONNECTTIMEOUT", "60"), ("GDAL_HTTP_LOW_SPEED_TIME", "120"), ("GDAL_HTTP_LOW_SPEED_LIMIT", "1"))
+#: Time limits for a server that sends nothing; GDAL has none by default. No time limit in Python would work:
+#: rasterio holds the interpreter's lock while it searches for a file's mask (`DatasetBase.mask_flag_enums`).
+TIMEOUTS = (("GDAL_HTTP_CONNECTTIMEOUT", "60"), ("GDAL_HTTP_LOW_SPEED_TIME", "120"), ("GDAL_HTTP_LOW_SPEED_LIMIT", "1"))
 
 
 class Access(RioDriver):  # type: ignore[misc]
-    """Reader of odc-loader that signs an href when it opens it, as often as it opens it."""
+    """Driver of odc-loader that signs an href each time that it opens it."""
 
     def __init__(
         self, sign: Sign | None, gdal: tuple[tuple[str, str], ...] = (), *, allow: tuple[str, ...] = ()
@@ -241,8 +240,8 @@ class Access(RioDriver):  # type: ignore[misc]
 
     @contextmanager
     def restore_env(self, env: dict[str, Any], load_state: Any) -> Iterator[Any]:
-        """GDAL's settings for a read: the caller's, then those of where the files lie, unless the process sets them."""
-        own = {k: v for k, v in (*GIVE_UP, *self.gdal) if k not in os.environ and k not in env}
+        """Set GDAL's options for a read: the caller's, then those of the provider, unless the process sets them."""
+        own = {k: v for k, v in (*TIMEOUTS, *self.gdal) if k not in os.environ and k not in env}
         with super().restore_env(env, load_state) as ctx, rasterio.Env(**own):
             yield ctx
 
@@ -264,29 +263,31 @@ def access(hrefs: Iterable[str], sign: Sign | Literal["auto"] | None, *, allow: 
     ----------
     hrefs : iterable of str
     sign : callable, "auto" or None
-        "auto" signs what is known to need it: files of the Planetary Computer.
+        "auto" signs files that are known to need it: those of the Planetary Computer.
     allow : tuple of str
-        What may be a VRT, or another format that names further files, though it comes over a network.
+        Remote files that may be a VRT, or another format that names further files.
 
     Raises
     ------
     MissingExtraError
-        If files of the Planetary Computer want signing, and its package is not installed.
+        If files of the Planetary Computer need signing, and its package is not installed.
     """
     hrefs = list(hrefs)
     buckets = {bucket_of(h) for h in hrefs}
     gdal = {kv for c in CATALOGUES.values() if buckets & set(c.raw) for kv in c.gdal}
     if sign != "auto":
         return Access(sign, tuple(sorted(gdal)), allow=allow)
-    needy = {b for c in CATALOGUES.values() if c.signing == "planetary_computer" for b in c.raw}
-    wanted = [h for h in hrefs if bucket_of(h) in needy]
-    if not wanted:
+    signed_buckets = {b for c in CATALOGUES.values() if c.signing == "planetary_computer" for b in c.raw}
+    unsigned = [h for h in hrefs if bucket_of(h) in signed_buckets]
+    if not unsigned:
         return Access(None, tuple(sorted(gdal)), allow=allow)
     try:
         import planetary_computer  # noqa: F401
     except ImportError as error:
-        if all("sig" in parse_qs(urlsplit(h).query) for h in wanted):
-            return Access(None, tuple(sorted(gdal)), allow=allow)  # signed by other means, for as long as that lasts
+        if all("sig" in parse_qs(urlsplit(h).query) for h in unsigned):
+            return Access(
+                None, tuple(sorted(gdal)), allow=allow
+            )  # signed by the caller, for as long as the tokens are valid
         raise MissingExtraError.wanted(
             "planetary-computer", "stac", "reading files of the Planetary Computer (they are signed)"
         ) from error
@@ -294,10 +295,10 @@ def access(hrefs: Iterable[str], sign: Sign | Literal["auto"] | None, *, allow: 
 
 
 def sign_planetary_computer(href: str) -> str:
-    """Sign an href of the Planetary Computer with a token that is good for another minute at least.
+    """Sign an href of the Planetary Computer with a token that is valid for at least another minute.
 
-    A token that the href carries already is replaced, since it may have run out; other hrefs stay as they are. Tokens
-    are kept by the process and fetched anew when they run out.
+    A token in the href is replaced, since it may have expired; other hrefs are returned unchanged. Tokens are cached by
+    the process and renewed when they expire.
     """
     import planetary_computer
 

@@ -1,4 +1,4 @@
-"""A Sentinel-2 L2A scene that is drawn, not measured: for the demo, the docs and the tests."""
+"""Draw a synthetic Sentinel-2 L2A scene for the demo, the docs and the tests."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def synthetic_cube(
     south_up: bool = False,
     dtype: Any = None,
 ) -> xr.Dataset:
-    """Draw a plausible Sentinel-2 L2A time series of a countryside that does not exist.
+    """Draw a plausible Sentinel-2 L2A time series of a fictitious landscape.
 
-    Fields with crops that grow and ripen, broadleaved and coniferous woods, a river, gravel pits, reeds, a town,
-    villages and roads; clouds with their shadows, a swath edge, and the 20 m bands really at 20 m. Equal arguments give
-    equal cubes. It is no measure of any model's skill on real data, and its attributes say so.
+    It has fields with crops that grow and ripen, woods, a river, gravel pits, reeds, a town, villages and roads; clouds
+    with their shadows, a swath edge, and 20 m bands at 20 m. Equal arguments give equal cubes. It does not measure a
+    model's skill on real data, and its attributes state that it is synthetic.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def synthetic_cube(
     times : int or sequence of dates
         Number of acquisitions, spread over the growing season of 2021, or their dates.
     seed : int
-        Another seed, another country.
+        Of the random numbers; each seed gives another landscape.
     bands : sequence of str, optional
         Some of `BANDS`; all ten by default.
     units : {"dn", "reflectance"}
@@ -68,13 +68,13 @@ def synthetic_cube(
         The DN to add to what the cube holds. -1000: the values carry the +1000 (0.1 in reflectance) of processing
         baseline 04.00 and later, as in the products of the archive.
     clouds : bool or float
-        True for a varying cover, or the fraction of each acquisition under cloud.
+        True for a varying cloud cover, or the cloudy fraction of each acquisition.
     gaps : bool
         Whether a swath edge cuts into some acquisitions.
     crs : str
-        Projected CRS, or a geographic one in degrees. The dimensions are called y and x in any.
+        Projected CRS, or a geographic one in degrees. The dimensions are always called y and x.
     resolution : float, optional
-        Pixel size in units of the CRS, 10 m by default. The countryside is drawn in pixels: other sizes stretch it.
+        Pixel size in units of the CRS, 10 m by default. The landscape is drawn in pixels: other sizes stretch it.
     chunks : mapping, optional
         Dask chunks; None for NumPy arrays.
     south_up : bool
@@ -85,13 +85,13 @@ def synthetic_cube(
     Returns
     -------
     Dataset
-        The bands (time, y, x); ``SCL`` uint8 (time, y, x), the scene classification; ``land_cover`` uint8 (y, x), what
-        was drawn, with flag_values and flag_meanings; ``spatial_ref`` and, along time, ``processing_baseline``.
+        The bands (time, y, x); ``SCL`` uint8 (time, y, x), the scene classification; ``land_cover`` uint8 (y, x), the
+        drawn classes, with flag_values and flag_meanings; ``spatial_ref`` and, along time, ``processing_baseline``.
 
     Raises
     ------
-    ValueError
-        For arguments that cannot be drawn.
+    ArgumentError
+        For arguments that are not acceptable.
     """
     shape, names = _checked_shape(size), _checked_bands(bands)
     arguments.choice("units", units, ("dn", "reflectance"))
@@ -196,7 +196,7 @@ def _acquisition(
 
 
 def _acquire(value: Array, sky: Sky, band: str, speckle: Array) -> Array:
-    """What the instrument sees of `value` under a sky, as float32 at the band's own pixel size."""
+    """Return `value` as observed under a sky, float32 at the band's own pixel size."""
     from scipy import ndimage
 
     k = BANDS.index(band)
@@ -215,7 +215,7 @@ def _acquire(value: Array, sky: Sky, band: str, speckle: Array) -> Array:
 
 
 def _coarsened(value: Array) -> Array:
-    """Pixels of 20 m: means of two by two, repeated as nearest-neighbour resampling does."""
+    """Average to pixels of 20 m and repeat them, as nearest-neighbour resampling does."""
     rows, columns = value.shape
     even = np.pad(value, ((0, rows % 2), (0, columns % 2)), mode="edge")
     mean: Array = 0.25 * (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2])
@@ -236,14 +236,14 @@ class Sky:
 def _draw_sky(rng: np.random.Generator, shape: tuple[int, int], fraction: float) -> Sky:
     from scipy import ndimage
 
-    # The sun stands in the south-east: shadows fall to the north-west, and those of clouds outside the picture into it.
+    # The sun is in the south-east, so shadows fall to the north-west, also those of clouds outside the image.
     margin = (70, 40)
     puffs = noise(rng, (shape[0] + margin[0], shape[1] + margin[1]), 3.1, 150, 5)
     clear = np.zeros(shape, "float32")
     if fraction <= 0:
         return Sky(clear, clear, None, clear)
     billows = np.abs(noise(rng, puffs.shape, 2.8, 26, 3))
-    # A cloud's edge is soft: the classification takes the thinnest fringe for clear.
+    # The edge of a cloud is soft: its thinnest part is classified as clear.
     edge = float(np.quantile(puffs[: shape[0], : shape[1]], 1 - fraction))
     height = puffs - edge - 0.2 * (billows - 0.8)
     thick = smoothstep(-0.3, 0.75, height) ** 1.4
@@ -256,14 +256,14 @@ def _draw_sky(rng: np.random.Generator, shape: tuple[int, int], fraction: float)
 
 
 def _beyond_swath(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """Pixels east of the edge of the swath, which runs from north-north-east to south-south-west."""
+    """Return the pixels east of the edge of the swath, which runs from north-north-east to south-south-west."""
     y, x = np.ogrid[: shape[0], : shape[1]]
     missing: Array = x + 0.23 * (y - shape[0] / 2) > shape[1] * rng.uniform(0.84, 0.92)
     return missing
 
 
 def _classify(landscape: Landscape, sky: Sky, red: Array, infrared: Array) -> Array:
-    """Scene classification at 20 m, from the pixels and what is known to hang above them."""
+    """Return the scene classification at 20 m, from the pixels and the clouds above them."""
     index = (infrared - red) / np.maximum(infrared + red, 1)
     scl = np.where(index > 0.4, np.uint8(4), np.uint8(5))
     scl[landscape.land_cover == LAND_COVER["water"]] = 6
@@ -277,7 +277,7 @@ def _classify(landscape: Landscape, sky: Sky, red: Array, infrared: Array) -> Ar
 
 
 def _encode(value: Array, missing: Array | None, units: str, offset: int, kind: np.dtype[Any]) -> Array:
-    # 0 is kept for "no data", as the products do it.
+    # 0 is reserved for "no data", as in the products.
     dn = np.clip(np.round(value) - offset, 1, 32767 if kind == np.int16 else 65535)
     encoded = dn if units == "dn" else dn / np.float32(10000)
     if missing is not None:
@@ -373,13 +373,13 @@ LAND_COVER = {
 }
 """Classes of the truth layer; 0 does not occur."""
 
-# Random attributes of parcels and blocks are looked up under 16 bits of a hash; two that collide merely look alike.
+# Random attributes of parcels and blocks are stored by 16 bits of a hash; parcels that collide look alike.
 TABLE = 1 << 16
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """What stands where, before any season or light; all arrays (rows, columns)."""
+    """The landscape without season and light; all arrays are (rows, columns)."""
 
     land_cover: Array
     """uint8, values of `LAND_COVER`."""
@@ -408,16 +408,16 @@ class Landscape:
 
 
 def smoothstep(low: float, high: float, x: Array) -> Array:
-    """0 below `low`, 1 above `high`, and a soft step between."""
+    """Return 0 below `low`, 1 above `high`, and a smooth step between."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, int], slope: float, coarsest: float, finest: float = 2) -> Array:
-    """Noise whose spectrum falls as frequency ** -slope between two wavelengths (pixels); mean 0, deviation 1."""
+    """Draw noise whose spectrum falls as frequency ** -slope between two wavelengths (pixels); mean 0, deviation 1."""
     import scipy.fft
 
-    # Room beside the picture, since the noise repeats itself at its borders.
+    # Padded, since the noise is periodic.
     padded = [scipy.fft.next_fast_len(n + int(min(n, coarsest / 2)), real=True) for n in shape]
     spectrum = scipy.fft.rfft2(rng.standard_normal(padded, dtype="float32"))
     squared = scipy.fft.fftfreq(padded[0])[:, None] ** 2 + scipy.fft.rfftfreq(padded[1]) ** 2
@@ -432,7 +432,7 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], slope: float, coarse
 
 
 def draw_landscape(rng: np.random.Generator, shape: tuple[int, int]) -> Landscape:
-    """Draw a countryside of `shape` pixels; equal for equal generators and shapes."""
+    """Draw a landscape of `shape` pixels; equal for equal generators and shapes. Sizes are in pixels of 10 m."""
     from scipy import ndimage
 
     rows, columns = shape
@@ -450,7 +450,7 @@ def draw_landscape(rng: np.random.Generator, shape: tuple[int, int]) -> Landscap
     parcel, row_edge, lot, lot_edge = _parcels(rng, y, x, block, theta)
     chance = rng.random((8, TABLE), dtype="float32")
 
-    # Woods stand on hills and in odd corners; their borders follow those of the blocks, roughened here and there.
+    # Woods are on hills and in odd corners; their borders follow those of the blocks, partly roughened.
     wooded = 0.75 * hills + 0.6 * rough + 1.7 * (chance[0][block] - 0.5) + 0.05 * texture
     wood = wooded > max(float(np.quantile(wooded, 0.68)), -0.5)
     wood |= (chance[1][parcel] < 0.02) & (wooded > np.quantile(wooded, 0.4))
@@ -485,7 +485,7 @@ def draw_landscape(rng: np.random.Generator, shape: tuple[int, int]) -> Landscap
     water = (flood <= 0) | ponds
     cover[water] = LAND_COVER["water"]
 
-    # Lanes and hedges run along the borders of blocks, tracks across them, streets between the lots of a town.
+    # Farm roads and hedges follow the borders of blocks, tracks cross them, streets run between the lots of a town.
     border = chance[5][block]
     lane = np.clip(1.0 - block_edge, 0, 1) * (0.35 + 0.5 * chance[2][block]) * (border > 0.45)
     track = np.maximum(lane, np.clip(0.9 - row_edge, 0, 1) * 0.5 * (chance[1][block] < 0.35))
@@ -523,7 +523,7 @@ def draw_landscape(rng: np.random.Generator, shape: tuple[int, int]) -> Landscap
 
 
 def _hash(*parts: Array | int) -> Array:
-    """16 well-mixed bits of several integers."""
+    """Hash several integers to 16 well-mixed bits."""
     h: Array = np.array(0x9E3779B9, "uint32")
     for part in parts:
         h = (h ^ np.asarray(part).astype("int32").view("uint32")) * np.uint32(0x85EBCA6B)
@@ -534,7 +534,7 @@ def _hash(*parts: Array | int) -> Array:
 
 
 def _blocks(rng: np.random.Generator, y: Array, x: Array) -> tuple[Array, Array, Array]:
-    """Cells of a jittered lattice: (hash of the cell, distance to its border, orientation of its fields by hash)."""
+    """Return cells of a jittered lattice: hash of the cell, distance to its border, and orientation by hash."""
     turn = rng.uniform(0, np.pi)
     u = np.float32(np.cos(turn) / 82) * x + np.float32(np.sin(turn) / 82) * y
     v = np.float32(np.cos(turn) / 56) * y - np.float32(np.sin(turn) / 56) * x
@@ -560,7 +560,7 @@ def _blocks(rng: np.random.Generator, y: Array, x: Array) -> tuple[Array, Array,
 def _parcels(
     rng: np.random.Generator, y: Array, x: Array, block: Array, theta: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Strips of fields across each block: (hash of the parcel, distance to its end); and building lots: the same."""
+    """Return parcels across each block (hash, distance to the end), and building lots (hash, distance)."""
     width = rng.uniform(4.5, 15, TABLE).astype("float32")
     length = rng.uniform(18, 55, TABLE).astype("float32")
     start = rng.uniform(0, 60, TABLE).astype("float32")
@@ -581,7 +581,7 @@ def _parcels(
 
 
 def _river(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Array, Array]:
-    """Distance (pixels) of every pixel to the middle of a meandering river, and half the river's width there."""
+    """Return the distance (pixels) of every pixel to the middle of a meandering river, and half its width there."""
     from scipy import ndimage
 
     extent = float(max(shape))
@@ -592,7 +592,7 @@ def _river(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Array, Arr
     main = rng.uniform(-0.5, 0.5) + (np.pi / 2 if rng.random() < 0.4 else 0)
     heading = main + waves
     path = np.cumsum(0.5 * np.stack([np.sin(heading), np.cos(heading)]), axis=1)
-    # Through the middle of the picture, or a little off it.
+    # Through the middle of the image, or near it.
     middle = np.array(shape) * (0.5 + rng.uniform(-0.12, 0.12, 2))
     path += (middle - path[:, path.shape[1] // 2])[:, None]
     margin = 40
@@ -606,7 +606,7 @@ def _river(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Array, Arr
 
 
 def _towns(rng: np.random.Generator, shape: tuple[int, int], river: Array) -> tuple[list[tuple[float, float]], Array]:
-    """Centres of a town and of villages, and the density of settlement (1 at a centre)."""
+    """Return the centres of a town and of villages, and the density of settlement (1 at a centre)."""
     extent = min(shape)
     y, x = (a.astype("float32") for a in np.ogrid[: shape[0], : shape[1]])
     count = 1 + int(shape[0] * shape[1] / 1.1e5)
@@ -634,7 +634,7 @@ def _towns(rng: np.random.Generator, shape: tuple[int, int], river: Array) -> tu
 
 
 def _ponds(rng: np.random.Generator, flood: Array, built: Array) -> tuple[Array, Array]:
-    """Gravel pits beside the river, as rounded rectangles, and their bare shores."""
+    """Return gravel pits beside the river, as rounded rectangles, and their bare shores."""
     ponds, shores = np.zeros(flood.shape, bool), np.zeros(flood.shape, bool)
     near = np.argwhere((flood > 25) & (flood < 60) & ~built)
     for _ in range(round(flood.size / 1.8e5) if len(near) else 0):
@@ -655,7 +655,7 @@ def _ponds(rng: np.random.Generator, flood: Array, built: Array) -> tuple[Array,
 
 
 def _roads(rng: np.random.Generator, shape: tuple[int, int], centres: list[tuple[float, float]]) -> Array:
-    """Cover of main roads: from village to town, and one trunk road across."""
+    """Return the cover of main roads: from village to town, and one trunk road across."""
     cover = np.zeros(shape, "float32")
     town = np.array(centres[0])
     for centre in centres[1:]:
@@ -695,7 +695,7 @@ def _curve(rng: np.random.Generator, cover: Array, start: Array, end: Array, str
 
 BANDS = WAVELENGTH_BANDS
 
-# Bottom-of-atmosphere reflectance x 10000 of ten surfaces as they commonly look, in the order of BANDS.
+# Typical bottom-of-atmosphere reflectance x 10000 of surfaces, in the order of BANDS.
 SPECTRA: Mapping[str, tuple[int, ...]] = {
     "clear_water": (330, 400, 230, 190, 130, 120, 100, 90, 50, 40),
     "river": (470, 650, 500, 460, 290, 270, 220, 200, 100, 70),
@@ -754,7 +754,7 @@ class Season:
 
     @classmethod
     def of(cls, day: int, seed: int) -> Season:
-        """What grows on `day` of the year; a parcel has the same crop, and its own pace, on all days of a seed."""
+        """Return the spectra on `day` of the year; a parcel keeps its crop and pace on all days of a seed."""
         now = np.asarray(day, "float32")
         fields, by_moisture = _fields(now, np.random.default_rng((seed, 0xF1E1D)))
         leaf = smoothstep(98, 132, now) * (1 - smoothstep(280, 315, now))
@@ -799,7 +799,7 @@ def _fields(day: Array, rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 class Surfaces:
-    """Reflectance of a landscape, without sky; what days and bands share is worked out once."""
+    """Reflectance of a landscape, without sky; quantities that days and bands share are computed once."""
 
     def __init__(self, landscape: Landscape) -> None:
         self.landscape = landscape
@@ -817,7 +817,7 @@ class Surfaces:
         self.lit = np.where(cover == LAND_COVER["water"], np.float32(1), landscape.shade)
 
     def reflect(self, season: Season, band: str) -> Array:
-        """Reflectance x 10000 of one band, float32 (rows, columns)."""
+        """Return reflectance x 10000 of one band, float32 (rows, columns)."""
         k = BANDS.index(band)
         of = {name: np.float32(s[k]) for name, s in SPECTRA.items()}
         value: Array = season.fields[:, k][self.parcel] + season.by_moisture[:, k][self.parcel] * self.moisture

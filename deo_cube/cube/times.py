@@ -1,14 +1,13 @@
-"""Read the labels along a time dimension as dates, or keep them as labels. Nothing is guessed.
+"""Read the labels along a time dimension as dates, or keep them as labels, without guessing.
 
-Dates become ``datetime64[ns]`` in UTC without a zone, which every store and every reader takes. What is read as dates:
+Dates become ``datetime64[ns]`` in UTC without a zone, which every store and reader accepts. These are read as dates:
 
 - datetimes of any resolution, with or without a zone; `datetime.date`; cftime of the standard calendar
 - ISO 8601 strings (``2021-06-01T10:30:00Z``, ``2021-06``, ``2021``), ``YYYYMMDD``, ``YYYYMMDDTHHMMSS``
-- integers that are a year, a date or a time since 1970 in one reading only (`INTEGERS`)
+- integers with a single interpretation as a year, a date or a time since 1970 (`INTEGERS`)
 - periods, by their start; numbers with CF units such as "days since 2015-01-01"
 
-Other labels (step numbers, days of a year, "before" and "after") stay what they are. A verb that needs dates refuses
-them.
+Other labels (step numbers, days of a year, "before" and "after") are kept. A verb that needs dates refuses them.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ __all__ = [
 
 Array = NDArray[Any]
 
-#: Years that a bare number may mean. Earlier and later ones are more likely something else.
+#: Years that a bare number may mean. Earlier and later ones are more likely other numbers.
 _YEARS = range(1972, 2101)
 #: Calendars of cftime whose days are those of `datetime64`.
 _STANDARD = ("standard", "gregorian", "proleptic_gregorian")
@@ -68,10 +67,10 @@ def _between(low: str, high: str, unit: str) -> Callable[[Array], bool]:
 
 def _integer_dates(numbers: Array, pattern: str) -> Array | None:
     try:
-        found = pd.to_datetime([str(n) for n in numbers.tolist()], format=pattern)
+        dates = pd.to_datetime([str(n) for n in numbers.tolist()], format=pattern)
     except ValueError:
         return None
-    return None if not all(y in _YEARS for y in found.year) else np.asarray(found.as_unit("ns").to_numpy())
+    return None if not all(y in _YEARS for y in dates.year) else np.asarray(dates.as_unit("ns").to_numpy())
 
 
 #: How a column of integers may be read: the name of the reading, digits, and the format of `strptime`. Their ranges do
@@ -88,13 +87,13 @@ _EPOCHS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "na
 
 
 def of_integers(numbers: Array) -> tuple[Array, str] | None:
-    """Dates and the reading that gives them; None where no reading does."""
+    """Return dates of integers and the name of their interpretation, or None."""
     digits = {len(str(n)) for n in numbers.tolist()}
     for reading, length, pattern in INTEGERS:
         if digits == {length} and not (length == 6 and numbers.min() < 201301):
-            found = _integer_dates(numbers, pattern)
-            if found is not None:
-                return found, reading
+            dates = _integer_dates(numbers, pattern)
+            if dates is not None:
+                return dates, reading
     for unit, word in _EPOCHS.items():
         if _between("2015-06-23", "2101-01-01", unit)(numbers):
             return numbers.astype("int64").astype(f"M8[{unit}]").astype("M8[ns]"), f"{word} since 1970"
@@ -102,7 +101,7 @@ def of_integers(numbers: Array) -> tuple[Array, str] | None:
 
 
 def of_value(value: Any) -> tuple[pd.Timestamp, str] | None:
-    """A timestamp in UTC, and how it was read where that is more than notation; None for what is no date."""
+    """Return a timestamp in UTC and a note on its interpretation, if it needs one; None for other values."""
     try:
         if isinstance(value, str):
             return _of_text(value.strip())
@@ -113,8 +112,8 @@ def of_value(value: Any) -> tuple[pd.Timestamp, str] | None:
         if isinstance(value, pd.Period):
             return value.start_time, "periods, by their first instant"
         if is_cftime(value):
-            found = of_cftime(np.array([value], object))
-            return None if found is None else (pd.Timestamp(found[0]), "")
+            dates = of_cftime(np.array([value], object))
+            return None if dates is None else (pd.Timestamp(dates[0]), "")
         if isinstance(value, (dt.date, np.datetime64)):
             stamp = pd.Timestamp(value)
             if stamp.tzinfo is None:
@@ -130,10 +129,10 @@ def _of_text(text: str) -> tuple[pd.Timestamp, str] | None:
     if len(text) > 64:
         return None
     if re.fullmatch(r"\d+", text) and len(text) in (4, 6, 7, 8, 14):
-        found = of_integers(np.array([int(text)])) if not text.startswith("0") else None
-        if found is None:
+        dates = of_integers(np.array([int(text)])) if not text.startswith("0") else None
+        if dates is None:
             return None
-        return pd.Timestamp(found[0][0]), found[1] if len(text) < 8 else ""
+        return pd.Timestamp(dates[0][0]), dates[1] if len(text) < 8 else ""
     if _ORDINAL.fullmatch(text):
         return pd.to_datetime(text, format="%Y-%j"), ""
     if m := _COMPACT.fullmatch(text):
@@ -165,7 +164,7 @@ def is_cftime(value: Any) -> bool:
 
 
 def of_cftime(values: Array) -> Array | None:
-    """Dates of the standard calendar; None for other calendars, whose days `datetime64` does not have."""
+    """Convert dates of the standard calendar; None for other calendars, whose days `datetime64` does not have."""
     if not all(is_cftime(v) and v.calendar in _STANDARD for v in values):
         return None
     try:
@@ -183,10 +182,10 @@ Cube = TypeVar("Cube", xr.Dataset, xr.DataArray)
 
 @dataclass(frozen=True)
 class Times:
-    """Labels along time as they go into a result.
+    """Labels along time for a result.
 
-    `values` is ``datetime64[ns]``, or labels of another type; None where there is no label at all. `note` says what a
-    user should know about the reading, empty where nothing changed but the notation.
+    `values` is ``datetime64[ns]``, or labels of another type; None without labels. `note` tells users how the labels
+    were interpreted; it is empty where only the notation changed.
     """
 
     values: Array | None
@@ -194,7 +193,7 @@ class Times:
 
     @property
     def dated(self) -> bool:
-        """Whether the labels are dates."""
+        """True if the labels are dates."""
         return self.values is not None and self.values.dtype.kind == "M"
 
 
@@ -219,7 +218,7 @@ def read_times(variable: xr.Variable, name: str = "time") -> Times:
     if periods:
         return Times(values, f"the periods along {name!r} are read as their first instant")
     if values.dtype.kind == "O" and values.size and all(is_missing(v) for v in values.ravel()):
-        return Times(None, f"no label along {name!r} is there, all are missing")
+        return Times(None, f"all labels along {name!r} are missing")
     flat = values.ravel()
     times = _of_numbers(flat, variable.attrs, name) if values.dtype.kind in "iuf" else _of_others(flat, name)
     if times.dated and np.isnat(times.values).any():  # type: ignore[arg-type]
@@ -236,7 +235,7 @@ def dates(variable: xr.Variable | xr.DataArray | None, purpose: str, name: str =
     variable : Variable or DataArray, optional
         The coordinate. None: the cube has none.
     purpose : str
-        What needs dates, for the message.
+        The subject that needs dates, for the message.
     name : str
         Of the coordinate.
 
@@ -276,14 +275,14 @@ def check_times(cube: xr.Dataset | xr.DataArray, time: str | None) -> None:
     if times is None or times.ndim != 1:
         return
     index = pd.Index(times, tupleize_cols=False)
-    index = index[index.notna()]  # of dates that are missing nothing is known
+    index = index[index.notna()]  # missing dates may differ
     if not index.is_unique:
         twice = index[index.duplicated()].unique()
         raise ArgumentError(
             f"{len(twice)} of the cube's times occur more than once (first: {twice[0]}), as where stackstac stacks the "
-            "tiles of one pass: the embeddings of one time would lie in several rows. Merge them, cube = "
-            "deo_cube.composite(cube, 'first', freq='D', mask=False), or load with groupby='solar_day'; to keep them "
-            f"apart give each a time of its own, cube.assign_coords({time}=...)"
+            "tiles of one pass: the result would have several rows per time. Merge them, cube = "
+            "deo_cube.composite(cube, 'first', freq='D', mask=False), or load with groupby='solar_day'; to keep "
+            f"them, give each its own time, cube.assign_coords({time}=...)"
         )
 
 
@@ -297,14 +296,14 @@ def as_dated(cube: Cube, time: str, purpose: str) -> Cube:
     """
     source = dating(cube, time)
     coord = cube.coords.get(source)
-    found = dates(None if coord is None or coord.dims != (time,) else coord, purpose, time)
+    own_dates = dates(None if coord is None or coord.dims != (time,) else coord, purpose, time)
     levels: list[Any] = [n for n, c in cube.coords.items() if n in cube.indexes and c.dims == (time,)]
     cube = cube.drop_vars([n for n in cube.coords if n in (source, "time", time, *levels)])
-    return cube.rename({time: "time"} if time != "time" else {}).assign_coords(time=("time", found.to_numpy()))
+    return cube.rename({time: "time"} if time != "time" else {}).assign_coords(time=("time", own_dates.to_numpy()))
 
 
 def dating(cube: xr.Dataset | xr.DataArray, time: str) -> str:
-    """Name of the coordinate that dates the steps: the dimension's own, unless only one called "time" has dates."""
+    """Return the coordinate with the dates: the dimension's own, unless only one called "time" has dates."""
     other = cube.coords.get("time")
     if time == "time" or other is None or other.dims != (time,):
         return time
@@ -313,19 +312,19 @@ def dating(cube: xr.Dataset | xr.DataArray, time: str) -> str:
 
 
 def holds_dates(variable: xr.Variable) -> bool:
-    """Return whether the labels are dates by type or notation: not numbers, which may be anything."""
+    """Return whether the labels are dates by type or notation; numbers are not, as they may mean anything."""
     if isinstance(variable.dtype, np.dtype) and variable.dtype.kind in "iufbcmV":
         return False
     return variable.ndim < 2 and read_times(variable).dated
 
 
 def to_numpy(variable: xr.Variable) -> Array:
-    """Values as a NumPy array of plain types: of pandas' extension types, and on Dask, too."""
+    """Return values as a NumPy array of plain types, also of pandas' extension types and Dask arrays."""
     return _unboxed(variable)[0]
 
 
 def _unboxed(variable: xr.Variable) -> tuple[Array, str, bool]:
-    """Plain values; the name of a zone other than UTC; whether they were periods."""
+    """Return plain values, the name of a zone other than UTC, and whether they were periods."""
     dtype: Any = variable.dtype
     if isinstance(dtype, np.dtype):
         values = np.asarray(variable.values)
@@ -356,14 +355,14 @@ def _nullable(index: Any) -> Array:
 
 
 def _datetimes(values: Array) -> Array:
-    """As nanoseconds; ISO text where these cannot hold a date (before 1678, after 2261)."""
+    """Convert to nanoseconds, or to ISO text where these cannot hold a date (before 1678, after 2261)."""
     try:
         return np.asarray(pd.DatetimeIndex(values.ravel()).as_unit("ns").to_numpy()).reshape(values.shape)
     except (pd.errors.OutOfBoundsDatetime, OverflowError, ValueError):
         return np.asarray(np.datetime_as_string(values.astype("M8[s]"))).astype(object)
 
 
-# --- integers ---
+# --- labels that are numbers ---
 
 
 def _of_numbers(values: Array, attrs: Any, name: str) -> Times:
@@ -371,24 +370,25 @@ def _of_numbers(values: Array, attrs: Any, name: str) -> Times:
         decoded = of_units(values, attrs)
         if decoded is not None:
             return Times(decoded, f"the numbers along {name!r} are read by their units, {attrs['units']!r}")
-    there = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    if there.size and (there == np.floor(there)).all() and (np.abs(there) < 2**62).all():
-        found = of_integers(there.astype("int64"))
-        if found is not None:
+    present = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if present.size and (present == np.floor(present)).all() and (np.abs(present) < 2**62).all():
+        dates_and_reading = of_integers(present.astype("int64"))
+        if dates_and_reading is not None:
+            dates, reading = dates_and_reading
             out = np.full(values.shape, "NaT", "M8[ns]")
-            out[np.isfinite(values)] = found[0]
-            return Times(out, f"the numbers along {name!r} are read as {found[1]}: {_first(found[0])}")
+            out[np.isfinite(values)] = dates
+            return Times(out, f"the numbers along {name!r} are read as {reading}: {_first(dates)}")
     return Times(values, _kept(values, name) if _like_dates(values) else "")
 
 
 def of_units(values: Array, attrs: Any) -> Array | None:
-    """Dates of numbers with CF units (1-d); None where these are none that can be read."""
+    """Convert numbers with CF units (1-d) to dates; None where the units cannot be read."""
     plain = {k: attrs[k] for k in ("units", "calendar") if k in attrs}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             decoded = xr.decode_cf(xr.Dataset({"t": ("t", values, plain)}), decode_timedelta=False)["t"].values
-    except Exception:  # units as people write them, of which xarray makes errors of many kinds
+    except Exception:  # xarray raises errors of many types for unusual units
         return None
     if decoded.dtype.kind == "O":
         return of_cftime(decoded.ravel())
@@ -396,11 +396,11 @@ def of_units(values: Array, attrs: Any) -> Array | None:
 
 
 def _like_dates(numbers: Array) -> bool:
-    """Days of a year, numbers of days: what a user may take for dates. Not 0, 1, 2, which count steps."""
+    """Return whether a user may take numbers for dates: days of a year, but not 0, 1, 2, which count steps."""
     return bool(np.nanmax(np.abs(numbers.astype(float)), initial=0) > numbers.size)
 
 
-# --- strings and objects ---
+# --- labels that are strings or objects ---
 
 
 def _of_others(values: Array, name: str) -> Times:
@@ -409,18 +409,20 @@ def _of_others(values: Array, name: str) -> Times:
     if values.dtype.kind in "bm":
         return Times(values)
     if values.dtype.kind not in "USOT":
-        return Times(None, f"the labels along {name!r} are {values.dtype}, which no store holds: left out")
+        return Times(None, f"the labels along {name!r} are {values.dtype}, which a store cannot hold: left out")
     labels = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values.tolist()]
     if all(is_cftime(v) for v in labels):
-        found = of_cftime(values)
-        return Times(values if found is None else found)
-    there = [v for v in labels if not is_missing(v)]
-    if there and all(isinstance(v, (int, np.integer, float, np.floating)) and not isinstance(v, bool) for v in there):
+        standard = of_cftime(values)
+        return Times(values if standard is None else standard)
+    present = [v for v in labels if not is_missing(v)]
+    if present and all(
+        isinstance(v, (int, np.integer, float, np.floating)) and not isinstance(v, bool) for v in present
+    ):
         numbers = np.array([np.nan if is_missing(v) else v for v in labels])
         return _of_numbers(numbers.astype("f8") if numbers.dtype.kind == "O" else numbers, {}, name)
-    parsed = [of_value(v) for v in there]
+    parsed = [of_value(v) for v in present]
     readings = {p[1] for p in parsed if p is not None}
-    if there and all(p is not None for p in parsed) and len(readings - {""}) <= 1:
+    if present and all(p is not None for p in parsed) and len(readings - {""}) <= 1:
         stamps = iter(p[0] for p in parsed if p is not None)
         try:
             out = [pd.NaT if is_missing(v) else next(stamps) for v in labels]
@@ -431,14 +433,16 @@ def _of_others(values: Array, name: str) -> Times:
             reading = next(iter(readings - {""}), "")
             return Times(dated, f"the labels along {name!r} are read as {reading}: {_first(dated)}" if reading else "")
     words = [text(plain(v)) for v in labels]
-    strange = next((type(v).__name__ for v, w in zip(labels, words, strict=True) if w is None), None)
-    if strange is not None:
-        return Times(None, f"the labels along {name!r} are objects ({strange}), which no store holds: left out")
-    kept = np.empty(len(labels), object)
-    kept[:] = words
-    odd = [str(text(plain(v))) for v, p in zip(there, parsed, strict=True) if p is None]
-    noted = len(odd) < len(there) or any(re.search(r"\d[-/. ]\d|\d{4}", w) for w in odd)
-    return Times(kept, _kept(kept, name) if noted else "")
+    unsupported = next((type(v).__name__ for v, w in zip(labels, words, strict=True) if w is None), None)
+    if unsupported is not None:
+        return Times(
+            None, f"the labels along {name!r} are objects ({unsupported}), which a store cannot hold: left out"
+        )
+    texts = np.empty(len(labels), object)
+    texts[:] = words
+    odd = [str(text(plain(v))) for v, p in zip(present, parsed, strict=True) if p is None]
+    noted = len(odd) < len(present) or any(re.search(r"\d[-/. ]\d|\d{4}", w) for w in odd)
+    return Times(texts, _kept(texts, name) if noted else "")
 
 
 # --- messages ---
@@ -450,19 +454,19 @@ def _first(values: Iterable[Any]) -> str:
 
 
 def _kept(values: Array, name: str) -> str:
-    return f"{_shown(values, name)}, and stay labels. {_advice(values, name)}"
+    return f"{_shown(values, name)}, and are kept as labels. {_advice(values, name)}"
 
 
 def _shown(values: Array | None, name: str) -> str:
     if values is None:
-        return f"no label along {name!r} is there"
+        return f"there are no labels along {name!r}"
     flat = np.ravel(values)
-    kind = "dates of another calendar" if flat.size and is_cftime(flat[0]) else "no dates"
+    kind = "dates of another calendar" if flat.size and is_cftime(flat[0]) else "not dates"
     return f"the labels along {name!r} ({_first(flat)}) are {kind}"
 
 
 def _advice(values: Array | None, name: str) -> str:
-    """The assignment that makes dates of labels. It is followed to the letter in the tests."""
+    """Return the assignment that converts labels to dates. The tests execute it."""
     flat: Sequence[Any] = [] if values is None else np.ravel(values).tolist()
     if len(flat) and is_cftime(flat[0]):
         return (

@@ -276,7 +276,7 @@ class Evidence:
 
     @property
     def stackstac(self) -> bool:
-        """Whether these are floats as stackstac returns them."""
+        """True if these are floats as stackstac returns them."""
         floats = all(la.dtype.kind == "f" for la in self.layers)
         return floats and type(self.cube.attrs.get("spec")).__name__ == "RasterSpec"
 

@@ -156,7 +156,7 @@ def test_tiles_of_one_day_become_one_image_clouds_and_all():
 def test_a_band_dimension_and_refusals():
     ds = cube()[list(MODEL_BANDS)]
     xr.testing.assert_allclose(composite(ds.to_dataarray("band")).B05, composite(ds).B05)
-    with pytest.raises(ValueError, match="no dimension of time"):
+    with pytest.raises(ValueError, match="time"):
         composite(ds.isel(time=0))
     with pytest.raises(MissingBandsError, match="no variable is named"):
         composite(ds[["B02"]].rename(B02="first"))

