@@ -118,6 +118,7 @@ BUILTIN_RAISES = {
     "embedding.tiles": (1, "a fault of this package"),
     "heads.base": (4, "caught in load_head, with what a damaged file raises"),
     "heads.rasters": (1, "caught beside, with what a legend raises"),
+    "testing": (1, "fails a test"),
     "train.samples": (1, "the protocol of sequences"),
 }
 BUILTINS = {n for n, e in vars(builtins).items() if isinstance(e, type) and issubclass(e, Exception)}

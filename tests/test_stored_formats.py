@@ -9,6 +9,8 @@ import functools
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,34 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
+import torch
 import xarray as xr
 import zarr
 
 import deo_cube
+from deo_cube import testing
 from deo_cube.embedding import metadata
-from deo_cube.encoder import registry
-from tests.embedding.conftest import cube_at, means, means_card
+from deo_cube.testing import cube_at, means_card
 
 RECORDED = Path(__file__).parent / "data" / "stored_formats.json"
 #: Their versions decide compressed bytes, metadata documents and the tokens of graphs.
 LIBRARIES = ("dask", "numcodecs", "numpy", "xarray", "zarr")
 DTYPES = ("float32", "float16", "int8")
+
+
+# Not the function of deo_cube.testing, which may change: the recorded fingerprint depends on this code and docstring.
+def means(batch: torch.Tensor, patch: int = 4) -> torch.Tensor:
+    """Patch means of each band, and the tile's mean of each band: what a patch is, and what attention sees."""
+    patches = torch.nn.functional.avg_pool2d(batch, patch)
+    tile = batch.mean((2, 3), keepdim=True).expand(-1, -1, *patches.shape[2:])
+    return torch.cat([patches, tile], 1)
+
+
+@contextmanager
+def registered_means() -> Iterator[None]:
+    with testing.registered_means():
+        deo_cube.register_encoder(means_card(), functools.partial(functools.partial, means))
+        yield
 
 
 def sha(data: bytes) -> str:
@@ -106,9 +124,9 @@ FACTS = {
 
 
 @pytest.fixture(autouse=True)
-def means_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    deo_cube.register_encoder(means_card(), functools.partial(functools.partial, means))
+def means_encoder() -> Iterator[None]:
+    with registered_means():
+        yield
 
 
 @pytest.mark.parametrize("subject", FACTS)
@@ -137,8 +155,8 @@ def test_a_store_whose_reasons_were_worded_otherwise_resumes(tmp_path: Path, mon
 
 def record(folder: Path) -> None:
     """Write the present facts."""
-    deo_cube.register_encoder(means_card(), functools.partial(functools.partial, means))
-    facts: dict[str, Any] = {"made with": libraries()} | {k: f(folder) for k, f in FACTS.items()}
+    with registered_means():
+        facts: dict[str, Any] = {"made with": libraries()} | {k: f(folder) for k, f in FACTS.items()}
     RECORDED.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

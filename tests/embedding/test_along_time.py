@@ -36,7 +36,7 @@ def objects(*values: object) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def cube() -> xr.Dataset:
-    from tests.embedding.conftest import cube_at
+    from deo_cube.testing import cube_at
 
     return cube_at((36, 36))
 

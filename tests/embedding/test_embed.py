@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
-import dask
 import numpy as np
 import pytest
 import torch
@@ -15,21 +14,18 @@ from hypothesis import strategies as st
 
 import deo_cube
 from deo_cube import errors
+from deo_cube.constants import MODEL_BANDS as BANDS
 from deo_cube.cube import georeference
 from deo_cube.embedding.embed import embed
 from deo_cube.encoder.card import Layer
 from deo_cube.encoder.encoder import Encoder
-from tests.embedding.conftest import BANDS, cube_at, means_card
+from deo_cube.testing import cube_at, means_card, raise_if_dask_computes
 
 SMALL = {"model": "means", "dtype": "float32", "block": 48}
 
 
-class Computed(Exception):
-    """Raised by a scheduler that must not be asked."""
-
-
 def never(*args: object, **kwargs: object) -> None:
-    raise Computed
+    raise AssertionError("encoded")
 
 
 def chunkings(n: int) -> st.SearchStrategy[tuple[int, ...]]:
@@ -104,11 +100,11 @@ def test_anchor_array_starts_the_tiles_at_the_corner() -> None:
 
 def test_embedding_a_dask_cube_computes_nothing() -> None:
     cube = cube_at((64, 64), chunks={"time": 1, "y": 30, "x": 30})
-    with dask.config.set(scheduler=never):
+    with raise_if_dask_computes():
         emb = embed(cube, **SMALL)
         emb.isel(time=0).sel(x=slice(0, 10**6))
         repr(emb)
-        with pytest.raises(Computed):
+        with pytest.raises(AssertionError):
             emb.compute()
 
 
@@ -520,7 +516,7 @@ def test_mistakes_are_raised_at_the_call(
     change: Callable[[xr.Dataset], xr.Dataset], options: dict, error: type[Exception], says: str
 ) -> None:
     cube = change(cube_at((40, 40), chunks={"y": 20, "x": 20}))
-    with dask.config.set(scheduler=never), pytest.raises(error, match=f"(?s){says}"):
+    with raise_if_dask_computes(), pytest.raises(error, match=f"(?s){says}"):
         embed(cube, **({"model": "means"} | options))
 
 
@@ -534,7 +530,7 @@ def test_int8_without_a_measured_scale_is_refused() -> None:
     import functools
 
     from deo_cube.encoder.registry import register_encoder
-    from tests.embedding.conftest import means
+    from deo_cube.testing import means
 
     register_encoder(card, functools.partial(functools.partial, means))
     with pytest.raises(errors.UnknownModelError, match="no int8 scale.*float16"):
@@ -557,7 +553,7 @@ def test_tiles_cut_shorter_change_nothing_away_from_the_edge() -> None:
     import functools
 
     from deo_cube.encoder.registry import register_encoder
-    from tests.embedding.conftest import local
+    from deo_cube.testing import local
 
     for alias, trim in (("whole", 0), ("cut", 8)):
         fields = {"name": f"{alias}.v1", "alias": alias, "trim": trim, "layers": (Layer("local", 10, 4),)}
@@ -586,7 +582,7 @@ def test_coordinates_that_chunk_put_on_dask_are_no_pixels() -> None:
     cube = cube.assign({n: v + xr.DataArray([0, 1000], dims="time").astype(v.dtype) for n, v in carried.items()})
     cube = cube.assign_coords(boa_add_offset=("time", [0, -1000])).chunk(time=1, y=32, x=32)
     assert cube.boa_add_offset.chunks
-    with dask.config.set(scheduler=never):
+    with raise_if_dask_computes():
         emb = embed(cube, **SMALL)
     a, b = cube.isel(time=0), cube.isel(time=1)
     np.testing.assert_array_equal(emb.values[0], embed(a, offset=0, **SMALL).values)

@@ -24,7 +24,7 @@ from deo_cube.embedding.embed import embed
 from deo_cube.embedding.graph import BlockIndex, Gather, Output, as_fields, map_blocks_with_halo, read_amplification
 from deo_cube.embedding.tiles import TilePlan, mirror
 from deo_cube.store.write import to_zarr
-from tests.embedding.conftest import cube_at
+from deo_cube.testing import cube_at
 
 DIMS = ("time", None, "y", "x")
 

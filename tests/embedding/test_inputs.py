@@ -22,7 +22,7 @@ from deo_cube.store import create, storage
 from deo_cube.store import write as writer
 from deo_cube.store.open import open_embeddings, status, verify_store
 from deo_cube.store.write import to_zarr
-from tests.embedding.conftest import cube_at
+from deo_cube.testing import cube_at
 
 SMALL: dict[str, Any] = {"model": "means", "dtype": "float32", "block": 24}
 
@@ -217,7 +217,7 @@ dask.config.set({"array.query-planning": sys.argv[1] == "on"})
 import functools
 import dask.array
 import deo_cube
-from tests.embedding.conftest import cube_at, means, means_card
+from deo_cube.testing import cube_at, means, means_card
 deo_cube.register_encoder(means_card(), functools.partial(functools.partial, means))
 assert bool(dask.array.ARRAY_EXPR_ENABLED) == (sys.argv[1] == "on")
 cube = cube_at(chunks={"time": 2, "y": 50, "x": 64})

@@ -17,7 +17,7 @@ import deo_cube
 from deo_cube.embedding import metadata, runtime, transfer
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import DeviceError, StoreMismatchError
-from tests.embedding.conftest import cube_at
+from deo_cube.testing import cube_at
 
 
 @pytest.fixture

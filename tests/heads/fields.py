@@ -10,6 +10,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube.georeference import assign_grid
+from deo_cube.testing import CountingScheduler
 
 
 def truth(rows: int, cols: int) -> np.ndarray:
@@ -63,8 +64,8 @@ def on_dask(a: xr.DataArray, rows: int, cols: int) -> xr.DataArray:
     return a.chunk({y: rows, x: cols, "embedding": -1} | ({"time": 1} if "time" in a.dims else {}))
 
 
-def no_compute(dsk, keys, **kwargs):
-    raise AssertionError("something was computed at the call")
+#: A scheduler that fails the test which computes.
+no_compute = CountingScheduler(max_computes=0)
 
 
 def clicks(emb, n=6, seed=0):

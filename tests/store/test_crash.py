@@ -15,7 +15,7 @@ from benchmarks import crash
 from deo_cube.embedding.embed import embed
 from deo_cube.store.open import verify_store
 from deo_cube.store.write import to_zarr
-from tests.embedding.conftest import cube_at
+from deo_cube.testing import cube_at
 from tests.store.test_write import tree
 
 FORK = multiprocessing.get_context("forkserver")
@@ -38,7 +38,7 @@ def killed(path: Path, log: Path, kill_at: int, name: str) -> None:
     import functools
 
     from deo_cube.encoder.registry import register_encoder
-    from tests.embedding.conftest import means, means_card
+    from deo_cube.testing import means, means_card
 
     register_encoder(means_card(), functools.partial(functools.partial, means))
     _, cube, options = CALLS[name]

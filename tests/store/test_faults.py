@@ -17,15 +17,16 @@ import pytest
 import rasterio
 import xarray as xr
 
+from deo_cube.constants import MODEL_BANDS as BANDS
 from deo_cube.cube.stac import load_cube
 from deo_cube.embedding import chunks
 from deo_cube.embedding.embed import embed
 from deo_cube.store import storage
 from deo_cube.store.open import open_embeddings, status, verify_store
 from deo_cube.store.write import to_zarr
+from deo_cube.testing import cube_at
 from tests.cube.items import flat, product, remote
 from tests.cube.range_server import Served, serve
-from tests.embedding.conftest import BANDS, cube_at
 from tests.store.test_write import SMALL, tree, undisturbed  # noqa: F401
 
 
@@ -166,7 +167,7 @@ sys.path.insert(0, {root!r})
 from deo_cube.encoder.registry import register_encoder
 from deo_cube.embedding.embed import embed
 from deo_cube.store.write import to_zarr
-from tests.embedding.conftest import cube_at, means, means_card
+from deo_cube.testing import cube_at, means, means_card
 
 register_encoder(means_card(), functools.partial(functools.partial, means))
 emb = embed(cube_at((300, 300)), model="means", dtype="float32", block=192)

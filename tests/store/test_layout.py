@@ -22,7 +22,7 @@ from deo_cube.store import create
 from deo_cube.store.layout import Layout
 from deo_cube.store.open import open_embeddings, status, verify_store
 from deo_cube.store.write import to_zarr
-from tests.embedding.conftest import cube_at
+from deo_cube.testing import cube_at
 
 SMALL = {"model": "means", "dtype": "float32", "block": 48}
 

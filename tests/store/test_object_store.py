@@ -15,7 +15,7 @@ from deo_cube.errors import MissingExtraError, StoreMismatchError
 from deo_cube.store import layout, run_local, storage
 from deo_cube.store.open import is_embeddings, open_embeddings, status, verify_store
 from deo_cube.store.write import to_zarr
-from tests.embedding.conftest import cube_at
+from deo_cube.testing import cube_at
 
 obstore = pytest.importorskip("obstore")
 moto_server = pytest.importorskip("moto.server")

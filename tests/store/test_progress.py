@@ -19,7 +19,7 @@ from deo_cube.progress import Progress, duration
 from deo_cube.store import create, storage
 from deo_cube.store.open import verify_store
 from deo_cube.store.write import to_zarr
-from tests.embedding.conftest import cube_at
+from deo_cube.testing import cube_at
 from tests.store.test_write import SMALL
 
 LINE = re.compile(r"embed means: (\d+) of 60 blocks done, [\d.e+-]+ km²/s, [\d.]+ (s|min|h) left")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import shutil
 import signal
@@ -25,13 +24,12 @@ from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 from deo_cube import cli
 from deo_cube.embedding import node_weights, runtime
 from deo_cube.embedding.embed import embed
-from deo_cube.encoder import registry
-from deo_cube.encoder.registry import register_encoder, resolve
+from deo_cube.encoder.registry import resolve
 from deo_cube.errors import DeviceError, SchedulerError
 from deo_cube.store.open import status
 from deo_cube.store.run_distributed import WorkerPool
 from deo_cube.store.write import to_zarr
-from tests.embedding.conftest import cube_at, means, means_card
+from deo_cube.testing import cube_at, registered_means
 from tests.store.test_write import SMALL, tree
 
 
@@ -58,11 +56,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     path = tmp_path_factory.mktemp("undisturbed") / "e.zarr"
-    before = dict(registry._registered)
-    register_encoder(means_card(), functools.partial(functools.partial, means))
-    to_zarr(embed(cube_at(), **SMALL), path, progress=False, scheduler="threads")
-    registry._registered.clear()
-    registry._registered.update(before)
+    with registered_means():
+        to_zarr(embed(cube_at(), **SMALL), path, progress=False, scheduler="threads")
     return tree(path)
 
 

@@ -25,7 +25,7 @@ from deo_cube.errors import ArgumentError, DeviceError, SchedulerError
 from deo_cube.store import run_local, scheduler
 from deo_cube.store.layout import Layout
 from deo_cube.store.scheduler import choose_scheduler, connect
-from tests.embedding.conftest import cube_at
+from deo_cube.testing import cube_at
 from tests.store.test_write import SMALL
 
 

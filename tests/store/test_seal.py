@@ -17,7 +17,7 @@ from deo_cube.errors import StoreMismatchError
 from deo_cube.store import create, storage, template
 from deo_cube.store.open import open_embeddings, verify_store
 from deo_cube.store.write import to_zarr
-from tests.embedding.conftest import cube_at
+from deo_cube.testing import cube_at
 from tests.store.test_write import tree
 
 SMALL: dict[str, Any] = {"model": "means", "dtype": "float32", "block": 48}
@@ -31,7 +31,7 @@ def emb_of(**changes: Any) -> xr.DataArray:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store, made once; copied by the tests."""
     from deo_cube.encoder.registry import register_encoder
-    from tests.embedding.conftest import means, means_card
+    from deo_cube.testing import means, means_card
 
     register_encoder(means_card(), lambda: means)
     return tmp_path_factory.mktemp("seal") / "e.zarr"

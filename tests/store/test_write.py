@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from deo_cube.constants import MODEL_BANDS as BANDS
 from deo_cube.embedding import runtime
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import DeoCubeError, StoreMismatchError
 from deo_cube.store.open import status, verify_store
 from deo_cube.store.write import to_zarr
-from tests.embedding.conftest import BANDS, cube_at
+from deo_cube.testing import cube_at
 
 SMALL: dict[str, Any] = {"model": "means", "dtype": "float32", "block": 24}
 
@@ -138,7 +139,7 @@ sys.path.insert(0, {root!r})
 from deo_cube.encoder.registry import register_encoder
 from deo_cube.embedding.embed import embed
 from deo_cube.store.write import to_zarr
-from tests.embedding.conftest import cube_at, means, means_card
+from deo_cube.testing import cube_at, means, means_card
 
 register_encoder(means_card(), functools.partial(functools.partial, means))
 cube = cube_at(chunks={{"time": 1, "y": 40, "x": 40}})
