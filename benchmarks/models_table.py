@@ -22,9 +22,10 @@ def table() -> str:
             else f"`{la.name}` {la.dim} / {la.stride}"
             for la in reversed(c.layers)
         )
-        proof = (
-            "hash and reference vector in the card" if c.weights.sha256 and c.reference else "nothing to prove them by"
-        )
+        proof = {
+            (True, True): "hash and reference vector in the card",
+            (False, True): "reference vector in the card, no hash",
+        }.get((c.weights.sha256 is not None, c.reference is not None), "nothing to prove them by")
         cells = (
             f"`{alias}`",
             c.name,

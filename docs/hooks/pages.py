@@ -142,10 +142,11 @@ def model_page(card: Any) -> str:
         "",
     ]
     if not proven:
+        lacks = "no hash of the weights" if card.reference else "no hash and no reference vector"
         lines += [
             '!!! warning "Not proven"',
-            "    The card states no hash and no reference vector: what is known of this model, and what is not, is",
-            "    listed under [limits](#limits). Probe it on labels of your own before you build on it.",
+            f"    The card states {lacks}: what is known of this model, and what is not, is listed under",
+            "    [limits](#limits). Probe it on labels of your own before you build on it.",
             "",
         ]
     lines += ["| | |", "|---|---|", *(f"| {k} | {_cell(v)} |" for k, v in facts.items()), ""]

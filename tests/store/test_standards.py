@@ -120,7 +120,7 @@ def test_an_item_with_a_field_that_the_extension_does_not_know_fails(stores: dic
         jsonschema.validate({**d, "assets": {"data": d["assets"]["embeddings"]}}, EMB_ITEM)
 
 
-@pytest.mark.parametrize("name", ["tiny", "vitb", "swinb"])
+@pytest.mark.parametrize("name", ["tiny", "vitb", "swinb", "dynamicworld", "galileo_nano"])
 def test_the_model_validates_as_an_mlm_item(name: str) -> None:
     schema = pytest.importorskip("stac_model.schema")
     item = model_item(name)
