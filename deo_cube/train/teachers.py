@@ -272,7 +272,9 @@ class TimmConvTeacher(_Frozen):
             path = local_path(weights)
             if not path.is_file():
                 raise WeightsNotFoundError(f"--optical.weights: no weights at {path}")
-            self.net.load_state_dict(_in_order(whole, path), strict=False)
+            # The network of maps has no classifier; every tensor that it does have is filled.
+            state = _in_order(whole, path)
+            self.net.load_state_dict({name: state[name] for name in self.net.state_dict()}, strict=True)
             self.origin, self.sha256 = str(path), file_sha256(path)
         self.name, self.enlarge = model, enlarge
         mid, late = self.net.feature_info.channels()
