@@ -1,4 +1,4 @@
-"""Write the tables of docs/evaluation.md from docs/data/*.json: python -m benchmarks.evaluation_tables.
+"""Write the tables of docs/evaluation.md and heads.md from docs/data/*.json: python -m benchmarks.evaluation_tables.
 
 ``deo-cube evaluate tiny DATA --out docs/data/evaluation_tiny.json``, `benchmarks.seams` and `benchmarks.clicks`
 write them.
@@ -105,7 +105,40 @@ def clicks() -> str:
     return table(["features", "head", "points", "mean IoU [2.5, 97.5 % of draws]", "head and map, s"], rows)
 
 
+def default_map() -> str:
+    """Accuracy of the bundled land-cover head."""
+    by_task: dict[str, dict[str, Any]] = {}
+    for s in read("default_map")["scores"]:
+        place, metric = s["task"].rsplit(": ", 1)
+        by_task.setdefault(place, {"tested": s["tested"], "groups": s["groups"]})[metric] = s
+
+    def shown(s: dict[str, Any]) -> str:
+        return "{:.2f} [{:.2f}, {:.2f}]".format(s["value"], *s["interval95"])
+
+    head = ["places kept apart", "patches", "share right", "mean F1 of classes"]
+    return table(head, [[p, d["tested"], shown(d["accuracy"]), shown(d["macro F1"])] for p, d in by_task.items()])
+
+
+def confusion() -> str:
+    """Patches by class of WorldCover (rows) and of the map (columns)."""
+    t = read("default_map")["confusion"]["1000 chips, L1C"]
+    return table(["label, drawn as", *t["classes"]], [[n, *r] for n, r in zip(t["classes"], t["patches"], strict=True)])
+
+
+def pooling() -> str:
+    """A row per way to pool a chip's vectors."""
+    found = read("pooling")["scores"]
+    tasks = list(dict.fromkeys(s["task"] for s in found))
+    rows: dict[str, list[str]] = {}
+    for s in found:
+        rows.setdefault(s["model"], []).append("{:.2f} [{:.2f}, {:.2f}]".format(s["value"], *s["interval95"]))
+    head = ["pooling", *(f"{t}{' (R2)' if t == 'tree cover' else ''}" for t in tasks)]
+    return table(head, [[name, *cells] for name, cells in rows.items()])
+
+
 TABLES = {
+    "pooling": pooling,
+    "default map": default_map, "default map confusion": confusion,
     "scores": scores, "costs": costs, "beetle": beetle, "seams tiny": lambda: seams("tiny"),
     "seams vitb": lambda: seams("vitb"), "seams swinb": lambda: seams("swinb"), "clicks": clicks,
 }  # fmt: skip
@@ -122,5 +155,6 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    path = DOCS / "evaluation.md"
-    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in ("evaluation.md", "heads.md"):
+        path = DOCS / page
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -178,6 +178,13 @@ def check_same_model(expected: ModelId, found: ModelId, what: str) -> None:
 def check_model(head: Head, emb: xr.DataArray) -> xr.DataArray:
     """Return `emb` as heads read it, if it is of the model of the head."""
     emb = as_embeddings(emb)
+    # The fingerprint tells stems apart too, but a user who gave red, green and blue needs to read about bands.
+    stem, own = head.report.get("stem"), emb.attrs.get("deo_cube:stem")
+    if stem and own and stem != own:
+        raise ArgumentError(
+            f"the head reads vectors of the bands {head.report.get('bands', stem)}, the embeddings are of the model's "
+            f"stem {own!r}: give the cube these bands, or fit a head of your own, head=fit_head('linear', emb, labels)"
+        )
     check_same_model(head.model, ModelId.of(emb), "the embeddings")
     return emb
 
@@ -187,4 +194,6 @@ def category_attrs(head: Head, *, probabilities: bool) -> dict[str, Any]:
     attrs: dict[str, Any] = {"long_name": "probability of each class" if probabilities else "class"}
     attrs["deo_cube:head"] = head.kind
     attrs["deo_cube:model_fingerprint"] = head.model.fingerprint
+    # What a bundled head states of its map goes with the map (CF's names for it).
+    attrs |= {k: str(head.report[k]) for k in ("comment", "references") if k in head.report}
     return attrs if probabilities else attrs | head.classes.attrs()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.base import Head, ModelId
 from deo_cube.heads.classes import Classes
+from deo_cube.heads.head import load_head
 from deo_cube.heads.linear import LinearHead
 
 __all__ = ["BUNDLED", "bundled_head"]
@@ -27,8 +29,14 @@ def _dynamicworld() -> Head:
     return LinearHead(Classes(tuple(range(n)), CLASSES, COLORS), model, np.eye(n), np.zeros(n), report=report)
 
 
+def _tiny() -> Head:
+    return load_head(LAND_COVER)
+
+
+#: Land cover from the vectors of `tiny`; ``python -m benchmarks.default_map`` makes it.
+LAND_COVER = Path(__file__).parent / "bases" / "tiny_landcover.safetensors"
 #: Alias of a model -> function that returns its head.
-BUNDLED: dict[str, Callable[[], Head]] = {"dynamicworld": _dynamicworld}
+BUNDLED: dict[str, Callable[[], Head]] = {"dynamicworld": _dynamicworld, "tiny": _tiny}
 
 
 def bundled_head(model: str) -> Head:

@@ -35,6 +35,9 @@ __all__ = ["classify", "segment"]
 
 Array = NDArray[Any]
 
+DEFAULT_MODEL = "tiny"
+"""Model whose own head is taken where neither a head nor a model is given."""
+
 
 def classify(
     cube: xr.Dataset | xr.DataArray,
@@ -50,7 +53,8 @@ def classify(
     cube : Dataset or DataArray
         Embeddings; or a Sentinel-2 cube, which is embedded with the model of the head first.
     head : Head or path, optional
-        Of `fit_head` or `load_head`. Default: the head that comes with `model` (``model="dynamicworld"``).
+        Of `fit_head` or `load_head`. Default: the head that comes with `model` (default "tiny": land cover; also
+        "dynamicworld"), or with the model of the embeddings.
     probabilities : bool
         Return probabilities (time, class, y, x) float32 instead of classes.
     **embed_options
@@ -67,7 +71,7 @@ def classify(
         If the embeddings are of another model than the head.
     """
     probabilities = arguments.boolean("probabilities", probabilities)
-    head, embed_options = _head(head, embed_options)
+    head, embed_options = _head(head, cube, embed_options)
     return head.predict(_embedded(cube, head, embed_options), probabilities=probabilities)
 
 
@@ -83,7 +87,9 @@ def segment(
 
     A head that predicts on a finer grid itself (conv with `upsample`) is interpolated from there. Given a cube, the
     result is on the grid of the cube; given embeddings, on theirs made finer by the patch size in their attributes.
-    Interpolation weighs valid patches only; pixels in patches without a valid pixel get no class.
+    Interpolation weighs valid patches only; pixels in patches without a valid pixel get no class. The coordinate
+    `valid` is the share of valid pixels in the patch of each pixel. A bundled head writes its accuracy, and what the
+    map is not for, into the attribute `comment`.
 
     Parameters
     ----------
@@ -95,12 +101,16 @@ def segment(
 
     Examples
     --------
+    Land cover of nine classes without labels, with the head of the bundled model:
+
+    >>> land_cover = ds.deo.segment()  # doctest: +SKIP
+
     Dynamic World's land cover, from its published weights:
 
     >>> land_cover = ds.deo.segment(model="dynamicworld", weights="weights")  # doctest: +SKIP
     """
     probabilities, blend = arguments.boolean("probabilities", probabilities), arguments.boolean("blend", blend)
-    head, embed_options = _head(head, embed_options)
+    head, embed_options = _head(head, cube, embed_options)
     is_cube = not _is_embeddings(cube)
     if is_cube:
         cube = cube_of(cube)
@@ -134,7 +144,22 @@ def segment(
         name="probability" if probabilities else "class",
         attrs=category_attrs(head, probabilities=probabilities),
     )
+    pixels = _with_valid(pixels, emb, int(patch))
     return _cropped(pixels, georeference.geobox(cube)) if is_cube else pixels
+
+
+def _with_valid(pixels: xr.DataArray, emb: xr.DataArray, patch: int) -> xr.DataArray:
+    """Return a map of pixels with the coordinate `valid` of their patches: the share of valid pixels, 0..1."""
+    y, x = spatial_dims(emb)
+    if "valid" not in emb.coords or emb.coords["valid"].dims[-2:] != (y, x):
+        return pixels
+    valid = emb.coords["valid"].variable
+    fine = valid.data.repeat(patch, axis=-2).repeat(patch, axis=-1)
+    if pixels.chunks is not None and hasattr(fine, "rechunk"):
+        # Chunks of the map: xarray writes both to one Zarr group.
+        sizes = dict(zip(pixels.dims, pixels.chunks, strict=True))
+        fine = fine.rechunk(tuple(sizes[d] for d in valid.dims))
+    return pixels.assign_coords(valid=xr.Variable(valid.dims, fine, valid.attrs))
 
 
 @dataclass(frozen=True)
@@ -159,14 +184,14 @@ def _is_embeddings(cube: Any) -> bool:
     return isinstance(cube, xr.DataArray) and "embedding" in cube.dims
 
 
-def _head(head: Any, options: dict[str, Any]) -> tuple[Head, dict[str, Any]]:
+def _head(head: Any, cube: Any, options: dict[str, Any]) -> tuple[Head, dict[str, Any]]:
     """Return the head, by default the model's own, and the options of `embed` that are left."""
     if head is None:
-        model = options.get("model")
+        model = options.get("model", getattr(cube, "attrs", {}).get("deo_cube:model_alias") or DEFAULT_MODEL)
         if not isinstance(model, str):
             raise ArgumentError(
                 "head: expected a head of fit_head, the path of a saved one, or a model that comes with one, "
-                f"model='dynamicworld'; got model={model!r}"
+                f"model='{DEFAULT_MODEL}'; got model={model!r}"
             )
         # The head names model and layer; the user's other options stay.
         return bundled_head(model), {k: v for k, v in options.items() if k != "model"}
