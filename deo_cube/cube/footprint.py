@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import shapely
+import shapely.errors
+from odc.geo.geobox import GeoBox
+from odc.geo.geom import Geometry
+from pyproj import Transformer
+from shapely.geometry import mapping, shape
 
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingCRSError
-
-if TYPE_CHECKING:
-    from odc.geo.geobox import GeoBox
-    from odc.geo.geom import Geometry
 
 __all__ = [
     "Window",
@@ -98,8 +100,6 @@ def touches(one: Window, other: Window) -> bool:
 
 def item_window(bbox: Any, geometry: Any) -> Window | None:
     """Return the window of an item: its bbox where that can be read, else the bounds of its geometry, or None."""
-    import shapely.errors
-
     if bbox is not None:
         try:
             return lonlat_bbox(bbox)
@@ -124,8 +124,6 @@ def geobox_footprint(box: GeoBox) -> tuple[dict[str, Any], list[float]]:
     bbox : list of float
         West, south, east, north; west greater than east across the antimeridian.
     """
-    from shapely.geometry import mapping
-
     whole = unwrapped(box.extent.geom if box.crs.geographic else box.footprint("EPSG:4326").geom)
     west, south, east, north = whole.bounds
     return dict(mapping(cut_at_180(whole.simplify(1e-5)))), [west, south, east if east <= 180 else east - 360, north]
@@ -133,8 +131,6 @@ def geobox_footprint(box: GeoBox) -> tuple[dict[str, Any], list[float]]:
 
 def centre(box: GeoBox) -> tuple[float, float]:
     """Return longitude in [-180, 180) and latitude of the centre of a grid."""
-    from pyproj import Transformer
-
     a, crs = box.transform, box.crs.proj
     x, y = a * (box.shape[1] / 2, box.shape[0] / 2)
     lon, lat = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(x, y)
@@ -143,9 +139,6 @@ def centre(box: GeoBox) -> tuple[float, float]:
 
 def footprint(geometry: Any, bbox: Any) -> dict[str, Any] | None:
     """Return the footprint of an item as GeoJSON within -180..180; None where neither argument can be read."""
-    import shapely
-    from shapely.geometry import mapping
-
     for place in (geometry, bbox):
         if place is None:
             continue
@@ -171,9 +164,6 @@ def unwrapped(geometry: Any) -> Any:
     shapely geometry
         Its west is in [-180, 180).
     """
-    import shapely
-    from shapely.geometry import shape
-
     whole = shape(geometry) if isinstance(geometry, Mapping) else geometry
     west, _, east, _ = whole.bounds if not whole.is_empty else (0.0, 0.0, 0.0, 0.0)
     if east - west <= 180:
@@ -193,8 +183,6 @@ def unwrapped(geometry: Any) -> Any:
 
 def cut_at_180(geometry: Any) -> Any:
     """Return a geometry in degrees within -180..180, in two parts where it crosses the antimeridian (RFC 7946)."""
-    import shapely
-
     whole = unwrapped(geometry)
     west, _, east, _ = whole.bounds if not whole.is_empty else (0.0, 0.0, 0.0, 0.0)
     if east <= 180 or west < -180:
@@ -214,8 +202,6 @@ def _turned(geometry: Any) -> Any:
 
 
 def _moved(geometry: Any, by: float) -> Any:
-    import shapely
-
     return shapely.transform(geometry, lambda points: points + np.array([by, 0.0])) if by else geometry
 
 
@@ -238,9 +224,6 @@ def place_geometry(place: Any, *, name: str = "intersects") -> Geometry:
     MissingCRSError
         For a GeoDataFrame or GeoSeries without a CRS.
     """
-    import shapely
-    from odc.geo.geom import Geometry
-
     crs: Any = "EPSG:4326"
     if isinstance(place, Geometry):
         crs, shapes = place.crs, [place.geom]
@@ -274,8 +257,6 @@ def place_geometry(place: Any, *, name: str = "intersects") -> Geometry:
 
 
 def _shapes_of(geojson: Mapping[str, Any]) -> Iterable[Any]:
-    from shapely.geometry import shape
-
     if geojson.get("type") == "FeatureCollection":
         for feature in geojson["features"]:
             yield from _shapes_of(feature)

@@ -17,6 +17,9 @@ import xarray as xr
 from affine import Affine
 from odc.geo.crs import CRS, CRSError
 from odc.geo.geobox import GeoBox
+from pyproj import CRS as ProjCRS
+from pyproj import Transformer
+from pyproj.exceptions import ProjError
 
 from deo_cube.cube.footprint import centre
 from deo_cube.cube.times import holds_dates
@@ -310,12 +313,8 @@ def read_crs(stated: Any) -> CRS:
     ArgumentError
         For other values, and for codes that do not exist.
     """
-    from pyproj.exceptions import ProjError
-
     try:
         if isinstance(stated, Mapping) and "grid_mapping_name" in stated:
-            from pyproj import CRS as ProjCRS
-
             stated = ProjCRS.from_cf(dict(stated))
         if isinstance(stated, str) and stated.strip().isdigit():
             stated = int(stated)
@@ -487,8 +486,6 @@ def ground_resolution(geobox: GeoBox) -> tuple[float, float]:
     MissingCRSError
         Where the coordinates are outside the CRS.
     """
-    from pyproj import Transformer
-
     crs = geobox.crs.proj
     a = geobox.transform
     i, j = ((size - 1) // 2 for size in geobox.shape)

@@ -17,6 +17,8 @@ from xml.etree import ElementTree
 import numpy as np
 import xarray as xr
 import zarr
+from zarr.abc.store import Store
+from zarr.storage import ZipStore
 
 from deo_cube import arguments
 from deo_cube.cube.georeference import SPATIAL_DIMS
@@ -178,7 +180,6 @@ def open_references(text: str, allow: Sequence[str] = ()) -> Any:
         For Parquet, if its reader is not installed.
     """
     import fsspec
-    import zarr
 
     path = Path(text)
     source: Any = str(path)
@@ -488,8 +489,6 @@ def _line(error: BaseException) -> str:
 
 def _store_of(source: Any) -> Any:
     """Return the Zarr store of a store object, or of an icechunk session."""
-    from zarr.abc.store import Store
-
     store = source if isinstance(source, Store) else getattr(source, "store", None)
     if isinstance(source, Mapping | xr.Dataset | xr.DataArray) or not isinstance(store, Store):
         raise ArgumentTypeError(
@@ -561,8 +560,6 @@ def _no_zarr(folder: Path) -> str:
 
 def _zarr_groups(store: Any) -> list[str] | None:
     """Return the names of all groups below the root; None where they cannot be listed, as over HTTP."""
-    import zarr
-
     try:
         root = zarr.open_group(store, mode="r")
         return sorted(name for name, member in root.members(max_depth=8) if isinstance(member, zarr.Group))
@@ -573,8 +570,6 @@ def _zarr_groups(store: Any) -> list[str] | None:
 
 def _attrs_of_all(store: Any) -> dict[str, Any]:
     """Return the attributes of the root that state the CRS of all groups, as in an EOPF product."""
-    import zarr
-
     try:
         attrs = dict(zarr.open_group(store, mode="r").attrs)
     except Exception:
@@ -583,8 +578,6 @@ def _attrs_of_all(store: Any) -> dict[str, Any]:
 
 
 def _is_group(store: Any, name: str) -> bool:
-    import zarr
-
     try:
         return isinstance(zarr.open(store, path=name, mode="r"), zarr.Group)
     except (OSError, ValueError, KeyError):
@@ -620,8 +613,6 @@ def _listed(names: list[str]) -> str:
 
 def _open_zip(text: str, group: str | None, options: dict[str, Any]) -> xr.Dataset | xr.DataArray:
     """Open a zip of a Zarr store, or of one raster."""
-    from zarr.storage import ZipStore
-
     with _plain_errors(text, "zipfile", {}):
         try:
             with zipfile.ZipFile(text) as archive:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import math
 import warnings
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
+from pyproj.exceptions import ProjError
 
 from deo_cube.constants import MODEL_BANDS
 from deo_cube.cube import georeference
@@ -292,8 +294,6 @@ def _offset(offset: str | float) -> float:
 
 def _check_options(options: Mapping[str, Any], resampling: Any) -> None:
     """Refuse options that odc-stac would ignore silently, or that are fixed here."""
-    import inspect
-
     import odc.stac
     from rasterio.enums import Resampling
 
@@ -317,8 +317,6 @@ def _check_options(options: Mapping[str, Any], resampling: Any) -> None:
 @contextlib.contextmanager
 def _plain_errors(**arguments: Any) -> Iterator[None]:
     """Raise errors of odc-stac and PROJ about arguments and items as errors of this package."""
-    from pyproj.exceptions import ProjError
-
     try:
         yield
     except DeoCubeError:

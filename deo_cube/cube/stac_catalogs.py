@@ -13,6 +13,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from shapely.geometry import mapping
+
 from deo_cube import arguments
 from deo_cube.cube.footprint import cut_at_180, lonlat_bbox, place_geometry
 from deo_cube.errors import ArgumentError, ArgumentTypeError, CatalogueError
@@ -252,8 +254,6 @@ def _places(bbox: Any, intersects: Any) -> list[dict[str, Any]]:
         return [{"bbox": (west, south, 180.0, north)}, {"bbox": (-180.0, south, east - 360, north)}]
     if intersects is None:
         return [{}]
-    from shapely.geometry import mapping
-
     place = place_geometry(intersects)
     whole = place if place.crs is None or place.crs.geographic else place.to_crs("EPSG:4326")
     return [{"intersects": dict(mapping(cut_at_180(whole.geom)))}]

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import shapely
+import xarray as xr
 from affine import Affine
+from odc.geo import Resolution
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
@@ -127,8 +130,6 @@ def placement(passed: Mapping[str, Any]) -> Placement:
     window = None
     if named in ("bbox", "lon, lat"):
         window = lonlat_bbox(passed["bbox"]) if named == "bbox" else lonlat_ranges(passed["lon"], passed["lat"])
-        import shapely
-
         place = place_geometry(shapely.box(*window), name=named)
     else:
         place = place_geometry(passed[named], name=named)
@@ -139,8 +140,6 @@ def placement(passed: Mapping[str, Any]) -> Placement:
 
 def _check_resolution(resolution: Any) -> None:
     """Refuse a resolution that is neither a pixel size nor odc-geo's pair of two."""
-    from odc.geo import Resolution
-
     if not isinstance(resolution, Resolution):
         number("resolution", resolution, above=0)
 
@@ -154,8 +153,6 @@ def _crs_of(crs: Any) -> CRS:
 
 def _geobox_of(value: Any, named: str) -> tuple[GeoBox, float]:
     """Return the geobox, within -180..180 if it is in degrees, and the degrees by which it was moved."""
-    import xarray as xr
-
     if isinstance(value, GeoBox):
         box = value
     elif isinstance(value, xr.Dataset | xr.DataArray):

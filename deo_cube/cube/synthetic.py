@@ -13,6 +13,7 @@ import xarray as xr
 from affine import Affine
 from odc.geo.crs import CRS, CRSError
 from odc.geo.geobox import GeoBox
+from pyproj import Transformer
 
 from deo_cube import arguments
 from deo_cube.constants import SCL_CLASSES, WAVELENGTH_BANDS
@@ -301,8 +302,6 @@ def _geobox(shape: tuple[int, int], crs: str, resolution: float | None, south_up
         west, north = 600_000.0, 5_000_000.0 if system.epsg <= 32660 else 7_000_000.0
     else:
         bounds = system.proj.area_of_use.bounds if system.proj.area_of_use else (15.0, 45.0, 17.0, 46.0)
-        from pyproj import Transformer
-
         place = (np.clip(16.0, bounds[0], bounds[2]), np.clip(45.0, bounds[1], bounds[3]))
         x, y = Transformer.from_crs(system.proj.geodetic_crs, system.proj, always_xy=True).transform(*place)
         west, north = round(x / 1e4) * 1e4, round(y / 1e4) * 1e4
