@@ -1,4 +1,4 @@
-"""The doctor finds a whole installation whole, says what is broken in a broken one, and what mends it."""
+"""`doctor` reports an installation that works as healthy, and names the fix of a problem in one that does not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> doctor.Diagnosis:
         return doctor.examine()
 
 
-def test_this_installation_is_whole(here: doctor.Diagnosis) -> None:
+def test_this_installation_is_healthy(here: doctor.Diagnosis) -> None:
     assert here.healthy, here
     by_name = {f.name: f for f in here.findings}
     assert "proven" in by_name["model"].text
@@ -36,8 +36,8 @@ def test_text_and_json_say_the_same(here: doctor.Diagnosis) -> None:
     said = json.loads(here.to_json())
     assert said["healthy"] is True
     assert [f["name"] for f in said["findings"]] == [f.name for f in here.findings]
-    assert repr(here).endswith("all that is essential works")
-    assert all(f.mend in repr(here) for f in here.findings)
+    assert repr(here).endswith("everything essential works")
+    assert all(f.fix in repr(here) for f in here.findings)
 
 
 def test_requirements_are_those_of_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,11 +45,11 @@ def test_requirements_are_those_of_the_wheel(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: wants)
     bad = next(f for f in doctor._packages() if f.state == "broken")
     assert "xarray" in bad.text
-    assert "wanted >=2999.1" in bad.text
+    assert "expected >=2999.1" in bad.text
     assert "no-such-package is missing" in bad.text
     assert "numpy" not in bad.text
     assert "nope" not in bad.text
-    assert "pip install" in bad.mend
+    assert "pip install" in bad.fix
 
 
 def test_a_cache_that_cannot_be_written_is_a_note(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_cache_that_cannot_be_written_is_a_note(tmp_path: Path) -> None:
     with set_options(cache_dir=tmp_path / "file" / "cache"):
         (found,) = doctor._cache()
     assert found.state == "note"
-    assert "DEO_CUBE_CACHE" in found.mend
+    assert "DEO_CUBE_CACHE" in found.fix
 
 
 def test_a_broken_installation_is_status_1_and_the_other_checks_go_on(tmp_path: Path) -> None:
