@@ -41,12 +41,12 @@ __all__ = [
 
 Array = NDArray[Any]
 
-#: Batches of a block on their way to the device or on it at a time: one is computed while the next one crosses.
+#: Batches of a block that are copied to the device or computed at a time: one is computed while the next is copied.
 AHEAD = 2
 
 
 def blank_pixels(bands: Array, nodata: float | None) -> NDArray[np.bool_]:
-    """Where each band holds no measurement: nodata, NaN or infinite. ``(bands, rows, columns)`` bool."""
+    """Return where each band has no measurement: nodata, NaN or infinite. ``(bands, rows, columns)`` bool."""
     if bands.dtype.kind == "f":
         blank = np.asarray(~np.isfinite(bands))
         return blank if nodata is None else np.asarray(blank | (bands == bands.dtype.type(nodata)))
@@ -57,7 +57,9 @@ def blank_pixels(bands: Array, nodata: float | None) -> NDArray[np.bool_]:
 
 
 def valid_pixels(windows: Sequence[Array], radiometry: Radiometry, *, scl: bool) -> NDArray[np.bool_]:
-    """Pixels with a measurement in every band that neither SCL nor the mask excludes. ``(rows, columns)`` bool.
+    """Return the pixels with a measurement in every band that neither SCL nor the mask excludes.
+
+    ``(rows, columns)`` bool.
 
     `windows` are the bands, then SCL if `scl`, then the mask if there is one (True excludes).
     """
@@ -77,7 +79,7 @@ def _excluded(mask: Array) -> NDArray[np.bool_]:
 
 
 def _valid_fraction(good: NDArray[np.bool_], plan: TilePlan, index: BlockIndex) -> NDArray[np.float32]:
-    """Share of each patch's pixels that are valid; what lies over the cube's edge is not. ``(rows, columns)``."""
+    """Return the share of each patch's pixels that are valid; pixels outside the cube are not. ``(rows, columns)``."""
     rows, columns = plan.rows.block(index.row), plan.columns.block(index.column)
     h, w = plan.shape
     r, c = np.arange(rows.read_start, rows.read_stop), np.arange(columns.read_start, columns.read_stop)
@@ -91,7 +93,7 @@ def _valid_fraction(good: NDArray[np.bool_], plan: TilePlan, index: BlockIndex) 
 
 
 def _check_values(bands: Array, good: NDArray[np.bool_], radiometry: Radiometry, index: BlockIndex) -> None:
-    """Refuse values that cannot be what the call took them for; the same for embeddings and valid fractions."""
+    """Raise if values contradict the units of the call; the same for embeddings and valid fractions."""
     step = max(1, min(good.shape) // 64)
     sample = bands[:, ::step, ::step][:, good[::step, ::step]]
     problem = find_unit_error(sample, radiometry, index.time) if sample.size else None
@@ -124,11 +126,11 @@ class EmbedBlock:
     Parameters
     ----------
     ref : EncoderRef
-        What is to be loaded, once a process.
+        The encoder, which is loaded once per process.
     plan : TilePlan
         Its `patch` is the stride of the reference's layer.
     radiometry : Radiometry
-        How stored values become canonical DN.
+        Conversion of stored values to DN.
     channels : tuple of int
         Position among the stem's bands of each band of the window; bands of the stem that do not occur get the
         neutral value.
@@ -160,7 +162,7 @@ class EmbedBlock:
     compiled: bool | str = False
 
     def __dask_tokenize__(self) -> Any:
-        # Batch, device and compilation change no number that is promised, so they are no part of the key.
+        # Batch size, device and compilation do not affect the numbers that are promised, so they are not in the key.
         kept = (self.ref, self.plan, self.radiometry, self.channels, self.scl, self.hide_scl, self.dtype)
         return ("deo_cube.EmbedBlock", *(normalize_token(x) for x in (*kept, self.precision)))
 
@@ -183,7 +185,7 @@ class EmbedBlock:
         shape = (dim, rows.tiles * per_core, columns.tiles * per_core)
         canvas = np.zeros(shape, np.float16 if half else np.float32)
 
-        # lcm(0, n) is 0: tiles of models that know their place in the tile are never cut shorter.
+        # lcm(0, n) is 0: tiles of models with position embeddings are never cut shorter.
         cuts = TileCuts(plan, rows, columns, math.lcm(self.ref.card.trim, plan.patch))
 
         def stage(places: Sequence[tuple[int, int]]) -> transfer.Staged:
@@ -201,7 +203,7 @@ class EmbedBlock:
         totals: list[Any] = []
 
         def encode(staged: transfer.Staged) -> transfer.Left:
-            # Rounded where it is: float16 crosses in half the bytes; NumPy rounds to the same, but slowly.
+            # Rounded on the device: float16 is copied in half the bytes; NumPy rounds to the same numbers, but slowly.
             maps = run(staged)
             maps = maps.half() if half else maps.float()
             totals.append(transfer.total(maps))
@@ -212,25 +214,25 @@ class EmbedBlock:
         work = encode if apart else lambda places: transfer.fetch(encode(stage(places)))
 
         # A tile whose whole core is invalid gives NaN whatever it holds.
-        wanted = self._tiles_with_valid_core(good, rows.tiles, columns.tiles)
+        tiles = self._tiles_with_valid_core(good, rows.tiles, columns.tiles)
         batch = self.batch or runtime.default_batch(self.ref, plan.tile, device)
         done = runtime.run_batches(
-            wanted, work, batch=batch, device=device, key=self.ref.fingerprint, alike=cuts.size, **steps
+            tiles, work, batch=batch, device=device, key=self.ref.fingerprint, alike=cuts.size, **steps
         )
         for places, maps in done:
             for place, tile in zip(places, maps, strict=True):
                 into, out_of = cuts.patches(place)
                 canvas[:, *into] = tile[:, *out_of]
-        kept = canvas[:, rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
+        values = canvas[:, rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
         # Totals may be infinite for other reasons: halos, patches without a valid pixel, large numbers.
         if not all(map(math.isfinite, transfer.numbers(totals))):
-            bad = ~np.isfinite(kept).all(axis=0) & (valid > 0)
+            bad = ~np.isfinite(values).all(axis=0) & (valid > 0)
             if bad.any():
                 patch = (int(np.nonzero(bad)[0][0]), int(np.nonzero(bad)[1][0]))
                 place = ((patch[0] + rows.skip) // per_core, (patch[1] + columns.skip) // per_core)
                 exact = run(stage([place])).abs().max() if half else math.nan
                 raise self._not_finite(index, patch, bad, valid > 0, overflow=math.isfinite(float(exact)))
-        return self._finish(kept, valid)
+        return self._finish(values, valid)
 
     @property
     def alone(self) -> ValidBlock:
@@ -257,9 +259,9 @@ class EmbedBlock:
         return np.logical_or.reduce(masks) if masks else None
 
     def _canonical(self, batch: Any, hidden: Any, time: int, stored: np.dtype[Any]) -> Any:
-        """Stored values of a batch as the encoder takes them: ``(B, C, tile, tile)`` float32, where `batch` is.
+        """Convert the stored values of a batch to the input of the encoder: ``(B, C, tile, tile)`` float32.
 
-        An array becomes a tensor of the CPU; a tensor stays on its device and is made canonical there.
+        An array becomes a tensor on the CPU; a tensor is converted on its device.
         """
         import torch
 
@@ -269,7 +271,7 @@ class EmbedBlock:
         # to the last bit as integers do.
         short = stored.kind in "iu" and stored.itemsize <= 2
         if on_host:
-            # The same by NumPy: torch casts and compares uint16 ten times slower than it.
+            # The same with NumPy: torch is ten times slower at casting and comparing uint16.
             blank = torch.from_numpy(blank_pixels(batch, r.nodata))
             x = torch.from_numpy(batch.astype(np.float32 if short else np.float64))
         else:
@@ -289,7 +291,7 @@ class EmbedBlock:
             x = x * 1e-4
         fill = torch.tensor(self.ref.stem.fill, dtype=torch.float32, device=x.device)[None, :, None, None]
         channels = list(self.channels)
-        # On a device it is cheaper to select than to ask.
+        # On a device, selecting is cheaper than a test, which waits for the device.
         if not on_host or blank.numpy().any():
             x = torch.where(blank, fill[:, channels], x)
         if channels == list(range(fill.shape[1])):
@@ -301,16 +303,16 @@ class EmbedBlock:
     def _not_finite(
         self, index: BlockIndex, patch: tuple[int, int], bad: Array, valid: Array, *, overflow: bool
     ) -> EncoderOutputError:
-        """The error of a block whose encoder is not finite in the patches `bad`, of which `patch` is the first."""
+        """Return the error of a block whose encoder is not finite in the patches `bad`, first in `patch`."""
         where = f"block (time {index.time}, row {index.row}, column {index.column})"
         what = "values beyond 65504, the largest that float16 holds," if overflow else "NaN or infinity"
-        said = (
+        message = (
             f"{where}: {self.ref.card.alias} gives {what} in {bad.sum()} of {valid.sum()} patches with valid pixels, "
             f"the first at row {patch[0]}, column {patch[1]} of the block. "
         )
         if overflow:
-            return EncoderOutputError(said + "Keep them in float32: dtype='float32'")
-        return EncoderOutputError(said + "Make the encoder give finite numbers there, or hide the pixels with mask=")
+            return EncoderOutputError(message + "Keep them in float32: dtype='float32'")
+        return EncoderOutputError(message + "Make the encoder give finite numbers there, or hide the pixels with mask=")
 
     def _finish(self, values: NDArray[Any], valid: NDArray[np.float32]) -> tuple[Array, NDArray[np.float32]]:
         nothing = valid == 0
@@ -352,16 +354,16 @@ def compute_block(
     # Of one block there may be two calls, as array expressions share no tasks: its windows are gathered once.
     chunks: dict[tuple[int, BlockIndex], list[Any]] = {}
     for call, node_keys in graph.block_calls(part):
-        gather = call.task.gather
+        window_reader = call.task.window_reader
         if (place := _place(call)) in chunks:
             continue
-        readers, sizes = gather.askers(call.index), gather.sources
+        readers, sizes = window_reader.readers_per_chunk(call.index), window_reader.sources
         for piece, key in node_keys.items():
             shape = tuple(of_axis[i] for of_axis, i in zip(sizes[piece[0]], piece[1:], strict=True))
             loads.setdefault(key, Load(key, partial(_chunk, part, key, shape), readers[piece]))
-        chunks[place] = [node_keys[piece.key] for piece in gather.pieces(call.index)]
+        chunks[place] = [node_keys[piece.key] for piece in window_reader.chunk_slices(call.index)]
     loaded = dict(zip(loads, read(list(loads.values())), strict=True))
-    gathers = {_place(call): call.task.gather for call in blocks.values()}
+    gathers = {_place(call): call.task.window_reader for call in blocks.values()}
     windows = {at: gathers[at].windows(at[1], [loaded[key] for key in chunks[at]]) for at in chunks}
 
     def run(*, stand_in: bool) -> dict[Any, Any]:
@@ -394,7 +396,7 @@ def compute_block(
 
 def _place(call: graph.BlockCall) -> tuple[int, BlockIndex]:
     """Return what tells the windows of a call from those of others."""
-    return id(call.task.gather), call.index
+    return id(call.task.window_reader), call.index
 
 
 def _equal(a: Any, b: Any) -> bool:

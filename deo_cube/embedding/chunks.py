@@ -1,9 +1,9 @@
-"""Reading the cube for blocks that are written one by one: each source chunk once, several at a time, tried again.
+"""Read source chunks for blocks that are written one by one: each chunk once, several at a time, with retries.
 
-Neighbouring blocks share source chunks (their halos overlap, and chunks are seldom as large as blocks). What one block
-has read is kept until the last that wants it has had it, up to `CACHE_BYTES` a process. Chunks are read by threads of
-their own, so that the bands of a block arrive together, and a read that fails, or hangs, is repeated by itself, not
-with the block's encoding.
+Neighbouring blocks share source chunks: their halos overlap, and chunks are seldom as large as blocks. Chunks are
+cached until every block that needs them has read them, up to `CACHE_BYTES` per process. They are read by threads of
+their own, so that the bands of a block arrive together, and so that a read that fails or hangs is repeated without
+encoding the block again.
 """
 
 from __future__ import annotations
@@ -24,51 +24,51 @@ import numpy as np
 
 __all__ = ["CACHE_BYTES", "ChunkReader", "Load", "forget", "reader", "using"]
 
-#: Memory for chunks that more blocks may ask for, a process.
+#: Memory for chunks that other blocks may need, per process.
 CACHE_BYTES = 512 * 2**20
-#: Threads that read, a process: reads wait for disks and networks more than they compute.
+#: Reading threads per process: reads wait for disks and networks more than they compute.
 THREADS = 8
-#: Seconds before a read that failed is tried again; doubled each time.
+#: Seconds before a failed read is repeated; doubled each time.
 PAUSE = 0.5
 
 log = logging.getLogger("deo_cube")
 
 
 class Load(NamedTuple):
-    """A chunk that a block asks for."""
+    """A chunk that a block needs."""
 
     key: Hashable
     call: Callable[[], Any]
-    """Reads it."""
-    askers: int = 0
-    """Blocks of the run that will ask for it, each once; 0: not known, so keep it while there is room."""
+    """Reads the chunk."""
+    readers: int = 0
+    """Blocks of the run that need it, each once; 0: not known, so keep it while there is room."""
 
 
 @dataclass
 class _Held:
     future: Future[Any]
     size: int = 0
-    """Bytes of it that are counted."""
-    asked: int = 0
-    """Blocks that have had it."""
+    """Bytes of its value; 0 until it is read."""
+    readers: int = 0
+    """Blocks that have read it."""
 
 
 class ChunkReader:
-    """Source chunks of one run, read once and kept while there is room.
+    """Reads the source chunks of one run, each once, and caches them while there is room.
 
     Parameters
     ----------
     capacity : int
-        Bytes kept.
+        Bytes that are cached.
     threads : int
-        Reads at a time.
+        Reads at the same time.
     """
 
     def __init__(self, capacity: int = CACHE_BYTES, threads: int = THREADS) -> None:
         self.capacity = capacity
         self.blocks = 0  # that use it now
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="deo_cube-read")
-        # Taken before the pool's own lock, always; and again by the callbacks of what `close` cancels.
+        # Always acquired before the pool's own lock. Reentrant, for the callbacks of what `close` cancels.
         self._lock = threading.RLock()
         self._held: OrderedDict[Hashable, _Held] = OrderedDict()
         self._bytes = 0
@@ -83,24 +83,24 @@ class ChunkReader:
         retries: int,
         timeout: float | None = None,
     ) -> list[Any]:
-        """Values of chunks, in order: from memory, from a read that is under way, or read now.
+        """Return the values of chunks, in order: from the cache, from a running read, or from a new one.
 
         Parameters
         ----------
         loads : sequence of Load
-            All that one block asks for.
+            All chunks that one block needs.
         retries : int
-            Times that a read which raised is tried again.
+            Times that a failed read is repeated.
         timeout : float, optional
-            Seconds that one try may take; a read that hangs for longer counts as failed.
+            Seconds that one attempt may take; a read that takes longer counts as failed.
 
         Raises
         ------
         Exception
-            What the last try raised.
+            The error of the last attempt.
         """
         if not self._begun:
-            # The first block is read alone: several at once would all arrive late, and nothing could be encoded yet.
+            # The first block is read alone: several at once would all arrive late, and encoding could not begin.
             with self._first:
                 if not self._begun:
                     try:
@@ -110,18 +110,20 @@ class ChunkReader:
         return self._all(loads, retries, timeout)
 
     def _all(self, loads: Sequence[Load], retries: int, timeout: float | None) -> list[Any]:
-        futures = [self._ask(x.key, partial(_tried, x.key, x.call, retries, timeout, self._closed)) for x in loads]
+        futures = [
+            self._request(x.key, partial(_with_retries, x.key, x.call, retries, timeout, self._closed)) for x in loads
+        ]
         values = [f.result() for f in futures]
         with self._lock:
             for load in loads:
                 held = self._held.get(load.key)
                 if held is not None:
-                    held.asked += 1
-                    if held.asked == load.askers:
+                    held.readers += 1
+                    if held.readers == load.readers:
                         self._drop(load.key)
         return values
 
-    def _ask(self, key: Hashable, call: Callable[[], Any]) -> Future[Any]:
+    def _request(self, key: Hashable, call: Callable[[], Any]) -> Future[Any]:
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
@@ -137,7 +139,7 @@ class ChunkReader:
             if held is None or held.future is not future:
                 return
             if future.cancelled() or future.exception() is not None:
-                del self._held[key]  # the next block tries anew
+                del self._held[key]  # the next block reads it again
                 return
             held.size = _size(future)
             self._bytes += held.size
@@ -151,7 +153,7 @@ class ChunkReader:
         self._bytes -= self._held.pop(key).size
 
     def close(self) -> None:
-        """Let go of chunks and threads; reads that are under way, or hang, are given up."""
+        """Release chunks and threads; running reads are abandoned."""
         self._closed.set()
         with self._lock:
             self._pool.shutdown(wait=False, cancel_futures=True)
@@ -159,15 +161,15 @@ class ChunkReader:
             self._bytes = 0
 
 
-class _Partner:
-    """A thread that makes one reading thread's calls, so that a call which hangs can be left behind.
+class _CallThread:
+    """A thread that makes the calls of one reading thread, so that a call that hangs can be abandoned.
 
-    It lives as long as it answers: GDAL keeps connections by thread.
+    It is kept as long as it answers, because GDAL keeps connections per thread.
     """
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=_serve, args=(self._calls,), name="deo_cube-read-partner", daemon=True).start()
+        threading.Thread(target=_serve, args=(self._calls,), name="deo_cube-read-call", daemon=True).start()
 
     def __del__(self) -> None:
         self._calls.put(None)
@@ -184,7 +186,7 @@ class _Partner:
             if worked:
                 return value
             raise value
-        raise TimeoutError(f"no answer within {timeout:g} s (read_timeout= changes that, None waits for ever)")
+        raise TimeoutError(f"no answer within {timeout:g} s (change read_timeout=; None waits for ever)")
 
 
 def _serve(calls: queue.SimpleQueue[Any]) -> None:
@@ -200,32 +202,34 @@ def _serve(calls: queue.SimpleQueue[Any]) -> None:
 _mine = threading.local()
 
 
-def _within(call: Callable[[], Any], timeout: float | None, closed: threading.Event) -> Any:
+def _with_timeout(call: Callable[[], Any], timeout: float | None, closed: threading.Event) -> Any:
     if timeout is None:
         return call()
-    partner = getattr(_mine, "partner", None) or _Partner()
-    _mine.partner = None  # not to be asked again, should it hang
+    call_thread = getattr(_mine, "call_thread", None) or _CallThread()
+    _mine.call_thread = None  # not to be used again if it hangs
     try:
-        value = partner.call(call, timeout, closed)
+        value = call_thread.call(call, timeout, closed)
     except TimeoutError:
         raise
     except BaseException:
-        _mine.partner = partner
+        _mine.call_thread = call_thread
         raise
-    _mine.partner = partner
+    _mine.call_thread = call_thread
     return value
 
 
-def _tried(key: Hashable, call: Callable[[], Any], retries: int, timeout: float | None, closed: threading.Event) -> Any:
+def _with_retries(
+    key: Hashable, call: Callable[[], Any], retries: int, timeout: float | None, closed: threading.Event
+) -> Any:
     for attempt in range(retries + 1):
         try:
-            return _within(call, timeout, closed)
+            return _with_timeout(call, timeout, closed)
         except Exception as error:
             if attempt == retries or closed.is_set():
-                error.add_note(f"chunk {key} could not be read in {attempt + 1} tries")
+                error.add_note(f"chunk {key} could not be read in {attempt + 1} attempts")
                 raise
             wait = PAUSE * 2**attempt
-            log.warning("chunk %s could not be read (%s): trying again in %.1f s", key, error, wait)
+            log.warning("chunk %s could not be read (%s): retrying in %.1f s", key, error, wait)
             closed.wait(wait)
     raise AssertionError("unreachable")
 
@@ -240,7 +244,7 @@ _readers: OrderedDict[str, ChunkReader] = OrderedDict()
 
 
 def reader(run: str) -> ChunkReader:
-    """The reader of one run in this process; those of earlier runs that no block uses are closed, but for the last."""
+    """Return the reader of a run in this process; unused readers of earlier runs are closed, except for the last."""
     with _lock:
         if run not in _readers:
             _readers[run] = ChunkReader()
@@ -252,20 +256,20 @@ def reader(run: str) -> ChunkReader:
 
 @contextmanager
 def using(run: str) -> Iterator[ChunkReader]:
-    """Lend the reader of one run to a block."""
-    found = reader(run)
+    """Yield the reader of a run, which is not closed meanwhile."""
+    chunk_reader = reader(run)
     with _lock:
-        found.blocks += 1
+        chunk_reader.blocks += 1
     try:
-        yield found
+        yield chunk_reader
     finally:
         with _lock:
-            found.blocks -= 1
+            chunk_reader.blocks -= 1
 
 
 def forget(run: str) -> None:
     """Close the reader of a run that has ended."""
     with _lock:
-        found = _readers.pop(run, None)
-    if found is not None:
-        found.close()
+        ended = _readers.pop(run, None)
+    if ended is not None:
+        ended.close()

@@ -168,7 +168,7 @@ def embed(
         graph.Output("embed", (p.ref.layer.dim,), np.dtype(p.dtype)),
         graph.Output("valid", (), np.dtype("float32"), alone=embed_block.alone),
     )
-    values, valid = graph.map_blocks_with_halo(embed_block, p.gather, p.sources, outputs, times=p.times)
+    values, valid = graph.map_blocks_with_halo(embed_block, p.window_reader, p.sources, outputs, times=p.times)
     return _wrap(cube, p, values, valid)
 
 
@@ -213,7 +213,7 @@ def _warn_of_level(cube: Cube, card: ModelCard) -> None:
 def _warn_of_chunks(p: Prepared) -> None:
     if p.plan.blocks[0] * p.plan.blocks[1] * p.times < 2:
         return
-    largest = sum(f.dtype.itemsize * math.prod(max(c) for c in f.chunks) for f in p.gather.groups[0])
+    largest = sum(f.dtype.itemsize * math.prod(max(c) for c in f.chunks) for f in p.window_reader.groups[0])
     if largest > 4 * CACHE_BYTES:
         good = max(256, p.plan.block // 2)
         warnings.warn(

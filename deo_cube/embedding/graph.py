@@ -2,7 +2,7 @@
 
 Besides the source's own tasks the graph holds one task per block (`map_overlap` takes 11 to 16 and seconds of
 optimisation for the same), see `windows.py`. A task may give several arrays, as values and valid fraction; each array
-then picks its own out of the task's result. Layers are lazy: a task is made when it is asked for, so that a million
+then picks its own out of the task's result. Layers are lazy: a task is made on request, so that a million
 blocks cost as little as one until they run, and `cut` takes a few blocks out of such a graph without listing others.
 
 Where Dask's array expressions are on (`array.query-planning`), Dask refuses hand-written graphs. The same tasks are
@@ -36,18 +36,18 @@ from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 from numpy.typing import NDArray
 
-from deo_cube.embedding.windows import BlockIndex, Field, Gather, as_fields, read_amplification
+from deo_cube.embedding.windows import BandSource, BlockIndex, WindowReader, band_sources, read_amplification
 
 __all__ = [
     "RUN_FAILED",
     "BlockCall",
     "BlockIndex",
     "BlockTask",
-    "Field",
-    "Gather",
+    "BandSource",
+    "WindowReader",
     "Output",
     "Result",
-    "as_fields",
+    "band_sources",
     "block_calls",
     "block_tasks",
     "cut",
@@ -101,17 +101,17 @@ class BlockTask:
     """What runs for each block. Frozen and small: every task of the graph shares it."""
 
     run: Run
-    gather: Gather
+    window_reader: WindowReader
     times: int
 
     @property
     def blocks(self) -> tuple[int, int, int]:
         """Blocks along time, rows and columns."""
-        return (self.times, *self.gather.plan.blocks)
+        return (self.times, *self.window_reader.plan.blocks)
 
     def index(self, position: Sequence[int]) -> BlockIndex:
         """Return the block at a position among the chunks of an array: first of time, last of y and x."""
-        row = self.blocks[1] - 1 - position[-2] if self.gather.south_up else position[-2]
+        row = self.blocks[1] - 1 - position[-2] if self.window_reader.south_up else position[-2]
         return BlockIndex(position[0], row, position[-1])
 
     def on_windows(self, index: BlockIndex, windows: tuple[Array, ...], *, stand_in: bool = False) -> Result:
@@ -123,7 +123,7 @@ class BlockTask:
             # Tells a failed encoder, which no retry fixes, from a failed read; see store/layout.py.
             error.add_note(f"{RUN_FAILED}: {index}")
             raise
-        if not self.gather.south_up:
+        if not self.window_reader.south_up:
             return result
         # Blocks are computed north up, and an array has the rows of its cube.
         if isinstance(result, tuple):
@@ -133,7 +133,7 @@ class BlockTask:
 
 @dataclass(frozen=True)
 class BlockCall:
-    """The function of one task of a graph: a block, computed from its source chunks in the order of `Gather.pieces`.
+    """The function of one task: computes a block from its source chunks, in the order of `WindowReader.chunk_slices`.
 
     `output` is the position of the only array to give; None: all that the run gives.
     """
@@ -144,12 +144,12 @@ class BlockCall:
 
     def __call__(self, *chunks: Array) -> Result:
         """Compute the block."""
-        result = self.task.on_windows(self.index, self.task.gather.windows(self.index, chunks))
+        result = self.task.on_windows(self.index, self.task.window_reader.windows(self.index, chunks))
         return result if self.output is None else result[self.output]
 
     def node(self, key: Any) -> Task:
         """Return the task of a graph that makes this call."""
-        return Task(key, self, *(TaskRef(piece.key) for piece in self.task.gather.pieces(self.index)))
+        return Task(key, self, *(TaskRef(piece.key) for piece in self.task.window_reader.chunk_slices(self.index)))
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class _Pick:
 
 
 class _LazyLayer(Layer):  # type: ignore[misc]
-    """Tasks by position, each made when it is asked for; keys are ``(name, *position)``."""
+    """Tasks by position, each made on request; keys are ``(name, *position)``."""
 
     def __init__(self, name: str, counts: tuple[int, ...], annotations: Any = None) -> None:
         super().__init__(annotations=annotations)
@@ -179,15 +179,15 @@ class _LazyLayer(Layer):  # type: ignore[misc]
 
     @property
     def has_legacy_tasks(self) -> bool:
-        """None; asked by Dask, which would look at every task."""
+        """Return False; Dask would look at every task otherwise."""
         return False
 
     def is_materialized(self) -> bool:
-        """Never: no task is kept."""
+        """Return False: no task is kept."""
         return False
 
     def get_output_keys(self) -> Collection[Any]:
-        """All keys, as a view that lists none."""
+        """Return all keys, as a view that lists none."""
         return self.keys()  # type: ignore[no-any-return]
 
     def __contains__(self, key: object) -> bool:
@@ -210,7 +210,7 @@ class _LazyLayer(Layer):  # type: ignore[misc]
         return prod(self.counts)
 
     def cull(self, keys: set[Any], all_hlg_keys: Collection[Any]) -> tuple[Layer, Mapping[Any, set[Any]]]:
-        """Make the tasks called `keys`, and name what they need."""
+        """Make the tasks with the given keys, and return the keys that they need."""
         return self._culled({key: self.node(key) for key in keys if key in self})
 
     def _culled(self, tasks: dict[Any, GraphNode]) -> tuple[Layer, Mapping[Any, set[Any]]]:
@@ -271,14 +271,14 @@ class OutputLayer(_LazyLayer):
         return (self.blocks.output, key[1], *key[-2:])
 
     def cull(self, keys: set[Any], all_hlg_keys: Collection[Any]) -> tuple[Layer, Mapping[Any, set[Any]]]:
-        """Make the tasks called `keys`: where nothing else is asked of a block, its array is made alone.
+        """Make the tasks with the given keys; the array is made alone for blocks of which no other is requested.
 
-        `keys` holds those of other layers, too. The layers of arrays that can be made alone come after the others, see
-        `map_blocks_with_halo`, so that by now it holds the keys of all blocks of which others are asked for.
+        `keys` holds those of other layers as well. The layers of arrays that can be made alone are culled after the
+        others, see `map_blocks_with_halo`, so it holds by now the keys of all blocks of which others are requested.
         """
         if self.alone is None:
             return super().cull(keys, all_hlg_keys)
-        task = BlockTask(self.alone, self.blocks.task.gather, self.blocks.task.times)
+        task = BlockTask(self.alone, self.blocks.task.window_reader, self.blocks.task.times)
         tasks = {}
         for key in keys:
             if key in self:
@@ -302,7 +302,7 @@ def with_loaded_coordinates(cube: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.
 
 
 def map_blocks_with_halo(
-    run: Run, gather: Gather, sources: Sequence[Any], outputs: Sequence[Output], *, times: int
+    run: Run, window_reader: WindowReader, sources: Sequence[Any], outputs: Sequence[Output], *, times: int
 ) -> tuple[Any, ...]:
     """Map `run` over the blocks of a plan, one task per block.
 
@@ -311,10 +311,10 @@ def map_blocks_with_halo(
     run : callable
         ``run(index, windows) -> (1, *leading, rows, columns)``, or a tuple of such arrays, one per output; frozen and
         deterministic to tokenise.
-    gather : Gather
-        The windows it is given.
+    window_reader : WindowReader
+        Makes its windows.
     sources : sequence of dask arrays
-        Those that the gather's fields name.
+        Those that the sources of `window_reader` name.
     outputs : sequence of Output
         The arrays that `run` gives.
     times : int
@@ -325,11 +325,11 @@ def map_blocks_with_halo(
     tuple of dask.array.Array
         One per output, ``(times, *leading, rows, columns)``, one chunk per block; south up where the cube is.
     """
-    task = BlockTask(run, gather, times)
+    task = BlockTask(run, window_reader, times)
     described = [(o.name, o.leading, str(o.dtype)) for o in outputs]
-    token = tokenize(run, gather, [getattr(s, "name", s) for s in sources], times, described)
-    rows, columns = gather.plan.chunks
-    if gather.south_up:
+    token = tokenize(run, window_reader, [getattr(s, "name", s) for s in sources], times, described)
+    rows, columns = window_reader.plan.chunks
+    if window_reader.south_up:
         rows = rows[::-1]
     chunks = [((1,) * times, *((n,) for n in o.leading), rows, columns) for o in outputs]
     if da.ARRAY_EXPR_ENABLED:
@@ -362,13 +362,13 @@ def _by_public_api(
     ends = {name: [np.cumsum((0, *sizes)).tolist() for sizes in source.chunks] for name, source in by_name.items()}
     if output.alone is not None:
         # Arrays do not share tasks here: each is made alone where it can be.
-        task, position = BlockTask(output.alone, task.gather, task.times), None
+        task, position = BlockTask(output.alone, task.window_reader, task.times), None
     axes = tuple(range(len(chunks)))
     blocks = np.empty(tuple(map(len, chunks)), dtype=object)
     for at in np.ndindex(*blocks.shape):
         index = task.index(at)
         arguments: list[Any] = []
-        for piece in task.gather.pieces(index):
+        for piece in task.window_reader.chunk_slices(index):
             name, *chunk = piece.key
             limits = [slice(*ends[name][axis][i : i + 2]) for axis, i in enumerate(chunk)]
             first = len(axes) + sum(map(len, arguments[1::2]))  # dimensions that no other argument has
@@ -476,12 +476,15 @@ def sources(*arrays: Any) -> list[Any] | None:
 
 
 def block_calls(part: Mapping[Any, Any]) -> list[tuple[BlockCall, dict[tuple[Any, ...], Any]]]:
-    """Return the blocks in a flat graph, each with the keys of its source chunks there, by those of `Gather.pieces`."""
+    """Return the blocks in a flat graph, each with the keys that its source chunks have there.
+
+    These are given by the keys of `WindowReader.chunk_slices`, which array expressions do not use.
+    """
     calls = []
     for node in part.values():
         call = getattr(node, "func", None)
         if isinstance(call, BlockCall):
-            pieces = call.task.gather.pieces(call.index)
+            pieces = call.task.window_reader.chunk_slices(call.index)
             # Of array expressions, arguments are tasks in the task, each of one chunk.
             keys = [a.key if isinstance(a, TaskRef) else next(iter(a.dependencies)) for a in node.args]
             calls.append((call, dict(zip((piece.key for piece in pieces), keys, strict=True))))

@@ -19,7 +19,7 @@ from deo_cube.cube.masks import check_classes, check_mask
 from deo_cube.cube.units import Radiometry, find_mistakes, find_unit_error
 from deo_cube.embedding import graph
 from deo_cube.embedding.block import EmbedBlock
-from deo_cube.embedding.windows import BlockIndex, Field, Gather
+from deo_cube.embedding.windows import BandSource, BlockIndex, WindowReader
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, DeoCubeError
 
 __all__ = ["before_writing"]
@@ -84,46 +84,46 @@ def _check(emb: xr.DataArray) -> None:
     middle = (0, shape[-2] // 2, shape[-1] // 2)
     whole, (name,) = graph.layered(array)
     part = graph.cut(whole, [(name, *((t,) if emb.ndim == 4 else ()), *middle) for t in dates])
-    blocks: list[tuple[EmbedBlock, Gather, BlockIndex]] = []
+    blocks: list[tuple[EmbedBlock, WindowReader, BlockIndex]] = []
     chunks: dict[tuple[Any, ...], Any] = {}
     for call, chunk_keys in graph.block_calls(part):
         if isinstance(call.task.run, EmbedBlock):
-            blocks.append((call.task.run, call.task.gather, call.index))
+            blocks.append((call.task.run, call.task.window_reader, call.index))
             chunks |= chunk_keys
     if not blocks:
         return
     blocks.sort(key=lambda block: block[2].time)
     looked = _Looked(part, chunks)
-    run, gather, _ = blocks[0]
+    run, window_reader, _ = blocks[0]
     # Bands of one chunk are looked at together; each group at another date, so that all bands and many dates are seen.
-    bands = _together(gather.groups[0])
+    bands = _together(window_reader.groups[0])
     picks = max(len(bands), min(3, len(blocks)))
-    samples: dict[Field, Array] = {}
+    samples: dict[BandSource, Array] = {}
     for i in range(picks):
-        run, gather, index = blocks[round(i * (len(blocks) - 1) / max(1, picks - 1))]
-        for t, values in looked.values(gather, index, bands[i % len(bands)]):
+        run, window_reader, index = blocks[round(i * (len(blocks) - 1) / max(1, picks - 1))]
+        for t, values in looked.values(window_reader, index, bands[i % len(bands)]):
             problem = find_unit_error(np.stack(list(values.values())), run.radiometry, t)
             if problem:
                 raise AmbiguousUnitsError(f"a look at the cube (date {t}) before anything is written: {problem}")
             samples |= values
     _refuse_units(samples, run.radiometry)
-    run, gather, index = blocks[len(blocks) // 2]
-    _check_other(looked, gather, index, run)
+    run, window_reader, index = blocks[len(blocks) // 2]
+    _check_other(looked, window_reader, index, run)
 
 
-def _refuse_units(samples: Mapping[Field, Array], r: Radiometry) -> None:
+def _refuse_units(samples: Mapping[BandSource, Array], r: Radiometry) -> None:
     """Refuse what only all bands together tell, as of an 8-bit image."""
     found = find_mistakes(list(samples.values()), r, offset=0.0)
     if texts := [m.text for m in found if m.topic == "units" and m.topic not in r.given]:
         raise AmbiguousUnitsError(f"a look at the cube before anything is written: {'. '.join(texts)}")
 
 
-def _check_other(looked: _Looked, gather: Gather, index: BlockIndex, run: EmbedBlock) -> None:
+def _check_other(looked: _Looked, window_reader: WindowReader, index: BlockIndex, run: EmbedBlock) -> None:
     checks: list[Callable[[Array], None]] = [check_mask]
     if run.scl:
         checks = [partial(check_classes, marks=run.radiometry.scl_invalid), check_mask]
-    for group, check in zip(gather.groups[1:], checks[: len(gather.groups) - 1], strict=True):
-        for _, values in looked.values(gather, index, group):
+    for group, check in zip(window_reader.groups[1:], checks[: len(window_reader.groups) - 1], strict=True):
+        for _, values in looked.values(window_reader, index, group):
             for some in values.values():
                 try:
                     check(some)
@@ -131,9 +131,9 @@ def _check_other(looked: _Looked, gather: Gather, index: BlockIndex, run: EmbedB
                     raise ArgumentError(f"a look at the cube before anything is written: {error}") from None
 
 
-def _together(fields: tuple[Field, ...]) -> list[tuple[Field, ...]]:
+def _together(fields: tuple[BandSource, ...]) -> list[tuple[BandSource, ...]]:
     """Fields by the chunks that hold them: bands along a dimension often share one."""
-    groups: dict[Any, list[Field]] = {}
+    groups: dict[Any, list[BandSource]] = {}
     for field in fields:
         axis = field.axes[1]
         chunk = 0 if axis is None else int(np.searchsorted(np.cumsum(field.chunks[axis]), field.band, "right"))
@@ -151,13 +151,13 @@ class _Looked:
         self._seen: set[Any] = set()
 
     def values(
-        self, gather: Gather, index: BlockIndex, fields: tuple[Field, ...]
-    ) -> list[tuple[int, dict[Field, Array]]]:
+        self, window_reader: WindowReader, index: BlockIndex, fields: tuple[BandSource, ...]
+    ) -> list[tuple[int, dict[BandSource, Array]]]:
         """Values of the chunk in the middle of a block: by date of the chunk, then by field."""
-        (top, bottom), (left, right) = gather.read_ranges(index)
+        (top, bottom), (left, right) = window_reader.read_ranges(index)
         y, x = (top + bottom) // 2, (left + right) // 2
         first = fields[0]
-        (piece,) = first.pieces(index.time, (y, y + 1), (x, x + 1))
+        (piece,) = first.chunk_slices(index.time, (y, y + 1), (x, x + 1))
         sizes = [chunks[i] for chunks, i in zip(first.chunks, piece.key[1:], strict=True)]
         size = float(np.prod(sizes, dtype=float)) * first.dtype.itemsize
         if (
@@ -177,7 +177,7 @@ class _Looked:
         for step in steps:
             values = {}
             for field in fields:
-                (own,) = field.pieces(index.time, (y, y + 1), (x, x + 1))
+                (own,) = field.chunk_slices(index.time, (y, y + 1), (x, x + 1))
                 cut = [c if isinstance(c, int) else slice(None) for c in own.cut]
                 if time is not None:
                     cut[time] = step

@@ -119,7 +119,7 @@ def provenance(p: Prepared, cube: xr.Dataset | xr.DataArray) -> dict[str, Any]:
                 "edge": plan.edge,
             }
         ),
-        "masks": to_json({"scl": p.scl, "hide_scl": p.hide_scl, "mask": len(p.gather.groups) > 1 + p.scl}),
+        "masks": to_json({"scl": p.scl, "hide_scl": p.hide_scl, "mask": len(p.window_reader.groups) > 1 + p.scl}),
         "dtype": p.dtype,
         "precision": p.precision,
         "tolerance": transfer.TOLERANCE[p.precision],

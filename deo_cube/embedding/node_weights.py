@@ -1,7 +1,7 @@
-"""Weights on machines that do not see the caller's files: found by hash on the node, from the hub, or sent once a node.
+"""Find weights on nodes that do not have the caller's files: by hash on the node, from the hub, or sent once per node.
 
-A worker looks, in this order: the path of the call; the node's folder of sent files; and, asked by the client, its own
-places and the hub. What it takes has the hash that was found at the call, or it is not taken.
+A worker tries, in this order: the path of the call; the node's folder of sent files; and, on request of the client, the
+node's own folders and the hub. Only a file with the hash of the call's weights is used.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from deo_cube.errors import DeoCubeError
 
 __all__ = ["CHUNK_BYTES", "fetch_from_hub", "has_weights", "local_ref", "receive_chunk"]
 
-#: Bytes that travel at a time.
+#: Bytes that are sent at a time.
 CHUNK_BYTES = 16 * 2**20
 
 
 def local_ref(ref: EncoderRef) -> EncoderRef:
-    """`ref`, with the path under which this machine has its weights; as it is where there are none to be found."""
+    """Return `ref` with the path of its weights on this machine; unchanged where there are none."""
     if ref.weights is None or _same(Path(ref.weights), ref):
         return ref
     for path in (_sent_path(ref), _cached_path(ref)):
@@ -35,13 +35,13 @@ def local_ref(ref: EncoderRef) -> EncoderRef:
 
 
 def has_weights(ref: EncoderRef) -> bool:
-    """Whether this machine has the weights, under whatever path."""
+    """Return whether this machine has the weights, at any path."""
     found = local_ref(ref)
     return found.weights is None or _same(Path(found.weights), found)
 
 
 def fetch_from_hub(ref: EncoderRef, *, offline: bool) -> bool:
-    """Look in this machine's own places and, unless `offline`, on the hub; note the path for the node's processes."""
+    """Find weights in this machine's folders or, unless `offline`, on the hub; note the path for other processes."""
     try:
         found = find_weights(ref.card, offline=offline)
     except DeoCubeError:
@@ -54,7 +54,7 @@ def fetch_from_hub(ref: EncoderRef, *, offline: bool) -> bool:
 
 
 def receive_chunk(sha256: str, suffix: str, offset: int, total: int, chunk: bytes, transfer: str) -> bool:
-    """Add a piece to a file that is being sent; move it to its place, if its hash is right, once it is whole."""
+    """Add a chunk to a file that is being sent; once it is whole and its hash is right, move it to its place."""
     place = _folder() / f"{sha256}{suffix}"
     part = place.with_name(f"{place.name}.{transfer}.part")
     part.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -73,7 +73,7 @@ def receive_chunk(sha256: str, suffix: str, offset: int, total: int, chunk: byte
 
 
 def _folder() -> Path:
-    """Folder of this node and user for files that were sent; large, so where Dask spills to if that is set."""
+    """Return the folder for sent files, of this node and user; they are large, so where Dask spills to if set."""
     base = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
     return Path(base) / f"deo_cube-{os.getuid() if hasattr(os, 'getuid') else 'user'}" / "weights"
 

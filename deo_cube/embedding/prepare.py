@@ -38,7 +38,7 @@ class Prepared:
     geobox: GeoBox
     dims: georeference.Dims
     plan: TilePlan
-    gather: graph.Gather
+    window_reader: graph.WindowReader
     sources: tuple[Any, ...]
     times: int
     scl: bool
@@ -145,7 +145,7 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True) -> Prepar
         geobox=geobox,
         dims=dims,
         plan=plan,
-        gather=graph.Gather(plan, groups, south_up=georeference.anchor(geobox).south_up),
+        window_reader=graph.WindowReader(plan, groups, south_up=georeference.anchor(geobox).south_up),
         sources=sources,
         times=cube.sizes[dims.time] if dims.time else 1,
         scl=scl,
@@ -190,14 +190,14 @@ def _used(cube: Cube, match: BandMatch | None) -> list[str]:
 
 def _fields(
     cube: Cube, dims: georeference.Dims, match: BandMatch, plan: TilePlan, scl: bool, hidden: xr.Variable | None
-) -> tuple[tuple[tuple[graph.Field, ...], ...], tuple[Any, ...]]:
-    """Where the pixels of bands, SCL and mask are: groups of fields for `Gather`, and their Dask arrays."""
+) -> tuple[tuple[tuple[graph.BandSource, ...], ...], tuple[Any, ...]]:
+    """Where the pixels of bands, SCL and mask are: groups of fields for `WindowReader`, and their Dask arrays."""
     names = (dims.time, dims.band, dims.y, dims.x)
     like = min(plan.block, 256)  # of what is not on Dask: small, for a halo touches its neighbours' chunks whole
     arrays: list[Any] = []
 
-    def one(variable: xr.Variable, positions: Sequence[int] = (0,)) -> tuple[graph.Field, ...]:
-        fields, array = graph.as_fields(variable, names, positions, like)
+    def one(variable: xr.Variable, positions: Sequence[int] = (0,)) -> tuple[graph.BandSource, ...]:
+        fields, array = graph.band_sources(variable, names, positions, like)
         arrays.append(array)
         return fields
 
@@ -215,7 +215,9 @@ def _fields(
     return tuple(groups), tuple(arrays)
 
 
-def _scl_band(cube: xr.DataArray, match: BandMatch, bands: tuple[graph.Field, ...]) -> tuple[graph.Field, ...]:
+def _scl_band(
+    cube: xr.DataArray, match: BandMatch, bands: tuple[graph.BandSource, ...]
+) -> tuple[graph.BandSource, ...]:
     labels = [str(v) for v in cube[match.band_dim].values]
     first = bands[0]
-    return (graph.Field(first.name, first.chunks, first.axes, labels.index(str(match.scl)), first.dtype),)
+    return (graph.BandSource(first.name, first.chunks, first.axes, labels.index(str(match.scl)), first.dtype),)

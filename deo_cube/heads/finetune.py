@@ -169,7 +169,7 @@ def _training_tiles(cube: Cube, p: Prepared, codes: Array, classes: Array) -> It
     plan = plan_tiles(
         p.plan.shape, origin=p.plan.origin, tile=p.plan.tile, halo=p.plan.halo, patch=p.plan.patch, block=p.plan.core
     )
-    codes = codes[::-1] if p.gather.south_up else codes
+    codes = codes[::-1] if p.window_reader.south_up else codes
     class_index = np.full(NO_CLASS + 1, -1)
     class_index[classes] = np.arange(len(classes))
     tokens, edge = plan.tile // plan.patch, plan.halo // plan.patch
@@ -190,7 +190,7 @@ def _training_tiles(cube: Cube, p: Prepared, codes: Array, classes: Array) -> It
 
 def _pixels(cube: Cube, p: Prepared, t: int, rows: Array, cols: Array) -> tuple[Array, Array]:
     """Return north-up pixels (C, h, w) in the card's units, invalid ones neutral, and which of them are valid."""
-    rows = p.plan.shape[0] - 1 - rows if p.gather.south_up else rows
+    rows = p.plan.shape[0] - 1 - rows if p.window_reader.south_up else rows
     top, left = int(rows.min()), int(cols.min())
     window = {p.dims.y: slice(top, int(rows.max()) + 1), p.dims.x: slice(left, int(cols.max()) + 1)}
     stem, card = p.ref.stem, p.ref.card

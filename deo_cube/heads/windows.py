@@ -1,4 +1,4 @@
-"""Apply functions that see the neighbours of a cell to embeddings, by the gather of blocks with a halo.
+"""Apply functions that see the neighbours of a cell to embeddings, in blocks with a halo.
 
 The tiles are those of `deo_cube.embedding.tiles`, counted in cells from the origin of the CRS. The place and content of
 a tile depend neither on chunks nor on the window, so the results do not either.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import georeference
-from deo_cube.embedding.graph import BlockIndex, Gather, Output, as_fields, map_blocks_with_halo
+from deo_cube.embedding.graph import BlockIndex, Output, WindowReader, band_sources, map_blocks_with_halo
 from deo_cube.embedding.tiles import BlockAxis, TilePlan, plan_tiles
 from deo_cube.heads.vectors import geobox, spatial_dims
 
@@ -97,9 +97,10 @@ def map_windows(
         values = _compute(run, array, south_up=world.south_up, times=times, leading=leading)
     else:
         names = (str(lead[0]) if lead else None, along, y, x)
-        fields, source = as_fields(array.variable, names, range(array.sizes[along]), BLOCK)
+        fields, source = band_sources(array.variable, names, range(array.sizes[along]), BLOCK)
         output = Output(name, leading, np.dtype(dtype))
-        (packed,) = map_blocks_with_halo(run, Gather(plan, (fields,), world.south_up), [source], [output], times=times)
+        reader = WindowReader(plan, (fields,), world.south_up)
+        (packed,) = map_blocks_with_halo(run, reader, [source], [output], times=times)
         values = _unpacked(packed, factor, south_up=world.south_up)
     values = values if lead else values[0]
     out = xr.DataArray(values, dims=(*lead, *((dim,) if dim else ()), y, x), name=name, attrs=dict(attrs))
@@ -125,7 +126,7 @@ class _Tiles:
     def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> Array:
         rows, columns = self.plan.rows.block(index.row), self.plan.columns.block(index.column)
         window = windows[0].astype("float32")
-        # The gather mirrors the array at its edge. Mirrored cells are not observations, so they become invalid.
+        # The window reader mirrors the array at its edge. Mirrored cells are not observations, so they become invalid.
         window[:, _outside(rows, self.plan.shape[0])] = np.nan
         window[:, :, _outside(columns, self.plan.shape[1])] = np.nan
         core, tile, f = self.plan.core, self.plan.tile, self.factor

@@ -31,8 +31,8 @@ class Source:
                 raise OSError(f"cannot read {key}")
         return np.full(self.size, ord(key[0]), "uint8")
 
-    def loads(self, keys: str, askers: int = 0) -> list[Load]:
-        return [Load(k, lambda k=k: self.load(k), askers) for k in keys]
+    def loads(self, keys: str, readers: int = 0) -> list[Load]:
+        return [Load(k, lambda k=k: self.load(k), readers) for k in keys]
 
 
 def test_values_come_in_order_and_each_is_read_once() -> None:
@@ -71,9 +71,9 @@ def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
 
 def test_a_chunk_is_let_go_when_all_who_want_it_have_had_it() -> None:
     source, r = Source(), ChunkReader()
-    r.read(source.loads("a", askers=1) + source.loads("b", askers=2) + source.loads("c"), retries=0)
+    r.read(source.loads("a", readers=1) + source.loads("b", readers=2) + source.loads("c"), retries=0)
     assert list(r._held) == ["b", "c"]
-    r.read(source.loads("b", askers=2) + source.loads("c"), retries=0)
+    r.read(source.loads("b", readers=2) + source.loads("c"), retries=0)
     assert list(r._held) == ["c"]
     r._pool.shutdown()  # so that the callbacks of all reads have run
     assert r._bytes == 1000
@@ -90,7 +90,7 @@ def test_a_read_that_keeps_failing_says_what_and_how_often_and_is_tried_anew_by_
     source, r = Source(fails=4), ChunkReader()
     with pytest.raises(OSError, match="cannot read a") as caught:
         r.read(source.loads("a"), retries=2)
-    assert "3 tries" in "".join(caught.value.__notes__)
+    assert "3 attempts" in "".join(caught.value.__notes__)
     assert chr(r.read(source.loads("a"), retries=2)[0][0]) == "a"
 
 

@@ -1,4 +1,4 @@
-"""Windows are cut exactly, on any chunks; one task a block; array expressions give the same answer."""
+"""Windows are cut exactly, on any chunks; one task per block; array expressions give the same answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from hypothesis import strategies as st
 
 from deo_cube.embedding import runtime
 from deo_cube.embedding.embed import embed
-from deo_cube.embedding.graph import BlockIndex, Gather, Output, as_fields, map_blocks_with_halo, read_amplification
+from deo_cube.embedding.graph import (
+    BlockIndex,
+    Output,
+    WindowReader,
+    band_sources,
+    map_blocks_with_halo,
+    read_amplification,
+)
 from deo_cube.embedding.tiles import TilePlan, mirror
 from deo_cube.store.write import to_zarr
 from deo_cube.testing import cube_at
@@ -54,10 +61,10 @@ class Means:
 
 
 def mapped(array: da.Array, plan: TilePlan, *, south_up: bool = False) -> da.Array:
-    fields, source = as_fields(xr.Variable(("time", "y", "x"), array), DIMS, [0], plan.block)
-    gather = Gather(plan, (fields,), south_up=south_up)
+    fields, source = band_sources(xr.Variable(("time", "y", "x"), array), DIMS, [0], plan.block)
+    window_reader = WindowReader(plan, (fields,), south_up=south_up)
     output = Output("means", (1,), np.dtype(float))
-    (out,) = map_blocks_with_halo(Means(plan), gather, [source], [output], times=array.shape[0])
+    (out,) = map_blocks_with_halo(Means(plan), window_reader, [source], [output], times=array.shape[0])
     return out
 
 
@@ -132,19 +139,23 @@ def test_a_block_knows_how_many_ask_for_each_of_its_chunks(
 ) -> None:
     plan, chunks = case
     array = da.zeros((3, *plan.shape), chunks=(times, *chunks))
-    gather = Gather(plan, (as_fields(xr.Variable(("time", "y", "x"), array), DIMS, [0], 1)[0],), south_up)
+    window_reader = WindowReader(
+        plan, (band_sources(xr.Variable(("time", "y", "x"), array), DIMS, [0], 1)[0],), south_up
+    )
     blocks = [BlockIndex(*at) for at in np.ndindex(3, *plan.blocks)]
-    counted = Counter(key for index in blocks for key in {p.key for p in gather.pieces(index)})
+    counted = Counter(key for index in blocks for key in {p.key for p in window_reader.chunk_slices(index)})
     for index in blocks:
-        assert gather.askers(index) == {p.key: counted[p.key] for p in gather.pieces(index)}
+        assert window_reader.readers_per_chunk(index) == {
+            p.key: counted[p.key] for p in window_reader.chunk_slices(index)
+        }
 
 
 def test_who_asks_for_a_static_mask_is_not_known() -> None:
     plan = TilePlan((64, 64), (0, 0), 32, 0, 8, 32)
-    bands = as_fields(xr.Variable(("time", "y", "x"), da.zeros((2, 64, 64), chunks=(1, 32, 64))), DIMS, [0], 1)[0]
-    mask = as_fields(xr.Variable(("y", "x"), da.zeros((64, 64))), DIMS, [0], 1)[0]
-    assert sorted(Gather(plan, (bands, mask)).askers(BlockIndex(0, 0, 0)).values()) == [0, 2]
-    assert list(Gather(plan, (mask,)).askers(BlockIndex(0, 0, 0)).values()) == [4]
+    bands = band_sources(xr.Variable(("time", "y", "x"), da.zeros((2, 64, 64), chunks=(1, 32, 64))), DIMS, [0], 1)[0]
+    mask = band_sources(xr.Variable(("y", "x"), da.zeros((64, 64))), DIMS, [0], 1)[0]
+    assert sorted(WindowReader(plan, (bands, mask)).readers_per_chunk(BlockIndex(0, 0, 0)).values()) == [0, 2]
+    assert list(WindowReader(plan, (mask,)).readers_per_chunk(BlockIndex(0, 0, 0)).values()) == [4]
 
 
 def test_one_task_a_block_besides_the_sources() -> None:
@@ -160,13 +171,13 @@ def test_one_task_a_block_besides_the_sources() -> None:
 def stitched(monkeypatch: pytest.MonkeyPatch) -> list[BlockIndex]:
     """The blocks whose windows are stitched, as they are."""
     indices: list[BlockIndex] = []
-    windows = Gather.windows
+    windows = WindowReader.windows
 
-    def counted(self: Gather, index: BlockIndex, chunks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    def counted(self: WindowReader, index: BlockIndex, chunks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         indices.append(index)
         return windows(self, index, chunks)
 
-    monkeypatch.setattr(Gather, "windows", counted)
+    monkeypatch.setattr(WindowReader, "windows", counted)
     return indices
 
 
@@ -243,24 +254,24 @@ def test_names_are_deterministic_and_differ_where_numbers_may() -> None:
 def test_transposed_and_banded_variables_are_cut_alike() -> None:
     image = np.random.default_rng(0).integers(0, 9, (2, 3, 20, 30), dtype="int16")
     plan = TilePlan((20, 30), (0, 0), 8, 0, 4, 16)
-    straight, a = as_fields(xr.Variable(("time", "band", "y", "x"), image), ("time", "band", "y", "x"), [2, 0], 8)
-    turned, b = as_fields(
+    straight, a = band_sources(xr.Variable(("time", "band", "y", "x"), image), ("time", "band", "y", "x"), [2, 0], 8)
+    turned, b = band_sources(
         xr.Variable(("x", "band", "y", "time"), image.transpose(3, 1, 2, 0)), ("time", "band", "y", "x"), [2, 0], 8
     )
     for fields, array in ((straight, a), (turned, b)):
-        gather = Gather(plan, (fields,))
+        window_reader = WindowReader(plan, (fields,))
         index = BlockIndex(1, 0, 1)
-        chunks = dask.compute(*(array.blocks[p.key[1:]] for p in gather.pieces(index)), scheduler="sync")
-        (window,) = gather.windows(index, chunks)
+        chunks = dask.compute(*(array.blocks[p.key[1:]] for p in window_reader.chunk_slices(index)), scheduler="sync")
+        (window,) = window_reader.windows(index, chunks)
         assert (window[:, :, :14] == image[1, [2, 0], :16, 16:]).all()
 
 
 def test_read_amplification_counts_whole_chunks() -> None:
     plan = TilePlan((256, 256), (0, 0), 64, 0, 8, 64)
-    fields, _ = as_fields(xr.Variable(DIMS[2:], da.zeros((256, 256), chunks=64)), (None, None, "y", "x"), [0], 64)
-    assert read_amplification(Gather(plan, (fields,))) == 1.0
-    fields, _ = as_fields(xr.Variable(DIMS[2:], da.zeros((256, 256), chunks=256)), (None, None, "y", "x"), [0], 64)
-    assert read_amplification(Gather(plan, (fields,))) == 16.0
+    fields, _ = band_sources(xr.Variable(DIMS[2:], da.zeros((256, 256), chunks=64)), (None, None, "y", "x"), [0], 64)
+    assert read_amplification(WindowReader(plan, (fields,))) == 1.0
+    fields, _ = band_sources(xr.Variable(DIMS[2:], da.zeros((256, 256), chunks=256)), (None, None, "y", "x"), [0], 64)
+    assert read_amplification(WindowReader(plan, (fields,))) == 16.0
 
 
 @pytest.mark.parametrize("planning", ["False", "True"])
