@@ -1,1 +1,1 @@
-"""What people do with vectors: xarray in, xarray out."""
+"""Analyse embeddings: similarity, change, colours, clusters, and classification from labels. xarray in, xarray out."""

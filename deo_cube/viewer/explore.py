@@ -77,7 +77,7 @@ class Explorer:
 
     @property
     def running(self) -> bool:
-        """Whether the page can be reached."""
+        """True while the page can be reached."""
         return self._thread.is_alive()
 
     @property

@@ -57,12 +57,12 @@ class BackgroundJob:
 
     @property
     def open(self) -> bool:
-        """Whether the job waits or runs."""
+        """True while the job waits or runs."""
         return self.state in ("waiting", "running")
 
     @property
     def late(self) -> bool:
-        """Whether the job has waited or run too long."""
+        """True if the job has waited or run too long."""
         return time.monotonic() - self.began > MAX_SECONDS
 
     def to_dict(self) -> dict[str, Any]:

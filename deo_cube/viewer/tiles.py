@@ -39,7 +39,7 @@ TILE_BYTES = 64 * 2**20
 CACHE_BYTES = 256 * 2**20
 """Bytes of complete squares in the cache, and the same number of bytes of thinned ones."""
 THIN = 8
-"""One vector in so many along each side is in the thinned copy of a square."""
+"""The thinned copy of a square has every eighth vector along each side."""
 SIZE = 256
 """Pixels along a side of a tile."""
 TOP_ZOOM = 24
