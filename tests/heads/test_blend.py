@@ -9,6 +9,7 @@ import deo_cube
 from deo_cube.cube.georeference import anchor, geobox
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
 from deo_cube.encoder.registry import register_encoder
+from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.head import fit_head
 from deo_cube.heads.maps import segment
 from deo_cube.heads.vectors import geobox as places
@@ -86,7 +87,7 @@ def test_blend_refuses_embeddings_and_other_anchors(cube):
     made = model("blend-means", means)
     head = fitted(cube, made)
     emb = cube.deo.embed(made, dtype="float32")
-    with pytest.raises(TypeError, match="cube"):
+    with pytest.raises(ArgumentTypeError, match="cube"):
         segment(emb, head, blend=True)
-    with pytest.raises(ValueError, match="anchor"):
+    with pytest.raises(ArgumentError, match="anchor"):
         segment(cube, head, blend=True, anchor="array", dtype="float32")

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from deo_cube.errors import ArgumentError, SelectionError
 from deo_cube.heads.change import Calibration, change, fit_calibration
 from tests.heads.fields import embeddings, no_compute, on_dask, truth
 
@@ -110,15 +111,15 @@ def test_coordinates_are_kept():
 
 def test_errors():
     emb, _ = two_years()
-    with pytest.raises(KeyError, match="after='2031'.*2019-06-15"):
+    with pytest.raises(SelectionError, match="after='2031'.*2019-06-15"):
         change(emb, "2019", "2031")
-    with pytest.raises(ValueError, match="method"):
+    with pytest.raises(ArgumentError, match="method"):
         change(emb, "2019", "2020", method="l2")
-    with pytest.raises(ValueError, match="calibration"):
+    with pytest.raises(ArgumentError, match="calibration"):
         change(emb, "2019", "2020", unchanged=[])
-    with pytest.raises(ValueError, match="dimension 'time'"):
+    with pytest.raises(ArgumentError, match="dimension 'time'"):
         change(emb.isel(time=0), "2019", "2020")
-    with pytest.raises(ValueError, match="method="):
+    with pytest.raises(ArgumentError, match="method="):
         change(emb.isel(y=slice(4), x=slice(4)), "2019", "2020", method="calibrated")
 
 
@@ -162,13 +163,13 @@ def test_other_grids_and_other_models_are_refused():
     a, b = emb.isel(time=0), emb.isel(time=1)
     assert change(emb, a, b).equals(change(emb, "2019", "2020"))
     for other in (b.assign_coords(x=b.x + 80), b.isel(y=slice(None, None, -1)), b.isel(x=slice(1, None))):
-        with pytest.raises(ValueError, match="before.*reproject"):
+        with pytest.raises(ArgumentError, match="before.*reproject"):
             change(emb, a, other)
     a, b = a.assign_attrs({"deo_cube:model_fingerprint": "one"}), b.assign_attrs({"deo_cube:model_fingerprint": "two"})
-    with pytest.raises(ValueError, match="before.*one and two"):
+    with pytest.raises(ArgumentError, match="before.*one and two"):
         change(emb, a, b)
     fitted = fit_calibration(emb.assign_attrs(a.attrs), "2019", "2020")
-    with pytest.raises(ValueError, match="calibration"):
+    with pytest.raises(ArgumentError, match="calibration"):
         change(emb.assign_attrs(b.attrs), "2019", "2020", method="calibrated", calibration=fitted)
-    with pytest.raises(ValueError, match="ratios"):
+    with pytest.raises(ArgumentError, match="ratios"):
         Calibration(np.zeros(7), np.zeros(3))

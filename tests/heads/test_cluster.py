@@ -4,6 +4,7 @@ import pytest
 import rioxarray  # noqa: F401
 import xarray as xr
 
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.kmeans import cluster, fit_clusters
 from tests.heads.fields import embeddings, no_compute, on_dask, truth
 
@@ -48,12 +49,12 @@ def test_clusters_survive_json_and_belong_to_a_model(tmp_path):
     fitted = fit_clusters(emb, 4)
     fitted.save(tmp_path / "c.json")
     xr.testing.assert_identical(cluster(emb, clusters=tmp_path / "c.json"), cluster(emb, clusters=fitted))
-    with pytest.raises(ValueError, match="clusters"):
+    with pytest.raises(ArgumentError, match="clusters"):
         cluster(emb.assign_attrs({"deo_cube:model_fingerprint": "two"}), clusters=fitted)
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="k"):
+    with pytest.raises(ArgumentError, match="k"):
         cluster(embeddings(), 1)
-    with pytest.raises(ValueError, match="k must be"):
+    with pytest.raises(ArgumentError, match="k must be"):
         cluster(embeddings(2, 4), 9)

@@ -10,7 +10,7 @@ import deo_cube
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
 from deo_cube.encoder.loading import write_model
 from deo_cube.encoder.registry import resolve
-from deo_cube.errors import ArgumentError
+from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.head import fit_head, load_head
 from deo_cube.heads.maps import classify
 
@@ -92,7 +92,7 @@ def test_only_the_last_blocks_change_and_the_folder_is_a_model(family, start, cu
     xr.testing.assert_identical(
         got.drop_attrs(), again.predict(cube.deo.embed(tmp_path / "moved", dtype="float32")).drop_attrs()
     )
-    with pytest.raises(ValueError, match="fitted on"):
+    with pytest.raises(ArgumentError, match="fitted on"):
         again.predict(cube.deo.embed(start / family, dtype="float32"))
 
 
@@ -131,14 +131,14 @@ def test_any_head_may_follow(start, cube, tmp_path):
 
 def test_finetune_refuses_impossible_arguments(start, cube, tmp_path):
     truth = cube["land_cover"]
-    with pytest.raises(TypeError, match="folder"):
+    with pytest.raises(ArgumentTypeError, match="folder"):
         fit_head("linear", cube, truth, finetune=1)
-    with pytest.raises(ValueError, match="finetune=9.* 3 blocks"):
+    with pytest.raises(ArgumentError, match="finetune=9.* 3 blocks"):
         fit_head("linear", cube, truth, finetune=9, model=start / "vit", folder=tmp_path)
     with pytest.raises(ArgumentError, match="cube must be a cube"):
         fit_head("linear", cube.deo.embed(start / "vit"), truth, finetune=1, folder=tmp_path)
     # A layer before the last rests on fewer blocks.
-    with pytest.raises(ValueError, match="finetune=3.* 2 blocks"):
+    with pytest.raises(ArgumentError, match="finetune=3.* 2 blocks"):
         fit_head(
             "linear", cube, truth, finetune=3, model=start / "vit", folder=tmp_path, embed_options={"layer": "block1"}
         )

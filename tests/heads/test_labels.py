@@ -13,7 +13,7 @@ from odc.geo.geobox import GeoBox
 from shapely.geometry import LineString, MultiPoint, Point, Polygon, box
 
 from deo_cube.cube.georeference import assign_grid
-from deo_cube.errors import MissingCRSError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError, LabelsError, MissingCRSError
 from deo_cube.heads.labels import labelled_vectors
 from deo_cube.heads.labels import rasterize_labels as rasterize
 from tests.heads.fields import embeddings, on_dask
@@ -46,9 +46,9 @@ def test_a_point_on_a_corner_belongs_to_the_cell_south_east_of_it(row, col, nort
 
 def test_points_on_the_outer_south_and_east_edge_are_outside():
     emb = embeddings()
-    with pytest.raises(ValueError, match="outside the embeddings"):
+    with pytest.raises(LabelsError, match="outside the embeddings"):
         rasterize([(X0 + COLS * CELL, Y0 - 10, "a")], emb)
-    with pytest.raises(ValueError, match="outside the embeddings"):
+    with pytest.raises(LabelsError, match="outside the embeddings"):
         rasterize([(X0 + 10, Y0 - ROWS * CELL, "a")], emb)
     assert where(rasterize([(X0, Y0, "a")], emb), 0) == {(0, 0)}
 
@@ -107,7 +107,7 @@ def test_of_overlapping_polygons_the_later_wins_or_the_call_is_refused():
     shared = {(r, c) for r in (4, 5) for c in (4, 5)}
     assert shared <= where(first, 1)
     assert shared <= where(other, 0)
-    with pytest.raises(ValueError, match=r"disagree on 4 cells.*'a' and 'b'"):
+    with pytest.raises(LabelsError, match=r"disagree on 4 cells.*'a' and 'b'"):
         rasterize(table([a, b], ["a", "b"]), emb, overlap="raise")
     # Agreeing labels may meet.
     assert len(where(rasterize(table([a, b], ["a", "a"]), emb, overlap="raise"), 0)) == 28
@@ -135,7 +135,7 @@ def test_overlapping_polygons_in_any_order_are_burnt_one_over_the_other(data, ru
     meet = [(a, b) for i, a in enumerate(range(len(boxes))) for b in range(i + 1, len(boxes)) if codes[a] != codes[b]]
     masks = [rasterize(table([s], [c]), emb, rule=rule).values != 255 for s, c in zip(boxes, codes, strict=True)]
     if any((masks[a] & masks[b]).any() for a, b in meet):
-        with pytest.raises(ValueError, match="disagree on"):
+        with pytest.raises(LabelsError, match="disagree on"):
             rasterize(table(boxes, codes), emb, rule=rule, overlap="raise")
     else:
         rasterize(table(boxes, codes), emb, rule=rule, overlap="raise")
@@ -228,33 +228,33 @@ def test_a_raster_in_another_crs_from_a_file(tmp_path):
 
 def test_labels_outside_are_refused_with_a_hint():
     emb = embeddings()
-    with pytest.raises(ValueError, match=r'look like degrees: pass crs="EPSG:4326"'):
+    with pytest.raises(LabelsError, match=r'look like degrees: pass crs="EPSG:4326"'):
         rasterize([(9.0, 46.9, "a"), (9.001, 46.9, "b")], emb)
     lon, lat = emb.odc.geobox.geographic_extent.centroid.coords[0]
     assert (rasterize([(lon, lat, "a")], emb, crs="EPSG:4326").values != 255).sum() == 1
-    with pytest.raises(ValueError, match=r"do not fit the CRS they state|outside the embeddings"):
+    with pytest.raises(LabelsError, match="outside the embeddings"):
         rasterize(table([cell_box(2, 2)], ["a"], crs="EPSG:4326"), emb)
     with pytest.raises(MissingCRSError, match="set_crs"):
         rasterize(table([cell_box(2, 2)], ["a"], crs=None), emb)
     with pytest.warns(UserWarning, match="1 of 2 labels"):
         rasterize(table([cell_box(2, 2), cell_box(99, 99)], ["a", "b"]), emb)
-    with pytest.raises(ValueError, match="raster spans"):
+    with pytest.raises(LabelsError, match="raster spans"):
         rasterize(raster(np.ones((4, 4), "uint8"), 80, corner=(0.0, 0.0)), emb)
 
 
 def test_objects_that_are_not_labels_are_refused():
     emb = embeddings()
-    with pytest.raises(ValueError, match="widen lines"):
+    with pytest.raises(LabelsError, match="labels must"):
         rasterize(table([LineString([(X0, Y0), (X0 + 99, Y0)])], ["a"]), emb)
-    with pytest.raises(ValueError, match="column="):
+    with pytest.raises(LabelsError, match="column="):
         rasterize(table([cell_box(2, 2)], ["a"]).rename(columns={"label": "kind"}).assign(area=1), emb)
-    with pytest.raises(ValueError, match="columns are"):
+    with pytest.raises(LabelsError, match="column="):
         rasterize(table([cell_box(2, 2)], ["a"]), emb, column="landuse")
-    with pytest.raises(TypeError, match="got list \\(empty\\)"):
+    with pytest.raises(ArgumentTypeError, match="labels must"):
         rasterize([], emb)
-    with pytest.raises(ValueError, match="fractions"):
+    with pytest.raises(LabelsError, match="labels must"):
         rasterize(raster(np.full((4, 4), 0.5), 80), emb)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputNotFoundError):
         rasterize("nowhere.geojson", emb)
 
 
@@ -278,11 +278,11 @@ def test_cases_are_the_vectors_of_the_labelled_cells(times):
 def test_labels_of_one_class_or_under_clouds_are_refused():
     emb = embeddings(invalid=[(2, 2), (3, 3)])
     at = lambda r, c, k: (float(emb.x[c]), float(emb.y[r]), k)  # noqa: E731
-    with pytest.raises(ValueError, match="one class, 'a'"):
+    with pytest.raises(LabelsError, match="one class, 'a'"):
         labelled_vectors(emb, rasterize([at(5, 5, "a"), at(6, 6, "a")], emb))
-    with pytest.raises(ValueError, match=r"no valid cell is left of \['b'\]"):
+    with pytest.raises(LabelsError, match=r"no valid cell is left of \['b'\]"):
         labelled_vectors(emb, rasterize([at(5, 5, "a"), at(2, 2, "b")], emb))
-    with pytest.raises(ValueError, match="none of the 2 labelled cells has a valid embedding"):
+    with pytest.raises(LabelsError, match="valid embedding"):
         labelled_vectors(emb, rasterize([at(2, 2, "a"), at(3, 3, "b")], emb))
 
 
@@ -296,16 +296,16 @@ def test_missing_labels_label_nothing():
     assert (label_map.values != 255).sum() == 2
     shapes = [Point(at[0]), Polygon(), None, Point(at[3])]
     assert rasterize(table(shapes, [3, 5, 5, 7]), emb).equals(label_map)
-    with pytest.raises(ValueError, match="no label"):
+    with pytest.raises(LabelsError, match="no label"):
         rasterize([(*at[0], None)], emb)
     assert rasterize(np.array([(*at[0], 3), (*at[3], 7)]), emb).equals(label_map)
 
 
 def test_a_measurement_or_a_column_of_identifiers_is_refused():
     emb = embeddings()
-    with pytest.raises(ValueError, match="fractions \\[0.5\\]"):
+    with pytest.raises(LabelsError, match="fractions \\[0.5\\]"):
         rasterize([(X0 + 10, Y0 - 10, 0.5), (X0 + 10, Y0 - 10, 1.0)], emb)
-    with pytest.raises(ValueError, match="300 different labels.*column="):
+    with pytest.raises(LabelsError, match="300 different labels.*column="):
         rasterize([(X0 + 10, Y0 - 10, i) for i in range(300)], emb)
 
 
@@ -321,7 +321,7 @@ def test_names_go_to_the_code_they_are_for():
     emb = embeddings()
     clicks = [(X0 + 10, Y0 - 10, 311), (X0 + 110, Y0 - 110, 312)]
     assert rasterize(clicks, emb, names={311: "broad", 312: "needle"}).attrs["flag_meanings"] == "broad needle"
-    with pytest.raises(ValueError, match=r"3 for the 2 classes.*names=\{code: name\}"):
+    with pytest.raises(ArgumentError, match=r"names must.*3 for the 2 classes.*names=\{code: name\}"):
         rasterize(clicks, emb, names=["water", "broad", "needle"])
     codes = np.full((ROWS, COLS), 2, "uint8")
     far = np.pad(codes, ((0, 0), (0, 99)), constant_values=1)

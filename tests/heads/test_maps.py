@@ -5,6 +5,7 @@ import xarray as xr
 
 import deo_cube
 from deo_cube.cube.georeference import geobox
+from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.head import fit_head
 from deo_cube.heads.maps import classify, segment
 from tests.heads.fields import clicks, embeddings, no_compute, on_dask, raster, with_patch
@@ -65,9 +66,9 @@ def test_a_head_may_be_a_path(tmp_path):
 def test_errors():
     emb = embeddings(24, 24)
     head = fit_head("linear", emb, clicks(emb))
-    with pytest.raises(ValueError, match="cube"):
+    with pytest.raises(ArgumentError, match="cube"):
         segment(emb, head)
-    with pytest.raises(TypeError, match="mask"):
+    with pytest.raises(ArgumentTypeError, match="mask"):
         classify(emb, head, mask="scl")
-    with pytest.raises(ValueError, match="model="):
+    with pytest.raises(ArgumentError, match="model="):
         classify(deo_cube.synthetic_cube(size=64, times=1), head)

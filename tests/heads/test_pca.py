@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.pca import PCA, fit_pca, pca_rgb
 from tests.heads.fields import embeddings, no_compute, on_dask
 
@@ -62,15 +63,15 @@ def test_the_subsample_of_a_large_array_touches_few_chunks():
 def test_a_basis_of_another_model_is_refused():
     emb = embeddings()
     basis = fit_pca(emb.assign_attrs({"deo_cube:model_fingerprint": "aa"}))
-    with pytest.raises(ValueError, match="basis"):
+    with pytest.raises(ArgumentError, match="basis"):
         pca_rgb(emb.assign_attrs({"deo_cube:model_fingerprint": "bb"}), basis=basis)
-    with pytest.raises(ValueError, match="basis.*length 5"):
+    with pytest.raises(ArgumentError, match="basis.*length 5"):
         pca_rgb(embeddings(dim=5), basis=basis)
 
 
 def test_an_array_without_valid_vectors_is_refused():
     emb = embeddings() * np.nan
-    with pytest.raises(ValueError, match="emb"):
+    with pytest.raises(ArgumentError, match="emb"):
         pca_rgb(emb)
 
 
@@ -91,5 +92,5 @@ def test_several_scenes_share_a_basis():
     both, one = fit_pca([a, b]), fit_pca(a)
     assert both.components.shape == one.components.shape
     assert not np.allclose(both.mean, one.mean)
-    with pytest.raises(ValueError, match="emb"):
+    with pytest.raises(ArgumentError, match="emb"):
         fit_pca([a, b.assign_attrs({"deo_cube:model_fingerprint": "x"})])

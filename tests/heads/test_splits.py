@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.splits import LeakWarning, blocks, halves, split_groups, warn_of_leak
 
 
@@ -42,7 +43,7 @@ def test_blocks_cover_all_and_keep_the_buffer(seed, buffer):
 
 
 def test_one_block_is_refused():
-    with pytest.raises(ValueError, match="size"):
+    with pytest.raises(ArgumentError, match="size"):
         blocks(np.arange(5.0), np.arange(5.0), 100)
 
 

@@ -7,6 +7,7 @@ import deo_cube
 from deo_cube.cube.georeference import geobox
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights
 from deo_cube.encoder.registry import register_encoder
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.conv import multiscale
 from deo_cube.heads.head import fit_head, load_head
 from tests.heads.fields import no_compute
@@ -70,5 +71,5 @@ def test_a_head_on_several_scales(cube, two_strides, tmp_path):
     xr.testing.assert_identical(segment(cube, head, dtype="float32").drop_attrs(), whole.drop_attrs())
     commonest = np.bincount(truth.values.ravel()).max() / truth.size
     assert (whole.values[0] == truth.values).mean() > 0.5 * commonest
-    with pytest.raises(ValueError, match="state scales of"):
+    with pytest.raises(ArgumentError, match="state scales of"):
         fit_head("upernet", both.isel(embedding=slice(0, 4)), truth, steps=1)

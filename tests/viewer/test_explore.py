@@ -62,9 +62,9 @@ def test_only_this_machine_is_listened_to() -> None:
 def test_arrays_that_cannot_be_shown_are_refused_at_the_call() -> None:
     with pytest.raises((MissingCRSError, ValueError)):
         embeddings().drop_vars("spatial_ref").deo.explore()
-    with pytest.raises(ValueError, match="emb"):
+    with pytest.raises(ArgumentError, match="emb"):
         embeddings().isel(x=slice(0, 0)).deo.explore()
-    with pytest.raises(ValueError, match="embedding"):
+    with pytest.raises(ArgumentError, match="embedding"):
         embeddings().isel(embedding=0).deo.explore()
 
 
