@@ -66,7 +66,7 @@ def key_form(path: str | Path) -> KeyForm:
     if container == "torch":
         plain = not _is_checkpoint(Path(path))
         container = "torch, plain tensors" if plain else "torch, training checkpoint (entry 'student')"
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     students = any(k.startswith("student.") for k in state)
     named = [(k, *_split(k)) for k in state if not (students and k.startswith("teacher."))]
     names = {name for _, _, name in named}
@@ -80,8 +80,8 @@ def key_form(path: str | Path) -> KeyForm:
         elif first == REPLACED_STEM and any(n.startswith(f"{REPLACED_STEM}_") for n in names):
             stems += 1
         else:
-            found[prefix] += 1
-    return KeyForm(container, dict(found.most_common()), heads, indices, stems, len(state) - len(named))
+            counts[prefix] += 1
+    return KeyForm(container, dict(counts.most_common()), heads, indices, stems, len(state) - len(named))
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -124,9 +124,9 @@ def reference_distance(card: ModelCard, network: nn.Module, device: str = "cpu")
     reference = card.reference
     if reference is None:
         return None
-    found = reference_output(card, network, stem=reference.stem, size=reference.size, device=device)
-    wanted = torch.tensor(reference.vector, dtype=torch.float32)
-    distance = (found[: len(wanted)] - wanted).abs().max() / wanted.abs().max()
+    output = reference_output(card, network, stem=reference.stem, size=reference.size, device=device)
+    expected = torch.tensor(reference.vector, dtype=torch.float32)
+    distance = (output[: len(expected)] - expected).abs().max() / expected.abs().max()
     return float(distance)
 
 

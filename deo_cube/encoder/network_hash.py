@@ -264,12 +264,12 @@ def _importable(function: FunctionType) -> bool:
     if module in (None, "__main__") or "<" in function.__qualname__ or module in by_value:
         return False
     try:
-        found: Any = importlib.import_module(module)
+        target: Any = importlib.import_module(module)
         for name in function.__qualname__.split("."):
-            found = inspect.getattr_static(found, name)
+            target = inspect.getattr_static(target, name)
     except (ImportError, AttributeError):
         return False
-    return getattr(found, "__func__", found) is function
+    return getattr(target, "__func__", target) is function
 
 
 def _decides(value: Any) -> bool:

@@ -355,14 +355,14 @@ class EncoderRef:
     def fingerprint(self) -> str:
         """Hash of everything that decides the numbers: the card's, stem, layer, statistics, and the weights' values."""
         n = self.normalization
-        kept = (
+        fields = (
             self.card.fingerprint,
             self.stem.name,
             self.layer.name,
             (n.name, n.kind, n.mean, n.std),
             self.weights_sha256,
         )
-        return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
 
     def __dask_tokenize__(self) -> tuple[str, ...]:
         return ("deo_cube.EncoderRef", self.fingerprint)
@@ -408,19 +408,19 @@ def _restore(
     sources: tuple[tuple[str, tuple[str, tuple[str, ...]]], ...] = (),
 ) -> EncoderRef:
     if isinstance(card, bytes):
-        found = ModelCard.from_dict(json.loads(zlib.decompress(card)), folder=proof)
+        model_card = ModelCard.from_dict(json.loads(zlib.decompress(card)), folder=proof)
     else:
-        mine = bundled_cards().get(card)
-        if mine is None or mine.fingerprint != proof:
+        bundled = bundled_cards().get(card)
+        if bundled is None or bundled.fingerprint != proof:
             raise WeightsMismatchError(
                 f"this process (on {socket.gethostname()}) has another card of {card!r} than the caller: "
                 "install the same version of deo_cube on every worker"
             )
-        found = mine
-    entry = found.stem(stem)
+        model_card = bundled
+    entry = model_card.stem(stem)
     normalization = entry.normalization(how) if isinstance(how, str) else Normalization(*how)
     path = str(CARDS / weights) if beside and weights is not None else weights
-    return EncoderRef(found, entry, found.layer(layer), normalization, path, sha256, factory, sources)
+    return EncoderRef(model_card, entry, model_card.layer(layer), normalization, path, sha256, factory, sources)
 
 
 def resolve(
@@ -487,12 +487,12 @@ def _weights(entry: Entry, weights: str | Path | None) -> tuple[str | None, str,
 
         hashed = source_hash(c, entry.factory)
         return None, hashed.sha256, tuple(sorted(hashed.sources.items()))
-    found = find_weights(c, weights)
-    path = found.resolve()
+    location = find_weights(c, weights)
+    path = location.resolve()
     sha256 = file_sha256(path)
     if c.weights.sha256 is None:
         _check_structure(c, str(path), sha256)
-        address = place_in_cache(found)
+        address = place_in_cache(location)
         if address is not None and c.reference is None and recorded_reference(c, sha256) is None:
             remember(c, address, path, sha256)
     return str(path), sha256, ()

@@ -102,14 +102,16 @@ def sniff(path: str | Path) -> str:
     if text.startswith(b"version https://git-lfs"):
         raise WeightsMismatchError(f"{path} is a Git LFS pointer ({size} bytes), not the weights: run `git lfs pull`")
     if len(head) > 8 and head[8:9] == b"{":
-        wanted = 8 + int.from_bytes(head[:8], "little")
-        if wanted > size:
+        header_size = 8 + int.from_bytes(head[:8], "little")
+        if header_size > size:
             raise WeightsMismatchError(
-                f"{path} is cut short: its header alone takes {wanted} bytes, the file has {size}: download it again"
+                f"{path} is cut short: its header alone takes {header_size} bytes, the file has {size}. "
+                "Download it again"
             )
-        if wanted > HEADER_BYTES:
+        if header_size > HEADER_BYTES:
             raise WeightsMismatchError(
-                f"{path} begins with a header of {wanted} bytes, expected at most {HEADER_BYTES}: these are not weights"
+                f"{path} begins with a header of {header_size} bytes, expected at most {HEADER_BYTES}: "
+                "these are not weights"
             )
         return "safetensors"
     if head.startswith(b"PK"):
@@ -231,34 +233,34 @@ def match_state(
         if name in named:
             raise WeightsMismatchError(f"{where} contains {name!r} twice, once as {key!r}: two networks in one file")
         named[name] = tensor
-    found = {name: t for name, t in named.items() if name in expected or not _of_no_use(name, expected)}
-    found = {name: t for name, t in found.items() if not _is_index(name, t, expected, indices, where)}
+    used = {name: t for name, t in named.items() if name in expected or not _of_no_use(name, expected)}
+    used = {name: t for name, t in used.items() if not _is_index(name, t, expected, indices, where)}
 
-    _check_window(found, expected, where)
-    missing = [name for name in expected if name not in found]
-    left = [name for name in found if name not in expected]
-    if missing or left:
+    _check_window(used, expected, where)
+    missing = [name for name in expected if name not in used]
+    leftover = [name for name in used if name not in expected]
+    if missing or leftover:
         raise WeightsMismatchError(
             f"{where} does not fill the network exactly.\n"
             f"  missing in the file: {len(missing)} of {len(expected)} tensors{_list(missing)}\n"
-            f"  left over in the file: {len(left)} of {len(state)}{_list(left)}\n"
+            f"  left over in the file: {len(leftover)} of {len(state)}{_list(leftover)}\n"
             f"  the file looks like {_looks_like(named)}.\n"
             "Pass the model of these weights, or the weights of this model"
         )
     shapes = [
-        f"{name}: {tuple(found[name].shape)} in the file, {tuple(shape)} in the network"
+        f"{name}: {tuple(used[name].shape)} in the file, {tuple(shape)} in the network"
         for name, shape in expected.items()
-        if tuple(found[name].shape) != tuple(shape)
+        if tuple(used[name].shape) != tuple(shape)
     ]
     if shapes:
         raise WeightsMismatchError(
             f"{where} is of another size: {len(shapes)} of {len(expected)} tensors differ in shape{_list(shapes)}\n"
             f"  the file looks like {_looks_like(named)}"
         )
-    whole = [name for name, t in found.items() if not t.dtype.is_floating_point]
-    if whole:
-        raise WeightsMismatchError(f"{where}: {len(whole)} tensors are not floating-point numbers{_list(whole)}")
-    return found
+    integers = [name for name, t in used.items() if not t.dtype.is_floating_point]
+    if integers:
+        raise WeightsMismatchError(f"{where}: {len(integers)} tensors are not floating-point numbers{_list(integers)}")
+    return used
 
 
 def load_weights(network: nn.Module, path: str | Path, *, prefixes: Sequence[str] = ()) -> None:
@@ -336,8 +338,8 @@ def _is_index(
     return True
 
 
-def _check_window(found: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], where: str | Path) -> None:
-    for name, tensor in found.items():
+def _check_window(used: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], where: str | Path) -> None:
+    for name, tensor in used.items():
         if name.endswith(BIAS) and name in expected and tensor.shape[0] != expected[name][0]:
             theirs, ours = tensor.shape[0], expected[name][0]
             raise WeightsMismatchError(
@@ -447,21 +449,21 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
         if not path.is_file():
             raise WeightsNotFoundError(f"weights={str(weights)!r}: there is no such file")
         return check_file(card, path)
-    found = local_weights(card)
-    if found is None:
+    location = local_weights(card)
+    if location is None:
         if offline or not _fetchable(card):
             raise WeightsNotFoundError(_not_found(card, offline))
-        found = _fetch(card)
-    check_file(card, found)
+        location = _fetch(card)
+    check_file(card, location)
     choice = hub.recorded_choice(card) if card.weights.sha256 is None else None
-    if choice is not None and found == _cached(_as_weights(choice)) and file_sha256(found) != choice.sha256:
+    if choice is not None and location == _cached(_as_weights(choice)) and file_sha256(location) != choice.sha256:
         raise WeightsMismatchError(
-            f"{found} was taken for {card.alias} with SHA-256 {choice.sha256}; now it has {file_sha256(found)}, at the "
-            "same revision. Delete the file to download it again"
+            f"{location} was taken for {card.alias} with SHA-256 {choice.sha256}; now it is "
+            f"{file_sha256(location)}, at the same revision. Delete the file to download it again"
         )
-    if card.weights.sha256 is None and hub_cache() in found.parents and found == _cached(card.weights):
-        _compare_with_first(card.weights, found)
-    return found
+    if card.weights.sha256 is None and hub_cache() in location.parents and location == _cached(card.weights):
+        _compare_with_first(card.weights, location)
+    return location
 
 
 def find_pretrained(card: ModelCard, repo: str | None, *, offline: bool | None = None) -> Path:
@@ -501,18 +503,18 @@ def find_pretrained(card: ModelCard, repo: str | None, *, offline: bool | None =
             f"Write the SHA-256 of {PRETRAINED} there into weights.sha256 of the card, or describe the model yourself, "
             "describe_timm(..., pretrained=True)"
         )
-    found = _cached(w)
-    if found is None:
+    location = _cached(w)
+    if location is None:
         if offline:
             raise WeightsNotFoundError(
                 f"the weights of {card.alias} are not on this machine, and offline is set "
                 f"(deo_cube.set_options(offline=False) to allow the network). {advice}"
             )
-        found = _download(w, advice)
-    check_file(dataclasses.replace(card, weights=w), found)
+        location = _download(w, advice)
+    check_file(dataclasses.replace(card, weights=w), location)
     if w.sha256 is None:
-        _compare_with_first(dataclasses.replace(w, revision=found.parent.name), found)
-    return found
+        _compare_with_first(dataclasses.replace(w, revision=location.parent.name), location)
+    return location
 
 
 def _require_hash(card: ModelCard) -> None:
@@ -595,18 +597,18 @@ def weights_state(card: ModelCard) -> str:
 def local_weights(card: ModelCard) -> Path | None:
     """Return the card's weights on this machine: in `DEO_CUBE_WEIGHTS`, beside the card, or in a cache; else None."""
     for folder in (os.environ.get(FOLDER_VARIABLE), card.folder):
-        found = _in_folder(card, local_path(folder)) if folder else None
-        if found is not None:
+        location = _in_folder(card, local_path(folder)) if folder else None
+        if location is not None:
             if folder == card.folder:
-                _check_inside(found, Path(folder))
-            return found
-    found = _cached(card.weights)
-    if found is None and _has_url(card.weights):
-        found = next((p for p in [_url_cache(card.weights)] if p.is_file()), None)
-    if found is None and card.weights.sha256 is None and card.weights.status == "published":
+                _check_inside(location, Path(folder))
+            return location
+    location = _cached(card.weights)
+    if location is None and _has_url(card.weights):
+        location = next((p for p in [_url_cache(card.weights)] if p.is_file()), None)
+    if location is None and card.weights.sha256 is None and card.weights.status == "published":
         choice = hub.recorded_choice(card)
-        found = None if choice is None else _cached(_as_weights(choice))
-    return found
+        location = None if choice is None else _cached(_as_weights(choice))
+    return location
 
 
 def _cached(w: Weights) -> Path | None:
@@ -807,14 +809,14 @@ def _compare_with_first(w: Weights, path: Path) -> None:
             f"{record}, which holds the hashes of first downloads, is damaged ({error}): repair it, or delete it to "
             "record the present files as the first"
         ) from error
-    found = file_sha256(path)
-    if seen.get(key, found) != found:
+    sha256 = file_sha256(path)
+    if seen.get(key, sha256) != sha256:
         raise WeightsMismatchError(
-            f"{key} was downloaded before with SHA-256 {seen[key]}; now it has {found}, at the same revision. "
+            f"{key} was downloaded before with SHA-256 {seen[key]}; now it has {sha256}, at the same revision. "
             f"Find out why; to accept it, remove the entry from {record}"
         )
     if key not in seen:
         record.parent.mkdir(parents=True, exist_ok=True)
         part = record.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(seen | {key: found}, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(seen | {key: sha256}, indent=2) + "\n", encoding="utf-8")
         part.replace(record)
