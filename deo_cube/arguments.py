@@ -205,8 +205,8 @@ def _only_stack(ds: xr.Dataset) -> xr.Dataset | xr.DataArray:
     if any(len(dims & set(v.dims)) > 1 for n, v in ds.data_vars.items() if n != stacks[0]):
         return ds
     # A grid mapping that was opened as a variable is kept as a coordinate, and so are the attributes of the Dataset.
-    beside = ds.set_coords([n for n, v in ds.data_vars.items() if v.ndim == 0])
-    array = beside[stacks[0]]
+    with_scalars = ds.set_coords([n for n, v in ds.data_vars.items() if v.ndim == 0])
+    array = with_scalars[stacks[0]]
     return array.assign_attrs({**ds.attrs, **array.attrs})
 
 

@@ -100,7 +100,7 @@ def layers_of(cube: xr.Dataset | xr.DataArray) -> tuple[str | None, list[Layer]]
         holder = next(n for n in names if d.band in cube[n].dims)
         if cube.sizes[d.band] == 1 and len(names) > 1:  # as of files opened one by one with rioxarray
             raise MissingBandsError(
-                f"{holder!r} and others have a dimension {d.band!r} of length 1, beside a variable per band: drop it, "
+                f"{holder!r} and others have a dimension {d.band!r} of length 1 and a variable per band: drop it, "
                 f"cube.squeeze({d.band!r}, drop=True)"
             )
         raise MissingBandsError(
@@ -125,14 +125,14 @@ def _along(cube: xr.DataArray, dim: str) -> list[_LayerTexts]:
     if isinstance(descriptions, str) or len(descriptions) != n:
         descriptions = (None,) * n
 
-    def beside(*keys: str) -> list[Any]:
+    def coordinate(*keys: str) -> list[Any]:
         for key in keys:
             if key in cube.coords and cube.coords[key].dims == (dim,):
                 return list(cube.coords[key].values.tolist())
         return [None] * n
 
-    titles, commons = beside("title", "band_name", "description"), beside("common_name", "eo:common_name")
-    waves = beside("center_wavelength", "eo:center_wavelength", "wavelength", "central_wavelength")
+    titles, commons = coordinate("title", "band_name", "description"), coordinate("common_name", "eo:common_name")
+    waves = coordinate("center_wavelength", "eo:center_wavelength", "wavelength", "central_wavelength")
     return [
         _entry(
             str(label),
@@ -587,9 +587,9 @@ def _missing_message(
     for band in missing_bands:
         near = _nearest(band, matched)
         if near is not None and missing == "raise":
-            apart = abs(SENTINEL2[near.band].wavelength - SENTINEL2[band].wavelength)
+            distance = abs(SENTINEL2[near.band].wavelength - SENTINEL2[band].wavelength)
             lines.append(
-                f'Nearest to {band}: {near.layer.label!r} ({near.band}, {apart:.0f} nm away): missing="nearest"'
+                f'Nearest to {band}: {near.layer.label!r} ({near.band}, {distance:.0f} nm away): missing="nearest"'
             )
         proposals[band] = _similar(band, free, layers, proposals.values())
     if proposals:

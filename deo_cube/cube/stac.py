@@ -23,11 +23,11 @@ from deo_cube.cube.footprint import footprint
 from deo_cube.cube.hrefs import read_allow
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, level_of
 from deo_cube.cube.stac_grid import (
-    check_items_meet,
     check_one_crs,
+    check_overlap,
     check_within_180,
     complete_grids,
-    nothing_there,
+    no_overlap_error,
     placement,
     set_grid,
 )
@@ -159,7 +159,7 @@ def load_cube(
     # odc-stac takes dtypes from the first item, so the one with the most assets comes first.
     selected.sort(key=lambda pair: -len(pair[1]))
     plain = [_plain_item(item, assets, check=check, allow=trusted) for item, assets in selected]
-    check_items_meet([item for item, _ in selected], place)
+    check_overlap([item for item, _ in selected], place)
     loaded = [_Loaded(item, _decide(item, assets, offset)) for item, assets in selected]
     driver = access((a.href for item in plain for a in item.assets.values()), patch_url, allow=trusted)
     grids = complete_grids(
@@ -187,7 +187,7 @@ def load_cube(
     layout = cube.encoding.pop("debug")
     check_within_180(layout.gbt.base, place)
     if not layout.tyx_bins:
-        raise nothing_there(len(plain), place)
+        raise no_overlap_error(len(plain), place)
     groups: list[list[int]] = layout.grouped_idx
     offsets = [_common_offset([loaded[i].offset.dn for i in g]) for g in groups]
     if None in offsets:

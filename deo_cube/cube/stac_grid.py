@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Placement",
-    "check_items_meet",
+    "check_overlap",
     "check_one_crs",
     "check_within_180",
-    "nothing_there",
+    "no_overlap_error",
     "placement",
     "PROJECTION_EXTENSION",
     "Header",
@@ -170,16 +170,16 @@ def _geobox_of(value: Any, named: str) -> tuple[GeoBox, float]:
     return GeoBox(box.shape, Affine.translation(-turn, 0) * box.affine, box.crs), turn
 
 
-def check_items_meet(items: Sequence[pystac.Item], place: Placement) -> None:
+def check_overlap(items: Sequence[pystac.Item], place: Placement) -> None:
     """Refuse a window in degrees that touches the footprint of no item."""
     if place.window is None:
         return
     boxes = [(i, w) for i in items if (w := item_window(i.bbox, i.geometry)) is not None]
     if len(boxes) == len(items) and not any(touches(place.window, w) for _, w in boxes):
-        raise nothing_there(len(items), place, f"; the first covers {boxes[0][0].bbox or boxes[0][1]}")
+        raise no_overlap_error(len(items), place, f"; the first covers {boxes[0][0].bbox or boxes[0][1]}")
 
 
-def nothing_there(count: int, place: Placement, more: str = "") -> ArgumentError:
+def no_overlap_error(count: int, place: Placement, more: str = "") -> ArgumentError:
     """Return the error for a place without pixels of any item."""
     where = f" {place.window}" if place.window is not None else ""
     return ArgumentError(f"{place.named or 'the cube'}{where} touches none of the {count} items{more}")

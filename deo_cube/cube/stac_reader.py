@@ -1,4 +1,4 @@
-"""Open the files of STAC items: signed anew at each read, with the GDAL settings of their provider.
+"""Open the files of STAC items: signed at each read, with the GDAL settings of their provider.
 
 odc-stac applies `patch_url` when the cube is made, which would store a token that is valid for 45 minutes in a job that
 runs for hours. Here an href keeps its plain form in the graph, and is signed where and when it is opened. A file is
