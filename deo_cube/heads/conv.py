@@ -45,8 +45,6 @@ class ConvHead(BaseHead):
 
     Parameters
     ----------
-    classes : Classes
-    model : ModelId
     tensors : mapping of str to array
         Weights by name, and `mean` and `std` of the vectors.
     width : int
@@ -55,7 +53,6 @@ class ConvHead(BaseHead):
         Predicted cells along the side of a patch.
     scales : tuple of int
         How many numbers of a vector belong to each scale, finest first; empty for one scale.
-    report : dict
     """
 
     kind: ClassVar[str] = "conv"

@@ -31,8 +31,6 @@ class KNNHead(BaseHead):
 
     Parameters
     ----------
-    classes : Classes
-    model : ModelId
     vectors : (n, D) float32
         Labelled vectors, centred and of unit length.
     codes : (n,) uint8
@@ -43,7 +41,6 @@ class KNNHead(BaseHead):
         Number of neighbours.
     balanced : bool
         Divide the votes for a class by its share among the labels.
-    report : dict
     """
 
     kind: ClassVar[str] = "knn"

@@ -34,12 +34,9 @@ class LinearHead(BaseHead):
 
     Parameters
     ----------
-    classes : Classes
-    model : ModelId
     weights : (D, K) float64
     bias : (K,) float64
     estimator : {"logistic", "ridge"}
-    report : dict
     """
 
     kind: ClassVar[str] = "linear"

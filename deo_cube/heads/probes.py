@@ -1,4 +1,4 @@
-"""Probes on frozen features: nearest neighbours and a regularised linear map, nothing that could hide the features."""
+"""Probe frozen features with nearest neighbours and regularised linear maps, which have little capacity themselves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["choose", "knn", "linear_probe", "ridge_probe"]
 Array = NDArray[Any]
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
-"""Values of C (inverse of the regularisation) that a linear probe chooses from."""
+"""Candidates for C (inverse of the regularisation) of a linear probe."""
 
 
 def choose(labels: Array, per_class: int, seed: int) -> Array:
-    """Indices of `per_class` cases of each class, drawn without replacement; all of a class that has fewer."""
+    """Return indices of `per_class` random cases of each class; all of a class that has fewer."""
     rng = np.random.default_rng(seed)
     parts = []
     for c in np.unique(labels):
@@ -28,9 +28,9 @@ def choose(labels: Array, per_class: int, seed: int) -> Array:
 
 
 def knn(train: Array, labels: Array, test: Array, *, k: int = 5) -> Array:
-    """Label of each test vector by the majority of its k nearest in cosine distance, on standardised features.
+    """Return the label of each test vector (m, D): the majority of its k nearest in cosine distance.
 
-    Features (n, D) and (m, D); a tie goes to the class with the nearer neighbours (weights fall with distance).
+    Features are standardised. Weights decrease with distance, so a tie goes to the class with the nearer neighbours.
     """
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.preprocessing import StandardScaler
@@ -51,7 +51,7 @@ def linear_probe(
     balanced: bool = False,
     iterations: int = 200,
 ) -> Any:
-    """Logistic regression on standardised features; C chosen on a held-out third of the groups, then fitted on all.
+    """Fit logistic regression on standardised features; C is chosen on a held-out third of the groups.
 
     Parameters
     ----------
@@ -60,13 +60,13 @@ def linear_probe(
     labels : (n,) int
         Classes.
     groups : (n,) int, optional
-        Cases of one group stay on one side when C is chosen. Without it each case is its own group.
+        Cases of one group stay on one side when C is chosen. Default: each case is its own group.
     strengths : sequence of float
-        Candidates for C; a single one is taken as it is.
+        Candidates for C.
     balanced : bool
-        Weigh classes to equal sums.
+        Give every class the same total weight.
     iterations : int
-        At most so many steps of L-BFGS.
+        Largest number of steps of L-BFGS.
 
     Returns
     -------
