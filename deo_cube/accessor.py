@@ -19,7 +19,7 @@ import xarray as xr
 import deo_cube
 
 if TYPE_CHECKING:
-    from deo_cube.embedding.summary import Summary
+    from deo_cube.embedding.match import Summary
     from deo_cube.heads.head import Head
 
 __all__ = ["DeoDataArrayAccessor", "DeoDatasetAccessor"]
@@ -86,7 +86,7 @@ class _Accessor:
         return self._summary()._repr_html_()
 
     def _summary(self) -> Summary:
-        from deo_cube.embedding.summary import describe
+        from deo_cube.embedding.match import describe
 
         return describe(self._obj)
 

@@ -1,6 +1,6 @@
-"""`deo-cube demo`: a synthetic scene, embedded offline, written to Zarr, and drawn.
+"""`deo-cube demo`: embed a synthetic scene offline, write it to Zarr, and draw it.
 
-Every step is the package's own verb; the file is meant to be read as an example.
+Each step is one public function, so that the file serves as an example.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(
     model: str = "tiny",
     live: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Run the demo and say what it did and where the result is.
+    """Run the demo, and print each step and the paths of the results.
 
     Parameters
     ----------
@@ -46,16 +46,16 @@ def run(
     model : str
         Model to embed with.
     live : mapping, optional
-        Arguments of `live_cube`, {} for its defaults: take real Sentinel-2 instead. Needs the network.
+        Use real Sentinel-2 instead: arguments of `live_cube`, {} for its defaults. Needs the network.
 
     Returns
     -------
     Path
-        The picture; the store where matplotlib is not installed.
+        The picture, or the store if matplotlib is not installed.
     """
     cube = synthetic_cube(size=size, times=1) if live is None else live_cube(**live)
-    what = cube.attrs.get("title", "Sentinel-2 L2A scene")
-    print(f"1. cube: {what}\n{cube.deo!r}\n")
+    title = cube.attrs.get("title", "Sentinel-2 L2A scene")
+    print(f"1. cube: {title}\n{cube.deo!r}\n")
     print(f"2. {plan(cube, model)!r}\n")
     out = local_path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,9 @@ def run(
     print(f"\n3. embedded in {seconds:.1f} s: {', '.join(f'{d} {n}' for d, n in emb.sizes.items())}, {emb.dtype}")
     print(f"   store:   {store}   (xarray.open_zarr, or deo_cube.open_embeddings)")
     if untrained:
-        print(f"   {model} is UNTRAINED: random weights show how the pipeline works, not what a trained model sees")
+        print(
+            f"   {model} is UNTRAINED: random weights show that the pipeline works, not the quality of a trained model"
+        )
     path = out / "embeddings.png"
     try:
         picture(cube.isel(time=0), emb.isel(time=0), path)
@@ -131,12 +133,12 @@ def live_cube(
     datetime: str = SUMMER,
     collection: str | None = None,
 ) -> xr.Dataset:
-    """The clearest date of a place in a public catalogue (see `deo_cube.search`), lazily. Needs the network.
+    """Return the clearest date of a place in a public STAC API (see `deo_cube.search`), lazily. Needs the network.
 
     Raises
     ------
     CatalogueError
-        If the catalogue does not answer.
+        If the API does not answer.
     ValueError
         If it has no date with less than 20 % of cloud.
     """

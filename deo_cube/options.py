@@ -1,7 +1,6 @@
-"""Defaults that a user may change for a session: `deo_cube.set_options(model="vitb")`.
+"""Defaults of a session: `deo_cube.set_options(model="vitb")`.
 
-An option is read where the call is made, never inside a task, so that a Dask worker's own settings cannot change a
-result (the options travel inside the task instead).
+Options are read at the call and stored in the tasks. A Dask worker's own settings cannot change a result.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from deo_cube.paths import local_path
 __all__ = ["Default", "Options", "get_option", "resolve", "set_options"]
 
 
-#: Cores that OpenMP was given when the process began ("": all). Not what the environment says now: a `LocalCluster`
-#: sets it to 1 in the process that starts it, too, and leaves it so (distributed/nanny.py, `WorkerProcess.start`).
+#: OMP_NUM_THREADS when the package was imported ("": not set). The environment is not read later, because starting a
+#: `LocalCluster` sets the variable to 1 in this process as well (distributed/nanny.py, `WorkerProcess.start`).
 OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS", "")
 
 
 class Default(str):
-    """A text default of a signature which `set_options` may override.
+    """Default of a signature that `set_options` may override.
 
-    It equals its text (`Default("tiny") == "tiny"`), so that signatures and help read naturally; being of this class
-    says that the caller did not choose it.
+    It equals its text (``Default("tiny") == "tiny"``), so that signatures and help show it. Its class tells it from the
+    same text passed by the caller.
     """
 
     __slots__ = ()
@@ -39,17 +38,17 @@ def _flag(text: str) -> bool:
 
 
 _OPTIONS: dict[str, Any] = {
-    # Model that verbs use when none is named.
+    # Model of functions that are given none.
     "model": "tiny",
-    # Dtype of embeddings: float32, float16 or int8.
+    # Dtype of embeddings, one of DTYPES.
     "dtype": "float16",
-    # What the network's matrix products are computed in: float32 or bfloat16.
+    # Number format of matrix products, one of PRECISIONS.
     "precision": "float32",
-    # Whether networks go through torch.compile: True, or the name of one of its backends.
+    # True: compile networks with torch.compile. A text: with this backend of it.
     "compile": False,
-    # Where weights from the hub and measured rates are kept.
+    # Folder of downloaded weights and measured rates.
     "cache_dir": local_path(os.environ.get("DEO_CUBE_CACHE", Path.home() / ".cache" / "deo_cube")),
-    # True: never reach for the network.
+    # True: never use the network.
     "offline": _flag(os.environ.get("DEO_CUBE_OFFLINE", "") or os.environ.get("HF_HUB_OFFLINE", "")),
 }
 
@@ -77,7 +76,7 @@ def _validated(name: str, value: Any) -> Any:
 
 
 class Options(TypedDict, total=False):
-    """What `set_options` takes."""
+    """Keyword arguments of `set_options`."""
 
     model: str
     dtype: str
@@ -93,23 +92,23 @@ class set_options:  # lower case: a call and a context manager, like xarray.set_
     Parameters
     ----------
     model : str
-        Model used when a verb is given none (default "tiny").
+        Model of functions that are given none (default "tiny").
     dtype : {"float16", "float32", "int8"}
-        Dtype of embeddings when a verb is given none (default "float16").
+        Dtype of embeddings where none is passed (default "float16").
     precision : {"float32", "bfloat16"}
-        What networks compute their matrix products in when a verb is given none (default "float32").
+        Number format of matrix products where none is passed (default "float32").
     compile : bool or str
-        Send networks through ``torch.compile``, with a backend of that name (default False: on the CPU it gains
-        nothing). Changes no number beyond rounding.
+        Compile networks with ``torch.compile``; a text names its backend. Default False: on the CPU it gains nothing.
+        Changes no number beyond rounding.
     cache_dir : path
-        Where downloaded weights and measured rates are kept (default ``~/.cache/deo_cube`` or ``DEO_CUBE_CACHE``).
+        Folder of downloaded weights and measured rates (default ``~/.cache/deo_cube`` or ``DEO_CUBE_CACHE``).
     offline : bool
-        Never reach for the network (default False, or ``DEO_CUBE_OFFLINE``).
+        Never use the network (default False, or ``DEO_CUBE_OFFLINE``).
 
     Raises
     ------
     ValueError
-        For an unknown option or a value that it cannot take.
+        For an unknown option, or a value that an option cannot have.
 
     Examples
     --------
@@ -134,10 +133,10 @@ class set_options:  # lower case: a call and a context manager, like xarray.set_
 
 
 def get_option(name: str) -> Any:
-    """Value of an option now."""
+    """Return the present value of an option."""
     return _OPTIONS[name]
 
 
 def resolve(name: str, value: Any) -> Any:
-    """`value` where the caller chose it, the option `name` where a signature's `Default` or None stands in."""
+    """Return `value` if the caller passed it, or the option `name` for a `Default` and for None."""
     return _OPTIONS[name] if value is None or isinstance(value, Default) else value

@@ -1,10 +1,11 @@
-"""`ds.deo.plan()`: tiles, tokens, bytes and time, before paying for them."""
+"""`ds.deo.plan()`: count tiles, tokens, bytes and time before embedding."""
 
 from __future__ import annotations
 
 import json
 import time
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from deo_cube import arguments
 from deo_cube.cube import georeference
 from deo_cube.embedding import graph, runtime, transfer
 from deo_cube.embedding.embed import check_device
+from deo_cube.embedding.match import CELL, html_table
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
 from deo_cube.embedding.tiles import TilePlan
@@ -27,7 +29,7 @@ __all__ = ["Plan", "known_rate", "measure_rate", "plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What embedding a cube will take. Counts are over all dates."""
+    """Counts of what embedding a cube takes, over all dates."""
 
     model: str
     trained: bool
@@ -40,45 +42,45 @@ class Plan:
     area_km2: float
     read_amplification: float
     trim: int = 0
-    """To what multiple of pixels tiles may be cut shorter at the cube's edge."""
+    """Multiple of pixels to which tiles may be cut at the cube's edge; 0: they are not cut."""
     tiles_per_second: float | None = None
-    """Measured on this machine; None where it never was."""
+    """Measured on this machine. None: not measured."""
     device: str = ""
 
     @property
     def blocks(self) -> int:
-        """Tasks, which are shards, which are entries of the progress record."""
+        """Number of blocks. Each is one task, one shard of the store and one entry of its record."""
         return self.tiling.blocks[0] * self.tiling.blocks[1] * self.times
 
     @property
     def tiles(self) -> int:
-        """Forward passes."""
+        """Number of tiles."""
         return self.tiling.tiles[0] * self.tiling.tiles[1] * self.times
 
     @property
     def tokens(self) -> int:
-        """Patches that the encoder sees, halos included."""
+        """Number of patches that the encoder reads, halos included."""
         return self.times * self.tiling.encoded_pixels(self.trim) // self.tiling.patch**2
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of the embeddings (time, embedding, y, x)."""
+        """Shape of the embeddings: (time, embedding, y, x)."""
         return self.times, self.dim, *self.tiling.out_shape
 
     @property
     def bytes_in(self) -> int:
-        """Stored pixels that are read at least once, uncompressed."""
+        """Uncompressed bytes of the pixels."""
         return self.times * self.bands * self.itemsize * self.tiling.shape[0] * self.tiling.shape[1]
 
     @property
     def bytes_out(self) -> int:
-        """Embeddings and valid fractions, uncompressed."""
+        """Uncompressed bytes of embeddings and valid fractions."""
         t, d, h, w = self.shape
         return t * h * w * (d * np.dtype(self.dtype).itemsize + 4)
 
     @property
     def bytes_per_block(self) -> int:
-        """Roughly what one block holds at once: window, canvas (float32, or float16 like the result), and result."""
+        """Approximate bytes of one block in memory: its window, its canvas, and its result."""
         p = self.tiling
         window = self.bands * self.itemsize * (p.block + 2 * p.halo) ** 2
         patches = (p.block // p.patch) ** 2
@@ -87,7 +89,7 @@ class Plan:
 
     @property
     def encoded_per_kept(self) -> float:
-        """Pixels that the encoder sees for each pixel of the cube."""
+        """Pixels that the encoder reads per pixel of the cube."""
         return self.tiling.encoded_pixels(self.trim) / (self.tiling.shape[0] * self.tiling.shape[1])
 
     @property
@@ -106,20 +108,20 @@ class Plan:
         rows = [
             ("model", self.model + ("" if self.trained else " (UNTRAINED: random weights)")),
             ("cube", f"{self.times} x {p.shape[0]} x {p.shape[1]} px, {self.bands} bands, {self.area_km2:,.1f} km²"),
-            ("embeddings", f"{t} x {d} x {h} x {w} {self.dtype}, one vector for {p.patch} x {p.patch} px"),
+            ("embeddings", f"{t} x {d} x {h} x {w} {self.dtype}, one vector per {p.patch} x {p.patch} px"),
             (
                 "tiles",
-                f"{self.tiles:,} of {p.tile} px with a halo of {p.halo} px; the encoder sees "
-                f"{self.encoded_per_kept:.2f} px for each px of the cube",
+                f"{self.tiles:,} of {p.tile} px with a halo of {p.halo} px; the encoder reads "
+                f"{self.encoded_per_kept:.2f} px per px of the cube",
             ),
             ("tokens", f"{self.tokens:,}"),
             ("blocks", f"{self.blocks:,} of {p.block} px: tasks, and shards of the store"),
             ("read", f"{size(self.bytes_in)}{amp}"),
             ("written", f"{size(self.bytes_out)} before compression"),
-            ("memory", f"about {size(self.bytes_per_block)} a block in flight, and the model"),
+            ("memory", f"about {size(self.bytes_per_block)} per running block, and the model"),
         ]
         if self.seconds is None:
-            rows.append(("time", "not measured here yet: plan(..., measure=True) encodes a few tiles to tell"))
+            rows.append(("time", "not measured on this machine: plan(..., measure=True) encodes a few tiles"))
         else:
             rate = f"{self.tiles_per_second:.3g} tiles/s measured on {self.device}"
             km2 = self.times * self.area_km2 / self.seconds
@@ -130,10 +132,6 @@ class Plan:
         return "<Plan>\n" + "\n".join(f"  {k + ':':<12}{v}" for k, v in self._rows())
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        from deo_cube.embedding.summary import CELL, html_table
-
         return html_table(
             "deo_cube plan",
             "".join(
@@ -154,14 +152,14 @@ def plan(
     measure: bool = False,
     **options: Any,
 ) -> Plan:
-    """Count what `embed` with the same arguments would do. Reads no pixel of a cube on Dask.
+    """Count tiles, bytes and time of `embed` with the same arguments. Reads no pixel of a cube on Dask.
 
     Parameters
     ----------
     cube, model, dtype, device, precision, batch_size, **options
-        As `embed` takes them.
+        Arguments of `embed`.
     measure : bool
-        Encode a few tiles of noise now to learn this machine's rate; it is remembered for later plans.
+        Encode a few tiles of noise to measure this machine's rate, which later plans use.
 
     Returns
     -------
@@ -170,7 +168,7 @@ def plan(
     Raises
     ------
     DeoCubeError
-        Whatever `embed` would raise.
+        As `embed`.
 
     Examples
     --------
@@ -186,19 +184,19 @@ def plan(
     p = prepare(cube, embed_options, locate=measure)
     check_device(run.device, p.precision)
     rates = _rates()
-    # Where nothing is said, the device of which a rate is known: asking which there are would load torch.
-    known = (d for d in ("cuda:0", "mps") if _rate_key(p.ref, p.plan.tile, d, p.precision) in rates)
-    where = {"cuda": "cuda:0"}.get(device, device) if device else next(known, "cpu")
+    # Without device=, the first with a known rate: listing the devices would load torch.
+    measured_devices = (d for d in ("cuda:0", "mps") if _rate_key(p.ref, p.plan.tile, d, p.precision) in rates)
+    chosen = {"cuda": "cuda:0"}.get(device, device) if device else next(measured_devices, "cpu")
     rate: float | None
     if measure:
-        where = runtime.choose_device(device)
-        transfer.check_precision(p.precision, where)
-        rate = measure_rate(p.ref, p.plan.tile, where, precision=p.precision)
-        rates[_rate_key(p.ref, p.plan.tile, where, p.precision)] = rate
+        chosen = runtime.choose_device(device)
+        transfer.check_precision(p.precision, chosen)
+        rate = measure_rate(p.ref, p.plan.tile, chosen, precision=p.precision)
+        rates[_rate_key(p.ref, p.plan.tile, chosen, p.precision)] = rate
         _save_rates(rates)
     else:
-        rate = rates.get(_rate_key(p.ref, p.plan.tile, where, p.precision))
-    return _plan_of(p, rate, where)
+        rate = rates.get(_rate_key(p.ref, p.plan.tile, chosen, p.precision))
+    return _plan_of(p, rate, chosen)
 
 
 def _plan_of(p: Prepared, rate: float | None, device: str) -> Plan:
@@ -221,7 +219,7 @@ def _plan_of(p: Prepared, rate: float | None, device: str) -> Plan:
 
 
 def measure_rate(ref: EncoderRef, tile: int, device: str, *, seconds: float = 3.0, precision: str = "float32") -> float:
-    """Tiles per second of the encoder on all lanes of a device: noise in, a few seconds long, best of its rounds."""
+    """Return the encoder's tiles per second on noise: the best round of a few seconds."""
     import torch
 
     encoder = runtime.encoder(ref, device, get_option("compile"))
@@ -243,12 +241,12 @@ def measure_rate(ref: EncoderRef, tile: int, device: str, *, seconds: float = 3.
 
 
 def known_rate(ref: EncoderRef, tile: int, device: str, precision: str = "float32") -> float | None:
-    """Tiles per second that `plan(measure=True)` measured on this machine; None where it never did."""
+    """Return the tiles per second that `plan(measure=True)` measured on this machine, or None."""
     return _rates().get(_rate_key(ref, tile, device, precision))
 
 
 def _rate_key(ref: EncoderRef, tile: int, device: str, precision: str) -> str:
-    # Not the weights: they do not change the rate, and a plan may be made without them.
+    # Without the weights: they do not change the rate, and a plan does not need them.
     return f"{ref.card.fingerprint}/{ref.layer.name}/{tile}/{device}/{precision}"
 
 
@@ -265,4 +263,4 @@ def _save_rates(rates: dict[str, float]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "rates.json").write_text(json.dumps(rates))
     except OSError:
-        pass  # a read-only home: the rate is in the plan all the same
+        pass  # a read-only home: the rate is in this plan

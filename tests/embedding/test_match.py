@@ -7,7 +7,7 @@ import re
 import pytest
 
 import deo_cube
-from deo_cube.embedding.summary import summarise, summarise_embeddings
+from deo_cube.embedding.match import summarise, summarise_embeddings
 from deo_cube.encoder import registry
 
 
