@@ -1,4 +1,4 @@
-"""What any model must beat: encoders that have learnt nothing.
+"""Encoders that have learnt nothing, which any model must beat.
 
 Each has the signature of an encoder, ``(array, bands) -> features``. Those that look at unlabelled images first have
 `fitted(images, bands)`, which the protocols call with the training images only.

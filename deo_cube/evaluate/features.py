@@ -1,4 +1,4 @@
-"""From a model and an array of pixels to features of chips, of patches and of pixels."""
+"""Features of chips, patches and pixels, from a model and an array of pixels."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Tokens:
 
 
 def pool_chips(encode: Encode, images: Array, bands: Sequence[str], *, batch: int = 64) -> Array:
-    """One vector a chip (N, D): the encoder's own `pool` where it has one, else the mean over the map of features."""
+    """Return one vector per chip (N, D), by the encoder's own `pool` if it has one, else the mean of its features."""
     pool = getattr(encode, "pool", None)
     out = []
     for i in range(0, len(images), batch):
@@ -164,7 +164,7 @@ def encode_scenes(encode: Encode, scenes: Sequence[Any], *, tile: int = 64, halo
 
 
 def name_of(encode: Any, name: str | None = None) -> str:
-    """What an encoder is called in reports."""
+    """Return the name of an encoder in reports."""
     return name or str(getattr(encode, "name", "") or getattr(encode, "__name__", type(encode).__name__))
 
 
@@ -175,7 +175,7 @@ def fitted_on(encode: Any, images: Sequence[Array] | Array, bands: Sequence[str]
 
 
 def places(scenes: Sequence[Any], scene: Array, row: Array, col: Array) -> Array:
-    """Where cases lie (n, 2), in pixels of one grid: scenes whose corner is not known are set far apart."""
+    """Return the places of cases (n, 2), in pixels of one grid: scenes whose corner is not known are set far apart."""
     corners = np.array([s.corner or (0.0, i * 1e7) for i, s in enumerate(scenes)])
     return np.stack([corners[scene, 0] + row, corners[scene, 1] + col], axis=1)
 

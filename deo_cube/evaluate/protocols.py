@@ -1,4 +1,4 @@
-"""How each published number is measured: tasks that score any encoder on real labelled data.
+"""Protocols that score any encoder on real labelled data: how each published number is measured.
 
 An encoder is any ``encode(array (B, C, H, W) float32 DN, names of the bands) -> (B, D, h, w)``; it takes of the bands
 what it knows. One with `fitted(images, bands)` is first shown the training images, without labels; one with
@@ -55,7 +55,7 @@ def classification(
     seeds: int = 5,
     k: int = 5,
 ) -> list[Score]:
-    """Chips: k nearest neighbours, linear probes on few labels, and what a change of light costs the neighbours.
+    """Score chips by nearest neighbours, by linear probes on few labels, and by what a change of light costs.
 
     Half of the groups of each class train, the other half test. Neighbours see all training chips; a linear probe
     sees `few` a class, drawn `seeds` times. For the light, test images only are multiplied by each of `gains`.
@@ -113,7 +113,7 @@ def classification(
                 tested=int(test.sum()), labels=per_class * len(data.classes),
                 seconds=encoded + stopwatch() - start,
                 protocol=f"logistic regression on standardised frozen features, C by a held-out third, {per_class} "
-                f"labels a class drawn {seeds} times; {runs}",
+                f"labels per class drawn {seeds} times; {runs}",
             )
         )  # fmt: skip
     if gains:
@@ -176,7 +176,7 @@ def _land_cover_counts(
     train_cases: dict[str, Array], test_cases: dict[str, Array], shapes: Array, gap: int, most: int, reach: float
 ) -> tuple[list[Array], float]:
     """Confusion counts of the four splits into halves, each half of each direction testing once; and what leaks."""
-    # Halves are of one scene: another cannot leak into it, wherever it lies.
+    # Halves are of one scene: another cannot leak into it, whatever its place.
     at = [np.stack([c["row"] + c["scene"] * 1e7, c["col"]], axis=1) for c in (train_cases, test_cases)]
     leak = 0.0
     codes = np.unique(np.concatenate([train_cases["y"], test_cases["y"]]))
@@ -216,7 +216,7 @@ def land_cover(
     pixels: bool = True,
     metric: str = "macro F1",
 ) -> list[Score]:
-    """Scenes with a class a pixel: linear probes on patches and on pixels, halves of each scene apart.
+    """Score scenes with a class per pixel by linear probes on patches and on pixels, halves of each scene apart.
 
     Each scene is cut in halves with `gap` pixels between; one half of every scene trains and the other tests, for left,
     right, top and bottom: four splits, reported as seeds. Intervals are drawn over blocks of `block` pixels.
@@ -232,7 +232,7 @@ def land_cover(
     gap, block : int
         Pixels.
     most : int
-        At most so many cases train.
+        Largest number of cases that train.
     tile, halo : int
         How scenes are cut for the encoder, pixels.
     pixels : bool
@@ -260,7 +260,7 @@ def land_cover(
         start = stopwatch()
         train_cases = _cases(scenes, tokens, size, block)
         test_cases = train_cases if test_scenes is None else _cases(test_scenes, others, size, block)
-        # A case tells of what lies within its own side and the context that its features are sure to have.
+        # A case depends on pixels within its own side and the context that its features are sure to have.
         counts, leak = _land_cover_counts(train_cases, test_cases, shapes, gap, most, size + halo)
         scores.append(
             make_score(
@@ -376,7 +376,7 @@ def segmentation(
     tile: int = 64,
     halo: int = 16,
 ) -> list[Score]:
-    """Scenes of two given parts: a linear probe on pixels of `train`, mean IoU on pixels of `test`.
+    """Score scenes of two given parts: a linear probe on pixels of `train`, mean IoU on pixels of `test`.
 
     Every second row and column is looked at, features bilinear between tokens. Intervals are drawn over test scenes.
 
@@ -414,7 +414,7 @@ DAMAGED = 0.25
 
 
 def _share(label: Array, valid: Array, size: int) -> tuple[Array, Array]:
-    """Whether at least `DAMAGED` of each whole patch is 1, and whether at least half of its pixels are valid."""
+    """Return which whole patches are 1 in at least `DAMAGED` of their area, and which are valid in at least half."""
     h, w = label.shape[0] // size, label.shape[1] // size
     lab, ok = (
         a[: h * size, : w * size].reshape(h, size, w, size).mean(axis=(1, 3)) for a in ((label == 1) & valid, valid)
@@ -441,7 +441,7 @@ def change(
     halo: int = 16,
     pixels: bool = True,
 ) -> list[Score]:
-    """Plots with two dates and a mask: what probes on both dates, on the second alone, and no labels at all make of it.
+    """Score plots with two dates and a mask: probes on both dates, on the second alone, and without any label.
 
     Two folds of plots, `seeds` times: each plot is scored by a probe that never saw it nor its neighbours. A probe that
     sees the features of both dates side by side may recognise damage as well as see change; one that sees the second
@@ -546,7 +546,7 @@ def _cosine_distance(a: Array, b: Array) -> Array:
 
 
 def _take(features: list[Any], plots: Array, where: Array) -> Array:
-    """Features of cases `where` (sorted), whether they lie ready or are read off the tokens of each plot."""
+    """Return the features of cases `where` (sorted), from arrays or from the tokens of each plot."""
     out = []
     for i in np.unique(plots[where]):
         local = where[plots[where] == i] - np.searchsorted(plots, i)

@@ -1,9 +1,9 @@
 """Public benchmarks in the layouts that they are distributed in: OSCD, PASTIS and GEO-Bench. Nothing here downloads.
 
-GEO-Bench 1.0 (Lacoste et al. 2023, arXiv:2306.03831) as it is distributed: one HDF5 file a sample.
+GEO-Bench 1.0 (Lacoste et al. 2023, arXiv:2306.03831) as it is distributed: one HDF5 file per sample.
 
-Layout of a set: ``SAMPLE.hdf5`` with a 2-D array a band (``"04 - Red"``, followed by ``_DATE`` where one is known) and,
-for segmentation, ``label``; ``NAME_partition.json`` with the samples of ``train``, ``valid`` and ``test``;
+Layout of a set: ``SAMPLE.hdf5`` with a 2-D array per band (``"04 - Red"``, followed by ``_DATE`` where one is known)
+and, for segmentation, ``label``; ``NAME_partition.json`` with the samples of ``train``, ``valid`` and ``test``;
 ``label_map.json`` (class to samples) or ``label_stats.json`` (sample to shares of the classes). Everything else that a
 sample knows of itself is a pickle in an attribute, and ``task_specs.pkl`` is another: neither is opened here.
 """
@@ -32,7 +32,7 @@ STORED_AS = {
     # Bands are stored in EuroSAT's own order (B8A last) under names in ESA's order: ServiceNow/geo-bench issue 28.
     "m-eurosat": {"B8A": "B09", "B09": "B10", "B10": "B11", "B11": "B12", "B12": "B8A"},
 }
-"""What a stored name really is, in sets whose names are known to be wrong."""
+"""Band that a stored name means, in sets whose names are known to be wrong."""
 UNKNOWN_ORDER = {"m-brick-kiln": "https://github.com/ServiceNow/geo-bench/issues/29"}
 SCALES = {"m-so2sat": 10000.0}
 """DN a stored unit, where it is not 1."""
@@ -55,7 +55,7 @@ def _partition(path: Path, name: str) -> dict[str, list[str]]:
         raise InputNotFoundError(f"GEO-Bench at {path}: no partition {name!r}, found {there}")
     found: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
     if not {"train", "valid", "test"} <= set(found):
-        raise ArgumentError(f"{file}: wanted train, valid and test, found {sorted(found)}")
+        raise ArgumentError(f"{file}: expected train, valid and test, found {sorted(found)}")
     return found
 
 
@@ -98,7 +98,7 @@ class _Samples:
         names = tuple(sorted(found, key=lambda b: (b[:3] + ("5" if b == "B8A" else "0")).replace("B8A", "B08")))
         if not names or (self.bands and names != self.bands):
             raise ArgumentError(
-                f"{file.name}: bands {names or sorted(arrays)}, wanted {self.bands or 'Sentinel-2 bands'}"
+                f"{file.name}: bands {names or sorted(arrays)}, expected {self.bands or 'Sentinel-2 bands'}"
             )
         self.bands = names
         shape = max(a.shape for a in found.values())
@@ -110,7 +110,7 @@ class _Samples:
     def _plausible(self, image: Array, file: str) -> None:
         if np.percentile(image, 99) < 300:
             raise ArgumentError(
-                f"{file}: 99 % of the values lie below {np.percentile(image, 99):.3g}, which no DN (reflectance x "
+                f"{file}: 99 % of the values are below {np.percentile(image, 99):.3g}, which no DN (reflectance x "
                 "10000) does: pass scale=, the DN of one stored unit (10000 for reflectance, 2750 / 255 for 8 bit)"
             )
         self.checked = True
@@ -131,13 +131,13 @@ def _labels(path: Path, samples: Sequence[str]) -> tuple[Array, tuple[str, ...]]
         order = sorted(by_class, key=lambda c: (not c.isdigit(), int(c) if c.isdigit() else 0, c))
         of = {s: i for i, c in enumerate(order) for s in by_class[c]}
         if sum(len(v) for v in by_class.values()) > len(of):
-            raise ArgumentError(f"{path.name} gives samples several labels: only sets with one label a sample are read")
+            raise ArgumentError(f"{path.name} gives samples several labels: expected one label per sample")
         names = tuple(order)
     elif (path / "label_stats.json").is_file():
         stats: dict[str, Any] = json.loads((path / "label_stats.json").read_text(encoding="utf-8"))
         shares = {s: np.ravel(stats[s]) for s in samples if s in stats}
         if any(np.count_nonzero(v) != 1 for v in shares.values()):
-            raise ArgumentError(f"{path.name} gives samples several labels: only sets with one label a sample are read")
+            raise ArgumentError(f"{path.name} gives samples several labels: expected one label per sample")
         of = {s: int(np.argmax(v)) for s, v in shares.items()}
         names = tuple(str(i) for i in range(max((len(v) for v in shares.values()), default=0)))
     else:
@@ -167,7 +167,7 @@ def read_geobench_chips(
     scale : float, optional
         DN (reflectance x 10000) of one stored unit. Default: as known of the set, else 1, checked on the values.
     limit : int, optional
-        Read at most so many samples a part.
+        Read at most this many samples per part.
 
     Returns
     -------
@@ -177,7 +177,7 @@ def read_geobench_chips(
     Raises
     ------
     FileNotFoundError, ValueError
-        For missing files, several labels a sample, wrong or implausible bands.
+        For missing files, several labels per sample, wrong or implausible bands.
     MissingExtraError
         Without h5py.
     """
@@ -291,7 +291,7 @@ def read_pastis(path: str | Path, *, folds: Sequence[int] = (1, 2, 3, 4, 5), lim
     folds : sequence of int
         Of the official five.
     limit : int, optional
-        Read at most so many patches a fold.
+        Read at most this many patches per fold.
 
     Returns
     -------

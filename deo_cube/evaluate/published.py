@@ -1,4 +1,4 @@
-"""For whoever has the published weights: whether they load, and for which preprocessing they were evidently trained.
+"""Check published weights: that they load, and for which preprocessing they were evidently trained.
 
 The published Swin-B and ViT-B leave open how their input is to be normalised, in which order red, green and blue come,
 and whether the final LayerNorm belongs to a chip's vector (docs/evidence.md). A labelled set decides: each variant is
@@ -111,7 +111,7 @@ class Question:
 
     @property
     def decided(self) -> bool:
-        """Whether the best beats every other: one interval above zero at least, none below."""
+        """Best beats every other: at least one interval above zero, none below."""
         return all(any(d.low > 0 for d in both) and not any(d.high < 0 for d in both) for both in self.differences)
 
     @property
@@ -132,14 +132,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Published:
-    """What is known of a file of published weights: its form, its network, and what a labelled set says."""
+    """Report on a file of published weights: its form, its network, and what a labelled set says."""
 
     file: str
     sha256: str
     form: KeyForm
     card: ModelCard
     known: bool
-    """Whether the sizes are those of a published model."""
+    """The sizes are those of a published model."""
     contribution: ModelCard
     """The card completed by what was measured: hash, place on the hub where known, and reference vector."""
     data: str = ""
@@ -147,7 +147,7 @@ class Published:
 
     @property
     def decided(self) -> bool:
-        """Whether the labelled set decides for a normalisation."""
+        """The labelled set decides for a normalisation."""
         return bool(self.questions) and self.questions[0].decided
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -295,7 +295,7 @@ def _stem(card: ModelCard, chips: ChipSet) -> Stem:
         if set(stem.bands) <= set(chips.bands):
             return stem
     raise MissingBandsError(
-        f"{chips.name} has the bands {list(chips.bands)}; wanted all of "
+        f"{chips.name} has the bands {list(chips.bands)}; expected all of "
         + " or all of ".join(str(list(s.bands)) for s in card.stems)
     )
 

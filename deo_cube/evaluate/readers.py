@@ -1,4 +1,4 @@
-"""Labelled data as it lies in folders: read into arrays of canonical pixel values (DN), with names for the bands.
+"""Readers of labelled data in folders: arrays of canonical pixel values (DN), with names for the bands.
 
 DN is reflectance x 10000 without the +1000 offset of processing baseline 04.00. Where a data set leaves open whether
 its files carry that offset, the reader says how it decided. Nothing here downloads.
@@ -75,7 +75,7 @@ class ChipSet:
     classes : tuple of str
         Names.
     groups : (N,) int
-        Chips of one group may lie side by side: a group goes to one side of a split, and intervals are drawn over
+        Chips of one group may be neighbours: a group goes to one side of a split, and intervals are drawn over
         groups.
     bands : tuple of str
         Names of the C bands.
@@ -241,7 +241,7 @@ def read_eurosat(
     available = tuple(sorted({c for c, _, _ in numbered}))
     chosen = available if classes is None else tuple(classes)
     if not chosen or set(chosen) - set(available):
-        raise InputNotFoundError(f"EuroSAT at {path}: wanted classes {list(chosen) or 'any'}, found {list(available)}")
+        raise InputNotFoundError(f"EuroSAT at {path}: expected classes {list(chosen)}, found {list(available)}")
     parts = _eurosat_split(root if root.is_dir() else root.parent, spatial)
     if part not in ("test", "val") or (part == "val" and parts is None):
         raise ArgumentError(f"part must be 'test', or 'val' of the spatial split, got {part!r}")
@@ -347,7 +347,7 @@ def read_beetle(path: str | Path, *, plots: Sequence[str] | None = None, min_siz
     Parameters
     ----------
     path : path
-        Folder with ``index.json`` and one folder a plot.
+        Folder with ``index.json`` and one folder per plot.
     plots : sequence of str, optional
         Read these plots only.
     min_size : int
@@ -389,8 +389,8 @@ def read_sen1floods11(path: str | Path, *, part: str | None = None) -> list[Scen
         if not lists:
             raise InputNotFoundError(f"Sen1Floods11 at {path}: no flood_{part}_data.csv")
         lines = lists[0].read_text(encoding="utf-8").split()
-        wanted = {line.rsplit(",", 1)[-1].removesuffix("_LabelHand.tif") for line in lines}
-        labels = {name: p for name, p in labels.items() if name in wanted}
+        listed = {line.rsplit(",", 1)[-1].removesuffix("_LabelHand.tif") for line in lines}
+        labels = {name: p for name, p in labels.items() if name in listed}
     scenes = []
     for name, label_path in sorted(labels.items()):
         if name not in images:
@@ -525,7 +525,7 @@ def read_chips(
     offset : float
         DN to add to GeoTIFFs and arrays: -1000 for L1C or L2A of baseline 04.00 and later with the offset in it.
     limit : int, optional
-        At most so many chips a class (GeoTIFFs and JPEGs: the lowest numbers).
+        At most this many chips per class (GeoTIFFs and JPEGs: the lowest numbers).
 
     Returns
     -------
@@ -563,7 +563,7 @@ def _arrays(path: Path, offset: float, limit: int | None) -> ChipSet:
         raise InputNotFoundError(f"no file {path}")
     with np.load(path, allow_pickle=False) as held:
         if missing := {"images", "labels", "bands"} - set(held.files):
-            raise InputNotFoundError(f"{path} holds {sorted(held.files)}; wanted also {sorted(missing)}")
+            raise InputNotFoundError(f"{path} holds {sorted(held.files)}; expected also {sorted(missing)}")
         images, raw, names = held["images"].astype("float32") + np.float32(offset), held["labels"], held["bands"]
         groups = held["groups"] if "groups" in held.files else np.arange(len(raw))
     classes, labels = np.unique(raw, return_inverse=True)

@@ -38,7 +38,7 @@ __all__ = ["TASKS", "Report", "evaluate"]
 EUROSAT_MS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
 """Channels of EuroSAT's GeoTIFFs, which carry no names: B8A is the last."""
 LIGHT_RUN = {"limit": 160, "seeds": 2, "plots": 40}
-"""What `quick` reads and repeats."""
+"""Amounts that `quick` reads and repeats."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Report:
     scores : tuple of Score
         The model's first in each task.
     differences : tuple of Difference
-        Model minus baseline, one a task and baseline; "better" is proven where `low` is above zero (for losses: where
+        Model minus baseline, one per task and baseline; "better" is proven where `low` is above zero (for losses: where
         `high` is below).
     skipped : mapping
         Tasks that did not run, and why.
@@ -67,7 +67,7 @@ class Report:
     quick: bool = False
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a task, a column a model: value and interval."""
+        """Return a row per task and a column per model: value and interval."""
         import pandas as pd
 
         names = list(dict.fromkeys(s.model for s in self.scores))
@@ -109,7 +109,7 @@ class Report:
         return text
 
     def costs(self) -> pd.DataFrame:
-        """A row a task, a column a model: labels used, and minutes of processor time."""
+        """Return a row per task and a column per model: labels used, and minutes of processor time."""
         import pandas as pd
 
         rows = [(s.task, s.labels, s.model, f"{s.cpu_seconds / 60:.1f}") for s in self.scores]
@@ -349,8 +349,8 @@ def evaluate(
     --------
     >>> print(evaluate("tiny", "data", tasks=["eurosat"]))  # doctest: +SKIP
     """
-    wanted = list(TASKS) if tasks is None else list(tasks)
-    unknown = [t for t in wanted if t not in TASKS]
+    chosen = list(TASKS) if tasks is None else list(tasks)
+    unknown = [t for t in chosen if t not in TASKS]
     if unknown:
         raise ArgumentError(f"unknown tasks {unknown}: the tasks are {list(TASKS)}")
     encode = as_encode(model, device=device)
@@ -361,7 +361,7 @@ def evaluate(
             *([untrained(encode.card)] if isinstance(encode, ModelEncode) and encode.card.trained else []),
         ]
     data, skipped, scores, differences = local_path(data), {}, [], []
-    for task in wanted:
+    for task in chosen:
         names, prepare = TASKS[task]
         found = next((data / n for n in names if (data / n).is_dir()), None)
         if found is None:

@@ -122,7 +122,7 @@ METRICS: dict[str, Value] = {
 
 @dataclass(frozen=True)
 class Score:
-    """One number of one model, with what stands behind it.
+    """One number of one model, with its interval and protocol.
 
     Parameters
     ----------
@@ -250,7 +250,7 @@ def make_score(
     loss, name = metric.startswith("loss of "), metric.removeprefix("loss of ")
     stacked = np.stack(counts)
     axes = tuple(i for i in range(stacked.ndim) if i != (2 if loss else 1))
-    # A group in which no seed tested anything is no group of this test.
+    # A group in which no seed tested anything is not a group of this test.
     stacked = np.compress(stacked.sum(axis=axes) > 0, stacked, axis=2 if loss else 1)
     each = stacked.sum(axis=2 if loss else 1)
     seeds = METRICS[name](each)

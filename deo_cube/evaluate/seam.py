@@ -60,7 +60,7 @@ class SeamRow:
 
 @dataclass(frozen=True)
 class SeamReport:
-    """What each halo leaves of the seam."""
+    """Seam that each halo leaves."""
 
     model: str
     tile: int
@@ -73,7 +73,7 @@ class SeamReport:
         return min(small) if small else min(self.rows, key=lambda r: r.seam).halo
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a halo."""
+        """Return a row per halo."""
         import pandas as pd
 
         columns = ("halo", "border", "border95", "interior", "neighbours", "seam", "cost", "patches")

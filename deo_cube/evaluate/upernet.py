@@ -99,7 +99,7 @@ def upernet(
     Parameters
     ----------
     chip : int, optional
-        Cut the scenes into chips of so many pixels. Default: scenes are chips of one size already.
+        Cut the scenes into chips of this many pixels. Default: scenes are chips of one size already.
     seeds : int
         Initialisations and orders of the training chips.
     mirrored : bool
@@ -156,7 +156,7 @@ def _codes(chips: Sequence[Scene]) -> Array:
 def _maps(encode: Any, chips: Sequence[Scene], mirrors: Sequence[Any]) -> tuple[Array, tuple[int, ...], int]:
     """Features (N, mirrors, D, h, w) float16 of chips and their mirror images, dims of the scales, and the stride.
 
-    Float16 of features standardised over all chips. Mirrored back, so that they lie as the chip does.
+    Float16 of features standardised over all chips. Mirrored back to the orientation of the chip.
     """
     several = getattr(encode, "pyramid", None)
     out: list[Array] = []
@@ -227,8 +227,8 @@ def _train(
             which = rng.integers(maps.shape[1], size=len(pick))
             # The features of a mirrored chip, lying as the chip does, with the chip's own labels.
             x = torch.from_numpy(maps[pick, which].astype("float32"))
-            wanted = torch.from_numpy(np.stack([_target(chips[i], codes) for i in pick]))
-            loss = F.cross_entropy(_logits(tensors, x, scales, stride), wanted, ignore_index=-1)
+            truth = torch.from_numpy(np.stack([_target(chips[i], codes) for i in pick]))
+            loss = F.cross_entropy(_logits(tensors, x, scales, stride), truth, ignore_index=-1)
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()

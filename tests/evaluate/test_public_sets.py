@@ -131,3 +131,21 @@ def test_what_cannot_be_read_rightly_is_refused(tmp_path):
     (tmp_path / "m-other" / "label_map.json").write_text(json.dumps(several))
     with pytest.raises(ValueError, match="several labels"):
         read_geobench_chips(tmp_path / "m-other")
+
+
+@pytest.mark.real
+def test_a_real_sample_is_read_with_its_bands_under_their_right_names(shared, tmp_path):
+    source = shared / "data" / "geobench_sample" / "m-eurosat"
+    folder = tmp_path / "m-eurosat"
+    folder.mkdir()
+    (folder / "id_1905.hdf5").symlink_to(source / "id_1905.hdf5")
+    # The sample came without the set's labels: those of the test say nothing about it.
+    (folder / "default_partition.json").write_text(json.dumps({"train": ["id_1905"], "valid": [], "test": ["id_1905"]}))
+    (folder / "label_map.json").write_text(json.dumps({"0": ["id_1905"]}))
+    data = read_geobench_chips(folder)
+    assert data.images.shape == (2, 13, 64, 64)
+    assert 300 < np.median(data.images) < 5000
+    image = dict(zip(data.bands, data.images[0], strict=True))
+    # Cirrus is dark, and B8A differs little from B07: in this file only after the stored names are corrected.
+    assert image["B10"].mean() == min(b.mean() for b in image.values())
+    assert np.corrcoef(image["B8A"].ravel(), image["B07"].ravel())[0, 1] > 0.99

@@ -177,5 +177,5 @@ def test_chips_as_geotiffs_and_arrays(tmp_path: Path) -> None:
     assert read_chips(tmp_path / "a.npz", limit=1).labels.tolist() == [0, 1]
     torch.manual_seed(0)
     weights = saved(DeoSwin(**SIZES), tmp_path / "w.safetensors")
-    with pytest.raises(MissingBandsError, match="wanted all of"):
+    with pytest.raises(MissingBandsError, match="expected all of"):
         verify_published(weights, tmp_path / "a.npz")

@@ -48,7 +48,7 @@ def test_eurosat_from_zip_and_from_folder_alike(tmp_path):
     assert len(np.unique(a.groups)) == 6
     assert a.groups[0] == a.groups[1] != a.groups[2]
     assert len(read_eurosat(tmp_path / "e.zip", limit=2)) == 4
-    with pytest.raises(FileNotFoundError, match="wanted classes \\['Sea'\\]"):
+    with pytest.raises(FileNotFoundError, match="expected classes \\['Sea'\\]"):
         read_eurosat(tmp_path / "e.zip", classes=["Sea"])
     with pytest.raises(FileNotFoundError, match="EuroSAT not found at"):
         read_eurosat(tmp_path / "nothing")
