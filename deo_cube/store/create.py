@@ -1,4 +1,4 @@
-"""Begin a store, find one begun, repair its metadata, and mark it complete."""
+"""Create a store or find an existing one, repair its metadata, and mark it complete."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Begun:
     target: Target
     template: Template
     found: bool
-    """Whether it was there already, begun by an earlier run or by another process."""
+    """Whether it existed, created by an earlier run or by another process."""
 
 
 def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overwrite: bool) -> Begun:
-    """Begin a store for `emb`, or find it begun.
+    """Create a store for `emb`, or find an existing one.
 
     Parameters
     ----------
@@ -95,17 +95,17 @@ def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overw
     if not is_local(place):
         if root is not None and root.get(STATE) == "replacing":
             return Begun(_replace(place, made, layout, fingerprint), made, found=False)
-        # Another process may begin the same store now: what both write is the same, and neither deletes. So they must
-        # not draw a generation each.
+        # Another process may create the same store now: both write the same bytes, and neither deletes. So neither
+        # may draw a generation of its own.
         _write(storage.store_at(place), made, "")
         return Begun(target(place, layout), made, found=False)
     path, generation = Path(place), uuid.uuid4().hex
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Made beside its place and renamed, so that nobody ever sees half of it.
+    # Made beside its place and renamed, so that no process ever sees an incomplete store.
     with storage.draft_beside(path) as draft:
         _write(storage.store_at(draft), made, generation)
         with contextlib.suppress(OSError):
-            path.rmdir()  # an empty folder makes way
+            path.rmdir()  # an empty folder is replaced
         try:
             draft.rename(path)
             storage.sync_folder(path.parent)
@@ -120,9 +120,9 @@ def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overw
 
 
 def _root(place: Any, made: Template, *, overwrite: bool) -> Mapping[str, Any] | None:
-    """Attributes of the group at `place`; None where nothing is there.
+    """Return the attributes of the group at `place`; None where nothing is there.
 
-    A damaged document is restored, if the seal says that it was the one that is to be written now.
+    A damaged document is restored if its seal has the identity of the store that is to be written.
     """
     try:
         group = existing(place)
@@ -144,9 +144,9 @@ def _root(place: Any, made: Template, *, overwrite: bool) -> Mapping[str, Any] |
 
 
 def target(place: Any, layout: Layout) -> Target:
-    """Return a store that is there, in its present generation.
+    """Return the existing store as a target, in its present generation.
 
-    Its fingerprint is the store's own: that of an earlier version covers prose that ours does not.
+    Its fingerprint is the stored one: that of an earlier version covers prose that the present one does not.
     """
     attrs = attributes(place)
     return Target(place, layout, str(attrs.get(FINGERPRINT, "")), str(attrs.get(GENERATION, "")))
@@ -160,7 +160,7 @@ def attributes(place: Any) -> dict[str, Any]:
 
 
 def _write(store: Store, made: Template, generation: str) -> None:
-    """Write the metadata. Only the last write says that blocks may be written."""
+    """Write the metadata. The last write sets the state in which blocks may be written."""
     if not isinstance(store, storage.SyncedStore):
         storage.write(store, ROOT, root_bytes(made.root, "creating", generation))
     for key, data in made.objects.items():
@@ -169,9 +169,9 @@ def _write(store: Store, made: Template, generation: str) -> None:
 
 
 def _replace(place: Any, made: Template, layout: Layout, fingerprint: str) -> Target:
-    """Begin again where a store of ours is.
+    """Replace an existing store.
 
-    Killed at any moment, it leaves the old store, the new one, or one that says that it is being replaced.
+    If it is killed at any moment, the old store is there, the new one, or one whose state is "replacing".
     """
     generation = uuid.uuid4().hex
     if is_local(place):
@@ -204,8 +204,8 @@ def repair(place: Any, made: Template | None = None) -> dict[str, str]:
     Returns
     -------
     dict
-        What was wrong, by object; empty where nothing was. The store is no longer complete then: the call that made it
-        completes it.
+        The problems by object; empty where there were none. After a repair the store is not complete: the call that
+        made it completes it.
 
     Raises
     ------
@@ -240,13 +240,13 @@ def repair(place: Any, made: Template | None = None) -> dict[str, str]:
 
 
 def restart(store: Store, sealed: Mapping[str, str] | None = None) -> None:
-    """Take a store's claim to be complete away, and give it a new generation: runs that still write to it stop."""
+    """Mark a store as not complete, and give it a new generation: runs that still write to it stop."""
     text = sealed[ROOT] if sealed is not None else storage.read(store, ROOT)
     storage.write(store, ROOT, root_bytes(json.loads(text or b""), "writing", uuid.uuid4().hex))
 
 
 def existing(place: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
-    """The group at `place`, or None where nothing is.
+    """Return the group at `place`, or None where nothing is.
 
     Raises
     ------
@@ -286,15 +286,15 @@ def existing(place: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
         if not type(error).__module__.startswith("obstore"):
             raise
         refused = type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError")
-        said = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         raise (StorageRefusedError if refused else StorageUnreachableError)(
-            f"{place} cannot be opened: {said}\nCheck the URL and storage_options= (endpoint, region, access_key_id, "
+            f"{place} cannot be opened: {reason}\nCheck the URL and storage_options= (endpoint, region, access_key_id, "
             "secret_access_key, ...), or the environment (AWS_*)"
         ) from error
 
 
 def nothing_at(place: Any) -> bool:
-    """Return whether nothing is at `place`; what is there may be damaged, or another's."""
+    """Return whether nothing is at `place`. Anything that is there may be damaged, or not a store."""
     try:
         return existing(place) is None
     except StoreMismatchError:
@@ -317,7 +317,7 @@ def _check_overwrite(emb: xr.DataArray, place: Any, root: Mapping[str, Any]) -> 
 
 
 def check_not_source(emb: xr.DataArray, place: Any) -> None:
-    """Refuse to write over the store that `emb` is read from.
+    """Raise if `emb` is read from the store that is to be written.
 
     Raises
     ------
@@ -346,7 +346,7 @@ def _check_same(store: Any, root: Mapping[str, Any], fields: dict[str, Any]) -> 
 
 
 def record_of(place: Any, root: Mapping[str, Any]) -> Record:
-    """The progress record of a store, by the attributes of its group."""
+    """Return the progress record of a store, from the attributes of its group."""
     store = storage.store_at(place)
     blocks = root.get(BLOCKS)
     if blocks is None:  # of an earlier version, whose record is a Zarr array
@@ -356,7 +356,7 @@ def record_of(place: Any, root: Mapping[str, Any]) -> Record:
 
 
 def _check_blocks(place: Any, layout: Layout) -> None:
-    """Refuse an array in other blocks than the store's, unless there is nothing left to write."""
+    """Raise if an array has other blocks than the store, unless nothing is left to write."""
     theirs = stored_layout(place)
     if theirs == layout:
         return
@@ -373,7 +373,7 @@ def _check_blocks(place: Any, layout: Layout) -> None:
 
 
 def stored_layout(place: Any) -> Layout:
-    """Return how a store is cut into blocks."""
+    """Return the layout of an existing store."""
     group = existing(place)
     assert group is not None
     array = group["embeddings"]
@@ -384,7 +384,7 @@ def stored_layout(place: Any) -> Layout:
 
 
 def _borders(lead: int, size: int, shard: int) -> tuple[int, ...]:
-    """Sizes of the blocks of an axis that begins `lead` patches into its first shard."""
+    """Return the sizes of the blocks of an axis that begins `lead` patches into its first shard."""
     edges = [0, *range(shard - lead, size, shard), size]
     return tuple(b - a for a, b in pairwise(edges))
 
@@ -395,12 +395,12 @@ def _short(value: Any) -> str:
 
 
 def is_complete(begun: Begun) -> bool:
-    """Return whether a store says that it is complete, and is; if it only says so, it no longer does afterwards."""
+    """Return whether a store is complete; if it is marked so and is not, the mark is removed."""
     store = storage.store_at(begun.target.store)
     root = attributes(begun.target.store)
     if root.get(STATE) != "complete":
         return False
-    # Of the store's record, which may be in other blocks than the array that is to be written.
+    # The record of the store, which may have other blocks than the array that is to be written.
     record = record_of(begun.target.store, root)
     if record.count() == record.total:
         return True
@@ -409,19 +409,19 @@ def is_complete(begun: Begun) -> bool:
 
 
 def finish(begun: Begun) -> None:
-    """Mark a store complete, once every block has its entry; the mark is the last thing that is written.
+    """Mark a store complete when every block has its entry; the mark is written last.
 
-    Before it, the metadata are compared with what was written at the beginning, what killed runs left half-written is
-    removed, and the metadata are consolidated, for plain xarray looks for that first.
+    Before that, the metadata are compared with their seal, half-written files of killed runs are removed, and the
+    metadata are consolidated, which plain xarray looks for first.
 
     Raises
     ------
     StoreMismatchError
-        If entries are missing: somebody deleted them meanwhile.
+        If entries are missing: they were deleted meanwhile.
     """
     target = begun.target
     if target.check():
-        return  # another process was quicker
+        return  # another process completed it
     record = target.record
     done = record.count()
     if done != record.total:
@@ -438,7 +438,7 @@ def finish(begun: Begun) -> None:
             _mark(target.store)
             return
         except FileNotFoundError:
-            # Another process finishes too, and took what this one was writing for remains.
+            # Another process is finishing as well, and removed a file that this one was writing.
             if attempt == 2:
                 raise
 

@@ -75,7 +75,7 @@ def to_cog(
     Notes
     -----
     float16 becomes float32, which GeoTIFF readers know, and what `_FillValue` marks in floats becomes NaN; the int8 of
-    ``embed(dtype="int8")`` stays, with its scale on the bands. What the array says of itself goes to the file's tags
+    ``embed(dtype="int8")`` stays, with its scale on the bands. Its attributes become tags of the file
     (``deo_cube_model``, ...). A lazy array is computed window by window: store embeddings first (`to_zarr`) where they
     are used more than once.
     """
@@ -90,7 +90,7 @@ def to_cog(
     box = georeference.geobox(_plane(flat, bands))
     y, x = (str(d) for d in flat.dims[-2:])
     if box.transform.e > 0:
-        # South-up files are valid, and read upside down by half of the world.
+        # South-up files are valid, but many readers show them upside down.
         flat = flat.isel({y: slice(None, None, -1)})
         box = georeference.geobox(_plane(flat, bands))
     dtype = _tiff_dtype(flat.dtype)
@@ -127,9 +127,9 @@ def to_cog(
             if "add_offset" in flat.attrs:
                 file.offsets = [float(flat.attrs["add_offset"])] * file.count
             derived = derivation(flat)
-            said = flat.attrs | ({} if derived is None else {PREFIX + "derived": derived})
-            # GDAL takes a colon in a name for its end.
-            file.update_tags(**{k.replace(":", "_"): _text(v) for k, v in said.items() if k not in _NOT_TAGS})
+            facts = flat.attrs | ({} if derived is None else {PREFIX + "derived": derived})
+            # GDAL ends the name of a tag at a colon.
+            file.update_tags(**{k.replace(":", "_"): _text(v) for k, v in facts.items() if k not in _NOT_TAGS})
         how = overviews or ("mode" if whole and "scale_factor" not in flat.attrs else "average")
         options = {"compress": compress, "blocksize": TILE, "overview_resampling": how, "bigtiff": "IF_SAFER"}
         try:
@@ -141,7 +141,7 @@ def to_cog(
 
 
 def _target(path: str | Path) -> Path:
-    """The file to write, its folder made.
+    """Return the file to write, and make its folder.
 
     Raises
     ------
@@ -161,12 +161,12 @@ def _target(path: str | Path) -> Path:
 
 
 def _whole_nodata(fill: Any, dtype: np.dtype[Any]) -> int | None:
-    """What marks missing values in integers of `dtype`, or None.
+    """Return the value that marks missing data in integers of `dtype`, or None.
 
     Raises
     ------
     ArgumentError
-        For a value that they cannot be.
+        For a value that the dtype cannot hold.
     """
     if fill is None or (isinstance(fill, float | np.floating) and not np.isfinite(fill)):
         return None
@@ -180,7 +180,7 @@ def _whole_nodata(fill: Any, dtype: np.dtype[Any]) -> int | None:
 
 
 def _cast(values: Any, dtype: np.dtype[Any], fill: Any) -> Any:
-    """Values in the dtype of the file; in floats NaN where they are `fill`."""
+    """Return values in the dtype of the file; in floats NaN where they are `fill`."""
     if dtype.kind in "iu" and values.dtype.itemsize > dtype.itemsize and values.size:
         low, high = values.min(), values.max()
         if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
@@ -198,7 +198,7 @@ _NOT_TAGS = ("grid_mapping", "coordinates", "scale_factor", "_FillValue", "nodat
 
 
 def _flat(array: xr.DataArray) -> tuple[xr.DataArray, str | None]:
-    """(y, x) or (bands, y, x), and the name of the bands' dimension."""
+    """Return the array as (y, x) or (bands, y, x), and the name of the dimension of bands."""
     if isinstance(array, xr.Dataset):
         layers = [n for n, v in array.data_vars.items() if any(set(p) <= set(v.dims) for p in SPATIAL_DIMS)]
         if len(layers) != 1:
@@ -215,7 +215,7 @@ def _flat(array: xr.DataArray) -> tuple[xr.DataArray, str | None]:
         if array.sizes["time"] != 1:
             raise ArgumentError(
                 f"a GeoTIFF holds one date, the array has {array.sizes['time']}: choose, .isel(time=0), or write one "
-                "file a date"
+                "file per date"
             )
         array = array.isel(time=0)
     pair = next((p for p in SPATIAL_DIMS if set(p) <= set(array.dims)), ("y", "x"))
@@ -242,7 +242,7 @@ def _text(value: Any) -> str:
 
 
 def _windows(array: xr.DataArray, multiple: int = 1) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of windows: the array's own chunks, where nothing asks for a multiple of something."""
+    """Yield the rows and columns of windows: the chunks of the array, unless a multiple of something is needed."""
     cuts = []
     for dim in array.dims[-2:]:
         size = array.sizes[dim]
@@ -265,7 +265,7 @@ def to_geoparquet(
     geometry: Literal["point", "polygon"] = "point",
     min_valid: float = 0.0,
 ) -> Path:
-    """Write vectors as GeoParquet 1.1: a row a patch, or a row a window of patches pooled to one vector.
+    """Write vectors as GeoParquet 1.1: one row per patch, or one per window of patches pooled to one vector.
 
     Parameters
     ----------
@@ -285,7 +285,7 @@ def to_geoparquet(
     -------
     Path
         Columns: `geometry` (WKB), `time` (where there is one), `valid` (float32), `embedding` (fixed-size list of
-        float32). A row group a block; CRS as PROJJSON; what the embeddings say of themselves under the key
+        float32). One row group per block; CRS as PROJJSON; the attributes of the embeddings under the key
         ``deo_cube`` of the file's metadata.
 
     Raises
@@ -314,7 +314,7 @@ def to_geoparquet(
     vector = pa.list_(pa.float32(), emb.sizes["embedding"])
     fields = [("geometry", pa.binary()), ("valid", pa.float32()), ("embedding", vector)]
     if timed or "time" in emb.coords:
-        # Labels that are no dates stay what they are: a number of a day is not a moment after 1970.
+        # Labels that are not dates are kept: the number of a day is not a moment after 1970.
         dated = read_times(emb["time"].variable).dated
         fields.insert(1, ("time", pa.timestamp("us", tz="UTC") if dated else pa.string()))
     schema = pa.schema(fields, metadata=_geo(emb, box, geometry))
@@ -339,7 +339,7 @@ def to_geoparquet(
 def _table(
     part: xr.DataArray, box: GeoBox, rows: slice, columns: slice, pool: int, geometry: str, min_valid: float
 ) -> dict[str, Any]:
-    """Rows of one window of one date."""
+    """Return the rows of one window of one date."""
     import shapely
 
     share = part.coords["valid"].drop_vars("valid") if "valid" in part.coords else None
@@ -377,7 +377,7 @@ def _table(
 def _pooled(
     values: np.ndarray[Any, Any], valid: np.ndarray[Any, Any], pool: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Means over windows of (D, h, w) weighted by (h, w), and the share of the windows that was valid."""
+    """Return means over windows of (D, h, w) weighted by (h, w), and the valid share of each window."""
     if pool == 1:
         return values, valid
     h, w = valid.shape
@@ -420,7 +420,7 @@ def _geo(emb: xr.DataArray, box: GeoBox, geometry: str) -> dict[bytes, bytes]:
         "bbox": geobox_footprint(box)[1] if box.crs.geographic else list(box.boundingbox.bbox),
     }
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    said = {k.removeprefix(PREFIX): str(v) for k, v in emb.attrs.items() if str(k).startswith(PREFIX)}
+    facts = {k.removeprefix(PREFIX): str(v) for k, v in emb.attrs.items() if str(k).startswith(PREFIX)}
     if (derived := derivation(emb)) is not None:
-        said["derived"] = derived  # else a mean would be labelled as the model's own output
-    return {b"geo": json.dumps(geo).encode(), b"deo_cube": json.dumps(said).encode()}
+        facts["derived"] = derived  # else a mean would be labelled as the model's own output
+    return {b"geo": json.dumps(geo).encode(), b"deo_cube": json.dumps(facts).encode()}

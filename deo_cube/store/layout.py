@@ -22,8 +22,8 @@ Zarr's shards start at the array's corner, blocks at tile borders of the world g
 not start on such a border is stored with a margin of fill values (less than one tile's core) before its first row and
 column, so that blocks and shards coincide. Coordinates and transform count the margin in; `open_embeddings` cuts it.
 
-The progress record
-An entry is the object ``progress/crc32/c/<time>/<row>/<column>``: eight bytes, a little-endian number of
+The progress record has one object per block, written after its shards. An entry is the object
+``progress/crc32/c/<time>/<row>/<column>``: eight bytes, a little-endian number of
 
 - bits 0 to 31: the CRC-32 of what was written
 - bit 32: set, so that an entry of zeros is not an entry
@@ -89,7 +89,7 @@ Block = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Entry:
-    """What the record says of a block that is done.
+    """The entry of a finished block in the record.
 
     `output` is the CRC-32 of what was written; `inputs` a checksum of 31 bits of what it was made from, None where that
     is not known.
@@ -100,7 +100,7 @@ class Entry:
 
     @property
     def number(self) -> int:
-        """The entry as a number of 64 bits."""
+        """Return the entry as a number of 64 bits."""
         return (self.inputs or 0) << 33 | DONE | self.output
 
     def to_bytes(self) -> bytes:
@@ -114,7 +114,7 @@ class Entry:
 
 
 def _number(data: bytes | None) -> int:
-    """Number of an entry; 0 for what is not one."""
+    """Return the number of an entry; 0 for bytes that are not one."""
     if data is None or len(data) != 8:
         return 0
     number = int.from_bytes(data, "little")
@@ -147,7 +147,7 @@ class Record:
         storage.delete(self.store, _key(block))
 
     def rows(self, start: int = 0) -> Iterator[tuple[int, NDArray[np.uint64]]]:
-        """Yield each row of blocks once, from `start` and round.
+        """Yield each row of blocks once, from `start` on and then from the first.
 
         Yields
         ------
@@ -192,12 +192,12 @@ ROOT = "zarr.json"
 
 
 class _CompletedElsewhereError(Exception):
-    """Another process completed the store meanwhile."""
+    """Raised when another process completed the store meanwhile."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the blocks of an array lie in its store.
+    """The positions of the blocks of an array in its store.
 
     `lead` is the margin before the first row and column; `shard` the side of a shard in patches; `chunks` the blocks'
     sizes along time, y and x.
@@ -240,11 +240,11 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns in the store, margin included."""
+        """Return the number of rows and columns in the store, margin included."""
         return self.lead[0] + sum(self.chunks[1]), self.lead[1] + sum(self.chunks[2])
 
     def region(self, block: tuple[int, int, int]) -> tuple[slice, slice]:
-        """Rows and columns of a block in the store: all that its shard holds."""
+        """Return the rows and columns of a block in the store: everything that its shard holds."""
         cuts = []
         for i, sizes, lead, shard in zip(block[1:], self.chunks[1:], self.lead, self.shard, strict=True):
             start = i * shard
@@ -252,7 +252,7 @@ class Layout:
         return cuts[0], cuts[1]
 
     def padded(self, block: Block, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return a block as its shard holds it: with the margin, where the shard begins in that."""
+        """Return a block as it is stored: with the margin, if its shard begins there."""
         rows, columns = self.region(block)
         top, left = rows.start - block[1] * self.shard[0], columns.start - block[2] * self.shard[1]
         if (top, left) == (0, 0):
@@ -271,10 +271,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Target:
-    """A store that blocks can be written to, small enough to travel to workers."""
+    """A store that blocks can be written to, small enough to be sent to workers."""
 
     store: Any
-    """What `storage.locate` returned."""
+    """From `storage.locate`."""
     layout: Layout
     fingerprint: str
     generation: str = ""
@@ -361,15 +361,15 @@ class Writer:
         time = (block[0],) if len(layout.dims) == 4 else ()
         embeddings = self.embeddings
         if valid.any():
-            # Nothing is empty then, but zarr would compare every number with the fill value to find that out, in the
-            # one thread that all reads and writes go through.
+            # No chunk is empty then, but Zarr would compare every number with the fill value to find out, in the one
+            # thread that all reads and writes share.
             embeddings = embeddings.with_config({"write_empty_chunks": True})
         entry = Entry(checksum(values, valid), inputs)
         record = self.target.record
         try:
             _replace(self.valid, (*time, *block[1:]), (*time, rows, columns), valid)
             _replace(embeddings, (*time, 0, *block[1:]), (*time, slice(None), rows, columns), values)
-            # Again, for object stores, which have no rename to check before.
+            # Checked again for object stores, which have no rename to check before.
             complete = self.target.check()
         except _CompletedElsewhereError:
             complete = True
@@ -385,23 +385,23 @@ class Writer:
             )
 
     def _withdraw(self, block: Block) -> None:
-        """Have the store that is there now do a block again, if a shard of this run has damaged it.
+        """Mark a block of the present store as not done if a shard of this run has damaged it.
 
-        That is so where the store was replaced between the check and the end of the write.
+        This happens if the store was replaced between the check and the end of the write.
         """
         store = storage.store_at(self.target.store)
         try:
             root = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=False)
             damaged = not is_whole(root, self.target.record, block)
         except Exception:
-            return  # nothing is there, or it is being made
+            return  # no store is there, or it is being created
         if damaged:
             root.attrs[STATE] = "writing"  # first, so that the store never claims more than it holds
             self.target.record.forget(block)
 
 
 def is_whole(root: zarr.Group, record: Record, block: Block) -> bool:
-    """Return whether what is stored of a block is what its entry says. Blocks without an entry are whole."""
+    """Return whether the stored bytes of a block match its entry. Blocks without an entry are whole."""
     entry = record.entry(block)
     if entry is None:
         return True
@@ -414,7 +414,7 @@ def is_whole(root: zarr.Group, record: Record, block: Block) -> bool:
     try:
         crc = checksum(values[(*time, slice(None), rows, columns)], valid[(*time, rows, columns)])
     except Exception:
-        # Any codec may raise anything on damaged bytes: a block that cannot be read is damaged.
+        # Codecs may raise any error on damaged bytes: a block that cannot be read is damaged.
         return False
     return entry.output == crc
 
@@ -443,28 +443,28 @@ def lost_shards(store: Store, layout: Layout, dtype: np.dtype[Any], dim: int, re
 
 
 def _without_data(layout: Layout, dtype: np.dtype[Any], dim: int, block: Block) -> int:
-    """Checksum of a block in which no patch is valid: of such a block nothing is stored."""
+    """Return the checksum of a block without a valid patch, of which no shard is stored."""
     shape = tuple(s.stop - s.start for s in layout.region(block))
     return layout.checksum(block, np.full((dim, *shape), fill(dtype)).astype(dtype), np.zeros(shape, dtype="float32"))
 
 
 def _replace(array: Any, shard: tuple[int, ...], region: tuple[int | slice, ...], values: np.ndarray) -> None:
-    """Write a whole shard, whatever is stored in its place."""
+    """Write a whole shard, whatever is stored at its key."""
     try:
         array[region] = values
     except (OSError, StoreMismatchError, _CompletedElsewhereError):
         raise
     except Exception:
-        # zarr merges with the shard that is there, whole or not; one that it cannot read is from a run that died.
+        # Zarr merges with the existing shard; one that it cannot read was left by a run that died.
         storage.delete(array.store_path.store, f"{array.store_path.path}/{array.metadata.encode_chunk_key(shard)}")
         array[region] = values
 
 
 def checksum(values: np.ndarray, valid: np.ndarray) -> int:
-    """CRC-32 of a block as it is stored."""
+    """Return the CRC-32 of a block as it is stored."""
     return zlib.crc32(np.ascontiguousarray(valid).tobytes(), zlib.crc32(np.ascontiguousarray(values).tobytes()))
 
 
 def fill(dtype: np.dtype[Any]) -> float:
-    """What a patch without data holds."""
+    """Return the value of a patch without data."""
     return float("nan") if dtype.kind == "f" else INT8_INVALID

@@ -35,7 +35,7 @@ __all__ = ["StoreStatus", "is_embeddings", "open_embeddings", "status", "verify_
 
 @dataclass(frozen=True)
 class StoreStatus:
-    """How far a store is."""
+    """The state of a store."""
 
     blocks: int
     done: int
@@ -70,7 +70,7 @@ class StoreStatus:
 
 
 def is_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> bool:
-    """Whether a store of embeddings of this package lies there."""
+    """Return whether a store of embeddings of this package is there."""
     try:
         found = existing(locate(store, storage_options))
     except StoreMismatchError:
@@ -121,7 +121,8 @@ def verify_store(
     store : path, URL or zarr store
         As `to_zarr` took it.
     repair : bool
-        Take the entries of damaged blocks away, so that the call which made the store does these again.
+        Restore metadata, and delete the entries of damaged blocks, so that the call that made the store writes these
+        again.
     progress : bool
         Show a progress bar.
     storage_options : mapping, optional
@@ -262,7 +263,7 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     except StoreMismatchError:
         raise
     except UNREADABLE:
-        pass  # damaged, which is said next
+        pass  # damaged, which the next check reports
     _check_sealed(store, root.attrs)
     check_codecs(root)
     if state != "complete":
@@ -279,7 +280,7 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     dims = list(root["embeddings"].metadata.dimension_names)
     ds = xr.open_zarr(store, zarr_format=3, consolidated=False, chunks=None, decode_coords="all")
     _check_window(store, root.attrs, ds, (dims[-2], dims[-1]))
-    # What lies along time or nowhere is small, and no one wants to wait for it later.
+    # Coordinates of at most one dimension are small, so they are loaded at once.
     small = {n: c.variable.load().drop_encoding() for n, c in ds.coords.items() if c.ndim < 2}
     top, left, height, width = (int(v) for v in root.attrs[WINDOW])
     # Cut before it is put on Dask, in chunks that are shards all the same: slicing Dask arrays lists every chunk.
@@ -309,13 +310,13 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
 
 
 def _cuts(lead: int, size: int, shard: int) -> tuple[int, ...]:
-    """Chunks of ``[lead, lead + size)`` at the borders of shards."""
+    """Return the chunks of ``[lead, lead + size)``, cut at the borders of shards."""
     borders = [0, *range(shard - lead, size, shard), size]
     return tuple(b - a for a, b in pairwise(borders))
 
 
 def _check_window(store: Any, attrs: Mapping[str, Any], ds: xr.Dataset, dims: tuple[str, str]) -> None:
-    """Refuse a store whose coordinates are not where its attributes place it.
+    """Raise if the coordinates of a store contradict its attributes.
 
     xarray copies the attributes of a group when it writes a part of it elsewhere, so that they describe the whole.
 
@@ -357,7 +358,7 @@ def _check_window(store: Any, attrs: Mapping[str, Any], ds: xr.Dataset, dims: tu
 
 
 def _check_record(store: Any, root: zarr.Group, *, needed: bool) -> None:
-    """Refuse a store whose progress record is not that of its array, or, where `needed`, one without a record.
+    """Raise if the progress record of a store is not that of its array, or, if `needed`, if it has none.
 
     Raises
     ------
@@ -383,7 +384,7 @@ def _check_record(store: Any, root: zarr.Group, *, needed: bool) -> None:
 
 
 def _how_to_read(store: Any) -> str:
-    """The call that reads any store as it is."""
+    """Return the call that reads any store as it is."""
     shown = repr(store) if isinstance(store, str) else "the store"
     return f"open it as it is, xr.open_zarr({shown}, decode_coords='all')"
 

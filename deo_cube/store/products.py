@@ -1,10 +1,10 @@
-"""Embeddings of other producers, opened as our own: TESSERA and AlphaEarth, and stores after the `geoemb:` convention.
+"""Open embeddings of other producers: TESSERA, AlphaEarth, and stores that follow the `geoemb:` convention.
 
-What is known of each layout, and from where:
+The layouts and their sources:
 
 - **TESSERA** (geotessera 0.7.5: registry.py, tiles.py, core.py): tiles of 0.1 degree in UTM, 10 m, 128 bands. As
   ``<year>/grid_<lon>_<lat>/grid_<lon>_<lat>.npy`` int8 (y, x, band) with ``..._scales.npy`` float32 (y, x) or (y, x,
-  band), value = int8 x scale; the place stands in ``global_0.1_degree_tiff_all/grid_<lon>_<lat>.tiff``. As GeoTIFF
+  band), value = int8 x scale; the grid is in ``global_0.1_degree_tiff_all/grid_<lon>_<lat>.tiff``. As GeoTIFF
   ``grid_<lon>_<lat>_<year>.tiff`` and as Zarr (variable `embedding` (y, x, band)), both float32. As `geoemb:` Zarr, one
   group a UTM zone, int8 with an array of scales in which NaN and infinity mean no data.
 - **AlphaEarth** (developers.google.com/earth-engine/guides/aef_on_gcs_readme): COGs of 8192 x 8192 px in UTM, 10 m, 64
@@ -34,7 +34,7 @@ from deo_cube.paths import expand
 
 __all__ = ["open_layout"]
 
-#: Patches a side of the chunks of files that have none of their own.
+#: Patches along a side of the chunks of files without chunks.
 CHUNK = 512
 LANDMASKS = "global_0.1_degree_tiff_all"
 _GRID = re.compile(r"grid_(-?\d+\.\d+)_(-?\d+\.\d+)")
@@ -45,7 +45,7 @@ ALPHAEARTH = ("alphaearth", "https://arxiv.org/abs/2507.22291")
 
 
 def open_layout(path: Any) -> xr.DataArray | None:
-    """Open embeddings that another producer wrote, by the look of them.
+    """Open embeddings of another producer, recognised by their layout.
 
     Parameters
     ----------
@@ -62,9 +62,9 @@ def open_layout(path: Any) -> xr.DataArray | None:
     Raises
     ------
     StoreMismatchError
-        For a file that is no embeddings, a tile without its scales, or a folder of several tiles.
+        For a file without embeddings, a tile without its scales, or a folder of several tiles.
     MissingCRSError
-        For a tile whose place cannot be found.
+        For a tile without a grid.
     StorageError
         See `check_codecs`.
     """
@@ -139,7 +139,7 @@ def _per_pixel(values: xr.DataArray, scales: xr.DataArray) -> xr.DataArray:
 
 
 def _place_of(path: Path, name: str, shape: tuple[int, ...]) -> GeoBox:
-    """The grid of a tile, from the GeoTIFF of its landmask: beside it, or in TESSERA's folder of them."""
+    """Return the grid of a tile, from the GeoTIFF of its landmask: beside it, or in TESSERA's folder of landmasks."""
     folders = [path.parent, *(p / LANDMASKS for p in path.parents)]
     found = next((f for d in folders for e in (".tiff", ".tif") if (f := d / f"{name}{e}").exists()), None)
     if found is None:
@@ -163,17 +163,17 @@ def _zarr(path: str) -> xr.DataArray | None:
         group = zarr.open_group(path, mode="r")
     except (FileNotFoundError, zarr.errors.GroupNotFoundError, ValueError):
         return None
-    said = dict(group.attrs)
+    attrs = dict(group.attrs)
     check_codecs(group)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
         ds = xr.open_zarr(path, decode_coords="all", mask_and_scale=False)
-    if "geoemb:type" in said:
-        return _geoemb(ds, said, path)
-    if "TESSERA_DATASET_VERSION" in said and "embedding" in ds:
+    if "geoemb:type" in attrs:
+        return _geoemb(ds, attrs, path)
+    if "TESSERA_DATASET_VERSION" in attrs and "embedding" in ds:
         array = ds["embedding"].rename(_renamed(ds["embedding"], path))
         return _finished(
-            array.astype("float32"), _box(array, path), TESSERA, _year(str(said.get("TESSERA_YEAR", path)))
+            array.astype("float32"), _box(array, path), TESSERA, _year(str(attrs.get("TESSERA_YEAR", path)))
         )
     zones = [k for k in group.group_keys() if re.fullmatch(r"utm\d\d", k)]
     if zones:
@@ -183,19 +183,19 @@ def _zarr(path: str) -> xr.DataArray | None:
     return None
 
 
-def _geoemb(ds: xr.Dataset, said: dict[str, Any], path: str) -> xr.DataArray:
-    quantised = said.get("geoemb:quantization", {})
+def _geoemb(ds: xr.Dataset, attrs: dict[str, Any], path: str) -> xr.DataArray:
+    quantised = attrs.get("geoemb:quantization", {})
     scale = quantised.get("scale", {})
     of_scales = scale.get("array_name")
-    dim = int(said["geoemb:dimensions"])
+    dim = int(attrs["geoemb:dimensions"])
     fit = [str(n) for n, v in ds.data_vars.items() if n != of_scales and v.ndim >= 3 and dim in v.shape]
     if len(fit) != 1:
         raise StoreMismatchError(f"{path} has {fit or 'no array'} of {dim} dimensions: wanted one array of embeddings")
     array = ds[fit[0]].rename(_renamed(ds[fit[0]], path))
-    box = _box(array, path, said)
-    model = (str(said.get("title") or said["geoemb:model"]), str(said["geoemb:model"]))
+    box = _box(array, path, attrs)
+    model = (str(attrs.get("title") or attrs["geoemb:model"]), str(attrs["geoemb:model"]))
     if any(word in model[1].lower() for word in ("2507.22291", "alphaearth", "aef")) and array.dtype == np.int8:
-        # The convention's own example states one linear scale for it, which is not how Google decodes it.
+        # The convention's own example has one linear scale for it, which is not how Google decodes it.
         values, model = _alphaearth(array), ALPHAEARTH
     elif of_scales is not None:
         values = _per_pixel(array, ds[of_scales])
@@ -209,15 +209,15 @@ def _geoemb(ds: xr.Dataset, said: dict[str, Any], path: str) -> xr.DataArray:
         values = array.astype("float32")
     if "tessera" in model[1].lower():
         model = TESSERA
-    return _finished(values, box, model, _year(path), patch=_patch(said), gsd=float(said.get("geoemb:gsd", 10.0)))
+    return _finished(values, box, model, _year(path), patch=_patch(attrs), gsd=float(attrs.get("geoemb:gsd", 10.0)))
 
 
-def _patch(said: dict[str, Any]) -> int:
-    return int(said.get("geoemb:chip_layout", {}).get("stride", [1])[0])
+def _patch(attrs: dict[str, Any]) -> int:
+    return int(attrs.get("geoemb:chip_layout", {}).get("stride", [1])[0])
 
 
 def _renamed(array: xr.DataArray, path: str) -> dict[str, str]:
-    """New name of the dimension of vectors."""
+    """Return the new name of the dimension of vectors."""
     pair = next((p for p in SPATIAL_DIMS if set(p) <= set(array.dims)), None)
     others = [str(d) for d in array.dims if pair is not None and d not in (*pair, "time", "year", "t")]
     if pair is None or len(others) != 1:
@@ -225,15 +225,15 @@ def _renamed(array: xr.DataArray, path: str) -> dict[str, str]:
     return {others[0]: "embedding"}
 
 
-def _box(array: xr.DataArray, path: str, said: dict[str, Any] | None = None) -> GeoBox:
-    """The grid: after `spatial:` and `proj:` where they stand, else as coordinates have it."""
+def _box(array: xr.DataArray, path: str, attrs: dict[str, Any] | None = None) -> GeoBox:
+    """Return the grid: from `spatial:` and `proj:` attributes if there are any, else from coordinates."""
     pair = next(p for p in SPATIAL_DIMS if set(p) <= set(array.dims))
     others = {d: 0 for d in array.dims if d not in pair}
-    if said is not None and "spatial:transform" in said and ("proj:code" in said or "proj:wkt2" in said):
+    if attrs is not None and "spatial:transform" in attrs and ("proj:code" in attrs or "proj:wkt2" in attrs):
         from affine import Affine
 
         shape = (array.sizes[pair[0]], array.sizes[pair[1]])
-        return GeoBox(shape, Affine(*said["spatial:transform"][:6]), said.get("proj:code") or said["proj:wkt2"])
+        return GeoBox(shape, Affine(*attrs["spatial:transform"][:6]), attrs.get("proj:code") or attrs["proj:wkt2"])
     return georeference.geobox(array.isel(others, drop=True))
 
 
@@ -245,7 +245,7 @@ def _year(text: str) -> int | None:
 def _finished(
     values: xr.DataArray, box: GeoBox, model: tuple[str, str], year: int | None, *, patch: int = 1, gsd: float = 10.0
 ) -> xr.DataArray:
-    """Name, order, place, validity and provenance as `open_embeddings` gives them."""
+    """Return embeddings with the name, order, grid, validity and provenance of `open_embeddings`."""
     pair = next(p for p in SPATIAL_DIMS if set(p) <= set(values.dims))
     time = [d for d in ("time", "year", "t") if d in values.dims]
     values = values.reset_coords(drop=True).drop_vars([d for d in values.coords if d not in time], errors="ignore")

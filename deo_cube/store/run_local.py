@@ -1,4 +1,4 @@
-"""Run blocks on threads or processes of this machine: a few at a time, the next one submitted as one ends."""
+"""Run blocks on threads or processes of this machine, a few at a time: one is submitted when another ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Block = tuple[int, int, int]
 
 
 def count_workers(kind: str, num_workers: int | None) -> int:
-    """Threads or processes that run blocks on this machine."""
+    """Return the number of threads or processes that run blocks on this machine."""
     if kind == "synchronous":
         return 1
     return num_workers or runtime.cpu_lanes() + (0 if kind == "processes" else 2)
@@ -33,13 +33,13 @@ def count_workers(kind: str, num_workers: int | None) -> int:
 
 @contextmanager
 def executor(kind: str, num_workers: int | None) -> Iterator[tuple[Executor, int]]:
-    """Yield an executor of this machine, and how many blocks to keep in flight on it."""
+    """Yield an executor of this machine, and the number of blocks to submit to it at a time."""
     n = count_workers(kind, num_workers)
     if kind == "processes":
         import multiprocessing
         from concurrent.futures import ProcessPoolExecutor
 
-        # Not fork: torch's and GDAL's threads do not survive it.
+        # Not fork, which the threads of torch and GDAL do not survive.
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(n, mp_context=spawn, initializer=_end_with_parent) as pool:
             yield pool, 2 * n
@@ -49,9 +49,9 @@ def executor(kind: str, num_workers: int | None) -> Iterator[tuple[Executor, int
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as the one that started it has ended, however that ended.
+    """End this process as soon as its parent has ended, for whatever reason.
 
-    A killed parent leaves its workers waiting for the next block, each of them with a loaded model.
+    A killed parent would leave its workers waiting for the next block, each with a loaded model.
     """
     import multiprocessing
 
@@ -60,7 +60,7 @@ def _end_with_parent() -> None:
     def watch() -> None:
         if parent is not None:
             parent.join()
-            # Not sys.exit, which would wait for the block that is running; blocks survive a kill.
+            # Not sys.exit, which would wait for the running block; a killed block is simply done again.
             os._exit(1)
 
     threading.Thread(target=watch, name="deo_cube-parent", daemon=True).start()
@@ -75,9 +75,9 @@ def run_blocks(
     give_up: Callable[[], None],
     results: Callable[[Block, Any], None] | None = None,
 ) -> None:
-    """Run `jobs` (each with its `block`), `slots` at a time; stop at the first failure.
+    """Run jobs (each with its `block`), `slots` at a time; stop at the first failure.
 
-    `give_up` is called then, before those in flight are waited for.
+    `give_up` is called then, before running jobs are waited for.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def run_blocks(
                     results(block, result)
                 bar.update(block)
     except BrokenExecutor as error:
-        # Of processes: one was killed from outside, or by the system.
+        # A worker process was killed by another process, or by the system.
         killed = DeviceError(
             "a worker process was killed: most likely it ran out of memory. Pass a smaller num_workers=, or embed "
             "with a smaller block="
@@ -120,14 +120,14 @@ def run_blocks(
 
 
 def pickled(job: Any) -> bytes:
-    """A job as bytes: its graph holds functions defined in notebooks, which plain pickle cannot send."""
+    """Pickle a job by value: its graph may hold functions of a notebook, which plain pickle cannot send."""
     import cloudpickle
 
     return bytes(cloudpickle.dumps(job))
 
 
 def unpickled_call(run: Callable[[Any], Any], job: bytes) -> Any:
-    """Do a pickled job."""
+    """Run a pickled job."""
     import cloudpickle
 
     return run(cloudpickle.loads(job))
@@ -136,7 +136,7 @@ def unpickled_call(run: Callable[[Any], Any], job: bytes) -> Any:
 class ProgressBar(Progress):
     """Progress over the blocks of a store, with the area per second.
 
-    `done` counts the blocks that earlier runs did.
+    `done` is the number of blocks that earlier runs finished.
     """
 
     def __init__(self, emb: xr.DataArray, layout: Layout, *, shown: bool, done: int = 0) -> None:
@@ -147,12 +147,12 @@ class ProgressBar(Progress):
         super().__init__(total, title=f"embed {alias}", done=done, rate_unit="km²/s", shown=shown)
 
     def update(self, block: Block) -> None:
-        """Count a block that this run did."""
+        """Count a block that this run finished."""
         rows, columns = self._layout.region(block)
         self.advance(amount=(rows.stop - rows.start) * (columns.stop - columns.start) * self._pixel_area)
 
     def add_progress_note(self, error: BaseException) -> None:
-        """Add to `error` how many blocks are safe."""
+        """Add the number of finished blocks to `error`."""
         error.add_note(f"{self.done} of {self.total} blocks are done and safe; the same call resumes from there")
 
 
@@ -164,11 +164,11 @@ class ComparisonBar(ProgressBar):
         Progress.__init__(self, finished, title="compare inputs", rate_unit="km²/s", shown=shown)
 
     def add_progress_note(self, error: BaseException) -> None:
-        """Add nothing: no block is being done."""
+        """Add nothing: no block is being written."""
 
 
 def _patch_area(emb: xr.DataArray) -> float:
-    """Square kilometres of a patch on the ground."""
+    """Return the area of a patch on the ground, in square kilometres."""
     from deo_cube.cube import georeference
 
     try:

@@ -1,7 +1,7 @@
-"""A store as STAC: an Item of it and a Collection of its kind, with the `emb:` extension v0.0.1.
+"""Describe a store in STAC: an Item, a Collection (`emb:` extension v0.0.1) and the Item of its model (MLM).
 
-The extension (github.com/geo-embeddings/embeddings-stac-specification) says on the Collection what embeddings are, and
-on the Item how they came about; an Item has the store as its asset ``embeddings``.
+The extension (github.com/geo-embeddings/embeddings-stac-specification) describes the kind of
+embeddings on the Collection and how they were made on the Item; an Item has the store as its asset ``embeddings``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def stac_item(store: Any, *, id: str | None = None, href: str | None = None) -> 
     id : str, optional
         Default: the store's name without its ending.
     href : str, optional
-        Of the store, as readers of the Item will find it. Default: relative to the folder that it lies in.
+        Of the store, as readers of the Item will find it. Default: relative to the folder of the store.
 
     Returns
     -------
@@ -182,14 +182,14 @@ def collection_of(store: Any, *, description: str | None = None, license: str = 
         }
     model = facts[PREFIX + "model"]
     dim = emb.sizes["embedding"]
-    told = f"{dim}-dimensional embeddings of {_source(emb)} by {model}, one per {patch} px.{state}"
+    summary = f"{dim}-dimensional embeddings of {_source(emb)} by {model}, one per {patch} px.{state}"
     if PREFIX + "derived" in facts:
-        told = (
+        summary = (
             f"Computed from embeddings of {_source(emb)} by {model}: {_what(emb)}, {dim} numbers per {patch} px.{state}"
         )
     collection = pystac.Collection(
         collection_id(emb),
-        description or told,
+        description or summary,
         extent,
         license=license,
         stac_extensions=[EMBEDDING_EXTENSION],
@@ -212,7 +212,7 @@ def publish(
         A store in a folder. For ``emb.zarr`` the files are ``emb.item.json``, ``emb.collection.json`` and
         ``emb.model.json``.
     model : str, path or ModelCard, optional
-        Where its card is, if not under the name that the store has for it: the folder of a training run.
+        Its card, or the folder of a training run; by default found by the name in the store.
     license : str
         Of the embeddings: an SPDX identifier, or "other".
 
@@ -226,7 +226,7 @@ def publish(
     StoreMismatchError
         If there is no store of this package, or it is not in a folder.
     UnknownModelError
-        If the card of the model that made it is not at hand: pass `model`.
+        If the card of the model that made it is not available: pass `model`.
     """
     import pystac
 
@@ -264,7 +264,7 @@ def publish(
 
 
 def collection_id(emb: xr.DataArray) -> str:
-    """Name of the collection: of all stores by one model and layer."""
+    """Return the name of the collection, which all stores of one model and layer share."""
     derived = "-derived" if PREFIX + "derived" in emb.attrs else ""
     return f"{emb.attrs[PREFIX + 'model']}-{emb.attrs[PREFIX + 'layer']}{derived}"
 
@@ -301,7 +301,7 @@ def _source(emb: xr.DataArray) -> str:
 
 
 def _cube(emb: xr.DataArray, box: Any) -> dict[str, Any]:
-    """Dimensions and variables after the datacube extension."""
+    """Return dimensions and variables as in the datacube extension."""
     y, x = (str(d) for d in emb.dims[-2:])
     west, south, east, north = box.boundingbox.bbox
     system = box.crs.epsg or box.crs.wkt
@@ -325,7 +325,7 @@ def _cube(emb: xr.DataArray, box: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Plain JSON values only, without those that are None."""
+    """Return plain JSON values, without those that are None."""
     return json.loads(json.dumps({k: v for k, v in value.items() if v is not None}))
 
 
@@ -405,7 +405,7 @@ def model_item(model: str | Path | ModelCard, *, weights_sha256: str | None = No
     if card.paper:
         properties["sci:citation"] = card.paper
         extensions.append(_SCIENTIFIC)
-    # A model is of no place or day: the extension's own examples take the globe, and this century and those around it.
+    # A model has no place or date: as in the examples of the extension, the globe and several centuries.
     globe = [-180.0, -90.0, 180.0, 90.0]
     ring = [[-180.0, -90.0], [180.0, -90.0], [180.0, 90.0], [-180.0, 90.0], [-180.0, -90.0]]
     item = pystac.Item(
@@ -433,7 +433,7 @@ def model_item(model: str | Path | ModelCard, *, weights_sha256: str | None = No
 
 
 def _input(card: ModelCard, stem: Stem) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "name": stem.name,
         "description": f"{card.product_level} in {card.units}: reflectance x 10000 without offset"
         if card.units == "dn"
@@ -448,12 +448,12 @@ def _input(card: ModelCard, stem: Stem) -> dict[str, Any]:
     }
     scaling = stem.normalization()
     if scaling.kind == "fixed":
-        told["value_scaling"] = [
+        described["value_scaling"] = [
             {"type": "z-score", "mean": m, "stddev": s} for m, s in zip(scaling.mean, scaling.std, strict=True)
         ]
     else:
-        told["pre_processing_function"] = {"format": "deo_cube:normalization", "expression": scaling.name}
-    return told
+        described["pre_processing_function"] = {"format": "deo_cube:normalization", "expression": scaling.name}
+    return described
 
 
 def _band(name: str) -> dict[str, Any]:

@@ -52,9 +52,9 @@ __all__ = [
     "write",
 ]
 
-#: Schemes that obstore speaks; any other is left to fsspec.
+#: Schemes that obstore supports; fsspec opens any other.
 OBSTORE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
-#: Options by the names that fsspec gives them, in obstore's words.
+#: obstore's names of options, by fsspec's.
 _FSSPEC_NAMES = {
     "key": "access_key_id",
     "secret": "secret_access_key",
@@ -65,12 +65,12 @@ _FSSPEC_NAMES = {
 
 
 def is_local(store: Any) -> bool:
-    """Whether `store` is a folder on a file system of this machine."""
+    """Return whether `store` is a folder on a file system of this machine."""
     return isinstance(store, str | os.PathLike) and not is_url(store)
 
 
 def locate(path: Any, storage_options: Mapping[str, Any] | None = None) -> Any:
-    """Turn what a caller names into what Zarr opens, on this machine and, pickled, on workers.
+    """Return what Zarr opens for a path, URL or store object, on this machine and, pickled, on workers.
 
     Parameters
     ----------
@@ -78,8 +78,8 @@ def locate(path: Any, storage_options: Mapping[str, Any] | None = None) -> Any:
         ``s3://``, ``gs://``, ``az://`` and ``https://`` go through obstore, other schemes through fsspec.
     storage_options : mapping, optional
         Of the object store, for a URL: ``endpoint``, ``region``, ``access_key_id``, ``secret_access_key``,
-        ``skip_signature``, ... (obstore's words; fsspec's ``key``, ``secret``, ``token``, ``anon`` are understood).
-        They travel to workers. What is not given is looked for in the environment of each process (``AWS_*``).
+        ``skip_signature``, ... (obstore's names; fsspec's ``key``, ``secret``, ``token``, ``anon`` are accepted).
+        They are sent to workers. Missing options are read from the environment of each process (``AWS_*``).
 
     Returns
     -------
@@ -157,7 +157,7 @@ def holds(place: Any, array: zarr.Array) -> bool:
 def draft_beside(path: Path) -> Iterator[Path]:
     """Yield a hidden folder's name beside `path`, to be made and renamed; afterwards no such folder is left.
 
-    Its name says whose it is, so that `sweep` can tell one that was left behind from one that is being made.
+    Its name has the host and process, so that `sweep` can distinguish an abandoned draft from one in use.
     """
     draft = _beside(path, "draft")
     try:
@@ -168,9 +168,9 @@ def draft_beside(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def moved_aside(path: Path) -> Iterator[None]:
-    """Move a folder out of the way for the time of the block, and delete it afterwards.
+    """Move a folder aside during the ``with`` block, and delete it afterwards.
 
-    Where the block fails it is moved back; where the process is killed, `sweep` does that.
+    If the block fails, it is moved back; if the process is killed, `sweep` moves it back.
     """
     aside = _beside(path, "replaced")
     path.rename(aside)
@@ -192,9 +192,9 @@ def _prefix(path: Path, kind: str) -> str:
 
 
 def sweep(path: Path, *, day: float = 86400.0) -> None:
-    """Clear up beside `path` what processes that died left there: on this host at once, on others after a day.
+    """Remove what dead processes left beside `path`: of this host at once, of other hosts after a day.
 
-    Drafts are deleted. A store that was moved aside is moved back where nothing has taken its place, else deleted.
+    Drafts are deleted. A store that was moved aside is moved back if nothing has taken its place, else deleted.
     """
     # Not glob: names may hold its wildcards.
     names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
@@ -221,7 +221,7 @@ def _alive(pid: str) -> bool:
 
 
 def tidy(store: Any) -> None:
-    """Remove half-written files that killed runs left in a folder beside whole ones; only once all blocks are done."""
+    """Remove half-written files of killed runs from a folder. Call it only when all blocks are done."""
     if is_local(store):
         for folder, _, files in os.walk(store):
             for name in files:
@@ -236,7 +236,7 @@ CONCURRENCY = 64
 
 
 class SyncedStore(LocalStore):  # type: ignore[misc]
-    """A folder in which a file is whole and on the disk before it has its name, and its name is on the disk, too.
+    """A folder in which a file is complete and synced before it gets its name, and its name is synced as well.
 
     Parameters
     ----------
@@ -245,8 +245,8 @@ class SyncedStore(LocalStore):  # type: ignore[misc]
     read_only : bool
         As for `zarr.storage.LocalStore`.
     before_rename : callable, optional
-        Called when a file is written and synced, right before it gets its name, and before one is deleted. What it
-        raises keeps the old file.
+        Called when a file is written and synced, before it gets its name, and before a file is deleted. If it
+        raises, the old file is kept.
     """
 
     def __init__(
@@ -304,7 +304,7 @@ class SyncedStore(LocalStore):  # type: ignore[misc]
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each synced into its parent."""
+    """Make a folder and its parents, and sync each into its parent."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
@@ -313,7 +313,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the disk hold the names in a folder. Windows has no such call, and needs none."""
+    """Sync the names in a folder to the disk. Windows has no such call, and needs none."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)

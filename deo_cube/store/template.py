@@ -66,7 +66,7 @@ class Template:
 
 
 def root_bytes(root: Mapping[str, Any], state: str, generation: str = "") -> bytes:
-    """Return a group's document in a state, as it is stored."""
+    """Return the document of a group in a state, as the bytes that are stored."""
     attributes = {k: v for k, v in root["attributes"].items() if k not in (STATE, GENERATION)} | {STATE: state}
     if generation:
         attributes[GENERATION] = generation
@@ -148,12 +148,12 @@ def _write(emb: xr.DataArray, store: zarr.storage.MemoryStore, layout: Layout, f
 
 
 def _codec() -> Any:
-    # Lossless codecs gain about 10 % on embeddings, so the quickest level; empty patches shrink to nothing at any.
+    # Lossless codecs gain about 10 % on embeddings, so the fastest level; empty patches compress to nothing at any.
     return zarr.codecs.ZstdCodec(level=1)
 
 
 def _inner(shard: int) -> int:
-    """Largest divisor of a shard's side up to `INNER`; the whole side where only slivers divide it."""
+    """Return the largest divisor of a shard's side up to `INNER`; the whole side where only tiny ones divide it."""
     best = max(d for d in range(1, min(shard, INNER) + 1) if shard % d == 0)
     return best if best >= min(shard, 16) else shard
 
@@ -163,15 +163,15 @@ def _plain(value: Any) -> Any:
 
 
 def own_geobox(emb: xr.DataArray) -> GeoBox:
-    """Grid of the embeddings, without the store's margin."""
+    """Return the grid of the embeddings, without the margin of the store."""
     dims = emb.dims[-2:]
-    # Of the coordinates alone: slicing the array would list a task for every block.
+    # From the coordinates alone: slicing the array would list a task for every block.
     places = {n: c.variable for n, c in emb.coords.items() if n != "valid" and set(c.dims) <= set(dims)}
     return georeference.geobox(xr.DataArray(np.broadcast_to(np.float32(0), emb.shape[-2:]), dims=dims, coords=places))
 
 
 def stored_geobox(emb: xr.DataArray, layout: Layout) -> GeoBox:
-    """Grid of the store: the array's, and the margin before it."""
+    """Return the grid of the store: that of the array, and the margin before it."""
     box = own_geobox(emb)
     a = box.transform
     top, left = layout.lead
@@ -187,7 +187,7 @@ def _coordinates(emb: xr.DataArray, layout: Layout, box: GeoBox, dims: tuple[str
     empty = xr.Dataset({"_": (dims, np.broadcast_to(np.float32(0), layout.shape))}, coords=keep)
     placed = georeference.assign_grid(empty, box, dims).drop_vars("_")
     if layout.lead == (0, 0):
-        # No margin: the array's own coordinates, to the last bit.
+        # Without a margin: the coordinates of the array, to the last bit.
         placed = placed.assign_coords({d: emb[d] for d in dims if d in emb.coords})
     return placed
 
@@ -219,7 +219,7 @@ def read_seal(store: Store) -> Seal | None:
 
 
 def damaged_objects(store: Store, sealed: Seal) -> dict[str, str]:
-    """Return what is wrong with the metadata of a store, by object; empty where they are what was sealed."""
+    """Return the problems of the metadata of a store, by object; empty where they are as sealed."""
     keys = list(sealed)
     found = {}
     for key, data in zip(keys, storage.read_many(store, keys), strict=True):
@@ -239,7 +239,7 @@ def restore_objects(store: Store, sealed: Seal, keys: Mapping[str, str], chunks:
     keys : mapping
         From `damaged_objects`.
     chunks : mapping
-        Chunks of coordinates by key, from whoever makes the store's template: the seal has their hashes only.
+        Chunks of coordinates by key, from the template of the store: the seal has only their hashes.
     """
     left = []
     for key in keys:
@@ -269,7 +269,7 @@ def _problem(key: str, data: bytes | None, sealed: str) -> str | None:
 
 
 def damaged_copies(store: Store, sealed: Seal) -> dict[str, str]:
-    """Return what is wrong with the group's consolidated metadata, which other readers read first, by object."""
+    """Return the problems of the group's consolidated metadata, which other readers read first, by object."""
     document: dict[str, Any] = json.loads(storage.read(store, ROOT) or b"{}")
     copies = (document.get("consolidated_metadata") or {}).get("metadata")
     if copies is None:

@@ -1,11 +1,11 @@
-"""`emb.deo.to_zarr()`: blocks in flight on whatever scheduler is in use, each read, encoded and written by one task.
+"""Write embeddings to a store (`emb.deo.to_zarr()`): each block is read, encoded and written by one task.
 
-One path for all schedulers: a job is the small graph of one block and where it goes, and runs on threads or processes
-here (`run_local.py`) or on a cluster's workers (`run_distributed.py`). The job's graph is computed inside its task, so
-a scheduler sees one task per block, whatever the source; nothing is parked between workers. Jobs are made as they are
-needed, and the progress record is read as they are made: a million blocks start as quickly as ten.
+All schedulers share one path: a job is the small graph of one block and its target, and runs on threads or processes
+here (`run_local.py`) or on the workers of a cluster (`run_distributed.py`). The job's graph is computed inside its
+task, so a scheduler sees one task per block, whatever the source; no values are moved between workers. Jobs are made
+when they are needed, and the progress record is read as they are made: a million blocks start as quickly as ten.
 
-Where a store is resumed, the inputs of the blocks that are done are compared with those of this call first
+When a store is resumed, the inputs of its finished blocks are first compared with those of this call
 (`block.input_checksum`), by jobs of the same kind that read and do not encode.
 """
 
@@ -50,15 +50,15 @@ __all__ = ["SOURCES", "log_computation", "source_token", "to_zarr"]
 
 log = logging.getLogger("deo_cube")
 
-#: Blocks whose graphs are cut out of the whole at a time.
+#: Blocks whose graphs are cut out of the whole graph at a time.
 WAVE = 16
-#: Times that blocks are done which lost their entries while a run was at work.
+#: Times that blocks are written again which lost their entries during the run.
 PASSES = 3
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a job's chunks are read, decided at the call."""
+    """Retries and time-out of the chunks of a job, from the call."""
 
     retries: int
     timeout: float | None
@@ -66,7 +66,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Job:
-    """One block: its graph, its two keys, and where it goes."""
+    """One block: its graph, the keys of its two arrays, and its target."""
 
     target: Target
     block: tuple[int, int, int]
@@ -75,7 +75,7 @@ class Job:
     valid: Any
     reading: Reading
     run: str
-    """Which call of `to_zarr`: its chunks are kept apart from those of others."""
+    """Identifies the call of `to_zarr`, whose cached chunks are not shared with other calls."""
 
 
 def to_zarr(
@@ -92,7 +92,7 @@ def to_zarr(
     worker_timeout: float = 600.0,
     storage_options: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
-    """Write embeddings to a Zarr 3 store, block by block; go on where an earlier run stopped.
+    """Write embeddings to a Zarr 3 store, block by block; resume where an earlier run stopped.
 
     Parameters
     ----------
@@ -141,8 +141,8 @@ def to_zarr(
     DeviceError
         If the cluster has no worker, or none that fits.
     OSError
-        If reading fails `retries` times, the disk is full, or the cluster's scheduler is lost: what is done is safe,
-        and the same call goes on.
+        If reading fails `retries` times, the disk is full, or the cluster's scheduler is lost: finished blocks are
+        safe, and the same call resumes.
     """
     if not isinstance(emb, xr.DataArray):
         emb = embeddings_of(emb)
@@ -163,7 +163,7 @@ def to_zarr(
     emb = _on_dask(storable_coordinates(emb))
     layout = Layout.of(tuple(str(d) for d in emb.dims), emb.chunks or ())
     kind = choose_scheduler(scheduler)
-    with _full_disk_said("the metadata", place):
+    with _explain_full_disk("the metadata", place):
         if overwrite or create.nothing_at(place):
             look.before_writing(emb, patience=read_timeout)
         begun = create.create(emb, place, layout, resume=bool(resume), overwrite=overwrite)
@@ -177,7 +177,7 @@ def to_zarr(
             how = replace(how, emb=_on_dask(emb, layout))
         begun = replace(begun, target=create.target(place, layout))
         complete = _same_inputs(begun, how, resume, token, complete=complete) and complete
-        complete = not _forget_lost(begun.target, how.emb) and complete
+        complete = not _forget_lost_blocks(begun.target, how.emb) and complete
     if complete:
         _report_complete(place, layout, checked=resume != "unchecked", shown=progress)
         return open_embeddings(place)
@@ -192,7 +192,7 @@ def to_zarr(
             how.jobs(begun.target, _todo(record, bar), run_job, bar)
         if (done := record.count()) == record.total:
             break  # else entries were deleted meanwhile, or damaged
-    with _full_disk_said("the metadata", place):
+    with _explain_full_disk("the metadata", place):
         create.finish(begun)
     _log_end(place, bar)
     return open_embeddings(place)
@@ -200,7 +200,7 @@ def to_zarr(
 
 @dataclass(frozen=True)
 class _Run:
-    """Where and how the jobs of one call run."""
+    """The array and the scheduler of one call, and its options for running jobs."""
 
     emb: xr.DataArray
     scheduler: str
@@ -283,7 +283,7 @@ def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str 
     return False
 
 
-def _forget_lost(target: Target, emb: xr.DataArray) -> bool:
+def _forget_lost_blocks(target: Target, emb: xr.DataArray) -> bool:
     """Delete the entries of blocks whose shards are gone, so that they are done again; return whether there are any."""
     backend = storage.store_at(target.store)
     lost = lost_shards(backend, target.layout, emb.dtype, emb.sizes["embedding"], target.record)
@@ -296,7 +296,7 @@ def _forget_lost(target: Target, emb: xr.DataArray) -> bool:
 
 
 def _keep_token(place: Any, token: str | None) -> None:
-    """Note which sources all finished blocks come from."""
+    """Store the token of the sources of all finished blocks; delete it if it is None."""
     backend = storage.store_at(place)
     stored = storage.read(backend, SOURCES)
     if token is None and stored is not None:
@@ -320,7 +320,7 @@ def _check(emb: xr.DataArray) -> None:
 def _on_dask(emb: xr.DataArray, layout: Layout | None = None) -> xr.DataArray:
     """`emb` with one chunk per block, all embedding dimensions together and one date each, and with `valid`."""
     if "valid" not in emb.coords:
-        # From elsewhere: a patch is valid where it has numbers.
+        # Not made by embed(): a patch is valid where it has numbers.
         rest = [d for d in emb.dims if d != "embedding"]
         emb = emb.assign_coords(valid=emb.notnull().all("embedding").astype("float32").transpose(*rest))
     y, x = emb.dims[-2:]
@@ -338,12 +338,12 @@ def _on_dask(emb: xr.DataArray, layout: Layout | None = None) -> xr.DataArray:
 
 
 def _todo(record: Record, bar: run_local.ProgressBar) -> Iterator[Block]:
-    """Blocks without an entry, row by row, all dates of a place one after another: they share source chunks.
+    """Yield the blocks without an entry, row by row, all dates of a place in sequence: they share source chunks.
 
-    The record is read as it is gone through, a few rows ahead.
+    The record is read during the iteration, a few rows ahead.
     """
     _, rows, columns = record.blocks
-    # Another process may be at work on the same store: start elsewhere, so that the two do not go in step.
+    # Another process may be writing to the same store: start elsewhere, so that the two do different blocks.
     start = os.getpid() if record.any() else 0
     first = start // rows % columns
     for row, numbers in record.rows(start % rows):
@@ -355,7 +355,7 @@ def _todo(record: Record, bar: run_local.ProgressBar) -> Iterator[Block]:
 
 
 def _done(record: Record) -> Iterator[Block]:
-    """Blocks with an entry, in the order of `_todo`."""
+    """Yield the blocks with an entry, in the order of `_todo`."""
     for row, numbers in record.rows():
         for column in range(numbers.shape[1]):
             for t in np.flatnonzero(numbers[:, column]):
@@ -378,7 +378,7 @@ def _jobs(
 
 
 def run_job(job: Job) -> None:
-    """Read, encode and write one block; nothing, if its entry is there already."""
+    """Read, encode and write one block, unless it has an entry already."""
     target = job.target
     complete = target.check()
     if target.record.entry(job.block) is not None:
@@ -387,17 +387,17 @@ def run_job(job: Job) -> None:
         raise StoreMismatchError(f"{target.store} is marked complete, and lacks block {job.block}: make the call again")
     (values, valid), inputs = _compute(job)
     try:
-        with _full_disk_said(f"block {job.block}", target.store):
+        with _explain_full_disk(f"block {job.block}", target.store):
             target.open().write(job.block, values, valid, inputs)
     except FileNotFoundError:
-        # Another process finished the store meanwhile, this block too, and swept up what it took for remains.
+        # Another process finished the store meanwhile, this block included, and removed half-written files.
         if target.record.entry(job.block) is None:
             raise
 
 
 @contextlib.contextmanager
-def _full_disk_said(what: str, place: Any) -> Iterator[None]:
-    """Say of a full disk what to do about it."""
+def _explain_full_disk(what: str, place: Any) -> Iterator[None]:
+    """Raise a `StorageError` that says what to do about a full disk."""
     try:
         yield
     except OSError as error:
@@ -412,18 +412,18 @@ def check_job(job: Job) -> bool | None:
     """Return whether a finished block was made from the inputs that it would be made from now; None if not known."""
     entry = job.target.record.entry(job.block)
     if entry is None:
-        return True  # nothing is finished that could differ
+        return True  # not finished, so it cannot differ
     (values, valid), inputs = _compute(job, encode=False)
     if entry.inputs == inputs:
         return True
     if values is not None and not graph.has_blocks(job.graph):
-        # Nothing is encoded: the block itself was computed, and is compared.
+        # Nothing is encoded: the block itself was computed, and its output is compared.
         return bool(entry.output == job.target.layout.checksum(job.block, values, valid))
     return None if entry.inputs is None else False
 
 
 def _compute(job: Job, *, encode: bool = True) -> tuple[tuple[Any, Any], int]:
-    """Values and valid fraction of a block, without time, and the checksum of its inputs."""
+    """Return values and valid fraction of a block, without time, and the checksum of its inputs."""
     with chunks.using(job.run) as reader:
         load = partial(reader.read, retries=job.reading.retries, timeout=job.reading.timeout)
         (values, valid), inputs = compute_block(job.graph, [job.values, job.valid], load, encode=encode)
