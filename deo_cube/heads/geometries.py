@@ -145,7 +145,31 @@ def areal(polygons: list[shapely.Polygon]) -> shapely.Geometry:
 
 
 def _enclosed(ring: shapely.LinearRing) -> shapely.Geometry:
-    return _only_polygons(shapely.make_valid(shapely.Polygon(ring)))
+    points = _without_spikes([tuple(p) for p in shapely.get_coordinates(ring).tolist()])
+    if len(points) < 3:
+        return shapely.Polygon()
+    return _only_polygons(shapely.make_valid(shapely.Polygon(points)))
+
+
+def _without_spikes(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Return the points of a ring without edges that are drawn there and back.
+
+    `make_valid` fills the area between such an edge and another part of the ring that it touches.
+    """
+    path: list[tuple[float, ...]] = []
+    for point in points:
+        if path and path[-1] == point:
+            continue
+        if len(path) > 1 and path[-2] == point:
+            path.pop()
+        else:
+            path.append(point)
+    if len(path) > 1 and path[0] == path[-1]:
+        path.pop()
+    # A spike at the first point of the ring.
+    while len(path) > 2 and path[1] == path[-1]:
+        path = path[1:-1]
+    return path
 
 
 def _only_polygons(shape: shapely.Geometry) -> shapely.Geometry:
