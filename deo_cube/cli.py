@@ -22,6 +22,7 @@ from deo_cube import cli_errors
 from deo_cube.embedding.options import EmbedOptions, Model, RunOptions, changed_options
 from deo_cube.errors import ArgumentError, DeoCubeError
 from deo_cube.flags import INTEGER, TEXT
+from deo_cube.options import set_options
 from deo_cube.paths import is_url, local_path
 
 __all__ = ["COMMANDS", "main"]
@@ -420,7 +421,8 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     flags = _flags(args)
     try:
-        with cli_errors.warnings_as_lines(flags):
+        # The process is the command's own.
+        with cli_errors.warnings_as_lines(flags), set_options(cpu_tuning=True):
             status = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="deo-cube", description=__doc__, args=args)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone; what Python flushes at its end has nowhere to go either.

@@ -46,6 +46,8 @@ _OPTIONS: dict[str, Any] = {
     "precision": "float32",
     # True: compile networks with torch.compile. A text: with this backend of it.
     "compile": False,
+    # Whether the C library's allocator may be changed for the whole process, for speed on the CPU.
+    "cpu_tuning": False,
     # Folder of downloaded weights and measured rates.
     "cache_dir": local_path(os.environ.get("DEO_CUBE_CACHE", Path.home() / ".cache" / "deo_cube")),
     # True: never use the network.
@@ -70,8 +72,8 @@ def _validated(name: str, value: Any) -> Any:
         if not isinstance(value, str | os.PathLike):
             raise ArgumentError(f"option cache_dir must be a path, got {value!r}")
         return local_path(value)
-    if name == "offline" and not isinstance(value, bool):
-        raise ArgumentError(f"option offline must be True or False, got {value!r}")
+    if name in ("offline", "cpu_tuning") and not isinstance(value, bool):
+        raise ArgumentError(f"option {name} must be True or False, got {value!r}")
     return value
 
 
@@ -82,6 +84,7 @@ class Options(TypedDict, total=False):
     dtype: str
     precision: str
     compile: bool | str
+    cpu_tuning: bool
     cache_dir: str | Path
     offline: bool
 
@@ -98,8 +101,14 @@ class set_options:  # lower case: a call and a context manager, like xarray.set_
     precision : {"float32", "bfloat16"}
         Number format of matrix products where none is passed (default "float32").
     compile : bool or str
-        Compile networks with ``torch.compile``; a text names its backend. Default False: on the CPU it gains nothing.
-        Changes no number beyond rounding.
+        Send networks through ``torch.compile``, with a backend of that name (default False: on the CPU it gains
+        nothing). Changes no number beyond rounding.
+    cpu_tuning : bool
+        Allow this process to be changed for speed on the CPU (default False): before its first batch, glibc is told to
+        keep up to 256 MiB of freed memory and to take arrays of up to 64 MiB from there (``mallopt``), and stays so.
+        Not needed on the command line, in processes that ``scheduler="processes"`` starts, and on Dask's workers with
+        a nanny, which are changed anyway. Everywhere else no call changes the process: torch's precision of matrix
+        products is set while an encoder runs and restored after it. Changes no number.
     cache_dir : path
         Folder of downloaded weights and measured rates (default ``~/.cache/deo_cube`` or ``DEO_CUBE_CACHE``).
     offline : bool

@@ -99,9 +99,6 @@ def ref_of(model: str) -> EncoderRef:
 
 def prepare(setting: Setting, *, tif: bool = True) -> None:
     """Write the cube of a setting, once; pixels are synthetic (a landscape with ten bands), values are DN."""
-    import rasterio
-    import rioxarray  # noqa: F401
-
     if setting.size > DRAWN and not Path(setting.zarr).exists():
         small = replace(setting, size=DRAWN_FROM)
         prepare(small, tif=False)
@@ -117,6 +114,9 @@ def prepare(setting: Setting, *, tif: bool = True) -> None:
         ds.to_zarr(f"{setting.zarr}.part", mode="w", zarr_format=3, consolidated=True)
         os.rename(f"{setting.zarr}.part", setting.zarr)
     if tif and not Path(setting.tif).exists():
+        import rasterio
+        import rioxarray  # noqa: F401
+
         Path(setting.tif).parent.mkdir(parents=True, exist_ok=True)
         with rasterio.Env(GDAL_NUM_THREADS=1):
             part = setting.tif.replace("cube.tif", "part.tiff")

@@ -26,6 +26,7 @@ from deo_cube.embedding import graph, runtime, transfer
 from deo_cube.embedding.chunks import Load
 from deo_cube.embedding.tiles import TileCuts, TilePlan
 from deo_cube.embedding.windows import BlockIndex
+from deo_cube.encoder.normalize import constant
 from deo_cube.encoder.registry import EncoderRef
 from deo_cube.errors import AmbiguousUnitsError, EncoderOutputError, StorageError
 
@@ -178,18 +179,28 @@ class EmbedBlock:
             return self._finish(np.zeros((dim, *valid.shape), np.float32), valid)
         device = runtime.choose_device(self.device)
         transfer.check_precision(self.precision, device)
-        encoder = runtime.encoder(self.ref, device, self.compiled)
+        encoder = runtime.encoder(self.ref, device, self.compiled, self.precision)
         hidden = self._hidden(windows)
         per_core = plan.rows.patches_per_core
         half = self.dtype == "float16"
         shape = (dim, rows.tiles * per_core, columns.tiles * per_core)
         canvas = np.zeros(shape, np.float16 if half else np.float32)
 
+        apart = transfer.apart(device)
+        # Of a network of convolutions cuDNN prepares each new shape of batch, for a second or more: batches of one
+        # size spare that at the edges of blocks.
+        pad = apart and self.ref.card.architecture["family"] == "conv"
+
         # lcm(0, n) is 0: tiles of models with position embeddings are never cut shorter.
         cuts = TileCuts(plan, rows, columns, math.lcm(self.ref.card.trim, plan.patch))
 
+        batch_size = self.batch or runtime.default_batch(self.ref, plan.tile, device)
+
         def stage(places: Sequence[tuple[int, int]]) -> transfer.Staged:
             windows = [(..., *cuts.pixels(place)) for place in places]
+            if pad:
+                full = runtime.current_batch(self.ref.fingerprint, device, batch_size)
+                windows += windows[-1:] * (min(full, (plan.block // plan.core) ** 2) - len(places))
             batch = transfer.stack([bands[w] for w in windows], device)
             masked = None if hidden is None else transfer.stack([hidden[w] for w in windows], device)
             return transfer.stage((batch, masked), device)
@@ -200,32 +211,49 @@ class EmbedBlock:
             with transfer.precise(self.precision, device):
                 return encoder.encode(pixels)
 
-        totals: list[Any] = []
+        totals: list[float] = []
 
-        def encode(staged: transfer.Staged) -> transfer.Left:
+        def encode(staged: transfer.Staged, count: int) -> transfer.Left:
             # Rounded on the device: float16 is copied in half the bytes; NumPy rounds to the same numbers, but slowly.
-            maps = run(staged)
-            maps = maps.half() if half else maps.float()
-            totals.append(transfer.total(maps))
-            return transfer.leave(maps)
+            maps = run(staged)[:count]
+            return transfer.leave(maps.half() if half else maps.float())
 
-        apart = transfer.apart(device)
-        steps: dict[str, Any] = {"stage": stage, "fetch": transfer.fetch, "ahead": AHEAD} if apart else {}
-        work = encode if apart else lambda places: transfer.fetch(encode(stage(places)))
+        def fetch(left: transfer.Left) -> Array:
+            maps, total = transfer.fetch(left)
+            totals.append(total)
+            return maps
 
-        # A tile whose whole core is invalid gives NaN whatever it holds.
-        tiles = self._tiles_with_valid_core(good, rows.tiles, columns.tiles)
-        batch = self.batch or runtime.default_batch(self.ref, plan.tile, device)
-        done = runtime.run_batches(
-            tiles, work, batch=batch, device=device, key=self.ref.fingerprint, alike=cuts.size, **steps
-        )
-        for places, maps in done:
+        def stitch(places: Sequence[tuple[int, int]], maps: Array) -> None:
             for place, tile in zip(places, maps, strict=True):
                 into, out_of = cuts.patches(place)
                 canvas[:, *into] = tile[:, *out_of]
+
+        steps: dict[str, Any] = {}
+        if apart:
+            # Stitched as soon as it is fetched, so that pinned memory is free for the next batch.
+            steps = {
+                "stage": lambda places: (places, stage(places)),
+                "fetch": lambda pair: stitch(pair[0], fetch(pair[1])),
+                "ahead": AHEAD,
+            }
+
+        def work(item: Any) -> Any:
+            if apart:
+                places, staged = item
+                return places, encode(staged, len(places))
+            return item, fetch(encode(stage(item), len(item)))
+
+        # A tile whose whole core is invalid gives NaN whatever it holds.
+        tiles = self._tiles_with_valid_core(good, rows.tiles, columns.tiles)
+        done = runtime.run_batches(
+            tiles, work, batch=batch_size, device=device, key=self.ref.fingerprint, alike=cuts.size, **steps
+        )
+        if not apart:
+            for _, (places, maps) in done:
+                stitch(places, maps)
         values = canvas[:, rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
         # Totals may be infinite for other reasons: halos, patches without a valid pixel, large numbers.
-        if not all(map(math.isfinite, transfer.numbers(totals))):
+        if not all(map(math.isfinite, totals)):
             bad = ~np.isfinite(values).all(axis=0) & (valid > 0)
             if bad.any():
                 patch = (int(np.nonzero(bad)[0][0]), int(np.nonzero(bad)[1][0]))
@@ -289,16 +317,15 @@ class EmbedBlock:
         x = x.to(torch.float32)
         if self.ref.card.units == "reflectance":
             x = x * 1e-4
-        fill = torch.tensor(self.ref.stem.fill, dtype=torch.float32, device=x.device)[None, :, None, None]
-        channels = list(self.channels)
+        fill = self.ref.stem.fill
         # On a device, selecting is cheaper than a test, which waits for the device.
         if not on_host or blank.numpy().any():
-            x = torch.where(blank, fill[:, channels], x)
-        if channels == list(range(fill.shape[1])):
+            neutral = constant(tuple(fill[c] for c in self.channels), torch.float32, x.device)
+            x = torch.where(blank, neutral[:, None, None], x)
+        if self.channels == tuple(range(len(fill))):
             return x
-        out = fill.repeat(x.shape[0], 1, *x.shape[2:])
-        out[:, channels] = x
-        return out
+        out = constant(tuple(fill), torch.float32, x.device)[None, :, None, None].repeat(x.shape[0], 1, *x.shape[2:])
+        return out.index_copy_(1, constant(self.channels, torch.int64, x.device), x)
 
     def _not_finite(
         self, index: BlockIndex, patch: tuple[int, int], bad: Array, valid: Array, *, overflow: bool
@@ -433,6 +460,12 @@ def input_checksum(arrays: Iterable[NDArray[Any]]) -> int:
     return crc & 0x7FFFFFFF or 1
 
 
+#: Elements of which stand-in embeddings are made at a time. Not fewer: each operation on them takes and releases the
+#: interpreter's lock, which other blocks are waiting for.
+SLAB = 2**20
+_SCALES = np.array([1] + [1 / 64] * 7, np.float32)
+
+
 def _stand_in(index: BlockIndex, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return numbers in place of the embeddings of a block: they depend on nothing but the place and the dtype.
 
@@ -449,18 +482,25 @@ def _stand_in(index: BlockIndex, shape: tuple[int, ...], dtype: np.dtype[Any]) -
         float16, float32 or int8.
     """
     seed = zlib.crc32(f"{index.time} {index.row} {index.column}".encode())
-    mixed = np.arange(np.prod(shape), dtype=np.uint32) + np.uint32(seed)
-    mixed *= np.uint32(2654435761)
-    mixed ^= mixed >> np.uint32(15)
-    mixed *= np.uint32(2246822519)
-    mixed ^= mixed >> np.uint32(13)
-    if dtype.kind == "i":
-        out = (mixed % np.uint32(255)).astype(np.int16) - 127
-        out = out.astype(dtype).reshape(shape)
-        out[..., 0, 0] = -128
-        return out
-    numbers = (mixed % np.uint32(4097)).astype(np.float32) - np.float32(2048)
-    numbers[mixed >> np.uint32(16) & np.uint32(7) != 0] /= 64
-    out = numbers.astype(dtype).reshape(shape)
-    out[..., 0, 0] = np.nan
+    out = np.empty(int(np.prod(shape)), dtype)
+    # Slab by slab: a dozen operations on arrays of a few megabytes. On whole blocks they are bound by memory, and take
+    # as long as all else that the host does for a block.
+    for start in range(0, out.size, SLAB):
+        slab = out[start : start + SLAB]
+        mixed = np.arange(start, start + slab.size, dtype=np.uint32)
+        mixed += np.uint32(seed)
+        mixed *= np.uint32(2654435761)
+        mixed ^= mixed >> np.uint32(15)
+        mixed *= np.uint32(2246822519)
+        mixed ^= mixed >> np.uint32(13)
+        if dtype.kind == "i":
+            slab[:] = (mixed % np.uint32(255)).astype(np.int16) - 127
+            continue
+        numbers = (mixed % np.uint32(4097)).astype(np.float32)
+        numbers -= np.float32(2048)
+        # Powers of two, so that these products are exact.
+        numbers *= _SCALES[mixed >> np.uint32(16) & np.uint32(7)]
+        slab[:] = numbers
+    out = out.reshape(shape)
+    out[..., 0, 0] = -128 if dtype.kind == "i" else np.nan
     return out

@@ -18,6 +18,7 @@ import ctypes
 import functools
 import itertools
 import logging
+import multiprocessing
 import os
 import queue
 import sys
@@ -29,6 +30,7 @@ from typing import Any, TypeVar
 
 from deo_cube import options
 from deo_cube.embedding import node_weights
+from deo_cube.embedding.replay import Replayed
 from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.registry import EncoderRef
 from deo_cube.errors import DeviceError
@@ -40,6 +42,7 @@ __all__ = [
     "default_batch",
     "distributed_client",
     "encoder",
+    "keep_freed_memory",
     "lanes",
     "run_batches",
     "workers_of",
@@ -51,7 +54,7 @@ Item = TypeVar("Item", bound=Hashable)
 log = logging.getLogger("deo_cube")
 
 _lock = threading.RLock()
-_encoders: dict[tuple[str, str, bool | str], Any] = {}
+_encoders: dict[tuple[str, str, bool | str, str], Any] = {}
 _lanes: dict[str, Lanes] = {}
 _batch_limits: dict[tuple[str, str], int] = {}
 
@@ -108,15 +111,19 @@ def workers_of(client: Any) -> dict[str, Any]:
     return dict(client.sync(client.scheduler.identity)["workers"])
 
 
-def encoder(ref: EncoderRef, device: str, compiled: bool | str = False) -> Any:
-    """The loaded encoder, built once a process and device, whoever asks first.
+def encoder(ref: EncoderRef, device: str, compiled: bool | str = False, precision: str = "float32") -> Any:
+    """Return the loaded encoder, built once per process, device and precision.
 
-    `compiled` is the option ``compile``: True for `torch.compile`, or the name of one of its backends.
+    `compiled` is the option ``compile``: True for `torch.compile`, or the name of one of its backends. With `precision`
+    "bfloat16" the encoder is to be run under `transfer.precise`.
     """
-    key = (ref.fingerprint, device, compiled)
+    key = (ref.fingerprint, device, compiled, precision)
     with _lock:
         if key not in _encoders:
             _encoders[key] = loaded = node_weights.local_ref(ref).load(device)
+            if precision == "bfloat16" and ref.card.architecture["family"] in BUILT_IN:
+                # After the weights have been verified in float32.
+                _cast_weights(loaded.network)
             if compiled:
                 import torch
 
@@ -124,18 +131,53 @@ def encoder(ref: EncoderRef, device: str, compiled: bool | str = False) -> Any:
                 backend: dict[str, Any] = {"backend": compiled} if isinstance(compiled, str) else {}
                 network: Any = loaded.network
                 network.forward_features = torch.compile(network.forward_features, **backend)
+            elif GRAPHS and device.startswith("cuda") and ref.card.architecture["family"] in BUILT_IN:
+                _remember_positions(loaded.network)
+                _encoders[key] = Replayed(loaded)
             log.debug("loaded %s on %s", ref.card.alias, device)
         return _encoders[key]
 
 
-def default_batch(ref: EncoderRef, tile: int, device: str) -> int:
-    """Tiles to encode at once: the card's number on a GPU; on the CPU as many as stay near the caches.
+#: Families of this package: only their linear maps and convolutions use the weights of these, and their maps depend
+#: on nothing but the pixels.
+BUILT_IN = ("swin", "vit", "conv")
+#: Whether the kernels of these families are launched by CUDA graphs.
+GRAPHS = True
 
-    About 1024 tokens; `benchmarks/throughput.py` times the bare encoder at this size beside the card's.
+
+def _cast_weights(network: Any) -> None:
+    """Round the weights of linear maps and convolutions to bfloat16, as autocast does again for every batch.
+
+    The numbers are autocast's; reading float32 weights, and launching a kernel for each of them, is spared.
+    """
+    import torch
+
+    for module in network.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _remember_positions(network: Any) -> None:
+    """Interpolate the positions of a ViT once per size of tile: on a GPU it takes a third of the time of a batch."""
+    if hasattr(network, "_positions"):
+        network._positions = functools.lru_cache(maxsize=16)(network._positions)
+
+
+def default_batch(ref: EncoderRef, tile: int, device: str) -> int:
+    """Return the number of tiles to encode at once.
+
+    On a GPU as many as 16 tiles of 320 px have pixels, which keep an H100 busy (`benchmarks/gpu`), or the card's
+    number, if that is more. On the CPU as many as stay near the caches, about 1024 tokens; `benchmarks/throughput.py`
+    times the bare encoder at this size beside the card's.
     """
     if device != "cpu":
-        return ref.card.batch
+        return max(ref.card.batch, 16 * 320**2 // tile**2)
     return max(1, min(ref.card.batch, 1024 // (tile // ref.layer.stride) ** 2))
+
+
+#: Batches on their way to a device or on it at a time.
+STAGED = 6
 
 
 class Lanes:
@@ -147,6 +189,9 @@ class Lanes:
         self._queue: queue.PriorityQueue[tuple[int, int, Future[Any], Callable[[], Any]]] = queue.PriorityQueue()
         self._tickets = itertools.count()
         self._order = itertools.count()
+        #: Batches that are staged at a time, of all blocks together: the device needs the next ones, not those of
+        #: every block, and each takes pinned memory on the host (slow to make) and memory there.
+        self.staged = threading.Semaphore(STAGED)
         for i in range(count):
             threading.Thread(target=self._serve, name=f"deo_cube-{device}-{i}", daemon=True).start()
 
@@ -180,12 +225,14 @@ class Lanes:
 _KEPT, _LARGEST = 256 * 2**20, 64 * 2**20
 
 
-def _keep_freed_memory() -> None:
-    """Let the maps of one batch lie where those of the last one lay.
+def keep_freed_memory() -> None:
+    """Keep freed memory in this process so that the maps of the next batch reuse it.
 
-    Dask's nannies start workers with ``MALLOC_TRIM_THRESHOLD_=65536``. glibc then gives each map of a network back to
-    the system when it is done with, and gets it anew, zeroed page by page: a fifth of the time of a ViT-S, more than
-    half of that of `tiny` (`benchmarks/memory_reuse.py`). Set for the process, before its first batch on the CPU.
+    It changes glibc's allocator for the whole process, for good.
+
+    Dask's nannies start workers with ``MALLOC_TRIM_THRESHOLD_=65536``. glibc then returns each map of a network to the
+    system when it is freed, and takes it again, zeroed page by page: a fifth of the time of a ViT-S, more than half of
+    that of `tiny` (`benchmarks/memory_reuse.py`).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, which has no such setting
         mallopt = ctypes.CDLL(None).mallopt
@@ -193,12 +240,17 @@ def _keep_freed_memory() -> None:
         mallopt(-3, _LARGEST)  # M_MMAP_THRESHOLD
 
 
+def _may_tune() -> bool:
+    """Return whether this process may be changed for good: a user allows it, or Dask started it to be a worker."""
+    return bool(options.get_option("cpu_tuning")) or multiprocessing.current_process().name.startswith("Dask Worker")
+
+
 def lanes(device: str) -> Lanes:
     """The lanes of a device, made on first use."""
     with _lock:
         if device not in _lanes:
-            if device == "cpu":
-                _keep_freed_memory()
+            if device == "cpu" and _may_tune():
+                keep_freed_memory()
             _lanes[device] = Lanes(device, cpu_lanes() if device == "cpu" else 1)
         return _lanes[device]
 
@@ -230,7 +282,8 @@ def run_batches(
     stay small; a single item that does not fit is an error. Items for which `alike` differs never share a batch.
 
     `stage` makes of a batch what `work` is given, `fetch` of what `work` gives the result: both run on the calling
-    thread, while the lane is at the batches before and after. At most `ahead` batches are staged at a time (None: all).
+    thread, while the lane is at the batches before and after. At most `ahead` batches are staged at a time (None: all),
+    and at most `STAGED` of all calls together.
 
     Returns
     -------
@@ -244,11 +297,28 @@ def run_batches(
     """
     place = lanes(device)
     ticket = place.ticket()
-    size = max(1, min(batch, _batch_limits.get((key, device), batch)))
+    size = current_batch(key, device, batch)
     groups = [list(items)] if alike is None else _grouped(items, alike)
     todo: deque[Sequence[Item]] = deque(group[i : i + size] for group in groups for i in range(0, len(group), size))
     flying: deque[tuple[Sequence[Item], Future[Any]]] = deque()
+    held = 0  # of the device's places for staged batches
     done: list[tuple[Sequence[Item], Any]] = []
+
+    def may_stage() -> bool:
+        nonlocal held
+        if stage is None:
+            return True
+        # Waits only while it holds no place itself, so that calls cannot wait for each other.
+        if not place.staged.acquire(blocking=held == 0):
+            return False
+        held += 1
+        return True
+
+    def free() -> None:
+        nonlocal held
+        if stage is not None:
+            held -= 1
+            place.staged.release()
 
     def submit(part: Sequence[Item]) -> Future[Any]:
         staged = part if stage is None else stage(part)
@@ -257,6 +327,9 @@ def run_batches(
     def halve(part: Sequence[Item], error: Exception) -> None:
         if not _out_of_memory(error):
             raise error
+        if _forget_graphs(device):
+            todo.append(part)  # once more, with the memory that graphs had
+            return
         if len(part) == 1:
             raise DeviceError(
                 f"not even one tile fits in the memory of {device}: "
@@ -268,11 +341,12 @@ def run_batches(
 
     try:
         while todo or flying:
-            while todo and (ahead is None or len(flying) < ahead):
+            while todo and (ahead is None or len(flying) < ahead) and may_stage():
                 part = todo.popleft()
                 try:
                     flying.append((part, submit(part)))
                 except Exception as error:
+                    free()
                     halve(part, error)
             if not flying:
                 continue
@@ -280,11 +354,15 @@ def run_batches(
             try:
                 result = future.result()
                 done.append((part, result if fetch is None else fetch(result)))
+                free()
             except Exception as error:
+                free()
                 halve(part, error)
     finally:
         for _, future in flying:
             future.cancel()
+        while held:
+            free()
     order = {item: i for i, item in enumerate(items)}
     return sorted(done, key=lambda pair: order[pair[0][0]])
 
@@ -294,6 +372,25 @@ def _grouped(items: Sequence[Item], alike: Callable[[Item], Any]) -> list[list[I
     for item in items:
         groups.setdefault(alike(item), []).append(item)
     return list(groups.values())
+
+
+def _forget_graphs(device: str) -> bool:
+    """Free the memory of CUDA graphs on a device; return whether there were any."""
+    with _lock:
+        replayed = [e for key, e in _encoders.items() if key[1] == device and isinstance(e, Replayed)]
+    # A list: each is to be asked.
+    found = any([e.forget() for e in replayed])
+    if found:
+        import torch
+
+        log.warning("out of memory on %s: encoding without CUDA graphs", device)
+        torch.cuda.empty_cache()
+    return found
+
+
+def current_batch(key: str, device: str, batch: int) -> int:
+    """Return the number of tiles per batch, which is less than `batch` where that did not fit into memory."""
+    return max(1, min(batch, _batch_limits.get((key, device), batch)))
 
 
 def _remember_limit(key: str, device: str, half: int) -> None:

@@ -1,12 +1,12 @@
-"""Pixels onto a device and vectors off it, while it computes: what a block's thread does around the device's lane.
+"""Copies of batches to a device and of vectors from it, overlapped with computing.
 
-The block's own thread cuts a batch of integers into pinned memory and copies it over on a stream of its own; the lane
-waits for that copy on the device, not on the host, and starts the kernels; a third step, on the block's thread again,
-copies the vectors back. So the lane only launches work, and the device need not wait for the host. On the CPU, where
-there is no bus to cross, arrays stay as they are.
+A block's own thread cuts a batch of integers into pinned memory and copies it on a stream of its own; the device's
+worker thread makes the device wait for that copy, not the host, and launches the kernels; the block's thread copies the
+vectors back, again on its own stream. So the worker thread only launches work, and the device need not wait for the
+host. On the CPU, where there is no bus to cross, arrays stay as they are.
 
-The numbers do not depend on any of this. What `precision` changes, it changes by name: "bfloat16" runs the network's
-matrix products in bfloat16 (autocast), pixels are made canonical and normalised in float32 before.
+The numbers do not depend on any of this. `precision` changes them by name: "bfloat16" runs the network's matrix
+products in bfloat16 (autocast), pixels are made canonical and normalised in float32 before.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ __all__ = [
     "TOLERANCE",
     "Left",
     "Staged",
+    "Streams",
     "check_precision",
     "fetch",
     "leave",
-    "numbers",
     "precise",
     "stack",
     "stage",
-    "total",
 ]
 
 Array = NDArray[Any]
@@ -44,11 +43,88 @@ Array = NDArray[Any]
 #: What vectors may differ by from float32 on the CPU, as cosine distance: bfloat16 has 8 bits of mantissa.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
-_streams = threading.local()
+
+class Streams:
+    """Streams, events and pinned memory of CUDA: the few operations whose order matters.
+
+    Tests put a simulation in its place, in which an operation takes effect only when something waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._of_thread = threading.local()
+
+    def copying(self, device: Any) -> Any:
+        """Return the copying stream of this thread."""
+        import torch
+
+        streams: dict[str, Any] = self._of_thread.__dict__
+        if str(device) not in streams:
+            streams[str(device)] = torch.cuda.Stream(device=device)
+        return streams[str(device)]
+
+    def computing(self, device: Any) -> Any:
+        """Return the stream on which this thread launches kernels."""
+        import torch
+
+        return torch.cuda.current_stream(device)
+
+    def pinned(self, shape: Sequence[int], dtype: Any) -> Any:
+        """Return an empty tensor on the host that can be copied while the device computes.
+
+        torch keeps such memory for the next batch, and hands it out again only after the copies from and to it.
+        """
+        import torch
+
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+
+    def copy_to_device(self, host: Any, device: Any, stream: Any) -> Any:
+        """Begin to copy a tensor to the device, on `stream`; return the tensor there."""
+        import torch
+
+        with torch.cuda.stream(stream):
+            return host.to(device, non_blocking=True)
+
+    def copy_to_host(self, tensor: Any, stream: Any) -> Any:
+        """Begin to copy a tensor to pinned memory, on `stream`; return the tensor there."""
+        import torch
+
+        host = self.pinned(tensor.shape, tensor.dtype)
+        with torch.cuda.stream(stream):
+            host.copy_(tensor, non_blocking=True)
+        return host
+
+    def record(self, stream: Any) -> Any:
+        """Return an event after all that `stream` has been given so far."""
+        import torch
+
+        # One that blocks: polling it would keep a core busy, which other blocks need to read and to write.
+        event = torch.cuda.Event(blocking=True)
+        event.record(stream)
+        return event
+
+    def wait(self, stream: Any, event: Any) -> None:
+        """Have what `stream` is given from now on wait for `event`; the host does not wait."""
+        stream.wait_event(event)
+
+    def synchronize(self, event: Any) -> None:
+        """Wait for `event` on the host."""
+        event.synchronize()
+
+    def keep(self, tensor: Any, stream: Any) -> None:
+        """Keep the memory of `tensor`, once it is freed, until `stream` has done what it was given so far."""
+        tensor.record_stream(stream)
+
+
+#: By kind of device; others copy while the host waits.
+STREAMS: dict[str, Streams] = {"cuda": Streams()}
+
+
+def _streams(device: Any) -> Streams | None:
+    return STREAMS.get(str(device).partition(":")[0])
 
 
 def apart(device: str) -> bool:
-    """Whether the device has memory of its own, so that batches must cross to it."""
+    """Return whether the device has memory of its own, so that batches must cross to it."""
     return device != "cpu"
 
 
@@ -61,38 +137,37 @@ class Staged:
     """Event of the copy; None where the copy is done already."""
 
     def take(self) -> tuple[Any, ...]:
-        """The batch, for the lane: its kernels will wait for the copy, the lane does not."""
-        if self.ready is not None:
-            import torch
-
-            current = torch.cuda.current_stream(next(a.device for a in self.arrays if a is not None))
-            current.wait_event(self.ready)
-            for a in self.arrays:
-                if a is not None:
-                    # Allocated on the copying stream; not to be reused before this one is through with it.
-                    a.record_stream(current)
+        """Return the batch, for the worker thread: its kernels will wait for the copy, the thread does not."""
+        tensors = [a for a in self.arrays if a is not None]
+        if self.ready is not None and (streams := _streams(tensors[0].device)) is not None:
+            computing = streams.computing(tensors[0].device)
+            streams.wait(computing, self.ready)
+            for tensor in tensors:
+                # Allocated on the copying stream, which would otherwise reuse the memory while kernels read it.
+                streams.keep(tensor, computing)
         return self.arrays
 
 
 @dataclass(frozen=True)
 class Left:
-    """Vectors that the lane has left on the device, perhaps still being computed."""
+    """Vectors that the worker thread has left on the device, perhaps still being computed."""
 
     tensor: Any
+    total: Any
+    """Sum of all values, float32: NaN or infinite if one of them is."""
     done: Any = None
     """Event after the last kernel; None where the result is there already."""
 
 
 def stack(parts: Sequence[Array], device: str) -> Array:
-    """`parts` as one array, in pinned memory if the device is a GPU of CUDA: what can be copied while it computes."""
-    if not device.startswith("cuda"):
+    """Return `parts` as one array, in pinned memory if the device has streams."""
+    streams = _streams(device)
+    if streams is None:
         return np.stack(parts)
     import torch
 
-    shape = (len(parts), *parts[0].shape)
     kind: Any = torch.from_numpy(np.empty(0, parts[0].dtype)).dtype
-    # torch keeps pinned blocks for the next batch, and knows when a copy has let go of one.
-    pinned: Array = torch.empty(shape, dtype=kind, pin_memory=True).numpy()
+    pinned: Array = streams.pinned((len(parts), *parts[0].shape), kind).numpy()
     np.stack(parts, out=pinned)
     return pinned
 
@@ -104,61 +179,36 @@ def stage(arrays: Sequence[Array | None], device: str) -> Staged:
     import torch
 
     hosts = [None if a is None else torch.from_numpy(a) for a in arrays]
-    if not device.startswith("cuda"):
+    streams = _streams(device)
+    if streams is None:
         return Staged(tuple(None if h is None else h.to(device) for h in hosts))
-    stream = _stream(device)
-    with torch.cuda.stream(stream):
-        there = tuple(None if h is None else h.to(device, non_blocking=True) for h in hosts)
-        return Staged(there, stream.record_event())
+    stream = streams.copying(device)
+    there = tuple(None if h is None else streams.copy_to_device(h, device, stream) for h in hosts)
+    return Staged(there, streams.record(stream))
 
 
 def leave(tensor: Any) -> Left:
-    """Mark, on the lane, where the kernels of `tensor` end; does not wait for them."""
-    if tensor.device.type != "cuda":
-        return Left(tensor)
+    """Mark, on the worker thread, where the kernels of `tensor` end; does not wait for them."""
     import torch
 
-    return Left(tensor, torch.cuda.current_stream(tensor.device).record_event())
+    total = tensor.sum(dtype=torch.float32)
+    streams = _streams(tensor.device)
+    return Left(tensor, total, None if streams is None else streams.record(streams.computing(tensor.device)))
 
 
-def total(tensor: Any) -> Any:
-    """The sum of all values, in float32 and where they are: NaN or infinite if one of them is. Waits for nothing."""
-    import torch
-
-    return tensor.sum(dtype=torch.float32)
-
-
-def numbers(scalars: Sequence[Any]) -> list[float]:
-    """Scalars of one device, fetched together."""
-    import torch
-
-    return [float(v) for v in torch.stack(list(scalars)).tolist()] if scalars else []
-
-
-def fetch(left: Left) -> Array:
-    """Vectors on the host, once they are computed; waits for them on the calling thread."""
-    if left.done is None:
-        return np.asarray(left.tensor.cpu().numpy())
-    import torch
-
-    stream = _stream(str(left.tensor.device))
-    stream.wait_event(left.done)
-    with torch.cuda.stream(stream):
-        host = torch.empty(left.tensor.shape, dtype=left.tensor.dtype, pin_memory=True)
-        host.copy_(left.tensor, non_blocking=True)
-        left.tensor.record_stream(stream)
-    stream.synchronize()
-    return np.asarray(host.numpy())
-
-
-def _stream(device: str) -> Any:
-    """The copying stream of this thread and device."""
-    import torch
-
-    kept = _streams.__dict__
-    if device not in kept:
-        kept[device] = torch.cuda.Stream(device=device)
-    return kept[device]
+def fetch(left: Left) -> tuple[Array, float]:
+    """Return vectors on the host, once they are computed, and their total; waits for them on the calling thread."""
+    streams = _streams(left.tensor.device)
+    if left.done is None or streams is None:
+        return np.asarray(left.tensor.cpu().numpy()), float(left.total)
+    stream = streams.copying(left.tensor.device)
+    streams.wait(stream, left.done)
+    # The total too on this stream: on the computing one it would queue behind the batches of other blocks.
+    hosts = [streams.copy_to_host(tensor, stream) for tensor in (left.tensor, left.total)]
+    for tensor in (left.tensor, left.total):
+        streams.keep(tensor, stream)
+    streams.synchronize(streams.record(stream))
+    return np.asarray(hosts[0].numpy()), float(hosts[1])
 
 
 def check_precision(precision: str, device: str | None = None) -> None:

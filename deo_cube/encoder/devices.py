@@ -1,22 +1,10 @@
-"""Choose the device of a process, and the library that multiplies float32 matrices on the CPU.
-
-PyTorch's x86 builds use MKL for `Linear` layers, which is slow on processors that are not made by Intel. With oneDNN,
-which PyTorch includes as well and uses for convolutions, a ViT or a Swin takes 0.55 to 0.6 of the time on an AMD EPYC
-(`benchmarks/matmul.py`). The only switch for it, `torch.set_float32_matmul_precision("medium")`, also allows bfloat16
-where the processor has it. So it is set only where products stay exact to float32, which is tested.
-"""
+"""Choose the device of a process."""
 
 from __future__ import annotations
 
-import functools
-import platform
-
 from deo_cube.errors import DeviceError
 
-__all__ = ["choose_device", "prefer_onednn"]
-
-#: Largest relative error of a float32 product of 512 terms; bfloat16's is a hundred times that.
-_EXACT = 1e-5
+__all__ = ["choose_device"]
 
 
 def choose_device(device: str | None) -> str:
@@ -43,44 +31,3 @@ def choose_device(device: str | None) -> str:
     if named.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device='mps': this machine has no MPS device, pass device='cpu'")
     return str(named)
-
-
-@functools.cache
-def prefer_onednn() -> bool:
-    """Multiply float32 matrices with oneDNN in this process if that is faster and as exact; return whether it is used.
-
-    Decided once per process, and from the processor alone, so that all processes of a machine compute the same bits.
-    Nothing changes on processors other than AMD's, in processes with a GPU (whose products the switch would make
-    coarser), and where a precision has been chosen already.
-    """
-    import torch
-
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set through the newer interface, after which torch refuses to answer here
-        return False
-    if not _amd() or torch.cuda.is_available() or not torch.backends.mkldnn.is_available() or before != "highest":
-        return False
-    torch.set_float32_matmul_precision("medium")
-    if _error() <= _EXACT:
-        return True
-    torch.set_float32_matmul_precision(before)
-    return False
-
-
-def _amd() -> bool:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as info:
-            return "AuthenticAMD" in info.read(4096)
-    except OSError:
-        return "AuthenticAMD" in platform.processor()
-
-
-def _error() -> float:
-    """Return the error of a product of matrices as large as a network's, relative to its largest element."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
-    exact = a.double() @ b.double()
-    return float((a @ b - exact).abs().max() / exact.abs().max())

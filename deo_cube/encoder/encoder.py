@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem
+from deo_cube.encoder.matmul import encoder_products
 from deo_cube.encoder.normalize import RGB, Units, choose_normalization, normalize, to_units
 from deo_cube.encoder.registry import choose_stem
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, MissingBandsError, TilePlanError
@@ -88,7 +89,7 @@ class Encoder:
         """
         stride = self.layer.stride
         x, stem = self._input(batch, bands, units, multiple=stride)
-        with torch.inference_mode():
+        with torch.inference_mode(), encoder_products(self.device):
             out = self.network.forward_features(x, stem.name, (self.layer.name,))[self.layer.name]
         expected_shape = (x.shape[0], self.layer.dim, x.shape[2] // stride, x.shape[3] // stride)
         if tuple(out.shape) != expected_shape:
@@ -118,7 +119,7 @@ class Encoder:
             As in `encode`.
         """
         x, stem = self._input(batch, bands, units, multiple=min(la.stride for la in self.card.layers))
-        with torch.inference_mode():
+        with torch.inference_mode(), encoder_products(self.device):
             out = self.network.forward_features(x, stem.name, ("pooled",))["pooled"]
         return _as_given(out, batch)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,9 +17,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard, Reference
-from deo_cube.encoder.devices import choose_device, prefer_onednn
+from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.hub import recorded_reference
+from deo_cube.encoder.matmul import encoder_products
 from deo_cube.encoder.network_hash import HashedNetwork, content_hash, hash_network, network_hash
 from deo_cube.encoder.networks.adapters import build_network, seeded_network
 from deo_cube.encoder.registry import resolve
@@ -50,8 +50,6 @@ __all__ = [
 def load(ref: EncoderRef, device: str | None = "cpu", *, check: bool = True) -> Encoder:
     """See `EncoderRef.load`."""
     device = choose_device(device)
-    if device == "cpu":
-        prefer_onednn()
     card = ref.card
     if ref.weights is None:
         network = seeded_network(card, ref.factory)
@@ -99,24 +97,9 @@ def reference_output(card: ModelCard, network: nn.Module, *, stem: str, size: in
     layer = card.layer().name
     x = reference_input(len(card.stem(stem).bands), size).to(device)
     run: Any = network
-    with torch.inference_mode(), _full_precision(device):
+    with torch.inference_mode(), encoder_products(device):
         maps: Tensor = run.forward_features(x, stem, (layer,))[layer]
     return maps[0].mean(dim=(1, 2)).cpu()
-
-
-@contextlib.contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    """Use full float32 on a GPU, whatever is set for speed: TF32, torch's default in convolutions, is off by 1e-3."""
-    if not device.startswith("cuda"):
-        yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def reference_distance(card: ModelCard, network: nn.Module, device: str = "cpu") -> float | None:

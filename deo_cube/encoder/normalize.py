@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -10,9 +11,10 @@ from deo_cube.encoder.card import LOG_SCALE, Normalization, Stem
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingBandsError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-__all__ = ["DN_PER_REFLECTANCE", "Units", "choose_normalization", "normalize", "to_units"]
+__all__ = ["DN_PER_REFLECTANCE", "Units", "choose_normalization", "constant", "normalize", "to_units"]
 
 Units = Literal["dn", "reflectance", "percent", "uint8_rgb"]
 
@@ -115,13 +117,26 @@ def normalize(x: Tensor, stem: Stem, how: Normalization) -> Tensor:
         if missing:
             raise MissingBandsError(f"normalization {how.name!r} needs {list(RGB)}; stem {stem.name!r} lacks {missing}")
         where = [stem.bands.index(b) for b in RGB]
-        rgb = x[:, where]
+        rgb = x.index_select(1, constant(tuple(where), torch.int64, x.device))
         top = rgb.amax(dim=(1, 2, 3), keepdim=True).clamp_min(_SMALLEST)
-        x = x.index_copy(1, torch.tensor(where, device=x.device), (rgb / top).clamp(0, 1))
-    mean = torch.tensor(how.mean, dtype=x.dtype, device=x.device)[:, None, None]
-    std = torch.tensor(how.std, dtype=x.dtype, device=x.device)[:, None, None]
+        x = x.index_copy(1, constant(tuple(where), torch.int64, x.device), (rgb / top).clamp(0, 1))
+    mean, std = (constant(tuple(v), x.dtype, x.device)[:, None, None] for v in (how.mean, how.std))
     if how.kind == "log_sigmoid":
         # DN below 0 occur after an offset is taken off; below -200 they have no logarithm.
         x = torch.log1p(x.clamp_min(0) * LOG_SCALE)
         return torch.sigmoid(5 * (x - mean) / std - 1)
     return (x - mean) / std
+
+
+@functools.lru_cache(maxsize=256)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return `values` as a tensor [n] on the device, the same one for every batch. Not to be written to.
+
+    Making it anew for each batch would copy it over, and the host waits for such a copy: until then it launches no
+    kernel of the next batch, and a GPU is idle.
+    """
+    import torch
+
+    # A cached tensor must serve inference and training alike.
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)

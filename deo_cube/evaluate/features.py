@@ -212,6 +212,7 @@ class ModelEncode:
         """(B, C, H, W) DN -> a map (B, D, h, w) of each layer on offer: what UPerNet decodes."""
         import torch
 
+        from deo_cube.encoder.matmul import encoder_products
         from deo_cube.encoder.normalize import normalize, to_units
         from deo_cube.encoder.registry import choose_stem
 
@@ -220,7 +221,7 @@ class ModelEncode:
         x = torch.from_numpy(np.asarray(array, "float32")).to(e.device)
         x = to_units(x[:, order], "dn", self.card.units)
         how = e.normalization if stem == e.stem else stem.normalizations[0]
-        with torch.inference_mode():
+        with torch.inference_mode(), encoder_products(e.device):
             maps = e.network.forward_features(normalize(x, stem, how), stem.name, self.card.layer_names)
         return [maps[n].cpu().numpy() for n in self.card.layer_names]
 

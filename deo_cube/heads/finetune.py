@@ -105,8 +105,11 @@ def fit_tuned(
     linear = _fit_linear(frozen, training)
     windows = list(_training_tiles(cube, prepared, training.values, np.array(linear.classes.codes)))
     network: Any = prepared.ref.load("cpu").network
-    trained = _unfreeze(network, prepared, windows[0][0], finetune)
-    losses = _train(network, prepared, windows, linear, tune_steps, tune_rate, tune_batch, seed)
+    from deo_cube.encoder.matmul import encoder_products
+
+    with encoder_products("cpu"):
+        trained = _unfreeze(network, prepared, windows[0][0], finetune)
+        losses = _train(network, prepared, windows, linear, tune_steps, tune_rate, tune_batch, seed)
     card = _tuned_card(prepared.ref.card, trained, int((training.values != NO_CLASS).sum()))
     network.requires_grad_(False)
     with torch.inference_mode():

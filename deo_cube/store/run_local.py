@@ -15,6 +15,7 @@ import xarray as xr
 
 from deo_cube.embedding import metadata, runtime
 from deo_cube.errors import DeoCubeError, DeviceError
+from deo_cube.options import set_options
 from deo_cube.progress import Progress
 from deo_cube.store.layout import Layout
 from deo_cube.store.template import own_geobox
@@ -41,11 +42,17 @@ def executor(kind: str, num_workers: int | None) -> Iterator[tuple[Executor, int
 
         # Not fork, which the threads of torch and GDAL do not survive.
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(n, mp_context=spawn, initializer=_end_with_parent) as pool:
+        with ProcessPoolExecutor(n, mp_context=spawn, initializer=_prepare_process) as pool:
             yield pool, 2 * n
         return
     with ThreadPoolExecutor(n, thread_name_prefix="deo_cube-block") as threads_pool:
         yield threads_pool, n
+
+
+def _prepare_process() -> None:
+    """Set up a process that does nothing but run blocks."""
+    set_options(cpu_tuning=True)
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

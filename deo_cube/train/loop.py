@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deo_cube.encoder.devices import choose_device, prefer_onednn
+from deo_cube.encoder.devices import choose_device
+from deo_cube.encoder.matmul import prefer_onednn
 from deo_cube.encoder.networks.conv import DeoConv
 from deo_cube.errors import ArgumentError, DeviceError, StoreMismatchError
 from deo_cube.paths import local_path

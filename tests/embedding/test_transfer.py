@@ -84,6 +84,60 @@ def test_at_most_two_batches_are_ahead_and_the_caller_brings_and_takes_them() ->
     assert threads == {threading.get_ident()}
 
 
+def test_all_calls_together_stage_a_few_batches_and_none_waits_for_ever() -> None:
+    guard, staged, most = threading.Lock(), 0, 0
+
+    def stage(part: Sequence[int]) -> Sequence[int]:
+        nonlocal staged, most
+        with guard:
+            staged += 1
+            most = max(most, staged)
+        return part
+
+    def fetch(part: Sequence[int]) -> Sequence[int]:
+        nonlocal staged
+        with guard:
+            staged -= 1
+        return part
+
+    def call() -> None:
+        runtime.run_batches(
+            list(range(20)), lambda part: part, batch=2, device="cpu", stage=stage, fetch=fetch, ahead=2
+        )
+
+    threads = [threading.Thread(target=call) for _ in range(4 * runtime.STAGED)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert 2 <= most <= runtime.STAGED
+
+
+def test_places_are_given_back_after_an_error() -> None:
+    def fail(part: Sequence[int]) -> None:
+        raise ZeroDivisionError
+
+    for _ in range(2 * runtime.STAGED):
+        with pytest.raises(ZeroDivisionError):
+            runtime.run_batches(list(range(9)), fail, batch=2, device="cpu", stage=list, fetch=list, ahead=3)
+
+
+def test_batches_of_convolutions_are_filled_up_and_give_the_same_bits(request: pytest.FixtureRequest) -> None:
+    cube = deo_cube.synthetic_cube(size=160, times=1, clouds=False, gaps=False)
+    options = {"model": "tiny", "tile": 64, "halo": 8, "dtype": "float32", "block": 96}
+    here = embed(cube, **options).compute(scheduler="sync").values
+    request.getfixturevalue("crossing")
+    counts: list[int] = []
+    real = transfer.stack
+    request.getfixturevalue("monkeypatch").setattr(
+        transfer, "stack", lambda parts, device: counts.append(len(parts)) or real(parts, device)
+    )
+    there = embed(cube, **options, batch_size=64).compute(scheduler="sync").values
+    np.testing.assert_array_equal(there, here)
+    assert len(set(counts)) == 1
+
+
 def test_a_batch_that_does_not_fit_while_it_is_staged_is_halved_too() -> None:
     def stage(part: Sequence[int]) -> list[int]:
         if len(part) > 2:
