@@ -10,6 +10,7 @@ import torch
 
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.encoder import Encoder
+from deo_cube.encoder.matmul import encoder_products
 from deo_cube.encoder.networks.swin import DeoSwin
 from deo_cube.encoder.networks.vit import DeoViT
 from deo_cube.encoder.normalize import normalize
@@ -52,7 +53,7 @@ def tiles(channels: int = 10, size: int = 64, count: int = 2) -> np.ndarray:
 def test_encode_is_the_network_on_normalised_pixels(make) -> None:
     card, network = make()
     x = torch.from_numpy(tiles())
-    with torch.inference_mode():
+    with torch.inference_mode(), encoder_products("cpu"):
         want = network.forward_features(normalize(x, card.stem(), card.stem().normalization()), "ms")
     for layer in card.layers:
         found = Encoder(card, network, layer=layer.name).encode(x)
@@ -64,7 +65,8 @@ def test_encode_is_the_network_on_normalised_pixels(make) -> None:
 def test_pool_is_the_normed_class_token_of_a_vit_and_the_mean_of_a_swin() -> None:
     card, network = vit()
     x = torch.from_numpy(tiles())
-    tokens = network.forward_tokens(normalize(x, card.stem(), card.stem().normalization()), "ms", ("norm",))["norm"]
+    with encoder_products("cpu"):
+        tokens = network.forward_tokens(normalize(x, card.stem(), card.stem().normalization()), "ms", ("norm",))["norm"]
     assert torch.equal(Encoder(card, network).pool(x), tokens[:, 0])
     encoder = Encoder(*swin())
     assert torch.allclose(encoder.pool(x), encoder.encode(x).mean((2, 3)), atol=1e-6)
