@@ -66,6 +66,8 @@ class Student:
     alike (the published --init_student left the teacher behind)."""
     spectral: str = ""
     """spectral: weights of Dynamic World, from which the multispectral trunk starts. Empty: random."""
+    local_from: str = ""
+    """conv, spectral: weights of an earlier run whose wide local branch of all bands is kept. Empty: drawn anew."""
     haze_blind: bool = False
     """conv, spectral: the wide local filters of all bands do not respond to a constant haze, the largest difference
     between the product levels. It costs one of their 90 dimensions."""
@@ -276,6 +278,11 @@ class Neck:
     """How much larger a component of contrast is than a local one: its square is the part it has in a distance."""
     deep_gain: float = 1.0
     """The same of a deep component."""
+    deep_of: tuple[str, ...] = ()
+    """Deep maps that the deep components are made of. Empty: all of them."""
+    turned: Literal["together", "apart"] = "together"
+    """What the fixed rotation mixes: all components, or the deep ones apart from the others. Apart, `deep_gain` decides
+    their part in a distance, and a probe that standardises channels still sees them at full strength."""
 
 
 @dataclass(frozen=True)

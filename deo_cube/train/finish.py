@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.encoder.networks.conv import DeoConv
 from deo_cube.encoder.networks.spectral import DeoSpectral
-from deo_cube.errors import ArgumentError
+from deo_cube.errors import ArgumentError, WeightsMismatchError, WeightsNotFoundError
+from deo_cube.paths import local_path
 from deo_cube.train.config import Neck, TrainConfig
 from deo_cube.train.samples import Mixture
 
-__all__ = ["describe_run", "fit_local", "fit_necks", "typical_pixels", "untrained_stems", "windows_for"]
+__all__ = ["describe_run", "fit_local", "fit_necks", "keep_local", "typical_pixels", "untrained_stems", "windows_for"]
 
 FIRST = 1_000_000_000
 """Number of the first window that serves the necks: far from those that train."""
@@ -95,6 +96,30 @@ def fit_local(
 
 
 @torch.no_grad()
+def keep_local(network: DeoConv, path: str) -> None:
+    """Take the wide local branch of all bands from the weights of an earlier run.
+
+    Raises
+    ------
+    WeightsNotFoundError, WeightsMismatchError
+        If there is no such file, or its local branch has another shape.
+    """
+    from safetensors import safe_open
+
+    file, own = local_path(path), network.local["ms"]
+    if not file.is_file():
+        raise WeightsNotFoundError(f"--student.local-from: no weights at {file}")
+    with safe_open(str(file), framework="pt") as held:
+        if not {"local.ms.weight", "local.ms.bias"} <= set(held.keys()):
+            raise WeightsMismatchError(f"--student.local-from: {file} has no local branch of all bands")
+        state = {name: held.get_tensor(f"local.ms.{name}") for name in ("weight", "bias")}
+    try:
+        own.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsMismatchError(f"--student.local-from: {file} has a local branch of another shape") from error
+
+
+@torch.no_grad()
 def fit_necks(network: nn.Module, windows: Mapping[str, Tensor], config: TrainConfig) -> None:
     """Fit the neck of every stem that `windows` has, in float64 on the CPU's or GPU's features.
 
@@ -140,11 +165,14 @@ def neck_of(features: Tensor, parts: Mapping[str, int], dim: int, neck: Neck) ->
     """Weight (dim, D) and bias (dim,) of a neck from features (n, D), made of `parts` of so many channels each."""
     ends = np.cumsum([*parts.values()])
     columns = {name: slice(end - parts[name], end) for name, end in zip(parts, ends, strict=True)}
-    deep = [c for name, c in columns.items() if name not in ("local", "contrast")]
+    known = [name for name in columns if name not in ("local", "contrast")]
+    if unknown := set(neck.deep_of) - set(known):
+        raise ArgumentError(f"deep_of: expected among {known}, found {sorted(unknown)}")
+    deep = np.concatenate([np.arange(features.shape[1])[columns[name]] for name in neck.deep_of or known])
     blocks = (
         (columns["local"], neck.local, neck.local_power, 1.0, False),
         (columns.get("contrast", slice(0, 0)), neck.contrast, neck.local_power, neck.contrast_gain, False),
-        (slice(deep[0].start, deep[-1].stop), neck.deep, neck.deep_power, neck.deep_gain, True),
+        (deep, neck.deep, neck.deep_power, neck.deep_gain, True),
     )
     if not 0 < neck.local + neck.contrast + neck.deep <= dim:
         raise ArgumentError(
@@ -167,11 +195,18 @@ def neck_of(features: Tensor, parts: Mapping[str, int], dim: int, neck: Neck) ->
         rows.append(gain * m / ((features - mean) @ m.T).var(0).mean().sqrt())
     components = torch.cat(rows)
     random = torch.Generator().manual_seed(0)
-    turned = torch.linalg.qr(torch.randn(dim, dim, generator=random, dtype=features.dtype))[0][:, : len(components)]
-    weight = turned @ components
+    if neck.turned == "apart":
+        weight = torch.cat([_rotation(len(part), random) @ part for part in (torch.cat(rows[:-1]), rows[-1]) if len(part)])
+        weight = torch.cat([weight, weight.new_zeros(dim - len(weight), weight.shape[1])])
+    else:
+        weight = _rotation(dim, random)[:, : len(components)] @ components
     # A variance of one a channel, on average.
     weight = weight / ((features - mean) @ weight.T).var(0).mean().sqrt()
     return weight.float(), -(weight @ mean).float()
+
+
+def _rotation(size: int, random: torch.Generator) -> Tensor:
+    return torch.linalg.qr(torch.randn(size, size, generator=random, dtype=torch.float64))[0]
 
 
 def describe_run(config: TrainConfig, step: int, seconds: float, history: Mapping[str, float]) -> ModelCard:

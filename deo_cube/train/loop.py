@@ -24,7 +24,15 @@ from deo_cube.train import checkpoints
 from deo_cube.train.augment import PATH as HAZE
 from deo_cube.train.augment import Augmentation, View, generator, hidden_squares
 from deo_cube.train.config import TrainConfig
-from deo_cube.train.finish import describe_run, fit_local, fit_necks, typical_pixels, untrained_stems, windows_for
+from deo_cube.train.finish import (
+    describe_run,
+    fit_local,
+    fit_necks,
+    keep_local,
+    typical_pixels,
+    untrained_stems,
+    windows_for,
+)
 from deo_cube.train.health import Watch, effective_rank, knn_score
 from deo_cube.train.log import Log
 from deo_cube.train.samples import Batch, ImageSource, Mixture, Source, batches, open_source
@@ -160,6 +168,8 @@ def build(
     if mixture is not None and isinstance(student.network, DeoConv):
         s = config.student
         fit_local(student.network, windows_for(mixture, config), config.seed, s.typical, haze=_haze(config))
+    if isinstance(student.network, DeoConv) and config.student.local_from:
+        keep_local(student.network, config.student.local_from)
     if mixture is not None and optical is not None and config.optical.standardize:
         optical = Standardised(optical, _typical(mixture, config, optical))
     _freeze_unused(student, config)
