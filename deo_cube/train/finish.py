@@ -196,7 +196,9 @@ def neck_of(features: Tensor, parts: Mapping[str, int], dim: int, neck: Neck) ->
     components = torch.cat(rows)
     random = torch.Generator().manual_seed(0)
     if neck.turned == "apart":
-        weight = torch.cat([_rotation(len(part), random) @ part for part in (torch.cat(rows[:-1]), rows[-1]) if len(part)])
+        # The deep components are the last rows, where there are any.
+        ahead = neck.local + neck.contrast
+        weight = torch.cat([_rotation(len(part), random) @ part for part in (components[:ahead], components[ahead:])])
         weight = torch.cat([weight, weight.new_zeros(dim - len(weight), weight.shape[1])])
     else:
         weight = _rotation(dim, random)[:, : len(components)] @ components
@@ -206,7 +208,8 @@ def neck_of(features: Tensor, parts: Mapping[str, int], dim: int, neck: Neck) ->
 
 
 def _rotation(size: int, random: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(size, size, generator=random, dtype=torch.float64))[0]
+    turned: Tensor = torch.linalg.qr(torch.randn(size, size, generator=random, dtype=torch.float64))[0]
+    return turned
 
 
 def describe_run(config: TrainConfig, step: int, seconds: float, history: Mapping[str, float]) -> ModelCard:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deo_cube.encoder.networks.conv import DeoConv
+from deo_cube.errors import ArgumentError
 from deo_cube.train.config import PRESETS, Neck
 from deo_cube.train.finish import describe_run, fit_local, fit_necks, neck_of
 
@@ -144,3 +145,17 @@ def test_filters_that_are_blind_to_haze_do_not_respond_to_it() -> None:
             clear, hazy = (network.local_map(y, "ms")[:, :, 1:-1, 1:-1] for y in (x, x + 0.5 * haze.view(1, -1, 1, 1)))
             assert torch.allclose(clear, hazy, atol=1e-4) == blind
             assert clear.std() > 0.01
+
+
+def test_components_rotated_apart_keep_their_own_channels() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(400, 20, dtype=torch.float64)
+    parts = {"local": 8, "mixed": 6, "spectral": 6}
+    neck = Neck(local=8, deep=4, deep_gain=0.25, deep_of=("spectral",), turned="apart")
+    weight, _ = neck_of(features, parts, 12, neck)
+    assert weight[:8, 8:].abs().max() < 1e-6
+    assert weight[8:, :14].abs().max() < 1e-6
+    spread = (features @ weight.double().T).var(0)
+    assert float(spread[8:].mean()) == pytest.approx(float(spread[:8].mean()) / 16, rel=0.01)
+    with pytest.raises(ArgumentError, match="deep_of"):
+        neck_of(features, parts, 12, dataclasses.replace(neck, deep_of=("pw5",)))
