@@ -134,7 +134,7 @@ def demo(
     bbox: Annotated[tuple[float, float, float, float] | None, arg(help="with --live: west south east north")] = None,
     datetime: Annotated[str | None, arg(help="with --live: dates to choose from")] = None,
 ) -> None:
-    """Embed a synthetic scene with the bundled model, offline, and draw what came out."""
+    """Embed a synthetic scene offline with the bundled model, and draw the result."""
     from deo_cube.demo import run
 
     given = {"catalogue": catalogue, "collection": collection, "bbox": bbox, "datetime": datetime}
@@ -191,7 +191,7 @@ def plan(
 
 
 def models() -> None:
-    """List the models on offer."""
+    """List the available models."""
     from deo_cube.encoder.registry import list_models
 
     print(list_models().to_string(index=False))
@@ -206,14 +206,16 @@ def verify(
     data: Annotated[Path | None, arg(help="--published: labelled chips that show how the weights want them")] = None,
     bands: Annotated[str | None, arg(help="--published: channels of --data, as B01,B02,...,B12,B8A")] = None,
     offset: Annotated[float, arg(help="--published: DN to add to --data: 0 or -1000")] = 0.0,
-    limit: Annotated[int, arg(help="--published: chips a class")] = 400,
+    limit: Annotated[int, arg(help="--published: chips per class")] = 400,
     size: Annotated[int, arg(help="--published: side to enlarge chips to, beside their own")] = 224,
     model: Annotated[str | None, arg(help="--published: swinb, vitb; default: what the file's tensors say")] = None,
     device: Annotated[str, arg(help="--published: cpu, cuda")] = "cpu",
     json: Annotated[Path | None, arg(help="--published: write the findings there")] = None,
-    repair: Annotated[bool, arg(help="of a store: have damaged blocks done again by the call that made it")] = False,
+    repair: Annotated[
+        bool, arg(help="of a store: mark damaged blocks, so that the call that made it redoes them")
+    ] = False,
 ) -> int:
-    """Check a model's weights, every block of a store, or --published weights and how they want their input."""
+    """Check a model's weights, every block of a store, or --published weights and the input they need."""
     if published is not None:
         from deo_cube.evaluate.published import verify_published
 
@@ -282,11 +284,11 @@ def segment(
 def evaluate(
     model: Annotated[Positional[str], arg(help="name of a model, or folder of a training run", metavar="MODEL")],
     data: Annotated[Positional[Path], arg(help="folder that holds the labelled data sets", metavar="DATA")],
-    tasks: Annotated[tuple[str, ...], arg(help="tasks to run; default all whose data are there")] = (),
+    tasks: Annotated[tuple[str, ...], arg(help="tasks to run; default: all with data in the folder")] = (),
     out: Annotated[Path | None, arg(help="JSON file for the scores, written after each task")] = None,
-    quick: Annotated[bool, arg(help="fewer chips and seeds: to see that it runs")] = False,
+    quick: Annotated[bool, arg(help="fewer chips and seeds, as a check that it runs")] = False,
 ) -> None:
-    """Score a model with baselines beside it, and print the table."""
+    """Score a model and baselines on labelled data, and print the table."""
     from deo_cube.evaluate.report import evaluate as evaluate_model
 
     print(evaluate_model(model, data, tasks=tasks or None, quick=quick, progress=True, out=out))
@@ -297,11 +299,11 @@ def bench(
         Positional[str], arg(help="name of a model, or folder of a training run", metavar="MODEL")
     ] = "tiny",
     size: Annotated[int, arg(help="side of the synthetic cube, pixels")] = 2048,
-    rounds: Annotated[int, arg(help="rounds that count, after one to warm up")] = 3,
-    device: Annotated[str | None, arg(help="cpu, cuda, cuda:1, mps; default the best there is")] = None,
+    rounds: Annotated[int, arg(help="measured rounds, after one to warm up")] = 3,
+    device: Annotated[str | None, arg(help="cpu, cuda, cuda:1, mps; default: the best available")] = None,
     json: Annotated[bool, arg(help="print JSON instead of text")] = False,
 ) -> None:
-    """Time a model on this machine: the encoder alone, and from Zarr to Zarr."""
+    """Measure a model's speed on this machine: the encoder alone, and from Zarr to Zarr."""
     from deo_cube.bench import bench as run
 
     found = run(model, size=size, rounds=rounds, device=device, progress=True)
@@ -323,7 +325,7 @@ def publish(
 def doctor(
     json: Annotated[bool, arg(help="print JSON instead of text")] = False,
 ) -> int:
-    """Look at versions, devices, caches and the hub, embed a small scene, and say what mends what is broken."""
+    """Check versions, devices, caches and the hub, embed a small scene, and name the fix of each problem."""
     from deo_cube.doctor import examine
 
     found = examine()
@@ -340,7 +342,7 @@ def view(
     browser: Annotated[bool, arg(help="open the page in the browser")] = True,
     hostnames: Annotated[tuple[str, ...], arg(help="further names of this machine that browsers may use")] = (),
 ) -> None:
-    """Look at a store on a map: similar places, labels, classes. Serves this machine only until it is stopped."""
+    """Show a store on a map in the browser: similar places, labels, classes. Serves this machine only."""
     from deo_cube.viewer.explore import serve
 
     serve(store, cube=cube, heads=head, host=host, port=port, browser=browser, hostnames=hostnames)

@@ -1,7 +1,7 @@
-"""`ds.deo.embed()`: a cube in, lazy georeferenced embeddings out.
+"""`ds.deo.embed()`: lazy, georeferenced embeddings of a cube.
 
-Bands, units, grid, model and plan are decided at the call, from names and metadata, so that mistakes are raised there;
-pixels are read and encoded when the result is computed, written or drawn.
+Bands, units, grid, model and tiles are decided at the call, from names and metadata, so that errors are raised there.
+Pixels are read and encoded when the result is computed, written or drawn.
 """
 
 from __future__ import annotations
@@ -54,25 +54,25 @@ def embed(
     device: str | None = None,
     precision: str = Default("float32"),
 ) -> xr.DataArray:
-    """Embed a Sentinel-2 cube: one vector for each patch of pixels, lazy and on the map.
+    """Embed a Sentinel-2 cube: one vector per patch of pixels, lazy and georeferenced.
 
     Parameters
     ----------
     cube : Dataset or DataArray
-        A variable a band (`B02`, `B8A`, `blue`, ... and optionally `SCL`), or a `band` dimension; with or without
-        time; on Dask, in memory, or lazily opened. Its CRS must be known and its grid regular.
+        One variable per band (`B02`, `B8A`, `blue`, ... and optionally `SCL`), or a `band` dimension; with or without
+        time; on Dask, in memory, or lazily opened. It needs a CRS and a regular grid.
     model : str, path or ModelCard
         A model's name (`deo_cube.list_models()`), the folder of a training run, or a card.
     weights : path, optional
-        Weights file; otherwise `DEO_CUBE_WEIGHTS`, the bundled file, or the hub.
+        Weights file. Default: from the folder `DEO_CUBE_WEIGHTS`, the package, or the hub.
     bands : list or mapping, optional
         A list chooses the model's stem by its bands (``["B04", "B03", "B02"]`` for the RGB stem). A mapping names the
         cube's variable for a model's band (``{"B08": "nir_10m"}``).
     missing : {"raise", "nearest", "mean"}
-        For a band that the cube lacks: raise, take the spectrally nearest band (B8A for B08), or feed the training
+        For a band that the cube lacks: raise, use the spectrally nearest band (B8A for B08), or use the training
         mean.
     units : {"auto", "dn", "reflectance", "percent", "uint8_rgb"}
-        Of the stored values. "auto" decides from metadata and is refused where that does not decide.
+        Units of the stored values. "auto" decides from metadata, and raises where metadata do not decide.
     offset : "auto" or number
         DN to add: 0, or -1000 for raw products of processing baseline 04.00 and later.
     nodata : "auto", number or None
@@ -94,15 +94,15 @@ def embed(
     edge : {"pad", "drop"}
         Keep or drop patches that lie partly outside the cube.
     dtype : {"float16", "float32", "int8"}
-        Of the result. int8 uses the card's global scale, written as CF ``scale_factor``. netCDF, GeoTIFF and
+        Dtype of the result. int8 uses the card's global scale, written as CF ``scale_factor``. netCDF, GeoTIFF and
         resampling need float32: ``emb.astype("float32")``.
     batch_size : int, optional
-        Tiles at once; halved by itself where memory does not suffice. Changes no number.
+        Tiles per forward pass, halved automatically where memory is insufficient. Changes no number.
     device : str, optional
         "cpu", "cuda", "cuda:1". Default: the best of the process that runs the task.
     precision : {"float32", "bfloat16"}
-        Of the network's matrix products. bfloat16 gives other numbers (cosine distance below 0.01 is what to expect),
-        is part of what a store is, and is refused on devices that are slow at it, the CPU first of all.
+        Number format of the network's matrix products. bfloat16 gives other numbers (expect a cosine distance below
+        0.01), which a float32 store is not resumed with. It is refused on devices that are slow at it, as CPUs are.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def embed(
     ------
     MissingBandsError, AmbiguousUnitsError, MissingCRSError, ResolutionMismatchError, TilePlanError,
     UnknownModelError, WeightsNotFoundError, WeightsMismatchError, DeviceError
-        At the call, each with the argument that mends it.
+        At the call. Each names the argument that fixes it.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""`deo_cube.load_cube()`: STAC items to a cube that holds what a model wants."""
+"""`deo_cube.load_cube()`: load STAC items as a cube with the bands of a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_cube(
     bands: Sequence[str] | Mapping[str, str] | None = None,
     **options: Any,
 ) -> xr.Dataset:
-    """See `deo_cube.cube.stac.load_cube`; the bands are those of `model`."""
+    """Load STAC items as `deo_cube.cube.stac.load_cube` does, with the bands of `model`."""
     if bands is None and set(wanted := card(option("model", model)).bands) != set(MODEL_BANDS):
         bands = wanted
     return stac.load_cube(items, bands=bands, **options)

@@ -93,11 +93,11 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True) -> Prepar
         match = match_bands(
             cube, ref.stem.bands, model=card.alias, given=variables, missing=options.missing, alternatives=stems
         )
-    # Of a cube that lacks bands the others are looked at too, so that one error lists all that is wrong with it.
+    # The bands that an incomplete cube has are checked too, so that one error lists all its problems.
     seen = match or _part_of_match(cube, ref.stem.bands, dims, variables)
     radiometry = geobox = plan = None
     with _collected(problems):
-        for name in _used(cube, seen):
+        for name in _variables_read(cube, seen):
             refuse_foreign(cube[name].variable if name else cube.variable, name)
         if seen is not None:
             radiometry = decide_radiometry(
@@ -108,7 +108,7 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True) -> Prepar
         void = radiometry.nodata if radiometry is not None else None
         georeference.check_resolution(geobox, card.gsd, model=card.alias, nodata=void)
     with _collected(problems):
-        # Without a grid, sizes that do not fit each other are found all the same.
+        # Sizes that do not fit each other are reported for a cube without a grid, too.
         world = georeference.anchor(geobox) if geobox is not None and options.anchor == "grid" else None
         if geobox is not None or min(cube.sizes[dims.y], cube.sizes[dims.x]) > 0:
             plan = plan_tiles(
@@ -158,7 +158,7 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True) -> Prepar
 
 @contextlib.contextmanager
 def _collected(problems: list[DeoCubeError]) -> Iterator[None]:
-    """Add an error that the block raises to `problems`; what is wrong besides is then found as well."""
+    """Add an error raised in the block to `problems`, so that one call reports all of them."""
     try:
         yield
     except DeoCubeError as error:
@@ -168,7 +168,7 @@ def _collected(problems: list[DeoCubeError]) -> Iterator[None]:
 def _part_of_match(
     cube: Cube, bands: Sequence[str], dims: georeference.Dims, given: Mapping[str, str] | None
 ) -> BandMatch | None:
-    """The bands that a cube has, where it lacks some; where none can be told, its first layer in the place of one."""
+    """Return a match of the bands that an incomplete cube has, or else of its first layer, for the other checks."""
     with contextlib.suppress(DeoCubeError):
         return match_bands(cube, bands, given=given, missing="mean")
     if isinstance(cube, xr.DataArray):
@@ -180,8 +180,8 @@ def _part_of_match(
     return BandMatch("", (bands[0],), (layers[0],), ("given",)) if layers and dims.band is None else None
 
 
-def _used(cube: Cube, match: BandMatch | None) -> list[str]:
-    """Names of the variables that are read; "" for a DataArray itself."""
+def _variables_read(cube: Cube, match: BandMatch | None) -> list[str]:
+    """Return the names of the variables that are read; "" for a DataArray itself."""
     if isinstance(cube, xr.DataArray):
         return [""]
     names = (*match.variables, match.scl) if match is not None else cube.data_vars
