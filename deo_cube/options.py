@@ -101,8 +101,8 @@ class set_options:  # lower case: a call and a context manager, like xarray.set_
     precision : {"float32", "bfloat16"}
         Number format of matrix products where none is passed (default "float32").
     compile : bool or str
-        Send networks through ``torch.compile``, with a backend of that name (default False: on the CPU it gains
-        nothing). Changes no number beyond rounding.
+        Compile networks with ``torch.compile``; a text names its backend. Default False: on the CPU it gains nothing.
+        Changes no number beyond rounding.
     cpu_tuning : bool
         Allow this process to be changed for speed on the CPU (default False): before its first batch, glibc is told to
         keep up to 256 MiB of freed memory and to take arrays of up to 64 MiB from there (``mallopt``), and stays so.
