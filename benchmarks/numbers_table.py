@@ -73,7 +73,7 @@ def rows() -> Iterator[tuple[str, str, str]]:
 
 def _gpu(found: dict[str, Any]) -> tuple[str, str, str] | None:
     """Return the row of the largest model that was measured end to end on a GPU; None where none was."""
-    measured = [r for r in found.get("rows", []) if r.get("km2_per_s")]
+    measured = [r for r in found.get("embed", []) if r.get("km2_per_s")]
     if not measured:
         return None
     name = "vitb" if any(r["model"].startswith("vitb") for r in measured) else str(measured[0]["model"]).split(",")[0]
