@@ -24,7 +24,6 @@ MOVED = {
     "deo_cube.encoder.keyform": "deo_cube.encoder.checkpoint_format",
     "deo_cube.encoder.limits": "deo_cube.encoder.card",
     "deo_cube.encoder.locate": "deo_cube.encoder.weights",
-    "deo_cube.encoder.matmul": "deo_cube.encoder.devices",
     "deo_cube.encoder.mobilenet": "deo_cube.encoder.networks.conv",
     "deo_cube.encoder.publish": "deo_cube.encoder.loading",
     "deo_cube.encoder.ref": "deo_cube.encoder.registry",
