@@ -116,15 +116,16 @@ def _statements(source: str) -> list[ast.stmt]:
 
 def _compiled(source: str, line: int, flags: int) -> tuple[ast.stmt | None, frozenset[CodeType]]:
     """Return the statement of a module that contains `line`, and all code that it compiles to."""
-    for i, statement in enumerate(_statements(source)):
+    for statement in _statements(source):
         if _first_line(statement) <= line <= (statement.end_lineno or 0):
-            return statement, _codes_of(source, i, flags)
+            return statement, _codes_of(source, flags)
     return None, frozenset()
 
 
-@functools.lru_cache(maxsize=256)
-def _codes_of(source: str, index: int, flags: int) -> frozenset[CodeType]:
-    module = ast.Module([_statements(source)[index]], [])
+@functools.lru_cache(maxsize=32)
+def _codes_of(source: str, flags: int) -> frozenset[CodeType]:
+    # The whole module, not the one statement: Python compiles `name.function()` otherwise where `name` is imported.
+    module = ast.Module(_statements(source), [])
     try:
         return frozenset(_codes(compile(module, "source", "exec", flags=flags, dont_inherit=True)))
     except (SyntaxError, ValueError, RecursionError):

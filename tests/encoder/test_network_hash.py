@@ -277,3 +277,12 @@ print(module.function_source(example.Net.mean).digest)
         if "command not found" in run.stderr:  # a launcher without a Python behind it
             continue
         assert run.stdout.strip() == GOLDEN, (python, run.stderr)
+
+
+def test_a_function_that_calls_an_imported_module_is_known_by_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python compiles the call of an imported name otherwise than that of another one.
+    (tmp_path / "calling.py").write_text("import torch\n\n\ndef joined(x):\n    return torch.cat([x, x], 1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert source_code.function_source(importlib.import_module("calling").joined).digest.startswith("source ")

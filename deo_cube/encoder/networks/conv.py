@@ -14,7 +14,7 @@ Two ways of halving the grid:
     Stride 1, then the mean of each 2x2: every cell is centred on the pixels it stands for, which is what a map needs.
 """
 
-# `network_hash` hashes the source of the classes and functions below, docstrings included. Untrained networks, and the
+# `network_hash` hashes the source of the classes and functions below, not their docstrings. Untrained networks, and the
 # stores made with them, get another identity when it changes: leave the text below as it is, or version the hash.
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ input (torchvision's rules). Modules carry the names of the published checkpoint
 stages 1 to 4, the odd ones patch merging; `conv_ms`, `conv_rgb` the stems), so that its keys load as they are.
 """
 
-# `network_hash` hashes the source of the classes and functions below, docstrings included. Untrained networks, and the
+# `network_hash` hashes the source of the classes and functions below, not their docstrings. Untrained networks, and the
 # stores made with them, get another identity when it changes: leave the text below as it is, or version the hash.
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ input that is not of the training size. Modules carry the names of the published
 `patch_embed_rgb`, `blocks`), so that its keys load as they are.
 """
 
-# `network_hash` hashes the source of the classes and functions below, docstrings included. Untrained networks, and the
+# `network_hash` hashes the source of the classes and functions below, not their docstrings. Untrained networks, and the
 # stores made with them, get another identity when it changes: leave the text below as it is, or version the hash.
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ key, whose bias is the logarithm of the sum of the exponentials of the biases it
 padding, the cost is not: a map of 14 x 14 in windows of 12 is padded to 24 x 24, three tokens for each of its own.
 """
 
-# `network_hash` hashes the source of the classes and functions below, docstrings included. Untrained networks, and the
+# `network_hash` hashes the source of the classes and functions below, not their docstrings. Untrained networks, and the
 # stores made with them, get another identity when it changes: leave the text below as it is, or version the hash.
 
 from __future__ import annotations
