@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 #: Notebooks in the order of the menu, with the menu's words.
 NOTEBOOKS = {
     "embed": "Embed and look",
+    "real_similar": "Real scene: similar places, groups",
+    "real_change": "Real forest: change over two years",
     "pca_rgb": "Embeddings as colours",
     "classify": "Twenty labels to a map",
     "segment": "Areas to a map, pixel by pixel",
