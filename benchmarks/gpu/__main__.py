@@ -1,4 +1,4 @@
-"""Run the parts."""
+"""Run the parts: `python -m benchmarks.gpu`."""
 
 from __future__ import annotations
 

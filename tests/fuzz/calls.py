@@ -159,7 +159,7 @@ def verbs() -> list[Verb]:
         _verb(
             "segment",
             lambda _, **k: deo_cube.segment(c.isel(time=0), **{"head": head(), **k}),
-            head=("no such head", 3, None, Path("none.safetensors")),
+            head=("no such head", 3, Path("none.safetensors")),
             probabilities=NOT_FLAGS,
             blend=NOT_FLAGS,
             tile=(-1, "3"),
@@ -167,7 +167,7 @@ def verbs() -> list[Verb]:
         _verb(
             "classify",
             lambda _, **k: deo_cube.classify(e, **{"head": head(), **k}),
-            head=("no such head", 3, None),
+            head=("no such head", 3),
             probabilities=NOT_FLAGS,
         ),
         _verb(

@@ -57,7 +57,7 @@ def test_both_resolutions_show_the_same_ground(encoded: tuple[Path, Path]) -> No
     assert isinstance(source, CubeSource)
     assert source.paired
     for seed in range(8):
-        image, ok, fine = source.look(np.random.default_rng(seed), 24, 0.5)
+        image, ok, fine, *_ = source.look(np.random.default_rng(seed), 24, 0.5)
         assert fine is not None
         assert fine.shape == (3, 96, 96)
         # Every pixel of the cube is the mean of its sixteen, to the rounding of the cube's own DN.
@@ -86,7 +86,7 @@ def test_a_finer_image_is_averaged_and_another_crs_is_warped(encoded: tuple[Path
     degrees = write(tmp_path / "degrees.tif", turned, to, "EPSG:4326", nodata=-1)
     for image, tolerance in ((finest, 0.51), (degrees, 1.5)):
         source = open_source(text(path, image), detail=2)
-        read, ok, fine = source.look(np.random.default_rng(3), 24, 0.5)  # type: ignore[union-attr]
+        read, ok, fine, *_ = source.look(np.random.default_rng(3), 24, 0.5)  # type: ignore[union-attr]
         coarse = fine[:2].reshape(2, 24, 2, 24, 2).mean(axis=(2, 4))
         assert np.abs(coarse - read[:2])[:, ok].max() <= tolerance, image
 
@@ -120,7 +120,7 @@ def test_windows_lie_within_the_image_and_its_gaps_are_invalid(encoded: tuple[Pa
     cube_ = source.cube(0)  # type: ignore[union-attr]
     assert cube_.region == (30, 70, 20, 60)
     assert cube_.area == 2 * 40 * 40
-    read, ok, fine = source.look(np.random.default_rng(0), 40, 0.5)  # type: ignore[union-attr]
+    read, ok, fine, *_ = source.look(np.random.default_rng(0), 40, 0.5)  # type: ignore[union-attr]
     assert not ok[:10, :10].any()
     assert ok[10:].all()
     assert ok[:, 10:].all()
