@@ -1,4 +1,4 @@
-"""The worked examples run as they stand, in a folder of their own."""
+"""The worked examples run as they are, in a folder of their own; those on real data where it is."""
 
 import runpy
 from pathlib import Path
@@ -9,8 +9,10 @@ BOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.py"))
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=lambda p: p.stem)
-def test_runs(book, tmp_path, monkeypatch):
+def test_runs(book, tmp_path, monkeypatch, request):
     matplotlib = pytest.importorskip("matplotlib")
+    if "DEO_CUBE_DATA" in book.read_text(encoding="utf-8"):
+        monkeypatch.setenv("DEO_CUBE_DATA", str(request.getfixturevalue("shared") / "data"))
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
