@@ -51,7 +51,7 @@ def generated() -> Iterator[tuple[str, str | bytes]]:
     yield "reference/cli.md", command_page()
     for name in ("ARCHITECTURE", "CHANGELOG", "CONTRIBUTING"):
         text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
-        yield f"{name.lower()}.md", text.replace("](docs/", "](")
+        yield f"{name.lower()}.md", text.replace("](docs/", "](").replace("](ARCHITECTURE.md", "](architecture.md")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
