@@ -65,7 +65,7 @@ def rows() -> Iterator[tuple[str, str, str]]:
             low, high = scores[task]["interval95"]
             score = scores[task]
             yield (
-                f"{label}, `tiny`, {score['metric']} on places kept apart",
+                f"{label}, `tiny`, {score['metric']} with labels of other places",
                 f"{score['value']:.2f} ({low:.2f} to {high:.2f})",
                 "evaluation.md",
             )
@@ -80,7 +80,7 @@ def _gpu(found: dict[str, Any]) -> tuple[str, str, str] | None:
     best = max((r for r in measured if r["model"].startswith(name)), key=lambda r: r["km2_per_s"])
     minutes = TILE_KM2 / best["km2_per_s"] / 60
     return (
-        f"The same tile with `{name}` on one {found['device']}, {best['precision']}",
+        f"The same tile with `{name}` (random weights) on one {found['device']}, {best['precision']}, one run",
         f"{minutes:.1f} minutes",
         "gpu.md",
     )
