@@ -112,7 +112,7 @@ class DeoDataArrayAccessor(_Accessor):
 
 @xr.register_datatree_accessor("deo")
 class DeoDataTreeAccessor(_Accessor):
-    """`tree.deo`: each method names the call that takes a Dataset out of the tree."""
+    """`tree.deo`: methods of an EOPF product, or of a tree that holds one cube."""
 
 
 class _LazyAccessor:

@@ -177,7 +177,8 @@ def cube_of(value: Any, *, argument: str = "cube") -> xr.Dataset | xr.DataArray:
     Raises
     ------
     ArgumentTypeError
-        For paths, NumPy and Dask arrays, DataTrees, lists, tables, STAC items and anything else.
+        For paths, NumPy and Dask arrays, DataTrees (see `deo_cube.cube.eopf.cube_of`), lists, tables, STAC items and
+        anything else.
     ArgumentError
         For embeddings.
     """

@@ -105,9 +105,9 @@ def test_packages_that_register_after_this_one_are_not_warned() -> None:
     assert "overriding" not in done.stderr
 
 
-def test_a_tree_names_the_call_for_its_groups() -> None:
+def test_a_tree_of_several_cubes_names_the_call_for_its_groups() -> None:
     ds = deo_cube.synthetic_cube(size=32, times=1)
-    tree = xr.DataTree.from_dict({"/r10m": ds})
+    tree = xr.DataTree.from_dict({"/r10m": ds, "/r20m": ds})
     with pytest.raises(deo_cube.errors.ArgumentTypeError, match=r"tree\['/r10m'\].to_dataset\(\)"):
         tree.deo.embed()
     assert tree["/r10m"].to_dataset().deo.embed().shape == ds.deo.embed().shape

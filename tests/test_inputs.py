@@ -35,7 +35,7 @@ def emb(cube: xr.Dataset) -> xr.DataArray:
         (lambda c: "s3://bucket/cube.zarr", r"open_cube\('s3://bucket/cube.zarr'\)"),
         (lambda c: c.B02.values, r"xr.DataArray\(a, dims="),
         (lambda c: c.B02.chunk().data, r"xr.DataArray\(a, dims="),
-        (lambda c: xr.DataTree.from_dict({"r10m": c}), r"tree\['/r10m'\].to_dataset\(\)"),
+        (lambda c: xr.DataTree.from_dict({"r10m": c, "r20m": c}), r"tree\['/r10m'\].to_dataset\(\)"),
         (lambda c: [c, c], r"xr.concat\(cubes, dim=\"time\"\)"),
         (lambda c: c.B02.variable, r"xr.DataArray\(variable"),
         (lambda c: pd.DataFrame({"B02": [1]}), "fit_head"),

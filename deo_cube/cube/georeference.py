@@ -31,6 +31,7 @@ __all__ = [
     "crs_name",
     "dims",
     "geobox",
+    "is_cube",
     "read_crs",
     "same_crs",
     "Anchor",
@@ -163,6 +164,11 @@ def geobox(cube: xr.Dataset | xr.DataArray) -> GeoBox:
     return box
 
 
+def is_cube(ds: xr.Dataset) -> bool:
+    """Return whether a Dataset has a variable along a pair of spatial dimensions."""
+    return any(set(pair) <= set(v.dims) for v in ds.data_vars.values() for pair in SPATIAL_DIMS)
+
+
 def crs_name(crs: CRS) -> str:
     """Return the short name of a CRS: its EPSG code, else its title."""
     return f"EPSG:{crs.epsg}" if crs.epsg else str(crs.proj.name)
@@ -194,7 +200,7 @@ def _statements(cube: xr.Dataset | xr.DataArray, d: Dims) -> Iterator[tuple[str,
 #: Keys that state a CRS exactly, best first.
 _EXACT = (
     *("spatial_ref", "crs_wkt", "proj:code", "proj:wkt2", "proj:projjson", "proj:epsg", "crs", "wkt", "projjson"),
-    *("crs_code", "epsg_code", "epsg", "EPSG", "_CRS", "area", "horizontal_CRS_code"),
+    *("crs_code", "epsg_code", "epsg", "EPSG", "_CRS", "area", "horizontal_CRS_code", "horizontal_crs_code"),
 )
 #: Keys whose forms lose parts of a CRS, such as its name: read only where nothing exact is stated.
 _LOSSY = ("esri_pe_string", "proj4", "proj4text", "proj4_params", "proj4_string")

@@ -21,7 +21,8 @@ from zarr.abc.store import Store
 from zarr.storage import ZipStore
 
 from deo_cube import arguments
-from deo_cube.cube.georeference import SPATIAL_DIMS
+from deo_cube.cube import eopf
+from deo_cube.cube.georeference import is_cube
 from deo_cube.cube.hrefs import Origin, check_href, read_allow
 from deo_cube.cube.sentinel2 import SENTINEL2
 from deo_cube.cube.stac import load_cube
@@ -391,7 +392,8 @@ def open_cube(path: Any, *, group: str | None = None, **options: Any) -> xr.Data
         (``*.json``, ``*.parq``), or STAC: ``*.json`` with an item or a collection of items.
     group : str, optional
         Group of a Zarr or netCDF store that holds the cube, as ``measurements/reflectance/r10m``. By default the root,
-        or else the only group with arrays along y and x.
+        or else the only group with arrays along y and x. Of an EOPF product, by default, the bands of all resolutions
+        and SCL on the 10 m grid.
     **options
         For the reader: `xarray.open_zarr`, `xarray.open_dataset`, `rioxarray.open_rasterio`, `load_cube`.
 
@@ -529,8 +531,10 @@ def _open_zarr(store: Any, text: str, group: str | None, options: dict[str, Any]
             cube = read(group)
             return cube.assign_attrs({**_attrs_of_all(store), **cube.attrs})
         root = read(None)
-        if _is_cube(root) or not names:
+        if is_cube(root) or not names:
             return root
+        if eopf.is_product(names, root.attrs):
+            return eopf.cube_of_product({n: read(n) for n in eopf.groups_read(names)}, root.attrs, name=Path(text).name)
         return _only(text, {n: read(n) for n in names}, root)
 
 
@@ -584,13 +588,9 @@ def _is_group(store: Any, name: str) -> bool:
         return False
 
 
-def _is_cube(ds: xr.Dataset) -> bool:
-    return any(set(pair) <= set(v.dims) for v in ds.data_vars.values() for pair in SPATIAL_DIMS)
-
-
 def _only(text: str, groups: Mapping[str, xr.Dataset], root: xr.Dataset) -> xr.Dataset:
     """Return the only group that is a cube, with the attributes of the root; `root` if none is."""
-    cubes = {n: ds for n, ds in groups.items() if _is_cube(ds)}
+    cubes = {n: ds for n, ds in groups.items() if is_cube(ds)}
     if not cubes:
         return root
     if len(cubes) > 1:
@@ -630,10 +630,17 @@ def _open_zip(text: str, group: str | None, options: dict[str, Any]) -> xr.Datas
         if roots[0] == "":
             return _open_zarr(store, text, None, options)
         first = _open_zarr(store, text, roots[0], options)
-        if _is_cube(first):
+        if is_cube(first):
             return first
-        groups = {n: _open_zarr(store, text, n, options) for n in roots[1:] if _is_group(store, n)}
-        return _only(text, {n.removeprefix(f"{roots[0]}/"): ds for n, ds in groups.items()}, first)
+        groups = {
+            n.removeprefix(f"{roots[0]}/"): _open_zarr(store, text, n, options)
+            for n in roots[1:]
+            if _is_group(store, n)
+        }
+        if eopf.is_product(groups, first.attrs):
+            read = {n: groups[n] for n in eopf.groups_read(groups)}
+            return eopf.cube_of_product(read, first.attrs, name=Path(roots[0] or text).name)
+        return _only(text, groups, first)
     _no_group(group, text)
     rasters = [n for n in names if n.lower().endswith(RASTERS)]
     if len(rasters) == 1:
@@ -681,7 +688,7 @@ def _open_netcdf(text: str, group: str | None, options: dict[str, Any]) -> xr.Da
             cube = xr.open_dataset(text, group=group, **reader_options)
         else:
             cube = xr.open_dataset(text, **reader_options)
-            if not _is_cube(cube) and (groups := _netcdf_groups(text, reader_options)):
+            if not is_cube(cube) and (groups := _netcdf_groups(text, reader_options)):
                 cube = _only(text, groups, cube)
     except (ValueError, ImportError) as error:
         if find_spec("netCDF4") is None:

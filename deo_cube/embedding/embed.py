@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from deo_cube.arguments import cube_of
 from deo_cube.constants import INT8_INVALID
 from deo_cube.cube import coordinates, georeference
+from deo_cube.cube.eopf import cube_of
 from deo_cube.cube.units import product_levels
 from deo_cube.embedding import graph, metadata, runtime, transfer
 from deo_cube.embedding.block import EmbedBlock
@@ -58,9 +58,10 @@ def embed(
 
     Parameters
     ----------
-    cube : Dataset or DataArray
+    cube : Dataset, DataArray or DataTree
         One variable per band (`B02`, `B8A`, `blue`, ... and optionally `SCL`), or a `band` dimension; with or without
-        time; on Dask, in memory, or lazily opened. It needs a CRS and a regular grid.
+        time; on Dask, in memory, or lazily opened. It needs a CRS and a regular grid. A DataTree is an EOPF product, or
+        holds one cube.
     model : str, path or ModelCard
         A model's name (`deo_cube.list_models()`), the folder of a training run, or a card.
     weights : path, optional

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import xarray as xr
 
 from deo_cube import arguments
-from deo_cube.arguments import cube_of
 from deo_cube.constants import PREFIX
 from deo_cube.cube import georeference
 from deo_cube.cube.bands import BandMatch, match_bands
+from deo_cube.cube.eopf import cube_of
 from deo_cube.cube.times import read_times
 from deo_cube.embedding.options import EmbedOptions
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
@@ -117,6 +117,7 @@ def describe(obj: Any) -> Summary:
     A repr that raises hides the object, and in a notebook the rest of the cell.
     """
     try:
+        obj = cube_of(obj) if isinstance(obj, xr.DataTree) else obj
         array = obj["embeddings"] if isinstance(obj, xr.Dataset) and "embeddings" in obj else obj
         return summarise_embeddings(array) if "embedding" in array.dims else summarise(obj)
     except Exception as error:

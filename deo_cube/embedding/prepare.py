@@ -10,9 +10,10 @@ from typing import Any
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from deo_cube.arguments import cube_of, refuse_foreign
+from deo_cube.arguments import refuse_foreign
 from deo_cube.cube import georeference
 from deo_cube.cube.bands import BandMatch, match_bands
+from deo_cube.cube.eopf import cube_of
 from deo_cube.cube.times import check_times
 from deo_cube.cube.units import Radiometry, decide_radiometry
 from deo_cube.embedding import graph

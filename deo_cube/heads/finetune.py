@@ -19,7 +19,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.arguments import cube_of, integer
+from deo_cube.arguments import integer
+from deo_cube.cube.eopf import cube_of
 from deo_cube.cube.units import canonical
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.options import split_options

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
-from deo_cube.arguments import cube_of, embeddings_of
+from deo_cube.arguments import embeddings_of
 from deo_cube.cube import georeference
+from deo_cube.cube.eopf import cube_of
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import prepare

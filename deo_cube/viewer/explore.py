@@ -15,7 +15,8 @@ from typing import Any
 
 import xarray as xr
 
-from deo_cube.arguments import cube_of, embeddings_of, integer
+from deo_cube.arguments import embeddings_of, integer
+from deo_cube.cube.eopf import cube_of
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError, StorageError
 from deo_cube.heads.base import Head
 

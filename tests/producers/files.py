@@ -120,8 +120,8 @@ def safe_at_once(folder: Path) -> Iterator[Made]:
 
 @contextlib.contextmanager
 def eopf(folder: Path) -> Iterator[Made]:
-    plain = m.scene()
-    yield {"product": str(m.eopf(plain, folder))}, plain
+    plain = m.scene(times=2).isel(time=[0])
+    yield {"product": str(m.eopf(m.scene(), folder))}, plain
 
 
 @contextlib.contextmanager
@@ -308,11 +308,9 @@ PRODUCERS: Sequence[Producer] = (
     ),
     Producer(
         "EOPF product (Zarr)", PRODUCTS, "a group per resolution, `b02` ... `b12`, uint16 with CF scale and offset",
-        'tree = xr.open_datatree(product, engine="zarr", chunks={}, mask_and_scale=False)\n'
-        'r10m, r20m = (tree[f"measurements/reflectance/r{r}m"].to_dataset() for r in (10, 20))\n'
-        'ds = xr.merge([r10m, r20m.reindex_like(r10m, method="nearest")], compat="override")\n'
-        "emb = ds.deo.embed()",
-        "scale, offset and no data from CF attributes, CRS from `proj:` attributes", "", eopf, ("zarr",), ("zarr",),
+        "emb = deo_cube.open_cube(product).deo.embed()",
+        "offset, no data, date and CRS from the product's attributes, clouds from SCL where it has one",
+        "A tree of `xr.open_datatree` can be embedded as well, decoded or not.", eopf, ("zarr",), ("zarr",),
     ),
     Producer(
         "xarray-eopf", PRODUCTS, "`y, x`, `b02` ... `b12`, float64 reflectance, units \"digital_counts\" left over",
