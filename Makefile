@@ -32,12 +32,14 @@ docs: $(STAMP)
 notebooks: $(STAMP)
 	$(BIN)/python docs/hooks/notebooks.py
 
-# The wheel in an empty environment, with everything that it brings, away from the repository. Minutes, and the network.
+# The wheel in an empty environment, first the core alone, then with the demo, away from the repository. Minutes, and the network.
 wheel: $(STAMP)
 	rm -rf build/wheel && mkdir -p build/wheel
 	$(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
 	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/pip install -q "$$(ls $(CURDIR)/build/wheel/*.whl)[viz]" -c constraints.txt
+	build/wheel/venv/bin/pip install -q "$$(ls $(CURDIR)/build/wheel/*.whl)" -c constraints.txt
+	cp tests/core_install.py build/wheel && cd build/wheel && DEO_CUBE_OFFLINE=1 venv/bin/python core_install.py .
+	build/wheel/venv/bin/pip install -q "$$(ls $(CURDIR)/build/wheel/*.whl)[demo]" -c constraints.txt
 	cd build/wheel && venv/bin/pip check && venv/bin/deo-cube doctor && venv/bin/deo-cube demo --size 256
 
 # The lowest versions that pyproject.toml allows, in an environment of their own (Python 3.11). Minutes, and the network.

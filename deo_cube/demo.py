@@ -18,6 +18,7 @@ from deo_cube.embedding.embed import embed
 from deo_cube.embedding.load import load_cube
 from deo_cube.embedding.plan import plan
 from deo_cube.errors import MissingExtraError
+from deo_cube.extras import require
 from deo_cube.paths import local_path
 from deo_cube.store.write import to_zarr
 
@@ -88,10 +89,7 @@ def picture(cube: xr.Dataset, emb: xr.DataArray, path: Path) -> Path:
     MissingExtraError
         If matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError.wanted("matplotlib", "viz", "drawing the picture") from error
+    matplotlib = require("matplotlib", extra="demo", purpose="drawing the picture")
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -6,6 +6,7 @@ scene is embedded, written and verified. A check that fails is reported, and the
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -14,11 +15,13 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+
+from packaging.requirements import Requirement
 
 from deo_cube import options
 from deo_cube.paths import local_path
@@ -98,14 +101,30 @@ def examine(*, hub_timeout: float = 3.0) -> Diagnosis:
 
 
 def _packages() -> Iterator[Finding]:
-    from packaging.requirements import Requirement
-
     where = f"Python {platform.python_version()} in {sys.prefix}, {platform.system()} {platform.machine()}"
     yield Finding("deo_cube", "ok", f"{metadata.version('deo-cube')} in {Path(__file__).parent}\n{where}")
+    requirements = [Requirement(r) for r in metadata.requires("deo-cube") or []]
+    versions, problems = _compare([r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})])
+    lines = textwrap.wrap(", ".join(versions), 95, break_long_words=False, break_on_hyphens=False)
+    yield Finding("packages", "ok", "\n".join(lines))
+    if problems:
+        yield Finding("packages", "broken", ", ".join(problems), "pip install --upgrade deo-cube")
+    by_extra = {
+        extra: _compare([r for r in requirements if r.marker is not None and r.marker.evaluate({"extra": extra})])
+        for extra in metadata.metadata("deo-cube").get_all("Provides-Extra") or []
+        if extra != "all"
+    }
+    incomplete = [extra for extra, (_, lacking) in by_extra.items() if lacking]
+    text = f"complete: {', '.join(e for e in by_extra if e not in incomplete) or 'none'}"
+    if incomplete:
+        text += f"; not installed, or older than expected: {', '.join(incomplete)}"
+    yield Finding("extras", "ok", text, f"pip install 'deo-cube[{','.join(incomplete)}]'" if incomplete else "")
+
+
+def _compare(requirements: Iterable[Requirement]) -> tuple[list[str], list[str]]:
+    """Return the installed versions that fit `requirements`, and what is missing or does not fit."""
     versions, problems = [], []
-    for requirement in map(Requirement, metadata.requires("deo-cube") or []):
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
+    for requirement in requirements:
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
@@ -115,10 +134,7 @@ def _packages() -> Iterator[Finding]:
             versions.append(f"{requirement.name} {version}")
         else:
             problems.append(f"{requirement.name} {version} (expected {requirement.specifier})")
-    lines = textwrap.wrap(", ".join(versions), 95, break_long_words=False, break_on_hyphens=False)
-    yield Finding("packages", "ok", "\n".join(lines))
-    if problems:
-        yield Finding("packages", "broken", ", ".join(problems), "pip install --upgrade deo-cube")
+    return versions, problems
 
 
 def _devices() -> Iterator[Finding]:
@@ -157,14 +173,16 @@ def _torchvision() -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    import psutil  # comes with distributed
-
     from deo_cube.embedding.runtime import cpu_lanes
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = options.OMP_NUM_THREADS or "not set"
     text = f"{usable} of {os.cpu_count()} usable, OMP_NUM_THREADS is {threads}: {cpu_lanes()} encode at once"
     yield Finding("cores", "ok", text)
+    if importlib.util.find_spec("psutil") is None:
+        return  # it comes with the extra `cluster`
+    import psutil
+
     memory = psutil.virtual_memory()
     yield Finding("memory", "ok", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB available")
 
@@ -260,19 +278,19 @@ def _model() -> Iterator[Finding]:
 
 
 def _end_to_end() -> Iterator[Finding]:
-    from deo_cube.cube.synthetic import synthetic_cube
     from deo_cube.embedding.embed import embed
     from deo_cube.store.open import verify_store
     from deo_cube.store.write import to_zarr
+    from deo_cube.testing import cube_at
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "emb.zarr"
         # On threads, whatever cluster is configured: this checks the installation.
-        to_zarr(embed(synthetic_cube(size=128, times=1), "tiny"), store, progress=False, scheduler="threads")
+        to_zarr(embed(cube_at((128, 128), times=1), "tiny"), store, progress=False, scheduler="threads")
         complete = verify_store(store).complete
     seconds = time.perf_counter() - start
     if complete:
-        yield Finding("end to end", "ok", f"a scene of 128 px was written and verified in {seconds:.1f} s")
+        yield Finding("end to end", "ok", f"a cube of 128 px was written and verified in {seconds:.1f} s")
     else:
         yield Finding("end to end", "broken", "the store does not verify")

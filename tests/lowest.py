@@ -7,16 +7,16 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-#: Extras whose lowest versions are tried together.
-EXTRAS = ("benchmarks", "stac", "stackstac", "store", "train", "vector", "view", "viz")
 #: What pip would otherwise look for among many versions: torchvision comes in pairs with torch.
 PAIRS = {"torch==2.10": "torchvision==0.25"}
 
 
 def constraints(pyproject: str) -> str:
-    """One line per dependency and extra, with the version after its ``>=``."""
+    """One line per dependency, and per package of the extra `all`, with the version after its ``>=``."""
     project = tomllib.loads(pyproject)["project"]
-    lines = [*project["dependencies"], *(line for e in EXTRAS for line in project["optional-dependencies"][e])]
+    extras = project["optional-dependencies"]
+    everything = re.findall(r"[\w-]+", extras["all"][0].partition("[")[2])
+    lines = [*project["dependencies"], *(line for extra in everything for line in extras[extra])]
     pinned = set()
     for line in lines:
         match = re.fullmatch(r"([\w.-]+)(\[[\w,-]+\])?>=([\w.]+)", line)

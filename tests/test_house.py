@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "deo_cube"
 #: From the door down; a room may import those below it.
 ROOMS = ("door", "viewer", "train", "evaluate", "heads", "store", "embedding", "encoder", "cube", "ground")
-GROUND = {"arguments", "constants", "flags", "errors", "options", "paths", "progress", "cli_errors"}
+GROUND = {"arguments", "constants", "extras", "flags", "errors", "options", "paths", "progress", "cli_errors"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

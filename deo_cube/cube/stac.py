@@ -34,6 +34,7 @@ from deo_cube.cube.stac_grid import (
 from deo_cube.cube.stac_items import find_assets, product_of_item, read_items, resolve_href
 from deo_cube.cube.units import OFFSET_COORD, SCL_INVALID
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, MissingBandsError
+from deo_cube.extras import require
 
 if TYPE_CHECKING:
     import pystac
@@ -121,6 +122,8 @@ def load_cube(
 
     Raises
     ------
+    MissingExtraError
+        Without the extra ``stac``.
     ArgumentError
         For no items, a place that touches none, a CRS without resolution in other units than the items', or a grid in
         degrees across the antimeridian.
@@ -136,8 +139,7 @@ def load_cube(
     HrefRefusedError
         For assets that their item may not name, see `allow`.
     """
-    import odc.stac
-
+    odc_stac = require("odc.stac", "pystac", extra="stac", purpose="load_cube")
     from deo_cube.cube.stac_reader import access  # late: rasterio and odc-loader are heavy
 
     if offset != "auto":
@@ -171,7 +173,7 @@ def load_cube(
 
     def load(which: Sequence[int], group: Any, **options: Any) -> xr.Dataset:
         with _plain_errors(groupby=groupby, chunks=chunks):
-            return odc.stac.load(  # type: ignore[no-any-return]
+            return odc_stac.load(  # type: ignore[no-any-return]
                 [plain[i] for i in which],
                 bands=names,
                 groupby=group,

@@ -18,6 +18,7 @@ from shapely.geometry import mapping
 from deo_cube import arguments
 from deo_cube.cube.footprint import cut_at_180, lonlat_bbox, place_geometry
 from deo_cube.errors import ArgumentError, ArgumentTypeError, CatalogueError
+from deo_cube.extras import require
 from deo_cube.options import get_option
 
 __all__ = ["CATALOGUES", "Catalogue", "catalogue", "search"]
@@ -185,6 +186,8 @@ def search(
 
     Raises
     ------
+    MissingExtraError
+        Without the extra ``stac``.
     CatalogueError
         If the catalogue is unknown or does not answer, or `offline` is set.
     ArgumentError
@@ -196,6 +199,7 @@ def search(
     >>> items = search("earth-search", bbox=place, datetime="2024-07", max_cloud=10)  # doctest: +SKIP
     >>> cube = deo_cube.load_cube(items, bbox=place, resolution=10)  # doctest: +SKIP
     """
+    require("pystac", "pystac_client", extra="stac", purpose="search")
     import pystac
 
     if max_cloud is not None:

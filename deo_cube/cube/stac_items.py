@@ -22,6 +22,7 @@ from deo_cube.errors import (
     MissingBandsError,
     StorageError,
 )
+from deo_cube.extras import require
 from deo_cube.options import get_option
 from deo_cube.paths import expand, is_url, local_path
 
@@ -50,6 +51,7 @@ def read_items(items: Any) -> list[pystac.Item]:
     CatalogueError
         For a URL that does not answer, or where the option `offline` is set.
     """
+    require("pystac", "pystac_client", extra="stac", purpose="reading STAC items")
     read = list(_items(items, None))
     if not read:
         raise ArgumentError("items is empty, so the search found nothing. Widen bbox, datetime or max_cloud")

@@ -30,6 +30,7 @@ from deo_cube.cube.hrefs import allowed, is_remote
 from deo_cube.cube.stac_catalogs import CATALOGUES
 from deo_cube.cube.stac_grid import Header
 from deo_cube.errors import ArgumentError, HrefRefusedError, MissingCRSError, MissingExtraError
+from deo_cube.extras import require
 
 __all__ = ["PlacedReader", "read_header", "Access", "access", "sign_planetary_computer"]
 
@@ -282,15 +283,11 @@ def access(hrefs: Iterable[str], sign: Sign | Literal["auto"] | None, *, allow: 
     if not unsigned:
         return Access(None, tuple(sorted(gdal)), allow=allow)
     try:
-        import planetary_computer  # noqa: F401
-    except ImportError as error:
-        if all("sig" in parse_qs(urlsplit(h).query) for h in unsigned):
-            return Access(
-                None, tuple(sorted(gdal)), allow=allow
-            )  # signed by the caller, for as long as the tokens are valid
-        raise MissingExtraError.wanted(
-            "planetary-computer", "stac", "reading files of the Planetary Computer (they are signed)"
-        ) from error
+        require("planetary_computer", extra="stac", purpose="reading files of the Planetary Computer (they are signed)")
+    except MissingExtraError:
+        if not all("sig" in parse_qs(urlsplit(h).query) for h in unsigned):
+            raise
+        return Access(None, tuple(sorted(gdal)), allow=allow)  # signed by the caller, while the tokens are valid
     return Access(sign_planetary_computer, tuple(sorted(gdal)), allow=allow)
 
 

@@ -19,6 +19,7 @@ from deo_cube import arguments
 from deo_cube.constants import SCL_CLASSES, WAVELENGTH_BANDS
 from deo_cube.cube.georeference import assign_grid
 from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.extras import require
 
 __all__ = ["BANDS", "synthetic_cube"]
 
@@ -91,9 +92,12 @@ def synthetic_cube(
 
     Raises
     ------
+    MissingExtraError
+        Without the extra ``demo``.
     ArgumentError
         For arguments that are not acceptable.
     """
+    require("scipy", extra="demo", purpose="synthetic_cube")
     shape, names = _checked_shape(size), _checked_bands(bands)
     arguments.choice("units", units, ("dn", "reflectance"))
     stored_dtype = _checked_dtype(dtype, units)

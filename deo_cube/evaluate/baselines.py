@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from deo_cube.encoder.random_convolutions import RandomConvolutions
 from deo_cube.errors import ArgumentError
+from deo_cube.extras import require
 
 __all__ = [
     "BASELINES",
@@ -53,16 +54,16 @@ class BandsWithContext:
 
     def __call__(self, array: Array, bands: Sequence[str]) -> Array:
         """(B, C, H, W) -> (B, C (1 + 2 len(sizes)), H, W)."""
-        from scipy.ndimage import uniform_filter
+        ndimage = require("scipy.ndimage", extra="heads", purpose="a baseline of local statistics")
 
         x = np.asarray(array, dtype="float32")
         out = [x]
         for size in self.sizes:
             window = (1, 1, size, size)
-            mean = uniform_filter(x, window, mode="mirror")
+            mean = ndimage.uniform_filter(x, window, mode="mirror")
             # The square of the deviation from the scene's level keeps float32 exact enough for a variance.
             level = x.mean(axis=(2, 3), keepdims=True)
-            square = uniform_filter((x - level) ** 2, window, mode="mirror") - (mean - level) ** 2
+            square = ndimage.uniform_filter((x - level) ** 2, window, mode="mirror") - (mean - level) ** 2
             out += [mean, np.sqrt(np.maximum(square, 0))]
         return np.concatenate(out, axis=1)
 

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.constants import WAVELENGTH_BANDS
-from deo_cube.errors import ArgumentError, InputNotFoundError, MissingExtraError
+from deo_cube.errors import ArgumentError, InputNotFoundError
 from deo_cube.evaluate.readers import S2_12, ChipSet, Scene
+from deo_cube.extras import require
 from deo_cube.paths import local_path
 
 __all__ = ["PASTIS_CLASSES", "read_geobench_chips", "read_geobench_scenes", "read_oscd", "read_pastis"]
@@ -75,10 +76,7 @@ class _Samples:
 
     def read(self, sample: str) -> tuple[Array, Array | None]:
         """Image (C, H, W) in DN, and the map of labels of a segmentation sample."""
-        try:
-            import h5py
-        except ImportError as error:
-            raise MissingExtraError.wanted("h5py", "benchmarks", "reading GEO-Bench") from error
+        h5py = require("h5py", extra="benchmarks", purpose="reading GEO-Bench")
         file = self.path / f"{sample}.hdf5"
         if not file.is_file():
             raise InputNotFoundError(f"GEO-Bench at {self.path}: no sample {file.name}")

@@ -28,6 +28,7 @@ from deo_cube.evaluate.protocols import (
 )
 from deo_cube.evaluate.scores import Difference, Score, compare
 from deo_cube.evaluate.upernet import upernet, upernet_halves
+from deo_cube.extras import require
 from deo_cube.paths import local_path
 
 if TYPE_CHECKING:
@@ -340,6 +341,8 @@ def evaluate(
 
     Raises
     ------
+    MissingExtraError
+        Without the extra ``benchmarks``.
     FileNotFoundError
         If none of the data are in the folder.
     ValueError
@@ -349,6 +352,7 @@ def evaluate(
     --------
     >>> print(evaluate("tiny", "data", tasks=["eurosat"]))  # doctest: +SKIP
     """
+    require("sklearn", "scipy", extra="benchmarks", purpose="evaluate")
     chosen = list(TASKS) if tasks is None else list(tasks)
     unknown = [t for t in chosen if t not in TASKS]
     if unknown:

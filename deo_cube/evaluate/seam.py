@@ -23,6 +23,7 @@ from deo_cube.embedding.embed import embed
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import resolve
 from deo_cube.errors import ArgumentError, TilePlanError
+from deo_cube.extras import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +88,7 @@ class SeamReport:
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Draw distances over the halo; written to `path` where one is given. Returns matplotlib's axes."""
-        import matplotlib.pyplot as plt
+        plt = require("matplotlib.pyplot", extra="viz", purpose="plotting a report")
 
         _, ax = plt.subplots(figsize=(6, 3.6))
         halo = [r.halo for r in self.rows]

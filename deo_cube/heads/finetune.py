@@ -28,6 +28,7 @@ from deo_cube.embedding.prepare import Prepared, prepare
 from deo_cube.embedding.tiles import plan_tiles
 from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.errors import ArgumentError
+from deo_cube.extras import require
 from deo_cube.heads.base import ModelId
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.labels import LabelOptions, rasterize_all
@@ -93,6 +94,7 @@ def fit_tuned(
 
     from deo_cube.encoder.loading import write_model
 
+    require("sklearn", "scipy", extra="heads", purpose="fine-tuning")
     start = clock.perf_counter()
     cube = cube_of(cube)
     integer("finetune", finetune)

@@ -77,6 +77,8 @@ def fit_head(
 
     Raises
     ------
+    MissingExtraError
+        Without the extra ``heads``, for the kinds that scikit-learn fits.
     LabelsError
         If labels cannot be read, are outside the embeddings, are all of one class, or none has a valid embedding.
     ArgumentError, ArgumentTypeError

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deo_cube.arguments import integer
 from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.extras import require
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.saved import read_json, write_json
 from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample
@@ -93,6 +94,7 @@ def cluster(
         )
     seed = integer("seed", seed, minimum=0)
     if clusters is None:
+        require("sklearn", extra="heads", purpose="cluster")
         parameters: Any = _fit(emb, _checked(k), seed, 32768)
     else:
         parameters, k = clusters.centres, len(clusters.centres)

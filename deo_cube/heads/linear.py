@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deo_cube.arguments import boolean, choice, integer, number
 from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.extras import require
 from deo_cube.heads.base import BaseHead, ModelId, category_attrs, check_model
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.labels import LabelledVectors, LabelOptions, label_vectors
@@ -86,6 +87,7 @@ class LinearHead(BaseHead):
         most : int
             Fit on a random subsample of this size where there are more vectors.
         """
+        require("sklearn", extra="heads", purpose="a linear head")
         choice("estimator", estimator, ("logistic", "ridge"))
         most, balanced = integer("most", most), boolean("balanced", balanced)
         block = None if block is None else number("block", block, above=0)

@@ -9,6 +9,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from deo_cube.extras import require
+
 __all__ = ["choose", "knn", "linear_probe", "ridge_probe"]
 
 Array = NDArray[Any]
@@ -32,6 +34,7 @@ def knn(train: Array, labels: Array, test: Array, *, k: int = 5) -> Array:
 
     Features are standardised. Weights decrease with distance, so a tie goes to the class with the nearer neighbours.
     """
+    require("sklearn", extra="heads", purpose="a probe of features")
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.preprocessing import StandardScaler
 
@@ -73,6 +76,7 @@ def linear_probe(
     sklearn Pipeline
         With `predict`, `predict_proba` and `decision_function`.
     """
+    require("sklearn", extra="heads", purpose="a probe of features")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
@@ -119,6 +123,7 @@ def ridge_probe(
     sklearn Pipeline
         With `predict`.
     """
+    require("sklearn", extra="heads", purpose="a probe of features")
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GroupKFold
     from sklearn.pipeline import make_pipeline

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.errors import ArgumentError
+from deo_cube.extras import require
 
 __all__ = ["LeakWarning", "blocks", "halves", "neighbourhoods", "split_groups", "warn_of_leak"]
 
@@ -69,7 +70,7 @@ def blocks(
     ArgumentError
         If the cases are in fewer than two blocks.
     """
-    from scipy.spatial import cKDTree
+    cKDTree = require("scipy.spatial", extra="heads", purpose="a split with a buffer").cKDTree
 
     x, y = np.asarray(x, dtype="float64"), np.asarray(y, dtype="float64")
     cell = np.stack([np.floor(x / size), np.floor(y / size)])
@@ -93,13 +94,13 @@ def blocks(
 
 def neighbourhoods(boxes: Array, reach: float) -> Array:
     """Return the neighbourhood of each box (n, 4: top, left, bottom, right); boxes within `reach` share one."""
-    from scipy.sparse.csgraph import connected_components
+    graphs = require("scipy.sparse.csgraph", extra="heads", purpose="grouping neighbours")
 
     top, left, low, right = np.asarray(boxes, "float64").T
     apart_y = np.maximum(top[:, None] - low[None], top[None] - low[:, None])
     apart_x = np.maximum(left[:, None] - right[None], left[None] - right[:, None])
     near = np.hypot(np.maximum(apart_y, 0), np.maximum(apart_x, 0)) <= reach
-    return np.asarray(connected_components(near, directed=False)[1])
+    return np.asarray(graphs.connected_components(near, directed=False)[1])
 
 
 def warn_of_leak(train_xy: Array, test_xy: Array, reach: float, *, what: str = "the split") -> float:
@@ -114,7 +115,7 @@ def warn_of_leak(train_xy: Array, test_xy: Array, reach: float, *, what: str = "
     what : str
         Name of the split in the warning.
     """
-    from scipy.spatial import cKDTree
+    cKDTree = require("scipy.spatial", extra="heads", purpose="a split with a buffer").cKDTree
 
     if not len(train_xy) or not len(test_xy):
         return 0.0

@@ -36,6 +36,7 @@ from deo_cube.errors import (
     MissingCRSError,
     MissingExtraError,
 )
+from deo_cube.extras import require
 from deo_cube.paths import expand, is_url
 
 __all__ = ["Table", "form_of", "located", "parsed_crs", "read_table", "stated_crs", "suffix_of"]
@@ -371,11 +372,7 @@ def _decoded(raw: bytes) -> str:
 
 def _read_file(path: str, layer: Any) -> Any:
     """Read a GeoDataFrame, or a DataFrame where the file has no geometries."""
-    try:
-        import geopandas as gpd
-    except ImportError as error:
-        raise MissingExtraError.wanted("geopandas", "vector", "reading labels from tables") from error
-
+    gpd = require("geopandas", extra="vector", purpose="reading labels from tables")
     name, suffix = Path(path).name, suffix_of(path)
     try:
         if suffix in (".parquet", ".geoparquet", ".pq", ".feather"):

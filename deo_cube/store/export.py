@@ -26,7 +26,8 @@ from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.cube.plain import plain, text
 from deo_cube.cube.times import read_times
 from deo_cube.embedding.metadata import PREFIX, derivation
-from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError, StorageError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, StorageError
+from deo_cube.extras import require
 from deo_cube.paths import local_path
 
 __all__ = ["to_cog", "to_geoparquet"]
@@ -297,11 +298,7 @@ def to_geoparquet(
     StorageError
         If the file cannot be written.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError.wanted("pyarrow", "vector", "writing GeoParquet") from error
+    pa, pq = (require(m, extra="vector", purpose="writing GeoParquet") for m in ("pyarrow", "pyarrow.parquet"))
     emb = embeddings_of(emb)
     pool = arguments.integer("pool", pool)
     if arguments.number("min_valid", min_valid, minimum=0, maximum=1) == 1:

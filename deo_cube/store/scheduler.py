@@ -12,6 +12,7 @@ from typing import Any
 
 from deo_cube.embedding import runtime
 from deo_cube.errors import ArgumentError, SchedulerError
+from deo_cube.extras import require
 from deo_cube.paths import local_path
 
 __all__ = ["choose_scheduler", "connect", "is_address"]
@@ -57,6 +58,7 @@ def choose_scheduler(scheduler: str | None) -> str:
             "cluster); on the command line also an address (tcp://HOST:8786) or a scheduler's file ending in .json"
         )
     if kind == "distributed" and client is None:
+        require("distributed", extra="cluster", purpose="scheduler='distributed'")
         raise ArgumentError(
             "scheduler='distributed' needs a client, and this process has none: dask.distributed.Client(...) before "
             "the call, or on the command line the address, --scheduler tcp://HOST:8786"
@@ -83,11 +85,14 @@ def connect(scheduler: str) -> Any:
 
     Raises
     ------
+    MissingExtraError
+        Without the extra ``cluster``.
     SchedulerError
         If the file is missing, cannot be read or names no address; if no Dask scheduler answers.
     """
     import dask
 
+    require("distributed", extra="cluster", purpose=f"scheduler={scheduler!r}")
     address = scheduler if "://" in scheduler else _address_in(local_path(scheduler))
     limit = dask.utils.parse_timedelta(dask.config.get("distributed.comm.timeouts.connect", "30s"))
     try:

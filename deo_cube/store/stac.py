@@ -25,6 +25,7 @@ from deo_cube.embedding.metadata import PREFIX, model_url
 from deo_cube.encoder.card import ModelCard, Stem
 from deo_cube.encoder.registry import card as find_card
 from deo_cube.errors import StoreMismatchError, UnknownModelError
+from deo_cube.extras import require
 from deo_cube.paths import is_url, local_path
 from deo_cube.store.open import open_embeddings
 
@@ -65,9 +66,12 @@ def stac_item(store: Any, *, id: str | None = None, href: str | None = None) -> 
 
     Raises
     ------
+    MissingExtraError
+        Without the extra ``stac``.
     StoreMismatchError
         If the store was not made by deo_cube, or has no date.
     """
+    require("pystac", extra="stac", purpose="stac_item")
     import pystac
 
     emb = open_embeddings(store)
@@ -157,6 +161,7 @@ def collection_of(store: Any, *, description: str | None = None, license: str = 
         With ``emb:type``, ``emb:dimensions``, ``data_type`` and the links ``emb:model`` and ``emb:source-data``, which
         the extension requires. Its extent is the store's.
     """
+    require("pystac", extra="stac", purpose="collection_of")
     import pystac
 
     emb = open_embeddings(store)
@@ -223,11 +228,14 @@ def publish(
 
     Raises
     ------
+    MissingExtraError
+        Without the extra ``stac``.
     StoreMismatchError
         If there is no store of this package, or it is not in a folder.
     UnknownModelError
         If the card of the model that made it is not available: pass `model`.
     """
+    require("pystac", extra="stac", purpose="publish")
     import pystac
 
     from deo_cube.store.stac import model_item
@@ -353,9 +361,12 @@ def model_item(model: str | Path | ModelCard, *, weights_sha256: str | None = No
 
     Raises
     ------
+    MissingExtraError
+        Without the extra ``stac``.
     UnknownModelError
         If there is no such model, or its card states other weights.
     """
+    require("pystac", extra="stac", purpose="model_item")
     import pystac
 
     card = model if isinstance(model, ModelCard) else find_card(model)

@@ -26,7 +26,8 @@ from zarr.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from deo_cube.errors import ArgumentError, MissingExtraError, StoreMismatchError
+from deo_cube.errors import ArgumentError, StoreMismatchError
+from deo_cube.extras import require
 from deo_cube.paths import is_url, local_path
 
 __all__ = [
@@ -130,10 +131,7 @@ def _of_url(url: str, options: dict[str, Any]) -> Any:
         return unquote(urlsplit(url).path)
     if scheme not in OBSTORE_SCHEMES:
         return zarr.storage.FsspecStore.from_url(url, storage_options=options or None)
-    try:
-        from obstore.store import from_url
-    except ImportError as error:
-        raise MissingExtraError.wanted("obstore", "store", f"{url} (an object store)") from error
+    from_url = require("obstore.store", extra="store", purpose=f"{url} (an object store)").from_url
     config = {_FSSPEC_NAMES.get(k, k): v for k, v in options.items()}
     client = dict(config.pop("client_options", {}))
     retry = config.pop("retry_config", None)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deo_cube.errors import MissingExtraError
+from deo_cube.extras import require
 from deo_cube.train.config import Augment, Student
 
 __all__ = ["Augmentation", "View", "generator", "hidden_squares"]
@@ -84,11 +84,7 @@ class Augmentation:
     """
 
     def __init__(self, config: Augment, student: Student, level: Literal["own", "L1C", "L2A"] = "own") -> None:
-        try:
-            import kornia.enhance
-            import kornia.filters  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError.wanted("kornia", "train", "training") from error
+        require("kornia.enhance", "kornia.filters", "sklearn", extra="train", purpose="training")
         self.config, self.level = config, level
         self.ms_mean, self.ms_std = _column(student.ms_mean), _column(student.ms_std)
         self.rgb_mean, self.rgb_std = _column(student.rgb_mean), _column(student.rgb_std)

@@ -17,7 +17,8 @@ import xarray as xr
 
 from deo_cube.arguments import embeddings_of, integer
 from deo_cube.cube.eopf import cube_of
-from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError, StorageError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, StorageError
+from deo_cube.extras import require
 from deo_cube.heads.base import Head
 
 __all__ = ["Explorer", "explore", "serve"]
@@ -42,13 +43,10 @@ class Explorer:
         port = integer("port", port, minimum=0, maximum=65535)
         if not isinstance(host, str):
             raise ArgumentTypeError(f"host must be a name or an address, got {host!r}")
-        try:
-            import uvicorn
+        uvicorn = require("uvicorn", "starlette", "PIL", extra="view", purpose="the viewer")
+        from deo_cube.viewer.routes import create_app
+        from deo_cube.viewer.server import AccessRules, server_config
 
-            from deo_cube.viewer.routes import create_app
-            from deo_cube.viewer.server import AccessRules, server_config
-        except ImportError as error:
-            raise MissingExtraError.wanted("starlette and uvicorn", "view", "the viewer") from error
         self.state, self.height = state, height
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM)

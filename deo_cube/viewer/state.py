@@ -16,7 +16,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError
+from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.extras import require
 from deo_cube.heads.base import Head, check_model
 from deo_cube.heads.head import fit_head, load_head
 from deo_cube.heads.pca import fit_pca, pca_rgb
@@ -278,10 +279,8 @@ class ViewerState:
         labels = self.labels
         if len(set(labels.codes)) < 2:
             raise BadRequest("labels must be of at least two classes for a classified map: add labels of another class")
-        try:
-            table = labels.to_geopandas()
-        except ImportError:
-            raise MissingExtraError.wanted("geopandas", "view", "fitting on labels") from None
+        require("geopandas", "sklearn", extra="view", purpose="fitting on labels")
+        table = labels.to_geopandas()
 
         def work() -> Head:
             emb = self._window_around(table)
