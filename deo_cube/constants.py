@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 __all__ = [
+    "Attribute",
     "DTYPES",
     "INT8_INVALID",
     "MODEL_BANDS",
@@ -59,3 +60,43 @@ PRECISIONS = ("float32", "bfloat16")
 INT8_INVALID = -128
 #: Start of the names of the attributes that this package writes.
 PREFIX = "deo_cube:"
+
+
+class Attribute:
+    """Names of the attributes that this package writes on cubes, embeddings, maps and STAC items."""
+
+    BANDS = "deo_cube:bands"
+    BLOCKS = "deo_cube:blocks"
+    CARD = "deo_cube:card"
+    COMPOSITE = "deo_cube:composite"
+    DERIVED = "deo_cube:derived"
+    DTYPE = "deo_cube:dtype"
+    FINGERPRINT = "deo_cube:fingerprint"
+    FORMAT = "deo_cube:format"
+    FROM_FILE = "deo_cube:from_file"
+    GENERATION = "deo_cube:generation"
+    GSD = "deo_cube:gsd"
+    HEAD = "deo_cube:head"
+    IDENTITY = "deo_cube:identity"
+    LAYER = "deo_cube:layer"
+    LICENSE_CODE = "deo_cube:license_code"
+    LICENSE_WEIGHTS = "deo_cube:license_weights"
+    MASK_CLOUDS = "deo_cube:mask_clouds"
+    MODEL = "deo_cube:model"
+    MODEL_ALIAS = "deo_cube:model_alias"
+    MODEL_FINGERPRINT = "deo_cube:model_fingerprint"
+    MODEL_URL = "deo_cube:model_url"
+    NORMALIZATION = "deo_cube:normalization"
+    OFFSET = "deo_cube:offset"
+    PLAN = "deo_cube:plan"
+    RADIOMETRY = "deo_cube:radiometry"
+    SCALES = "deo_cube:scales"
+    SCENE = "deo_cube:scene"
+    SOURCE = "deo_cube:source"
+    STATE = "deo_cube:state"
+    STEM = "deo_cube:stem"
+    SYNTHETIC = "deo_cube:synthetic"
+    VERSION = "deo_cube:version"
+    WEIGHTS_SHA256 = "deo_cube:weights_sha256"
+    WEIGHTS_STATUS = "deo_cube:weights_status"
+    WINDOW = "deo_cube:window"

@@ -12,6 +12,7 @@ from typing import Any
 
 import xarray as xr
 
+from deo_cube.constants import Attribute
 from deo_cube.cube.stac_catalogs import search
 from deo_cube.cube.synthetic import synthetic_cube
 from deo_cube.embedding.embed import embed
@@ -64,7 +65,7 @@ def run(
     start = time.perf_counter()
     emb = to_zarr(embed(cube, model), store, overwrite=True)
     seconds = time.perf_counter() - start
-    untrained = emb.attrs["deo_cube:weights_status"] == "untrained"
+    untrained = emb.attrs[Attribute.WEIGHTS_STATUS] == "untrained"
     print(f"\n3. embedded in {seconds:.1f} s: {', '.join(f'{d} {n}' for d, n in emb.sizes.items())}, {emb.dtype}")
     print(f"   store:   {store}   (xarray.open_zarr, or deo_cube.open_embeddings)")
     if untrained:
@@ -102,9 +103,9 @@ def picture(cube: xr.Dataset, emb: xr.DataArray, path: Path) -> Path:
     channels = next(d for d in rgb.dims if d not in emb.dims)
     figure, axes = plt.subplots(1, 2, figsize=(13, 7), layout="constrained")
     date = str(cube.time.dt.strftime("%Y-%m-%d").item()) if "time" in cube.coords else ""
-    synthetic = bool(cube.attrs.get("deo_cube:synthetic", 0))
-    name = emb.attrs["deo_cube:model_alias"]
-    state = " (untrained)" if emb.attrs["deo_cube:weights_status"] == "untrained" else ""
+    synthetic = bool(cube.attrs.get(Attribute.SYNTHETIC, 0))
+    name = emb.attrs[Attribute.MODEL_ALIAS]
+    state = " (untrained)" if emb.attrs[Attribute.WEIGHTS_STATUS] == "untrained" else ""
     stride = round(abs(float(emb.x[1] - emb.x[0])))
     axes[0].imshow((colour / 2500).clip(0, 1) ** 0.8, extent=box, interpolation="nearest")
     axes[0].set_title(f"{'Synthetic' if synthetic else 'Sentinel-2'} scene, true colour, {date}")

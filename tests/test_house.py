@@ -66,6 +66,15 @@ def test_tiles_are_integers_and_numpy_only() -> None:
     assert not re.search(r"^\s*(import|from) (torch|dask|xarray)\b", source, re.M)
 
 
+def test_names_of_attributes_are_constants() -> None:
+    formats = {"deo_cube:radiometry", "deo_cube:normalization"}  # of expressions in STAC
+    for path in MODULES:
+        if path.name != "constants.py":
+            literals = {n.value for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Constant)}
+            names = {v for v in literals if isinstance(v, str) and re.fullmatch(r"deo_cube:\w*", v)}
+            assert names <= formats, f"{path}: deo_cube.constants.Attribute names them"
+
+
 def test_weights_are_never_loaded_loosely() -> None:
     for path in MODULES:
         source = path.read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ import xarray as xr
 
 from deo_cube import arguments
 from deo_cube.arguments import refuse_foreign
+from deo_cube.constants import PREFIX, Attribute
 from deo_cube.cube import georeference, times
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.eopf import cube_of
@@ -245,10 +246,10 @@ def _annotated(
     out = whole.assign(names).transpose("time", ...)
     out = out.assign_coords({"dates": ("time", np.asarray(counts)), OFFSET_COORD: ("time", np.zeros(len(counts)))})
     clouds = "no data alone left out" if mask is False else "a mask given" if mask is not None else "clouds after SCL"
-    attrs = {k: v for k, v in cube.attrs.items() if str(k).startswith("deo_cube:") or k in ("title", "product_level")}
+    attrs = {k: v for k, v in cube.attrs.items() if str(k).startswith(PREFIX) or k in ("title", "product_level")}
     out.attrs = attrs | {
-        "deo_cube:composite": f"{how} of {', '.join(map(str, counts))} dates; {clouds}",
-        "deo_cube:offset": f"a composite of canonical DN ({'; '.join(r.reasons)})",
+        Attribute.COMPOSITE: f"{how} of {', '.join(map(str, counts))} dates; {clouds}",
+        Attribute.OFFSET: f"a composite of canonical DN ({'; '.join(r.reasons)})",
     }
     placed: xr.Dataset = georeference.assign_grid(out, georeference.geobox(cube))
     return placed

@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from deo_cube import arguments
+from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.boa_offset import PRODUCT_KEYS, Product, decide_offset
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, level_of
@@ -128,7 +129,7 @@ def cube_of_product(groups: Mapping[str, xr.Dataset], attrs: Mapping[Any, Any], 
             "item_ids": ("time", np.array([str(properties.get("id", ""))], dtype=object)),
         }
     )
-    cube.attrs = {"deo_cube:source": "EOPF product", "deo_cube:offset": reason}
+    cube.attrs = {Attribute.SOURCE: "EOPF product", Attribute.OFFSET: reason}
     levels = {level_of(properties.get(k)) for k in ("product:type", "id")} - {None}
     levels |= {m[1] for m in re.finditer(r"S0?2[A-D]?_?MSI(L1C|L2A)", f"{properties.get('product:type')} {name}")}
     if len(levels) == 1:

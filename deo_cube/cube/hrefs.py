@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from deo_cube.constants import Attribute
 from deo_cube.errors import ArgumentTypeError, HrefRefusedError
 from deo_cube.paths import local_path
 
@@ -75,7 +76,7 @@ def origin_of(item: pystac.Item) -> Origin:
 
 
 #: Extra field of items that were read from a file of this machine, whatever their links say.
-FROM_FILE = "deo_cube:from_file"
+FROM_FILE = Attribute.FROM_FILE
 
 
 def is_remote(href: str) -> bool:

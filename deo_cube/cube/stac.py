@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from pyproj.exceptions import ProjError
 
-from deo_cube.constants import MODEL_BANDS
+from deo_cube.constants import MODEL_BANDS, Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.boa_offset import Offset, decide_offset
 from deo_cube.cube.footprint import footprint
@@ -429,8 +429,8 @@ def _annotated(
             stacklevel=3,
         )
     reasons = Counter(one.offset.reason for one in loaded).most_common()
-    cube.attrs["deo_cube:source"] = f"{len(items)} STAC items, by load_cube"
-    cube.attrs["deo_cube:offset"] = "; ".join(f"{reason} ({n} of {len(items)} items)" for reason, n in reasons)
+    cube.attrs[Attribute.SOURCE] = f"{len(items)} STAC items, by load_cube"
+    cube.attrs[Attribute.OFFSET] = "; ".join(f"{reason} ({n} of {len(items)} items)" for reason, n in reasons)
     return cube
 
 
@@ -460,7 +460,7 @@ def _cloudless(cube: xr.Dataset) -> xr.Dataset:
     clear = ~cube["SCL"].isin(SCL_INVALID)
     masked = {str(n): v.where(clear, _nodata(v)) for n, v in cube.data_vars.items() if n != "SCL"}
     cube = cube.assign(masked)
-    cube.attrs["deo_cube:mask_clouds"] = f"pixels of SCL {', '.join(map(str, SCL_INVALID))} set to nodata"
+    cube.attrs[Attribute.MASK_CLOUDS] = f"pixels of SCL {', '.join(map(str, SCL_INVALID))} set to nodata"
     return cube
 
 

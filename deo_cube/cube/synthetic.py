@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
 from deo_cube import arguments
-from deo_cube.constants import SCL_CLASSES, WAVELENGTH_BANDS
+from deo_cube.constants import SCL_CLASSES, WAVELENGTH_BANDS, Attribute
 from deo_cube.cube.georeference import assign_grid
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
@@ -355,7 +355,7 @@ def _dataset(
         attrs={
             "title": TITLE,
             "source": f"drawn by deo_cube.synthetic_cube(seed={seed})",
-            "deo_cube:synthetic": 1,
+            Attribute.SYNTHETIC: 1,
             "product_level": "L2A",
         },
     )

@@ -23,7 +23,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube import arguments
-from deo_cube.constants import SCL_INVALID, TCI_SCALE
+from deo_cube.constants import SCL_INVALID, TCI_SCALE, Attribute
 from deo_cube.cube.bands import BandMatch
 from deo_cube.cube.boa_offset import ADD_OFFSET, PRODUCT_KEYS, Offset, Product, decide_offset, stated_offset
 from deo_cube.cube.georeference import dims
@@ -53,7 +53,7 @@ _SCALE: dict[Units, float] = {"dn": 1.0, "reflectance": 1e4, "percent": 100.0, "
 OFFSET_COORD = "boa_add_offset"
 """Coordinate along time, or attribute, that records an earlier decision: the DN to add; NaN where undecided."""
 
-_REASONS = "deo_cube:offset"  # attribute with the reasons of a recorded offset
+_REASONS = Attribute.OFFSET  # attribute with the reasons of a recorded offset
 
 
 _SAMPLE = 1_000_000

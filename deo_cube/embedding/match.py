@@ -13,7 +13,7 @@ from typing import Any, Literal
 import xarray as xr
 
 from deo_cube import arguments
-from deo_cube.constants import PREFIX
+from deo_cube.constants import PREFIX, Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.eopf import cube_of
@@ -193,13 +193,13 @@ def summarise_embeddings(emb: xr.DataArray) -> Summary:
     def attribute(name: str) -> str:
         return str(emb.attrs.get(PREFIX + name, "unknown"))
 
-    plan = json.loads(emb.attrs.get(PREFIX + "plan", "{}"))
+    plan = json.loads(emb.attrs.get(Attribute.PLAN, "{}"))
     facts = [
         ("size", ", ".join(f"{d} {n}" for d, n in emb.sizes.items()) + f"; {emb.dtype}"),
         ("model", f"{attribute('model')}, layer {attribute('layer')}, weights {attribute('weights_status')}"),
     ]
     if plan:
         facts.append(("tiles", f"{plan['tile']} px, halo {plan['halo']} px, one vector per {plan['patch']} px"))
-    if PREFIX + "radiometry" in emb.attrs:
+    if Attribute.RADIOMETRY in emb.attrs:
         facts.append(("units", "; ".join(json.loads(attribute("radiometry")).get("why", []))))
     return Summary(tuple(facts), title="deo_cube view of embeddings")

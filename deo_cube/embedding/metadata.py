@@ -22,7 +22,7 @@ import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from deo_cube.constants import PREFIX
+from deo_cube.constants import PREFIX, Attribute
 from deo_cube.cube.units import product_levels
 from deo_cube.embedding import graph, transfer
 
@@ -127,8 +127,8 @@ def provenance(p: Prepared, cube: xr.Dataset | xr.DataArray) -> dict[str, Any]:
     said = {
         k: cube.attrs[k] for k in (PREFIX + k for k in ("synthetic", "composite", "mask_clouds")) if k in cube.attrs
     }
-    if PREFIX + "synthetic" in said and "source" in cube.attrs:
-        said[PREFIX + "scene"] = cube.attrs["source"]
+    if Attribute.SYNTHETIC in said and "source" in cube.attrs:
+        said[Attribute.SCENE] = cube.attrs["source"]
     return {PREFIX + k: v for k, v in facts.items()} | said
 
 
@@ -142,8 +142,8 @@ def model_url(card: ModelCard) -> str:
 def model_of(emb: xr.DataArray) -> str:
     """Return where the model that made an array is found; for what was computed from embeddings, a URN that says so."""
     if derivation(emb) is not None:
-        return f"urn:deo-cube:derived:{emb.attrs[PREFIX + 'model']}"
-    return str(emb.attrs.get(PREFIX + "model_url", "urn:deo-cube:model:unknown"))
+        return f"urn:deo-cube:derived:{emb.attrs[Attribute.MODEL]}"
+    return str(emb.attrs.get(Attribute.MODEL_URL, "urn:deo-cube:model:unknown"))
 
 
 #: Provenance that decides the numbers, and so guards a resumed store. The version does not: a patch release may resume.
@@ -188,10 +188,10 @@ def derivation(emb: xr.DataArray) -> str | None:
     xarray keeps attributes through arithmetic, so a mean or a product claims to be the model's output until this says
     otherwise. Dask's names of its steps serve as words here and decide nothing.
     """
-    model = emb.attrs.get(PREFIX + "model_alias")
+    model = emb.attrs.get(Attribute.MODEL_ALIAS)
     if model is None:
         return None
-    before = emb.attrs.get(PREFIX + "derived")
+    before = emb.attrs.get(Attribute.DERIVED)
     if emb.chunks is None or not (graph.block_tasks(emb.data) or graph.stored(emb.data)):
         return str(before) if before is not None else f"values in memory, from {model} embeddings"
     steps = list(dict.fromkeys(_STEP.sub("", kind).replace("_", " ") for kind in graph.derived(emb.data)))
@@ -217,16 +217,16 @@ def conventions(emb: xr.DataArray, geobox: GeoBox, dims: tuple[str, str]) -> dic
     bounds = geobox.boundingbox.bbox
     epsg = crs.epsg
     projection: dict[str, Any] = {"proj:code": f"EPSG:{epsg}"} if epsg else {"proj:wkt2": crs.wkt}
-    plan = json.loads(emb.attrs.get(PREFIX + "plan", "{}"))
+    plan = json.loads(emb.attrs.get(Attribute.PLAN, "{}"))
     patch = int(plan.get("patch", 1))
-    synthetic = bool(emb.attrs.get(PREFIX + "synthetic", 0))
+    synthetic = bool(emb.attrs.get(Attribute.SYNTHETIC, 0))
     embedding: dict[str, Any] = {
         "geoemb:type": "chip" if patch > 1 else "pixel",
         "geoemb:dimensions": int(emb.sizes["embedding"]),
         "geoemb:model": model_of(emb),
         "geoemb:source_data": [SYNTHETIC if synthetic else SOURCE],
         "geoemb:data_type": str(emb.dtype),
-        "geoemb:gsd": float(emb.attrs.get(PREFIX + "gsd", 10.0)) * patch,
+        "geoemb:gsd": float(emb.attrs.get(Attribute.GSD, 10.0)) * patch,
         "geoemb:build_version": f"deo_cube {package_version()}",
     }
     if patch > 1:

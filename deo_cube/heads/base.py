@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.constants import Attribute
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.saved import write_head
@@ -44,7 +45,9 @@ class ModelId:
     @classmethod
     def of(cls, emb: xr.DataArray) -> ModelId:
         """Return the model that the attributes of embeddings name."""
-        names = (str(emb.attrs.get(f"deo_cube:{k}", "")) for k in ("model_alias", "model_fingerprint", "layer"))
+        names = (
+            str(emb.attrs.get(k, "")) for k in (Attribute.MODEL_ALIAS, Attribute.MODEL_FINGERPRINT, Attribute.LAYER)
+        )
         return cls(emb.sizes["embedding"], *names)
 
     @classmethod
@@ -179,7 +182,7 @@ def check_model(head: Head, emb: xr.DataArray) -> xr.DataArray:
     """Return `emb` as heads read it, if it is of the model of the head."""
     emb = as_embeddings(emb)
     # The fingerprint tells stems apart too, but a user who gave red, green and blue needs to read about bands.
-    stem, own = head.report.get("stem"), emb.attrs.get("deo_cube:stem")
+    stem, own = head.report.get("stem"), emb.attrs.get(Attribute.STEM)
     if stem and own and stem != own:
         raise ArgumentError(
             f"the head reads vectors of the bands {head.report.get('bands', stem)}, the embeddings are of the model's "
@@ -192,8 +195,8 @@ def check_model(head: Head, emb: xr.DataArray) -> xr.DataArray:
 def category_attrs(head: Head, *, probabilities: bool) -> dict[str, Any]:
     """Return the attributes of a prediction."""
     attrs: dict[str, Any] = {"long_name": "probability of each class" if probabilities else "class"}
-    attrs["deo_cube:head"] = head.kind
-    attrs["deo_cube:model_fingerprint"] = head.model.fingerprint
+    attrs[Attribute.HEAD] = head.kind
+    attrs[Attribute.MODEL_FINGERPRINT] = head.model.fingerprint
     # What a bundled head states of its map goes with the map (CF's names for it).
     attrs |= {k: str(head.report[k]) for k in ("comment", "references") if k in head.report}
     return attrs if probabilities else attrs | head.classes.attrs()

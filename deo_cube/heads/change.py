@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.saved import read_json, write_json
-from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample, select_time, spatial_dims
+from deo_cube.heads.vectors import (
+    as_embeddings,
+    fit_lazily,
+    map_vectors,
+    model_fingerprint,
+    sample,
+    select_time,
+    spatial_dims,
+)
 
 __all__ = ["Calibration", "change", "fit_calibration"]
 
@@ -142,7 +150,7 @@ def fit_calibration(
     emb = as_embeddings(emb)
     a, b = _pair(emb, before, after)
     numbers = np.asarray(_fit_lazily(emb, a, b, unchanged).values, dtype="float64")
-    return Calibration(numbers[: -LEVELS - 1], numbers[-LEVELS - 1 : -1], float(numbers[-1]), _model(a))
+    return Calibration(numbers[: -LEVELS - 1], numbers[-LEVELS - 1 : -1], float(numbers[-1]), model_fingerprint(a))
 
 
 def _check_calibration(calibration: Any, emb: xr.DataArray) -> None:
@@ -150,9 +158,10 @@ def _check_calibration(calibration: Any, emb: xr.DataArray) -> None:
         raise ArgumentTypeError(
             f"calibration must be that of fit_calibration or Calibration.load, got {type(calibration).__name__}"
         )
-    if calibration.model and _model(emb) not in ("", calibration.model):
+    if calibration.model and model_fingerprint(emb) not in ("", calibration.model):
         raise ArgumentError(
-            f"calibration must be of the model of the embeddings, {_model(emb)}, got one of model {calibration.model}"
+            f"calibration must be of the model of the embeddings, {model_fingerprint(emb)}, got one of model "
+            f"{calibration.model}"
         )
     if len(calibration.weights) != emb.sizes["embedding"] + 1:
         raise ArgumentError(
@@ -178,9 +187,10 @@ def _pair(emb: xr.DataArray, before: Any, after: Any) -> tuple[xr.DataArray, xr.
             f"before and after must be on one grid, got {_extent(a)} and {_extent(b)}: embed both on one, or reproject "
             "one, after.odc.reproject(before.odc.geobox)"
         )
-    if _model(a) and _model(b) and _model(a) != _model(b):
+    models = model_fingerprint(a), model_fingerprint(b)
+    if all(models) and models[0] != models[1]:
         raise ArgumentError(
-            f"before and after must be of one model, got {_model(a)} and {_model(b)}: embed both with one"
+            f"before and after must be of one model, got {models[0]} and {models[1]}: embed both with one"
         )
     return a, b
 
@@ -197,10 +207,6 @@ def _same_grid(a: xr.DataArray, b: xr.DataArray) -> bool:
 def _extent(a: xr.DataArray) -> str:
     each = (f"{d} {float(a[d][0]):g} to {float(a[d][-1]):g} in {a.sizes[d]}" for d in spatial_dims(a))
     return ", ".join(each)
-
-
-def _model(emb: xr.DataArray) -> str:
-    return str(emb.attrs.get("deo_cube:model_fingerprint", ""))
 
 
 def _time_attrs(before: Any, after: Any) -> dict[str, str]:

@@ -21,6 +21,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.arguments import integer, number
+from deo_cube.constants import Attribute
 from deo_cube.embedding.embed import embed
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import resolve
@@ -301,8 +302,8 @@ def multiscale(
     if joined.chunks is not None:
         joined = joined.copy(data=joined.data.rechunk({joined.get_axis_num("embedding"): -1}))
     joined.attrs = finest.attrs | {
-        "deo_cube:scales": [int(p.sizes["embedding"]) for p in parts],
-        "deo_cube:layer": "+".join(layer.name for layer in chosen),
+        Attribute.SCALES: [int(p.sizes["embedding"]) for p in parts],
+        Attribute.LAYER: "+".join(layer.name for layer in chosen),
     }
     return joined
 
@@ -325,7 +326,7 @@ def _on_grid(coarse: xr.DataArray, fine: xr.DataArray) -> xr.DataArray:
 
 def _stated_scales(array: xr.DataArray, dim: int) -> tuple[int, ...]:
     """Return the scales that `multiscale` wrote into the attributes."""
-    scales = tuple(int(v) for v in np.atleast_1d(array.attrs.get("deo_cube:scales", ())))
+    scales = tuple(int(v) for v in np.atleast_1d(array.attrs.get(Attribute.SCALES, ())))
     if scales and sum(scales) != dim:
         raise ArgumentError(
             f"embeddings state scales of {scales} numbers, but have vectors of {dim}: pass all of the vector, or "

@@ -16,7 +16,7 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.saved import read_json, write_json
-from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample
+from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, model_fingerprint, sample
 
 __all__ = ["Clusters", "cluster", "fit_clusters"]
 
@@ -58,7 +58,7 @@ class Clusters:
 def fit_clusters(emb: xr.DataArray, k: int = 8, *, seed: int = 0, most: int = 32768) -> Clusters:
     """Fit clusters now, on a fixed subsample of at most about `most` vectors."""
     emb = as_embeddings(emb)
-    model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
+    model = model_fingerprint(emb)
     seed, most = integer("seed", seed, minimum=0), integer("most", most)
     return Clusters(np.asarray(_fit(emb, _checked(k), seed, most).values), model)
 
@@ -102,7 +102,7 @@ def cluster(
             raise ArgumentError(
                 f"clusters must be of vectors of length {emb.sizes['embedding']}, got length {parameters.shape[1]}"
             )
-        model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
+        model = model_fingerprint(emb)
         if model and clusters.model and model != clusters.model:
             raise ArgumentError(f"clusters must be of the model of the embeddings, {model}, got {clusters.model}")
     classes = Classes(tuple(range(k)), tuple(f"cluster {i}" for i in range(k)))

@@ -17,6 +17,7 @@ from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
 from deo_cube.arguments import embeddings_of
+from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.eopf import cube_of
 from deo_cube.embedding.embed import embed
@@ -118,7 +119,7 @@ def segment(
     if blend and not is_cube:
         raise ArgumentTypeError("cube must be a cube with blend=True, which embeds on four tile grids; got embeddings")
     emb = _embedded(cube, head, dict(embed_options))
-    patch = json.loads(emb.attrs.get("deo_cube:plan", "{}")).get("patch")
+    patch = json.loads(emb.attrs.get(Attribute.PLAN, "{}")).get("patch")
     if patch is None:
         raise ArgumentError(
             "cube must be a cube, or embeddings that state the pixels per patch: pass the cube, or use "
@@ -188,7 +189,7 @@ def _is_embeddings(cube: Any) -> bool:
 def _head(head: Any, cube: Any, options: dict[str, Any]) -> tuple[Head, dict[str, Any]]:
     """Return the head, by default the model's own, and the options of `embed` that are left."""
     if head is None:
-        model = options.get("model", getattr(cube, "attrs", {}).get("deo_cube:model_alias") or DEFAULT_MODEL)
+        model = options.get("model", getattr(cube, "attrs", {}).get(Attribute.MODEL_ALIAS) or DEFAULT_MODEL)
         if not isinstance(model, str):
             raise ArgumentError(
                 "head: expected a head of fit_head, the path of a saved one, or a model that comes with one, "

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from deo_cube.arguments import integer
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.saved import read_json, write_json
-from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, sample
+from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, model_fingerprint, sample
 
 __all__ = ["PCA", "fit_pca", "pca_rgb"]
 
@@ -90,7 +90,7 @@ def fit_pca(emb: xr.DataArray | Sequence[xr.DataArray], *, most: int = 16384) ->
     if not arrays:
         raise ArgumentError("emb must be embeddings, or a list of them; got an empty list")
     integer("most", most, minimum=3)
-    models = {str(a.attrs.get("deo_cube:model_fingerprint", "")) for a in arrays}
+    models = {model_fingerprint(a) for a in arrays}
     if len(models) != 1 or len({a.sizes["embedding"] for a in arrays}) != 1:
         raise ArgumentError(f"emb must be embeddings of one model and length, got models {sorted(models)}")
     _check_length(arrays[0])
@@ -130,7 +130,7 @@ def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.D
         raise ArgumentError(
             f"basis must be for vectors of length {emb.sizes['embedding']}, got one for length {len(basis.mean)}"
         )
-    model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
+    model = model_fingerprint(emb)
     if basis is not None and basis.model and model and basis.model != model:
         raise ArgumentError(f"basis must be of the model of the embeddings, {model}, got one of model {basis.model}")
     parameters: Any = _fit_lazily(emb, 16384) if basis is None else basis.array
@@ -178,7 +178,7 @@ def _unpacked(array: Array, model: str) -> PCA:
 
 def _bundled(emb: xr.DataArray) -> PCA | None:
     """Return the basis in the package for the model that the embeddings name; None where there is none."""
-    model = str(emb.attrs.get("deo_cube:model_fingerprint", ""))
+    model = model_fingerprint(emb)
     if not model:
         return None
     file = resources.files("deo_cube.heads") / "bases" / f"{model}.json"

@@ -20,6 +20,7 @@ from deo_cube.heads.vectors import (
     crs_or_none,
     geobox,
     map_vectors,
+    model_fingerprint,
     select_time,
     spatial_dims,
 )
@@ -119,7 +120,7 @@ def _examples(emb: xr.DataArray, to: Any, time: Any, crs: Any) -> tuple[xr.DataA
             raise ArgumentError(
                 f"to must have dimensions (embedding: {d}) and at most one more, got {dict(to.sizes)}: select from it"
             )
-        model, other = (str(a.attrs.get("deo_cube:model_fingerprint", "")) for a in (emb, to))
+        model, other = (model_fingerprint(a) for a in (emb, to))
         if model and other and model != other:
             raise ArgumentError(
                 f"to must be of the model of the embeddings, {model}, got vectors of model {other}: embed both with one"

@@ -70,8 +70,6 @@ def blocks(
     ArgumentError
         If the cases are in fewer than two blocks.
     """
-    cKDTree = require("scipy.spatial", extra="heads", purpose="a split with a buffer").cKDTree
-
     x, y = np.asarray(x, dtype="float64"), np.asarray(y, dtype="float64")
     cell = np.stack([np.floor(x / size), np.floor(y / size)])
     _, block = np.unique(cell, axis=1, return_inverse=True)
@@ -86,6 +84,7 @@ def blocks(
         test = fold_of_block[block] == f
         train = ~test
         if buffer > 0 and train.any():
+            cKDTree = require("scipy.spatial", extra="heads", purpose="a split with a buffer").cKDTree
             near, _ = cKDTree(points[test]).query(points[train], distance_upper_bound=buffer)
             train[np.flatnonzero(train)[np.isfinite(near)]] = False
         pairs.append((train, test))
@@ -115,8 +114,7 @@ def warn_of_leak(train_xy: Array, test_xy: Array, reach: float, *, what: str = "
     what : str
         Name of the split in the warning.
     """
-    cKDTree = require("scipy.spatial", extra="heads", purpose="a split with a buffer").cKDTree
-
+    cKDTree = require("scipy.spatial", extra="heads", purpose="the check of a split").cKDTree
     if not len(train_xy) or not len(test_xy):
         return 0.0
     near, _ = cKDTree(train_xy).query(test_xy, distance_upper_bound=reach)

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube.arguments import embeddings_of
-from deo_cube.constants import INT8_INVALID
+from deo_cube.constants import INT8_INVALID, Attribute
 from deo_cube.cube import georeference
 from deo_cube.errors import ArgumentError, MissingCRSError, SelectionError
 
-__all__ = ["as_embeddings", "geobox", "map_vectors", "sample", "select_time", "spatial_dims"]
+__all__ = ["as_embeddings", "geobox", "map_vectors", "model_fingerprint", "sample", "select_time", "spatial_dims"]
 
 Array = NDArray[Any]
 
@@ -90,6 +90,11 @@ def geobox(array: xr.DataArray) -> GeoBox:
 def _plane(array: xr.DataArray) -> xr.DataArray:
     """Return the array without its dimension of vectors, classes or colours."""
     return array.isel({d: 0 for d in ("embedding", "class", "band") if d in array.dims}, drop=True)
+
+
+def model_fingerprint(array: xr.DataArray) -> str:
+    """Return the fingerprint of the model that made the embeddings; empty where they do not name one."""
+    return str(array.attrs.get(Attribute.MODEL_FINGERPRINT, ""))
 
 
 def crs_or_none(array: xr.DataArray) -> Any:

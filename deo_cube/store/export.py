@@ -19,7 +19,7 @@ from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
 from deo_cube.arguments import embeddings_of, refuse_foreign
-from deo_cube.constants import INT8_INVALID
+from deo_cube.constants import INT8_INVALID, Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.georeference import SPATIAL_DIMS
@@ -128,7 +128,7 @@ def to_cog(
             if "add_offset" in flat.attrs:
                 file.offsets = [float(flat.attrs["add_offset"])] * file.count
             derived = derivation(flat)
-            facts = flat.attrs | ({} if derived is None else {PREFIX + "derived": derived})
+            facts = flat.attrs | ({} if derived is None else {Attribute.DERIVED: derived})
             # GDAL ends the name of a tag at a colon.
             file.update_tags(**{k.replace(":", "_"): _text(v) for k, v in facts.items() if k not in _NOT_TAGS})
         how = overviews or ("mode" if whole and "scale_factor" not in flat.attrs else "average")

@@ -51,8 +51,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
-from deo_cube.constants import INT8_INVALID
-from deo_cube.embedding import metadata
+from deo_cube.constants import INT8_INVALID, Attribute
 from deo_cube.errors import StoreMismatchError
 from deo_cube.store import storage
 
@@ -183,10 +182,10 @@ def _key(block: Block) -> str:
     return f"{PATH}/c/{'/'.join(map(str, block))}"
 
 
-FINGERPRINT = metadata.PREFIX + "fingerprint"
-GENERATION = metadata.PREFIX + "generation"
+FINGERPRINT = Attribute.FINGERPRINT
+GENERATION = Attribute.GENERATION
 #: "creating" while the metadata are written, "replacing" while an older store is deleted, "writing", "complete".
-STATE = metadata.PREFIX + "state"
+STATE = Attribute.STATE
 #: The group's own metadata.
 ROOT = "zarr.json"
 

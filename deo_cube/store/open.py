@@ -18,6 +18,7 @@ import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.open import UNREADABLE, check_codecs
 from deo_cube.embedding import metadata
@@ -92,7 +93,7 @@ def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> S
     _check_record(place, root, needed=True)
     attrs = dict(root.attrs)
     record = create.record_of(place, attrs)
-    return StoreStatus(blocks=record.total, done=record.count(), derived=attrs.get(metadata.PREFIX + "derived"))
+    return StoreStatus(blocks=record.total, done=record.count(), derived=attrs.get(Attribute.DERIVED))
 
 
 def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
@@ -181,7 +182,7 @@ def verify_store(
         repaired=repair and bool(damaged or wrong),
         metadata=tuple(f"{key} ({problem})" for key, problem in wrong.items()),
         sealed=FORMAT in attrs,
-        derived=attrs.get(metadata.PREFIX + "derived"),
+        derived=attrs.get(Attribute.DERIVED),
     )
 
 
@@ -365,7 +366,7 @@ def _check_record(store: Any, root: zarr.Group, *, needed: bool) -> None:
     StoreMismatchError
         If dates were appended by another program, or a copy has no record to check blocks by.
     """
-    blocks = root.attrs.get(metadata.PREFIX + "blocks")
+    blocks = root.attrs.get(Attribute.BLOCKS)
     found = storage.has_any(storage.store_at(store), GROUP)
     if not found:
         if needed:

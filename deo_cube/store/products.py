@@ -24,11 +24,12 @@ import xarray as xr
 import zarr
 from odc.geo.geobox import GeoBox
 
+from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.cube.open import check_codecs
 from deo_cube.cube.times import read_times
-from deo_cube.embedding.metadata import PREFIX, to_json
+from deo_cube.embedding.metadata import to_json
 from deo_cube.errors import MissingCRSError, StoreMismatchError
 from deo_cube.paths import expand
 
@@ -261,14 +262,14 @@ def _finished(
     values = values.assign_coords(valid=valid)
     values.attrs = {
         "long_name": f"{model[0]} embeddings",
-        PREFIX + "model": model[0],
-        PREFIX + "model_alias": model[0],
-        PREFIX + "model_url": model[1],
-        PREFIX + "model_fingerprint": model[1],
-        PREFIX + "weights_status": "published",
-        PREFIX + "gsd": gsd / patch if patch > 1 else gsd,
-        PREFIX + "plan": to_json({"patch": patch}),
-        PREFIX + "dtype": "float32",
+        Attribute.MODEL: model[0],
+        Attribute.MODEL_ALIAS: model[0],
+        Attribute.MODEL_URL: model[1],
+        Attribute.MODEL_FINGERPRINT: model[1],
+        Attribute.WEIGHTS_STATUS: "published",
+        Attribute.GSD: gsd / patch if patch > 1 else gsd,
+        Attribute.PLAN: to_json({"patch": patch}),
+        Attribute.DTYPE: "float32",
     }
     placed: xr.DataArray = georeference.assign_grid(values, box)
     return placed.drop_encoding()  # of a file in other chunks than a copy will have

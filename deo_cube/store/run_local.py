@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from deo_cube.embedding import metadata, runtime
+from deo_cube.constants import Attribute
+from deo_cube.embedding import runtime
 from deo_cube.errors import DeoCubeError, DeviceError
 from deo_cube.options import set_options
 from deo_cube.progress import Progress
@@ -149,7 +150,7 @@ class ProgressBar(Progress):
     def __init__(self, emb: xr.DataArray, layout: Layout, *, shown: bool, done: int = 0) -> None:
         self._layout = layout
         self._pixel_area = _patch_area(emb)
-        alias = emb.attrs.get(metadata.PREFIX + "model_alias", "embeddings")
+        alias = emb.attrs.get(Attribute.MODEL_ALIAS, "embeddings")
         total = int(np.prod(layout.blocks))
         super().__init__(total, title=f"embed {alias}", done=done, rate_unit="km²/s", shown=shown)
 

@@ -16,12 +16,13 @@ import numpy as np
 import xarray as xr
 
 from deo_cube import arguments
+from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.sentinel2 import SENTINEL2
 from deo_cube.cube.times import dates
 from deo_cube.embedding import metadata
-from deo_cube.embedding.metadata import PREFIX, model_url
+from deo_cube.embedding.metadata import model_url
 from deo_cube.encoder.card import ModelCard, Stem
 from deo_cube.encoder.registry import card as find_card
 from deo_cube.errors import StoreMismatchError, UnknownModelError
@@ -81,31 +82,31 @@ def stac_item(store: Any, *, id: str | None = None, href: str | None = None) -> 
     first, last = _dates(emb)
     a = json.loads
     facts = emb.attrs
-    radiometry, plan = a(facts[PREFIX + "radiometry"]), a(facts[PREFIX + "plan"])
+    radiometry, plan = a(facts[Attribute.RADIOMETRY]), a(facts[Attribute.PLAN])
     epsg = box.crs.epsg
     properties: dict[str, Any] = {
         "title": f"{_what(emb)} of {_source(emb)}",
-        "gsd": float(facts[PREFIX + "gsd"]) * plan["patch"],
+        "gsd": float(facts[Attribute.GSD]) * plan["patch"],
         "proj:code": f"EPSG:{epsg}" if epsg else None,
         "proj:shape": list(box.shape),
         "proj:transform": list(box.transform)[:6],
         "proj:bbox": list(box.boundingbox.bbox),
-        "processing:software": {"deo_cube": str(facts.get(PREFIX + "version", metadata.package_version()))},
+        "processing:software": {"deo_cube": str(facts.get(Attribute.VERSION, metadata.package_version()))},
         "emb:runtime_parameters": {
-            "model": facts[PREFIX + "model"],
-            "weights_sha256": facts[PREFIX + "weights_sha256"],
-            "weights_status": facts[PREFIX + "weights_status"],
-            "layer": facts[PREFIX + "layer"],
-            "normalization": facts[PREFIX + "normalization"],
-            "bands": a(facts[PREFIX + "bands"]),
+            "model": facts[Attribute.MODEL],
+            "weights_sha256": facts[Attribute.WEIGHTS_SHA256],
+            "weights_status": facts[Attribute.WEIGHTS_STATUS],
+            "layer": facts[Attribute.LAYER],
+            "normalization": facts[Attribute.NORMALIZATION],
+            "bands": a(facts[Attribute.BANDS]),
             **{k: plan[k] for k in ("tile", "halo", "patch", "edge")},
         },
         "emb:preprocessing": {"format": "deo_cube:radiometry", "expression": radiometry},
         "emb:spatial_coverage": "every patch of the grid; those without one valid pixel are no data",
         **_cube(emb, box),
     }
-    if PREFIX + "derived" in facts:
-        properties["processing:lineage"] = facts[PREFIX + "derived"]
+    if Attribute.DERIVED in facts:
+        properties["processing:lineage"] = facts[Attribute.DERIVED]
     if epsg is None:
         properties["proj:wkt2"] = box.crs.wkt
     if "item_ids" in emb.coords:
@@ -167,9 +168,9 @@ def collection_of(store: Any, *, description: str | None = None, license: str = 
     emb = open_embeddings(store)
     facts = emb.attrs
     box = georeference.geobox(emb.isel(embedding=0, drop=True))
-    patch = int(json.loads(facts[PREFIX + "plan"])["patch"])
+    patch = int(json.loads(facts[Attribute.PLAN])["patch"])
     first, last = _dates(emb)
-    state = " UNTRAINED: random weights." if facts[PREFIX + "weights_status"] == "untrained" else ""
+    state = " UNTRAINED: random weights." if facts[Attribute.WEIGHTS_STATUS] == "untrained" else ""
     extent = pystac.Extent(
         pystac.SpatialExtent([list[float | int](geobox_footprint(box)[1])]), pystac.TemporalExtent([[first, last]])
     )
@@ -177,7 +178,7 @@ def collection_of(store: Any, *, description: str | None = None, license: str = 
         "emb:type": "chip" if patch > 1 else "pixel",
         "emb:dimensions": int(emb.sizes["embedding"]),
         "data_type": str(emb.encoding.get("dtype", emb.dtype)),
-        "gsd": float(facts[PREFIX + "gsd"]) * patch,
+        "gsd": float(facts[Attribute.GSD]) * patch,
     }
     if patch > 1:
         fields["emb:chip_layout"] = {
@@ -185,10 +186,10 @@ def collection_of(store: Any, *, description: str | None = None, license: str = 
             "chip_size": [patch, patch],
             "stride": [patch, patch],
         }
-    model = facts[PREFIX + "model"]
+    model = facts[Attribute.MODEL]
     dim = emb.sizes["embedding"]
     summary = f"{dim}-dimensional embeddings of {_source(emb)} by {model}, one per {patch} px.{state}"
-    if PREFIX + "derived" in facts:
+    if Attribute.DERIVED in facts:
         summary = (
             f"Computed from embeddings of {_source(emb)} by {model}: {_what(emb)}, {dim} numbers per {patch} px.{state}"
         )
@@ -246,14 +247,14 @@ def publish(
     item, collection = stac_item(path), collection_of(path, license=license)
     emb = open_embeddings(path)
     card = model_item(
-        emb.attrs[PREFIX + "model"] if model is None else model, weights_sha256=emb.attrs[PREFIX + "weights_sha256"]
+        emb.attrs[Attribute.MODEL] if model is None else model, weights_sha256=emb.attrs[Attribute.WEIGHTS_SHA256]
     )
     stem = path.parent / path.name.removesuffix(".zarr")
     files = tuple(stem.with_name(f"{stem.name}.{kind}.json") for kind in ("item", "collection", "model"))
     names = [f"./{f.name}" for f in files]
     collection.links = [link for link in collection.links if link.rel != "emb:model"]
     things: tuple[pystac.STACObject, ...] = (item, collection, card)
-    derived = PREFIX + "derived" in emb.attrs
+    derived = Attribute.DERIVED in emb.attrs
     for thing in things[:2]:
         if derived:
             # Not the model's own output: the model is where it comes from.
@@ -273,12 +274,12 @@ def publish(
 
 def collection_id(emb: xr.DataArray) -> str:
     """Return the name of the collection, which all stores of one model and layer share."""
-    derived = "-derived" if PREFIX + "derived" in emb.attrs else ""
-    return f"{emb.attrs[PREFIX + 'model']}-{emb.attrs[PREFIX + 'layer']}{derived}"
+    derived = "-derived" if Attribute.DERIVED in emb.attrs else ""
+    return f"{emb.attrs[Attribute.MODEL]}-{emb.attrs[Attribute.LAYER]}{derived}"
 
 
 def _what(emb: xr.DataArray) -> str:
-    return str(emb.attrs.get(PREFIX + "derived", f"{emb.attrs[PREFIX + 'model_alias']} embeddings"))
+    return str(emb.attrs.get(Attribute.DERIVED, f"{emb.attrs[Attribute.MODEL_ALIAS]} embeddings"))
 
 
 def _name(store: Any) -> str:
@@ -301,7 +302,7 @@ def _dates(emb: xr.DataArray) -> tuple[Any, Any]:
 
 
 def _synthetic(emb: xr.DataArray) -> bool:
-    return bool(emb.attrs.get(PREFIX + "synthetic", 0))
+    return bool(emb.attrs.get(Attribute.SYNTHETIC, 0))
 
 
 def _source(emb: xr.DataArray) -> str:
@@ -408,10 +409,10 @@ def model_item(model: str | Path | ModelCard, *, weights_sha256: str | None = No
             }
             for layer in card.layers
         ],
-        "deo_cube:card": card.alias,
-        "deo_cube:license_code": card.license_code,
-        "deo_cube:license_weights": card.license_weights,
-        "deo_cube:weights_status": card.weights.status,
+        Attribute.CARD: card.alias,
+        Attribute.LICENSE_CODE: card.license_code,
+        Attribute.LICENSE_WEIGHTS: card.license_weights,
+        Attribute.WEIGHTS_STATUS: card.weights.status,
     }
     if card.paper:
         properties["sci:citation"] = card.paper

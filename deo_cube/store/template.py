@@ -21,6 +21,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from zarr.abc.store import Store
 
+from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.embedding import metadata
 from deo_cube.store import storage
@@ -46,12 +47,12 @@ __all__ = [
 
 #: Patches along a side of the chunks inside a shard.
 INNER = 64
-IDENTITY = metadata.PREFIX + "identity"
-WINDOW = metadata.PREFIX + "window"
+IDENTITY = Attribute.IDENTITY
+WINDOW = Attribute.WINDOW
 #: Blocks along time, y and x.
-BLOCKS = metadata.PREFIX + "blocks"
+BLOCKS = Attribute.BLOCKS
 #: Version of the layout. Stores without it are of the first: their record is a Zarr array, and nothing is sealed.
-FORMAT = metadata.PREFIX + "format"
+FORMAT = Attribute.FORMAT
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,12 @@ def _write(emb: xr.DataArray, store: zarr.storage.MemoryStore, layout: Layout, f
     box = stored_geobox(emb, layout)
     coords = _coordinates(emb, layout, box, (y, x))
     derived = metadata.derivation(emb)
-    how = {} if derived is None else {metadata.PREFIX + "derived": derived}
+    how = {} if derived is None else {Attribute.DERIVED: derived}
     attrs = {
         **metadata.conventions(emb, box, (y, x)),
         **{k: v for k, v in emb.attrs.items() if k.startswith(metadata.PREFIX)},
         **how,
-        "title": f"{emb.attrs.get(metadata.PREFIX + 'model_alias', 'deo_cube')} embeddings of Sentinel-2",
+        "title": f"{emb.attrs.get(Attribute.MODEL_ALIAS, 'deo_cube')} embeddings of Sentinel-2",
         WINDOW: [*layout.lead, *emb.shape[-2:]],
         WINDOW + "_transform": list(own_geobox(emb).transform)[:6],
         IDENTITY: metadata.to_json(fields),

@@ -35,8 +35,9 @@ from zarr.storage import LocalStore
 
 from deo_cube import arguments
 from deo_cube.arguments import embeddings_of, refuse_foreign
+from deo_cube.constants import Attribute
 from deo_cube.cube.coordinates import storable_coordinates
-from deo_cube.embedding import chunks, graph, look, metadata, runtime
+from deo_cube.embedding import chunks, graph, look, runtime
 from deo_cube.embedding.block import EmbedBlock, compute_block
 from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
 from deo_cube.progress import duration, size
@@ -313,7 +314,7 @@ def _check(emb: xr.DataArray) -> None:
             f"shape {emb.shape}. Order them, emb.transpose('time', 'embedding', 'y', 'x'); "
             "keep a single row or column as one, emb.isel(x=[10])"
         )
-    if metadata.PREFIX + "dtype" in emb.attrs and str(emb.dtype) not in ("float16", "float32", "float64", "int8"):
+    if Attribute.DTYPE in emb.attrs and str(emb.dtype) not in ("float16", "float32", "float64", "int8"):
         raise StoreMismatchError(f"embeddings are float16, float32 or int8, got {emb.dtype}")
 
 
@@ -441,7 +442,7 @@ def _log_start(emb: xr.DataArray, layout: Layout, store: Any, done: int, kind: s
     if not log.isEnabledFor(logging.INFO):
         return
     total = int(np.prod(layout.blocks))
-    alias = emb.attrs.get(metadata.PREFIX + "model_alias", "embeddings")
+    alias = emb.attrs.get(Attribute.MODEL_ALIAS, "embeddings")
     text = f"{store}: {total - done} of {total} blocks to do, {alias}, {_workers(kind, num_workers)}"
     run = next((t.run for t in graph.block_tasks(emb.data) if isinstance(t.run, EmbedBlock)), None)
     if run is not None and kind != "distributed":

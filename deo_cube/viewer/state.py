@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.constants import Attribute
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
 from deo_cube.heads.base import Head, check_model
@@ -150,7 +151,7 @@ class ViewerState:
             raise ArgumentError(
                 f"emb must have vectors of length 3 or more for PCA colours, got {self.source.shape[1]}"
             )
-        if "deo_cube:model_fingerprint" in self.emb.attrs:
+        if Attribute.MODEL_FINGERPRINT in self.emb.attrs:
             # `pca_rgb` itself states whether a basis comes with the model.
             probe = pca_rgb(self.vectors.frame(one).chunk())
             if probe.attrs["pca_basis"] == "bundled with the model":
@@ -167,8 +168,8 @@ class ViewerState:
         a, s = self.emb.attrs, self.source
         return {
             "title": self.title,
-            "model": str(a.get("deo_cube:model_alias", a.get("deo_cube:model", ""))),
-            "untrained": a.get("deo_cube:weights_status") == "untrained",
+            "model": str(a.get(Attribute.MODEL_ALIAS, a.get(Attribute.MODEL, ""))),
+            "untrained": a.get(Attribute.WEIGHTS_STATUS) == "untrained",
             "shape": {"times": s.shape[0], "embedding": s.shape[1], "rows": s.shape[2], "columns": s.shape[3]},
             "crs": self.crs,
             "cell": self.grid.cell,
@@ -340,7 +341,7 @@ class ViewerState:
         path = Path(self._folder.name) / uuid4().hex / name
         if form == "cog":
             self._check_space(state.layer)
-        tags = {"date": date, "model": str(self.emb.attrs.get("deo_cube:model", "")), "what": state.note or state.title}
+        tags = {"date": date, "model": str(self.emb.attrs.get(Attribute.MODEL, "")), "what": state.note or state.title}
         if form == "cog":
             steps: Iterator[float] = write_cog(state.layer, t, path, tags={k: v for k, v in tags.items() if v})
         else:
