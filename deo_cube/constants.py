@@ -11,6 +11,7 @@ __all__ = [
     "MODEL_BANDS",
     "PRECISIONS",
     "PREFIX",
+    "RUNTIMES",
     "SCL_CLASSES",
     "SCL_INVALID",
     "SENTINEL2_STATISTICS",
@@ -56,6 +57,8 @@ SCL_INVALID = (0, 1, 3, 8, 9, 10)
 DTYPES = ("float16", "float32", "int8")
 #: Number formats of a network's matrix products.
 PRECISIONS = ("float32", "bfloat16")
+#: Libraries that run networks, and "auto", which chooses one.
+RUNTIMES = ("torch", "openvino", "auto")
 #: Value of int8 embeddings in patches without a valid pixel, where floats hold NaN.
 INT8_INVALID = -128
 #: Start of the names of the attributes that this package writes.

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
-from deo_cube.constants import DTYPES, PRECISIONS
+from deo_cube.constants import DTYPES, PRECISIONS, RUNTIMES
 from deo_cube.errors import ArgumentError
 from deo_cube.paths import local_path
 
@@ -44,6 +44,8 @@ _OPTIONS: dict[str, Any] = {
     "dtype": "float16",
     # Number format of matrix products, one of PRECISIONS.
     "precision": "float32",
+    # Library that runs networks, one of RUNTIMES.
+    "runtime": "torch",
     # True: compile networks with torch.compile. A text: with this backend of it.
     "compile": False,
     # Whether the C library's allocator may be changed for the whole process, for speed on the CPU.
@@ -64,6 +66,8 @@ def _validated(name: str, value: Any) -> Any:
         raise ArgumentError(f"option dtype must be one of {', '.join(DTYPES)}, got {value!r}")
     if name == "precision" and str(value) not in PRECISIONS:
         raise ArgumentError(f"option precision must be one of {', '.join(PRECISIONS)}, got {value!r}")
+    if name == "runtime" and str(value) not in RUNTIMES:
+        raise ArgumentError(f"option runtime must be one of {', '.join(RUNTIMES)}, got {value!r}")
     if name == "compile" and not isinstance(value, (bool, str)):
         raise ArgumentError(
             f"option compile must be True, False or the name of a backend of torch.compile, got {value!r}"
@@ -83,6 +87,7 @@ class Options(TypedDict, total=False):
     model: str
     dtype: str
     precision: str
+    runtime: str
     compile: bool | str
     cpu_tuning: bool
     cache_dir: str | Path
@@ -100,6 +105,8 @@ class set_options:  # lower case: a call and a context manager, like xarray.set_
         Dtype of embeddings where none is passed (default "float16").
     precision : {"float32", "bfloat16"}
         Number format of matrix products where none is passed (default "float32").
+    runtime : {"torch", "openvino", "auto"}
+        Library that runs networks where none is passed (default "torch"). `deo_cube.embed` documents each.
     compile : bool or str
         Compile networks with ``torch.compile``; a text names its backend. Default False: on the CPU it gains nothing.
         Changes no number beyond rounding.

@@ -148,6 +148,8 @@ class EmbedBlock:
         `float32`, or `bfloat16` for the network's matrix products.
     compiled
         The option ``compile``, as it was at the call.
+    runtime
+        `torch`, or `openvino` with its version.
     """
 
     ref: EncoderRef
@@ -161,11 +163,14 @@ class EmbedBlock:
     device: str | None = None
     precision: str = "float32"
     compiled: bool | str = False
+    runtime: str = "torch"
 
     def __dask_tokenize__(self) -> Any:
         # Batch size, device and compilation do not affect the numbers that are promised, so they are not in the key.
         kept = (self.ref, self.plan, self.radiometry, self.channels, self.scl, self.hide_scl, self.dtype)
-        return ("deo_cube.EmbedBlock", *(normalize_token(x) for x in (*kept, self.precision)))
+        # Absent for torch, so that keys from before there were other runtimes are the same.
+        runtime = () if self.runtime == "torch" else (self.runtime,)
+        return ("deo_cube.EmbedBlock", *(normalize_token(x) for x in (*kept, self.precision, *runtime)))
 
     def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> tuple[Array, NDArray[np.float32]]:
         """Embed block `index` from its windows; the valid fraction is that of `ValidBlock`."""
@@ -179,7 +184,7 @@ class EmbedBlock:
             return self._finish(np.zeros((dim, *valid.shape), np.float32), valid)
         device = runtime.choose_device(self.device)
         transfer.check_precision(self.precision, device)
-        encoder = runtime.encoder(self.ref, device, self.compiled, self.precision)
+        encoder = runtime.encoder(self.ref, device, self.compiled, self.precision, runtime=self.runtime, tile=plan.tile)
         hidden = self._hidden(windows)
         per_core = plan.rows.patches_per_core
         half = self.dtype == "float16"

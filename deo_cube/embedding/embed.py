@@ -6,6 +6,7 @@ Pixels are read and encoded when the result is computed, written or drawn.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ from deo_cube.constants import INT8_INVALID
 from deo_cube.cube import coordinates, georeference
 from deo_cube.cube.eopf import cube_of
 from deo_cube.cube.units import product_levels
-from deo_cube.embedding import graph, metadata, runtime, transfer
+from deo_cube.embedding import graph, metadata, transfer
+from deo_cube.embedding import runtime as processes
 from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.chunks import CACHE_BYTES
 from deo_cube.embedding.options import EmbedOptions, Mask, RunOptions
@@ -28,7 +30,7 @@ from deo_cube.embedding.tiles import Edge
 from deo_cube.encoder.card import ModelCard
 from deo_cube.options import Default, get_option
 
-__all__ = ["check_device", "embed"]
+__all__ = ["check_device", "embed", "with_runtime"]
 
 
 def embed(
@@ -53,6 +55,7 @@ def embed(
     batch_size: int | None = None,
     device: str | None = None,
     precision: str = Default("float32"),
+    runtime: str = Default("torch"),
 ) -> xr.DataArray:
     """Embed a Sentinel-2 cube: one vector per patch of pixels, lazy and georeferenced.
 
@@ -103,7 +106,14 @@ def embed(
         "cpu", "cuda", "cuda:1". Default: the best of the process that runs the task.
     precision : {"float32", "bfloat16"}
         Number format of the network's matrix products. bfloat16 gives other numbers (expect a cosine distance below
-        0.01), which a float32 store is not resumed with. It is refused on devices that are slow at it, as CPUs are.
+        0.01), which a float32 store is not resumed with. It is refused on devices that are slow at it, as most CPUs
+        are: they need instructions for it (``avx512_bf16``, ``amx_bf16``, Arm's ``bf16``).
+    runtime : {"torch", "openvino", "auto"}
+        Library that runs the network. "openvino" is faster on the CPU (``pip install 'deo-cube[cpu]'``); its vectors
+        differ from PyTorch's by rounding, so its version is part of a store, which another one does not resume. A
+        network is compiled once per machine and compared with PyTorch's vectors before its first use in a process.
+        "auto" takes OpenVINO where it is installed, the device is the CPU, no cluster is connected and that comparison
+        succeeds, which is tried at the call.
 
     Returns
     -------
@@ -144,11 +154,12 @@ def embed(
         edge=edge,
         dtype=dtype,
         precision=precision,
+        runtime=runtime,
     )
     run = RunOptions(batch_size=batch_size, device=device)
     cube = cube_of(cube)
-    p = prepare(cube, options)
-    check_device(run.device, p.precision)
+    p = with_runtime(prepare(cube, options), run.device)
+    check_device(run.device, p.precision, p.runtime)
     cube = graph.with_loaded_coordinates(cube)
     _warn_of_level(cube, p.ref.card)
     _warn_of_chunks(p)
@@ -161,9 +172,10 @@ def embed(
         p.hide_scl,
         p.dtype,
         batch=run.batch_size,
-        device=run.device,
+        device=run.device if p.runtime == "torch" else "cpu",
         precision=p.precision,
         compiled=get_option("compile"),
+        runtime=p.runtime,
     )
     outputs = (
         graph.Output("embed", (p.ref.layer.dim,), np.dtype(p.dtype)),
@@ -191,13 +203,21 @@ def _wrap(cube: Cube, p: Prepared, values: Any, valid: Any) -> xr.DataArray:
     return placed
 
 
-def check_device(device: str | None, precision: str) -> None:
+def with_runtime(p: Prepared, device: str | None, *, prove: bool = True) -> Prepared:
+    """Return decisions with the runtime chosen, see `runtime.choose_runtime`."""
+    chosen = processes.choose_runtime(
+        p.runtime, p.ref, device=device, precision=p.precision, tile=p.plan.tile, prove=prove
+    )
+    return dataclasses.replace(p, runtime=chosen)
+
+
+def check_device(device: str | None, precision: str, runtime: str = "torch") -> None:
     """Refuse a device that this machine does not have, or a precision that it is slow at.
 
     Nothing is refused where a cluster is connected: its workers may have the device.
     """
-    if runtime.distributed_client() is None and (device is not None or precision != "float32"):
-        transfer.check_precision(precision, runtime.choose_device(device))
+    if processes.distributed_client() is None and (device is not None or precision != "float32"):
+        transfer.check_precision(precision, processes.choose_device(device if runtime == "torch" else "cpu"))
 
 
 def _warn_of_level(cube: Cube, card: ModelCard) -> None:

@@ -124,6 +124,8 @@ def provenance(p: Prepared, cube: xr.Dataset | xr.DataArray) -> dict[str, Any]:
         "precision": p.precision,
         "tolerance": transfer.TOLERANCE[p.precision],
     }
+    if p.runtime != "torch":  # absent for torch, as in stores from before there were others
+        facts["runtime"] = p.runtime
     said = {
         k: cube.attrs[k] for k in (PREFIX + k for k in ("synthetic", "composite", "mask_clouds")) if k in cube.attrs
     }
@@ -149,7 +151,7 @@ def model_of(emb: xr.DataArray) -> str:
 #: Provenance that decides the numbers, and so guards a resumed store. The version does not: a patch release may resume.
 _DECIDES = (
     *("model", "model_fingerprint", "weights_sha256", "stem", "layer", "normalization"),
-    *("bands", "radiometry", "plan", "masks", "dtype", "precision"),
+    *("bands", "radiometry", "plan", "masks", "dtype", "precision", "runtime"),
     *("scene", "composite", "mask_clouds"),
 )
 

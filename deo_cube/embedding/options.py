@@ -16,7 +16,7 @@ import xarray as xr
 from tyro.conf import arg
 
 from deo_cube import arguments
-from deo_cube.constants import DTYPES, PRECISIONS
+from deo_cube.constants import DTYPES, PRECISIONS, RUNTIMES
 from deo_cube.embedding.tiles import Edge
 from deo_cube.encoder.card import MAX_TILE, ModelCard
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingBandsError, TilePlanError
@@ -55,7 +55,7 @@ _AUTOMATIC = "(default: automatic)"
 class EmbedOptions:
     """Options that decide the embeddings. `deo_cube.embed` documents each.
 
-    `model`, `dtype` and `precision` may be None or a `Default`: the option of the session then applies.
+    `model`, `dtype`, `precision` and `runtime` may be None or a `Default`: the option of the session then applies.
 
     Raises
     ------
@@ -103,6 +103,7 @@ class EmbedOptions:
     precision: Annotated[str | None, choice(PRECISIONS), arg(help="of the network's matrix products")] = Default(
         "float32"
     )
+    runtime: Annotated[str | None, choice(RUNTIMES), arg(help="library that runs the network")] = Default("torch")
 
     def __post_init__(self) -> None:
         if isinstance(self.bands, str) or not isinstance(self.bands, Sequence | Mapping | None):
@@ -124,6 +125,8 @@ class EmbedOptions:
             object.__setattr__(self, "dtype", dtype_name(self.dtype))
         if self.precision is not None:
             arguments.choice("precision", self.precision, PRECISIONS)
+        if self.runtime is not None:
+            arguments.choice("runtime", self.runtime, RUNTIMES)
 
 
 @dataclass(frozen=True, kw_only=True)

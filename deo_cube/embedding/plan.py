@@ -13,8 +13,9 @@ import numpy as np
 
 from deo_cube import arguments
 from deo_cube.cube import georeference
-from deo_cube.embedding import graph, runtime, transfer
-from deo_cube.embedding.embed import check_device
+from deo_cube.embedding import graph, transfer
+from deo_cube.embedding import runtime as processes
+from deo_cube.embedding.embed import check_device, with_runtime
 from deo_cube.embedding.match import CELL, html_table
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
@@ -148,6 +149,7 @@ def plan(
     dtype: str = Default("float16"),
     device: str | None = None,
     precision: str = Default("float32"),
+    runtime: str = Default("torch"),
     batch_size: int | None = None,
     measure: bool = False,
     **options: Any,
@@ -156,7 +158,7 @@ def plan(
 
     Parameters
     ----------
-    cube, model, dtype, device, precision, batch_size, **options
+    cube, model, dtype, device, precision, runtime, batch_size, **options
         Arguments of `embed`.
     measure : bool
         Encode a few tiles of noise to measure this machine's rate, which later plans use.
@@ -178,24 +180,27 @@ def plan(
     """
     measure = arguments.boolean("measure", measure)
     embed_options, run = split_options(
-        {"model": model, "dtype": dtype, "device": device, "precision": precision, "batch_size": batch_size} | options
+        {"model": model, "dtype": dtype, "device": device, "precision": precision, "runtime": runtime}
+        | {"batch_size": batch_size}
+        | options
     )
     # Counting needs no weights; measuring does.
-    p = prepare(cube, embed_options, locate=measure)
-    check_device(run.device, p.precision)
+    p = with_runtime(prepare(cube, embed_options, locate=measure), run.device, prove=measure)
+    check_device(run.device, p.precision, p.runtime)
     rates = _rates()
     # Without device=, the first with a known rate: listing the devices would load torch.
-    measured_devices = (d for d in ("cuda:0", "mps") if _rate_key(p.ref, p.plan.tile, d, p.precision) in rates)
-    chosen = {"cuda": "cuda:0"}.get(device, device) if device else next(measured_devices, "cpu")
+    by_device = {d: _rate_key(p.ref, p.plan.tile, d, p.precision, p.runtime) for d in ("cuda:0", "mps")}
+    measured_device = next((d for d, key in by_device.items() if key in rates), "cpu")
+    chosen = {"cuda": "cuda:0"}.get(device, device) if device else measured_device
     rate: float | None
     if measure:
-        chosen = runtime.choose_device(device)
+        chosen = processes.choose_device(device if p.runtime == "torch" else "cpu")
         transfer.check_precision(p.precision, chosen)
-        rate = measure_rate(p.ref, p.plan.tile, chosen, precision=p.precision)
-        rates[_rate_key(p.ref, p.plan.tile, chosen, p.precision)] = rate
+        rate = measure_rate(p.ref, p.plan.tile, chosen, precision=p.precision, runtime=p.runtime)
+        rates[_rate_key(p.ref, p.plan.tile, chosen, p.precision, p.runtime)] = rate
         _save_rates(rates)
     else:
-        rate = rates.get(_rate_key(p.ref, p.plan.tile, chosen, p.precision))
+        rate = rates.get(_rate_key(p.ref, p.plan.tile, chosen, p.precision, p.runtime))
     return _plan_of(p, rate, chosen)
 
 
@@ -218,36 +223,48 @@ def _plan_of(p: Prepared, rate: float | None, device: str) -> Plan:
     )
 
 
-def measure_rate(ref: EncoderRef, tile: int, device: str, *, seconds: float = 3.0, precision: str = "float32") -> float:
+def measure_rate(
+    ref: EncoderRef,
+    tile: int,
+    device: str,
+    *,
+    seconds: float = 3.0,
+    precision: str = "float32",
+    runtime: str = "torch",
+) -> float:
     """Return the encoder's tiles per second on noise: the best round of a few seconds."""
     import torch
 
-    encoder = runtime.encoder(ref, device, get_option("compile"))
-    batch = runtime.default_batch(ref, tile, device)
+    encoder = processes.encoder(ref, device, get_option("compile"), precision, runtime=runtime, tile=tile)
+    batch = processes.default_batch(ref, tile, device)
     noise = torch.rand(batch, len(ref.stem.bands), tile, tile, generator=torch.Generator().manual_seed(0)) * 3000
-    items = list(range(batch * runtime.lanes(device).count))
+    items = list(range(batch * processes.lanes(device).count))
 
     def work(part: Any) -> None:
         with transfer.precise(precision, device):
             encoder.encode(noise[: len(part)].to(device)).cpu()
 
-    runtime.run_batches(items, work, batch=batch, device=device, key=ref.fingerprint)
+    processes.run_batches(items, work, batch=batch, device=device, key=ref.fingerprint)
     best, begun = 0.0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
         start = time.perf_counter()
-        runtime.run_batches(items, work, batch=batch, device=device, key=ref.fingerprint)
+        processes.run_batches(items, work, batch=batch, device=device, key=ref.fingerprint)
         best = max(best, len(items) / (time.perf_counter() - start))
     return best
 
 
-def known_rate(ref: EncoderRef, tile: int, device: str, precision: str = "float32") -> float | None:
+def known_rate(
+    ref: EncoderRef, tile: int, device: str, precision: str = "float32", runtime: str = "torch"
+) -> float | None:
     """Return the tiles per second that `plan(measure=True)` measured on this machine, or None."""
-    return _rates().get(_rate_key(ref, tile, device, precision))
+    return _rates().get(_rate_key(ref, tile, device, precision, runtime))
 
 
-def _rate_key(ref: EncoderRef, tile: int, device: str, precision: str) -> str:
+def _rate_key(ref: EncoderRef, tile: int, device: str, precision: str, runtime: str) -> str:
     # Without the weights: they do not change the rate, and a plan does not need them.
-    return f"{ref.card.fingerprint}/{ref.layer.name}/{tile}/{device}/{precision}"
+    return f"{ref.card.fingerprint}/{ref.layer.name}/{tile}/{device}/{precision}" + (
+        "" if runtime == "torch" else f"/{runtime}"
+    )
 
 
 def _rates() -> dict[str, float]:

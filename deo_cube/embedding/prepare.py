@@ -47,6 +47,8 @@ class Prepared:
     channels: tuple[int, ...]
     dtype: str
     precision: str
+    runtime: str
+    """Library that runs the network: "torch", or "openvino" with its version. "auto" until it has been chosen."""
 
     @property
     def out_geobox(self) -> GeoBox:
@@ -154,6 +156,7 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True) -> Prepar
         channels=tuple(i for i, v in enumerate(match.variables) if v is not None),
         dtype=dtype,
         precision=str(option("precision", options.precision)),
+        runtime=str(option("runtime", options.runtime)),
     )
 
 

@@ -21,23 +21,26 @@ import logging
 import multiprocessing
 import os
 import queue
+import socket
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 from deo_cube import options
 from deo_cube.embedding import node_weights
 from deo_cube.embedding.replay import Replayed
-from deo_cube.encoder.devices import choose_device
+from deo_cube.encoder.devices import choose_device, cpu_has_bfloat16
 from deo_cube.encoder.registry import EncoderRef
-from deo_cube.errors import DeviceError
+from deo_cube.errors import DeviceError, MissingExtraError
 
 __all__ = [
     "Lanes",
     "choose_device",
+    "choose_runtime",
     "cpu_lanes",
     "default_batch",
     "distributed_client",
@@ -54,7 +57,7 @@ Item = TypeVar("Item", bound=Hashable)
 log = logging.getLogger("deo_cube")
 
 _lock = threading.RLock()
-_encoders: dict[tuple[str, str, bool | str, str], Any] = {}
+_encoders: dict[tuple[Any, ...], Any] = {}
 _lanes: dict[str, Lanes] = {}
 _batch_limits: dict[tuple[str, str], int] = {}
 
@@ -111,20 +114,37 @@ def workers_of(client: Any) -> dict[str, Any]:
     return dict(client.sync(client.scheduler.identity)["workers"])
 
 
-def encoder(ref: EncoderRef, device: str, compiled: bool | str = False, precision: str = "float32") -> Any:
-    """Return the loaded encoder, built once per process, device and precision.
+def encoder(
+    ref: EncoderRef,
+    device: str,
+    compiled: bool | str = False,
+    precision: str = "float32",
+    *,
+    runtime: str = "torch",
+    tile: int | None = None,
+) -> Any:
+    """Return the loaded encoder, built once per process, device, precision and runtime.
 
     `compiled` is the option ``compile``: True for `torch.compile`, or the name of one of its backends. With `precision`
-    "bfloat16" the encoder is to be run under `transfer.precise`.
+    "bfloat16" the encoder is to be run under `transfer.precise`. Any `runtime` other than "torch" runs tiles of `tile`
+    pixels (default: the card's), and ignores `compiled`.
+
+    Raises
+    ------
+    DeviceError
+        If this process does not have the runtime, or it does not give the model's numbers.
     """
-    key = (ref.fingerprint, device, compiled, precision)
+    by_torch = runtime == "torch"
+    key = (ref.fingerprint, device, compiled if by_torch else False, precision, *(() if by_torch else (runtime, tile)))
     with _lock:
         if key not in _encoders:
-            _encoders[key] = loaded = node_weights.local_ref(ref).load(device)
+            loaded: Any = node_weights.local_ref(ref).load(device)
+            if not by_torch:
+                loaded.network = _openvino_network(ref, loaded.network, runtime, precision, tile or ref.card.tile)
             if precision == "bfloat16" and ref.card.architecture["family"] in BUILT_IN:
                 # After the weights have been verified in float32.
                 _cast_weights(loaded.network)
-            if compiled:
+            if compiled and by_torch:
                 import torch
 
                 # After the weights have been proven on the network as it was written.
@@ -133,9 +153,93 @@ def encoder(ref: EncoderRef, device: str, compiled: bool | str = False, precisio
                 network.forward_features = torch.compile(network.forward_features, **backend)
             elif GRAPHS and device.startswith("cuda") and ref.card.architecture["family"] in BUILT_IN:
                 _remember_positions(loaded.network)
-                _encoders[key] = Replayed(loaded)
+                loaded = Replayed(loaded)
+            _encoders[key] = loaded
             log.debug("loaded %s on %s", ref.card.alias, device)
         return _encoders[key]
+
+
+def _openvino_network(ref: EncoderRef, network: Any, runtime: str, precision: str, tile: int) -> Any:
+    """Return a verified network with its stem and layer compiled by OpenVINO."""
+    installed = _installed_openvino()
+    if runtime != installed:
+        raise DeviceError(
+            f"the call was made with {runtime}, and this process (on {socket.gethostname()}) has {installed}: install "
+            "the same version of OpenVINO on every machine, or pass runtime='torch'"
+        )
+    from deo_cube.encoder.network_hash import network_hash
+    from deo_cube.encoder.openvino_network import OpenVINONetwork
+
+    return OpenVINONetwork(
+        ref.card,
+        network,
+        network_hash(network, dict(ref.sources)),
+        stem=ref.stem.name,
+        layer=ref.layer.name,
+        tile=tile,
+        precision=precision,
+        threads=cpu_lanes(),
+    )
+
+
+def _installed_openvino() -> str | None:
+    """Return "openvino" with its version, as stores record it; None where it is not installed. Imports nothing."""
+    try:
+        return f"openvino {version('openvino')}"
+    except PackageNotFoundError:
+        return None
+
+
+def choose_runtime(
+    name: str, ref: EncoderRef, *, device: str | None, precision: str, tile: int, prove: bool = True
+) -> str:
+    """Return the runtime of a call: "torch", or "openvino" with its version.
+
+    Parameters
+    ----------
+    name : {"torch", "openvino", "auto"}
+        As it was passed.
+    ref : EncoderRef
+        The encoder.
+    device : str or None
+        As it was passed.
+    precision : {"float32", "bfloat16"}
+        Number format of matrix products.
+    tile : int
+        Pixels.
+    prove : bool
+        Whether "auto" first compiles the network and compares it with PyTorch, which takes seconds once per process.
+
+    Raises
+    ------
+    MissingExtraError
+        If "openvino" was passed and is not installed.
+    DeviceError
+        If it was passed and `device` is not the CPU.
+    """
+    if name == "torch":
+        return name
+    installed = _installed_openvino()
+    if name == "openvino":
+        if installed is None:
+            raise MissingExtraError.wanted("openvino", "cpu", "runtime='openvino'")
+        if device not in (None, "cpu"):
+            raise DeviceError(
+                f"runtime='openvino' runs on the CPU, got device={device!r}: pass device='cpu', or runtime='torch'"
+            )
+        return installed
+    # Workers of a cluster may have other versions, or none.
+    if installed is None or distributed_client() is not None or choose_device(device) != "cpu":
+        return "torch"
+    if precision == "bfloat16" and not cpu_has_bfloat16():
+        return "torch"
+    if prove:
+        try:
+            encoder(ref, "cpu", precision=precision, runtime=installed, tile=tile)
+        except DeviceError as error:
+            log.warning("runtime='auto': %s is encoded by torch: %s", ref.card.alias, error)
+            return "torch"
+    return installed
 
 
 #: Families of this package: only their linear maps and convolutions use the weights of these, and their maps depend

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.constants import PRECISIONS
+from deo_cube.encoder.devices import cpu_has_bfloat16
 from deo_cube.errors import ArgumentError, DeviceError
 
 __all__ = [
@@ -226,12 +227,15 @@ def check_precision(precision: str, device: str | None = None) -> None:
     if precision == "bfloat16" and device is not None:
         why = _no_bfloat16(device)
         if why:
-            raise DeviceError(f"precision='bfloat16' was wanted on {device}, {why}: pass precision='float32'")
+            raise DeviceError(f"precision='bfloat16' was requested on {device}, {why}: pass precision='float32'")
 
 
 def _no_bfloat16(device: str) -> str:
     import torch
 
+    if device == "cpu":
+        why = "whose processor has no instructions for it, so that it is about ten times slower than float32"
+        return "" if cpu_has_bfloat16() else why
     if not device.startswith("cuda"):
         return "where it is about ten times slower than float32"
     if not torch.cuda.is_bf16_supported(including_emulation=False):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 from deo_cube.errors import DeviceError
 
-__all__ = ["choose_device"]
+__all__ = ["choose_device", "cpu_has_bfloat16"]
+
+#: Names of instructions that multiply bfloat16 matrices, as Linux lists them: of x86 and of Arm.
+_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
 def choose_device(device: str | None) -> str:
@@ -31,3 +37,17 @@ def choose_device(device: str | None) -> str:
     if named.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device='mps': this machine has no MPS device, pass device='cpu'")
     return str(named)
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Return whether this processor multiplies bfloat16 matrices by instructions of its own.
+
+    Others emulate them, which takes about ten times as long as float32. False where the system does not list them.
+    """
+    try:
+        # On machines of many cores the list is repeated for each of them.
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as info:
+            return not _BFLOAT16.isdisjoint(info.read(16384).split())
+    except OSError:
+        return False

@@ -473,7 +473,7 @@ def _expected(run: Any, dates: float, device: str) -> str:
     """Time that a number of dates takes, at the rate that was measured."""
     from deo_cube.embedding.plan import known_rate
 
-    rate = known_rate(run.ref, run.plan.tile, "cuda:0" if device == "cuda" else device, run.precision)
+    rate = known_rate(run.ref, run.plan.tile, "cuda:0" if device == "cuda" else device, run.precision, run.runtime)
     if rate is None:
         return "time not known: plan(measure=True) measures the rate"
     tiles = dates * run.plan.encoded_pixels(run.ref.card.trim) / run.plan.tile**2

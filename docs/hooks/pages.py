@@ -31,8 +31,9 @@ NOTEBOOKS = {
 }
 #: What the extras are for.
 EXTRAS = {
-    "all": "everything below but `gpu`",
+    "all": "everything below but `gpu` and `cpu`",
     "gpu": "several GPUs in one machine: one worker per GPU (Linux)",
+    "cpu": "`runtime='openvino'`: networks run by OpenVINO, faster on the CPU",
     "heads": "fitting heads, `cluster`, probes",
     "cluster": 'a Dask cluster: `scheduler="tcp://..."`, `dask.distributed.Client`',
     "demo": "`synthetic_cube`, `deo-cube demo` and `deo-cube bench`",

@@ -150,8 +150,9 @@ def test_a_batch_that_does_not_fit_while_it_is_staged_is_halved_too() -> None:
     assert max(len(part) for part, _ in got) == 2
 
 
-def test_bfloat16_is_refused_at_the_call_where_it_is_slow() -> None:
+def test_bfloat16_is_refused_at_the_call_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     cube = cube_at((64, 64), times=1)
+    monkeypatch.setattr(transfer, "cpu_has_bfloat16", lambda: False)
     with pytest.raises(DeviceError, match="ten times slower.*precision='float32'"):
         embed(cube, "means", precision="bfloat16", device="cpu")
     with pytest.raises(ValueError, match="precision must be one of"):
