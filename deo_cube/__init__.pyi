@@ -4,6 +4,7 @@ from deo_cube import errors as errors
 from deo_cube import options as options
 from deo_cube.accessor import DeoDataArrayAccessor as DeoDataArrayAccessor
 from deo_cube.accessor import DeoDatasetAccessor as DeoDatasetAccessor
+from deo_cube.cube.arrays import from_array as from_array
 from deo_cube.cube.composite import composite as composite
 from deo_cube.cube.open import open_cube as open_cube
 from deo_cube.cube.stac_catalogs import search as search

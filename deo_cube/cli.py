@@ -82,6 +82,14 @@ class _ReadFlags:
         TEXT,
         arg(help="group of a Zarr or netCDF store that holds the cube", help_behavior_hint="(default: the root)"),
     ] = None
+    time: Annotated[
+        tuple[str, ...],
+        arg(
+            help="dates of the files of a pattern, in the order of their names",
+            metavar="[STR ...]",
+            help_behavior_hint="(default: those of names and tags)",
+        ),
+    ] = ()
     allow: Annotated[
         tuple[str, ...],
         arg(
@@ -93,7 +101,8 @@ class _ReadFlags:
 
     def given(self) -> dict[str, Any]:
         """Return the arguments of `open_cube` that were passed."""
-        return ({} if self.group is None else {"group": self.group}) | ({"allow": self.allow} if self.allow else {})
+        passed: dict[str, Any] = {"group": self.group, "time": list(self.time), "allow": self.allow}
+        return {name: value for name, value in passed.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +151,10 @@ def demo(
 
 
 def embed(
-    cube: Annotated[Positional[str], arg(help="cube: .zarr, .nc, .tif, or .json of STAC items", metavar="CUBE")],
+    cube: Annotated[
+        Positional[str],
+        arg(help="cube: .zarr, .nc, .tif, .SAFE, .json of STAC items, or a pattern in quotes", metavar="CUBE"),
+    ],
     out: Annotated[
         Positional[str], arg(help="Zarr store of embeddings; resumed if the same call began it", metavar="OUT")
     ],
@@ -175,7 +187,10 @@ def embed(
 
 
 def plan(
-    cube: Annotated[Positional[str], arg(help="cube: .zarr, .nc, .tif, or .json of STAC items", metavar="CUBE")],
+    cube: Annotated[
+        Positional[str],
+        arg(help="cube: .zarr, .nc, .tif, .SAFE, .json of STAC items, or a pattern in quotes", metavar="CUBE"),
+    ],
     measure: Annotated[bool, arg(help="encode a few tiles to measure the rate")] = False,
     *,
     embedding: OmitArgPrefixes[_EmbedFlags],

@@ -21,10 +21,11 @@ from zarr.abc.store import Store
 from zarr.storage import ZipStore
 
 from deo_cube import arguments
-from deo_cube.cube import eopf
+from deo_cube.cube import eopf, files
+from deo_cube.cube.files import RASTERS
 from deo_cube.cube.georeference import is_cube
 from deo_cube.cube.hrefs import Origin, check_href, read_allow
-from deo_cube.cube.sentinel2 import SENTINEL2
+from deo_cube.cube.sentinel2 import SENTINEL2, other_sensor
 from deo_cube.cube.stac import load_cube
 from deo_cube.errors import (
     ArgumentError,
@@ -44,7 +45,7 @@ __all__ = [
     "is_references",
     "open_references",
     "is_safe",
-    "item_of_safe",
+    "items_of_safe",
     "open_cube",
 ]
 
@@ -255,8 +256,10 @@ def _is_metadata(name: str) -> bool:
     return bool(re.search(r"\.SAFE/MTD_MSIL\w+\.xml$", name, re.I))
 
 
-def item_of_safe(text: str) -> dict[str, Any]:
-    """Describe a SAFE product as a STAC item: bands in their own resolution, offset and baseline as stated in it.
+def items_of_safe(text: str) -> list[dict[str, Any]]:
+    """Describe a SAFE product as STAC items: bands in their own resolution, offset and baseline as stated in it.
+
+    A product holds one granule; those of before December 2016 hold several, and each is an item.
 
     Parameters
     ----------
@@ -290,22 +293,32 @@ def item_of_safe(text: str) -> dict[str, Any]:
         _check_size(metadata_files[0].stat().st_size, str(metadata_files[0]))
         written, product = metadata_files[0].read_bytes(), path.resolve().name
     stated = _metadata_of(written, product)
-    assets = _assets(hrefs, stated)
-    if not set(assets) - {"SCL"}:
+    granules: dict[str, list[str]] = {}
+    for href in hrefs:
+        if "/IMG_DATA/" in href:
+            granules.setdefault(href.partition("/IMG_DATA/")[0], []).append(href)
+    assets = {granule: _assets(images, stated) for granule, images in granules.items()}
+    assets = {granule: found for granule, found in assets.items() if set(found) - {"SCL"}}
+    if not assets:
         raise InputNotFoundError(
             f"{text} holds no images of bands (GRANULE/*/IMG_DATA/.../*_B02_10m.jp2): download the complete product"
         )
-    return {
-        **{"type": "Feature", "stac_version": "1.0.0", "id": product.removesuffix(".SAFE"), "links": []},
-        **{"geometry": None, "stac_extensions": [], "assets": assets},
-        "properties": {
-            "datetime": stated["datetime"],
-            "s2:product_uri": product,
-            "s2:processing_baseline": stated["baseline"],
-            "s2:product_type": stated["type"],
-            **({} if stated["clouds"] is None else {"eo:cloud_cover": stated["clouds"]}),
-        },
+    properties = {
+        "datetime": stated["datetime"],
+        "s2:product_uri": product,
+        "s2:processing_baseline": stated["baseline"],
+        "s2:product_type": stated["type"],
+        **({} if stated["clouds"] is None else {"eo:cloud_cover": stated["clouds"]}),
     }
+    name = product.removesuffix(".SAFE")
+    return [
+        {
+            **{"type": "Feature", "stac_version": "1.0.0", "links": [], "geometry": None, "stac_extensions": []},
+            **{"assets": found, "properties": dict(properties)},
+            "id": name if len(assets) == 1 else f"{name}/{granule.rpartition('/')[2]}",
+        }
+        for granule, found in assets.items()
+    ]
 
 
 def _check_size(size: int, name: str) -> None:
@@ -375,25 +388,29 @@ def _assets(hrefs: list[str], stated: dict[str, Any]) -> dict[str, Any]:
 # --- opening ---
 
 
-RASTERS = (".tif", ".tiff", ".jp2", ".vrt", ".img")
 NETCDF = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5")
 #: Largest size in bytes of a JSON file that is searched for references.
 _LARGEST_JSON = 500_000_000
 
 
-def open_cube(path: Any, *, group: str | None = None, **options: Any) -> xr.Dataset | xr.DataArray:
+def open_cube(path: Any, *, group: str | None = None, time: Any = None, **options: Any) -> xr.Dataset | xr.DataArray:
     """Open a cube lazily, by the ending of its name and its content.
 
     Parameters
     ----------
-    path : str, path or Zarr store
+    path : str, path, Zarr store, or a sequence of paths
         ``*.zarr`` (a folder, a URL, ``*.zip``), ``*.nc`` and ``*.h5``, ``*.tif``, ``*.jp2`` and ``*.vrt`` (also GDAL's
         ``/vsi...``), a ``*.SAFE`` folder or its zip, an icechunk repository or session, references of kerchunk
-        (``*.json``, ``*.parq``), or STAC: ``*.json`` with an item or a collection of items.
+        (``*.json``, ``*.parq``), or STAC: ``*.json`` with an item or a collection of items. Several paths, or a pattern
+        (``"scenes/*.tif"``), are one cube: a date per file or product, or a file per band (HLS, sits, sen2r), which is
+        loaded with `load_cube`.
     group : str, optional
         Group of a Zarr or netCDF store that holds the cube, as ``measurements/reflectance/r10m``. By default the root,
         or else the only group with arrays along y and x. Of an EOPF product, by default, the bands of all resolutions
         and SCL on the 10 m grid.
+    time : date or sequence of dates, optional
+        Dates of the files in the order of their paths, UTC; one where a path is one file. By default those that the
+        files, their tags, names or folders state.
     **options
         For the reader: `xarray.open_zarr`, `xarray.open_dataset`, `rioxarray.open_rasterio`, `load_cube`.
 
@@ -407,7 +424,10 @@ def open_cube(path: Any, *, group: str | None = None, **options: Any) -> xr.Data
     InputNotFoundError
         If the path does not exist.
     ArgumentError
-        For other paths, and for a store with cubes in several groups; the message names them.
+        For other paths, for a store with cubes in several groups, and for files that are not of one grid, scale and
+        mark of no data, or whose dates are unknown or equal; the message names them.
+    MissingBandsError
+        For files of HLS L30, Landsat and other sensors that are named as such.
     ArgumentTypeError
         For options that the reader does not take.
     StorageError
@@ -416,6 +436,35 @@ def open_cube(path: Any, *, group: str | None = None, **options: Any) -> xr.Data
     MissingExtraError
         If the package that reads it is not installed.
     """
+    if isinstance(path, list | tuple) or (isinstance(path, str | os.PathLike) and files.is_pattern(expand(path))):
+        return _open_files(files.expand_files(path), group, time, options)
+    cube = _open_one(path, group, options)
+    return cube if time is None else files.with_date(cube, str(path), files.dates_of(time, 1)[0])
+
+
+#: Arguments of `load_cube` that choose a grid.
+_PLACES = frozenset({"bbox", "intersects", "geobox", "crs", "like", "geopolygon", "lon", "lat", "x", "y"})
+
+
+def _open_files(
+    paths: Sequence[str], group: str | None, time: Any, options: dict[str, Any]
+) -> xr.Dataset | xr.DataArray:
+    items = files.items_of_band_files(paths, time)
+    if items is not None:
+        _no_group(group, paths[0])
+        if isinstance(options.get("resolution"), int | float) and not options.keys() & _PLACES:
+            # The grid of the files, exactly: bounds in degrees would add a row or column without data.
+            box = files.common_geobox(paths, options["resolution"])
+            options = (
+                options if box is None else {"geobox": box, **{k: v for k, v in options.items() if k != "resolution"}}
+            )
+        return load_cube(items, **options)
+    cubes = [_open_one(p, group, dict(options)) for p in paths]
+    dates = files.dates_of(time, len(paths)) if time is not None else [None] * len(paths)
+    return files.join_dates([files.with_date(c, p, d) for c, p, d in zip(cubes, paths, dates, strict=True)], paths)
+
+
+def _open_one(path: Any, group: str | None, options: dict[str, Any]) -> xr.Dataset | xr.DataArray:
     if not isinstance(path, str | os.PathLike):
         return _open_zarr(_store_of(path), type(path).__name__, group, options)
     arguments.path("path", path)
@@ -430,7 +479,7 @@ def open_cube(path: Any, *, group: str | None = None, **options: Any) -> xr.Data
         return _open_raster(text, options)
     if local and (ending == ".safe" or is_safe(text)):
         _no_group(group, text)
-        return load_cube(item_of_safe(text), **options)
+        return load_cube(items_of_safe(text), **options)
     if ending == ".zip" and local:
         return _open_zip(text, group, options)
     if ending in (".parq", ".parquet") and is_parquet(text):
@@ -721,7 +770,8 @@ def _open_raster(text: str, options: dict[str, Any]) -> xr.DataArray:
             f"{text} holds several rasters, not one. List them, rasterio.open(path).subdatasets, and open one with "
             "rioxarray.open_rasterio"
         )
-    return raster
+    # The name of the product is evidence of its sensor, whose band numbers may mean other bands than Sentinel-2's.
+    return raster if other_sensor(Path(text).name) is None else raster.assign_attrs(id=Path(text).stem)
 
 
 def _unsigned(variable: xr.DataArray) -> xr.DataArray:

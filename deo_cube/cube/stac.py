@@ -20,6 +20,7 @@ from deo_cube.constants import MODEL_BANDS, Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.boa_offset import Offset, decide_offset
 from deo_cube.cube.footprint import footprint
+from deo_cube.cube.hls import FMASK_FILL, classes_of_fmask
 from deo_cube.cube.hrefs import read_allow
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, level_of
 from deo_cube.cube.stac_grid import (
@@ -156,6 +157,7 @@ def load_cube(
     )
     selected = [(item, _select_assets(item, bands)) for item in read_items(items)]
     names = _loaded_bands(selected, bands, model)
+    fmask = _holds_fmask(selected)
     check = patch_url is None or patch_url == "auto"
     trusted = read_allow(allow)
     # odc-stac takes dtypes from the first item, so the one with the most assets comes first.
@@ -180,7 +182,7 @@ def load_cube(
                 chunks=dict(DEFAULT_CHUNKS if chunks is None else chunks),
                 resampling=_resampling(resampling),
                 driver=driver,
-                stac_cfg=_CONFIG,
+                stac_cfg=_config(FMASK_FILL if fmask else 0),
                 debug=True,
                 **options,
             )
@@ -199,6 +201,8 @@ def load_cube(
         )
     if place.turn:
         cube = _turned(cube, place.turn)
+    if fmask:
+        cube = cube.assign(SCL=classes_of_fmask(cube["SCL"]))
     cube = _annotated(cube, loaded, groups, [0.0 if dn is None else dn for dn in offsets])
     return _cloudless(cube) if mask_clouds else cube
 
@@ -216,13 +220,14 @@ def _all_alike(*_: Any) -> int:
     return 0
 
 
-_CONFIG = {
-    _COLLECTION: {
-        "assets": {"*": {"data_type": "uint16", "nodata": 0}, "SCL": {"data_type": "uint8", "nodata": 0}},
-        "warnings": "ignore",
-    }
-}
-"""Defaults of odc-stac for items that state neither dtype nor nodata, as those of the Planetary Computer."""
+def _config(scl_nodata: int) -> dict[str, Any]:
+    """Return defaults of odc-stac for items that state neither dtype nor nodata, as those of the Planetary Computer.
+
+    `scl_nodata` is that of the scene classification. In Fmask, whose numbers are bits, 0 is clear: a mosaic must not
+    take it for no data.
+    """
+    assets = {"*": {"data_type": "uint16", "nodata": 0}, "SCL": {"data_type": "uint8", "nodata": scl_nodata}}
+    return {_COLLECTION: {"assets": assets, "warnings": "ignore"}}
 
 
 def _band_names(bands: Sequence[str] | Mapping[str, str] | None) -> tuple[str, ...]:
@@ -252,6 +257,27 @@ def _loaded_bands(
             f'Name the asset per band of {model!r}: bands={{"B02": "its key", ...}}'
         )
     return [b for b in (*_band_names(bands), "SCL") if any(b in assets for _, assets in selected)]
+
+
+def _is_fmask(item: pystac.Item, asset: pystac.Asset) -> bool:
+    return any(key.lower() == "fmask" and own is asset for key, own in item.assets.items())
+
+
+def _holds_fmask(selected: Sequence[tuple[pystac.Item, Mapping[str, pystac.Asset]]]) -> bool:
+    """Return whether the scene classification of all items is HLS's Fmask.
+
+    Raises
+    ------
+    ArgumentError
+        Where it is that of some items only: one variable cannot hold both.
+    """
+    kinds = {_is_fmask(item, assets["SCL"]): item.id for item, assets in selected if "SCL" in assets}
+    if len(kinds) > 1:
+        raise ArgumentError(
+            f"{kinds[True]} has the mask Fmask of HLS, and {kinds[False]} a scene classification: load each product by "
+            "itself, and join the cubes with xr.concat(cubes, 'time')"
+        )
+    return True in kinds
 
 
 def _select_assets(item: pystac.Item, bands: Sequence[str] | Mapping[str, str] | None) -> dict[str, pystac.Asset]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from deo_cube.cube.boa_offset import Product
+from deo_cube.cube.hls import is_s30
 from deo_cube.cube.hrefs import FROM_FILE, allowed, check_href, internal_host, origin_of
-from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, bands_of_common_name, squeezed
+from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, bands_of_common_name, other_sensor, squeezed
 from deo_cube.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -173,7 +174,7 @@ def _plain_errors(what: str) -> Iterator[None]:
 
 
 def find_assets(item: pystac.Item, bands: Sequence[str]) -> dict[str, pystac.Asset]:
-    """Find the assets of `bands`, and of the scene classification as ``SCL`` where there is one.
+    """Find the assets of `bands`, and of the scene classification (or of HLS's Fmask) as ``SCL`` where there is one.
 
     An asset is identified by its key, then by its only described band (`bands`, `eo:bands`), then by its title. If a
     band has several resolutions (``B02_10m``, ``B02_20m``), its own is chosen; of several formats, GeoTIFF.
@@ -181,8 +182,10 @@ def find_assets(item: pystac.Item, bands: Sequence[str]) -> dict[str, pystac.Ass
     Raises
     ------
     MissingBandsError
-        Where two assets are equally suitable.
+        Where two assets are equally suitable, and for an item of another sensor.
     """
+    if bands:
+        _refuse_other_sensor(item)
     ranked: dict[str, list[tuple[tuple[int, float, int], str]]] = {}
     # Digital Earth Australia counts B11 and B12 as swir_2 and swir_3; others mean B12 by swir_2.
     unclear = {"swir2"} if any(squeezed(k) == "swir3" for k in item.assets) else set()
@@ -193,6 +196,8 @@ def find_assets(item: pystac.Item, bands: Sequence[str]) -> dict[str, pystac.Ass
         if lower == "scl" or lower.startswith(("scl_", "scl-")):
             off = abs((_resolution(asset, key) or 20) - 20)
             ranked.setdefault("SCL", []).append(((0 if lower == "scl" else 1, off, _jp2(asset)), key))
+        elif lower == "fmask" and _is_hls(item):
+            ranked.setdefault("SCL", []).append(((2, 0.0, _jp2(asset)), key))
         elif (claim := _band_of_asset(key, asset)) is not None and claim[0] in bands:
             band, rank = claim
             off = abs((_resolution(asset, key) or SENTINEL2[band].gsd) - SENTINEL2[band].gsd)
@@ -208,6 +213,25 @@ def find_assets(item: pystac.Item, bands: Sequence[str]) -> dict[str, pystac.Ass
         if candidates:
             chosen[band] = item.assets[candidates[0][1]]
     return chosen
+
+
+_SENSOR_KEYS = ("platform", "constellation", "instruments", "mission", "sensor")
+
+
+def _refuse_other_sensor(item: pystac.Item) -> None:
+    """Refuse items of Landsat and others, whose band numbers and scales differ from Sentinel-2's."""
+    stated = [item.id, item.collection_id, *(item.properties.get(k) for k in _SENSOR_KEYS)]
+    sensor = next((word for v in stated if (word := other_sensor(v)) is not None), None)
+    if sensor is not None:
+        raise MissingBandsError(
+            f"item {item.id} is of another sensor than Sentinel-2 ({sensor}), whose band numbers mean other "
+            "wavelengths: Landsat's B5 is near infrared, Sentinel-2's B05 the red edge. Leave such items out, or say "
+            'which asset each band is read from: bands={"B8A": "B05", ...}'
+        )
+
+
+def _is_hls(item: pystac.Item) -> bool:
+    return is_s30(item.id) or is_s30(item.collection_id)
 
 
 def _band_of_asset(key: str, asset: pystac.Asset) -> tuple[str, int] | None:
@@ -273,7 +297,10 @@ def product_of_item(item: pystac.Item, assets: Iterable[pystac.Asset]) -> Produc
     # A local copy keeps the statement of the catalogue on its origin.
     if not any("://" in h for h in hrefs):
         hrefs.append(str(properties.get("earthsearch:s3_path") or ""))
-    return Product.read(properties, hrefs, [asset_scale(a) for a in assets])
+    scales = [asset_scale(a) for a in assets]
+    if _is_hls(item):  # its scale stands alone: reflectance x 10000 without an offset
+        scales = [(scale if scale is not None else 1e-4, offset or 0.0) for scale, offset in scales]
+    return Product.read(properties, hrefs, scales)
 
 
 def resolve_href(

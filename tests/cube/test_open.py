@@ -348,6 +348,26 @@ def test_safe_products_give_the_pixels_of_their_images(
     assert found.deo.embed("tiny").sizes["embedding"] == 192
 
 
+def test_a_product_of_several_granules_is_mosaicked(tmp_path: Path) -> None:
+    root, pixels = product(tmp_path, L2A.replace("N0510", "N0204"), offset=None)
+    second, _ = product(tmp_path / "other", L2A.replace("N0510", "N0204"), offset=None)
+    (granule,) = (second / "GRANULE").iterdir()
+    moved = granule.rename(root / "GRANULE" / "L2A_T33TWM_A000000_20240601T101021")
+    for path in moved.rglob("*.jp2"):  # 1920 m to the east
+        with rasterio.open(path) as file:
+            values, step = file.read(), file.res[0]
+        profile = {"driver": "GTiff", "count": 1, "height": values.shape[1], "width": values.shape[2]}
+        profile |= {"dtype": values.dtype, "crs": "EPSG:32633", "transform": from_origin(4e5 + 1920, 5e6, step, step)}
+        with rasterio.open(path.with_suffix(".tif"), "w", **profile) as out:
+            out.write(values)
+        path.unlink()
+    cube = open_cube(root)
+    assert cube.sizes["x"] == 2 * 192
+    for half in (cube.isel(x=slice(192)), cube.isel(x=slice(192, None))):
+        np.testing.assert_array_equal(half.B02.values[0], pixels["B02"])
+        np.testing.assert_array_equal(half.B05.values[0], pixels["B05"].repeat(2, 0).repeat(2, 1))
+
+
 def test_safe_folders_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     root = tmp_path / L2A
     (root / "GRANULE").mkdir(parents=True)

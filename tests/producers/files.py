@@ -59,7 +59,8 @@ def hls(folder: Path) -> Iterator[Made]:
     ).rio.write_crs(m.EPSG)
     fine = coarse.map(lambda v: xr.DataArray(np.repeat(np.repeat(v.values, 3, 0), 3, 1), dims=("y", "x")))
     edges = {"y": m.NORTH - 10 * (np.arange(144) + 0.5), "x": m.WEST + 10 * (np.arange(144) + 0.5)}
-    yield {}, fine.assign_coords(edges).rio.write_crs(m.EPSG)
+    date = [np.datetime64("2022-03-05T10:29:21", "ns")]
+    yield {}, fine.assign_coords(edges).expand_dims(time=date).rio.write_crs(m.EPSG)
 
 
 @contextlib.contextmanager
@@ -83,10 +84,11 @@ def vrt(folder: Path) -> Iterator[Made]:
 def one_file_per_band(folder: Path) -> Iterator[Made]:
     """Regular cubes of sits and sen2r: a file per band, 10 m, int16, -9999 for no data, scale in the description."""
     plain = m.scene()
+    date = [np.datetime64("2022-03-05", "ns")]
     for band, values in zip(m.BANDS, m.stack(plain), strict=True):
         signed = np.where(values > 0, values.astype("int32"), -9999).astype("int16")
         m.raster(folder / f"SENTINEL-2_MSI_33TWM_{band}_2022-03-05.tif", [signed], nodata=-9999)
-    yield {}, plain
+    yield {}, plain.expand_dims(time=date)
 
 
 @contextlib.contextmanager
@@ -247,20 +249,15 @@ PRODUCERS: Sequence[Producer] = (
     ),
     Producer(
         "HLS S30", FILES, "a COG per band at 30 m, int16, scale 0.0001, -9999",
-        'files = {b: f"HLS.S30.T33TWM.2022064T102921.v2.0.{b}.tif" for b in BANDS}\n'
-        'ds = xr.Dataset({b: rioxarray.open_rasterio(f).squeeze("band", drop=True) for b, f in files.items()})\n'
-        'ds = ds.odc.reproject(ds.odc.geobox.zoom_to(resolution=10), resampling="nearest")\n'
-        "emb = ds.deo.embed(offset=0)",
-        "DN from the scale, no data from the file; 30 m pixels are refused with the call that resamples",
+        'emb = deo_cube.open_cube("HLS.S30.T33TWM.2022064T102921.v2.0.*.tif", resolution=10).deo.embed()',
+        "DN without an offset, no data and date from the files; clouds from the bits of Fmask; 30 m pixels are refused",
         "NBAR, harmonised with Landsat: not the values that the models were trained on. L30 is Landsat, and refused.",
         hls, ("rioxarray",),
     ),
     Producer(
         "A file per band (sits, sen2r)", FILES, "GeoTIFFs of one band, int16, -9999",
-        'files = {b: f"SENTINEL-2_MSI_33TWM_{b}_2022-03-05.tif" for b in BANDS}\n'
-        'ds = xr.Dataset({b: rioxarray.open_rasterio(f).squeeze("band", drop=True) for b, f in files.items()})\n'
-        "emb = ds.deo.embed(offset=0)",
-        "bands from the variables' names, no data from the files; the offset is asked for", "",
+        'emb = deo_cube.open_cube("SENTINEL-2_MSI_33TWM_*_2022-03-05.tif").deo.embed(offset=0)',
+        "bands from the names of the files, date from them too, no data from the files; the offset is asked for", "",
         one_file_per_band, ("rioxarray",),
     ),
     Producer(
