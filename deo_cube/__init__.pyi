@@ -30,6 +30,7 @@ from deo_cube.heads.kmeans import cluster as cluster
 from deo_cube.heads.maps import classify as classify
 from deo_cube.heads.maps import segment as segment
 from deo_cube.heads.pca import pca_rgb as pca_rgb
+from deo_cube.heads.sample import sample as sample
 from deo_cube.heads.similar import similar as similar
 from deo_cube.options import set_options as set_options
 from deo_cube.store.export import to_cog as to_cog

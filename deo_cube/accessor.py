@@ -58,6 +58,7 @@ class _Accessor:
     composite = _Verb(lambda: deo_cube.composite)
     classify = _Verb(lambda: deo_cube.classify)  # type: ignore[arg-type, return-value]  # as above
     segment = _Verb(lambda: deo_cube.segment)  # type: ignore[arg-type, return-value]  # as above
+    sample = _Verb(lambda: deo_cube.sample)
     seam_report = _Verb(lambda: deo_cube.seam_report)  # type: ignore[arg-type, return-value]  # as above
 
     def __init__(self, obj: Any) -> None:

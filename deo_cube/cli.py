@@ -296,6 +296,51 @@ def segment(
     print(f"{out}: {', '.join(f'{d} {n}' for d, n in classes.sizes.items())}")
 
 
+def sample(
+    data: Annotated[
+        Positional[str], arg(help="store of embeddings, or cube: .zarr, .nc, .tif, or .json", metavar="STORE")
+    ],
+    places: Annotated[
+        Positional[str], arg(help="points and polygons: .gpkg, .parquet, .geojson, .shp, .csv", metavar="PLACES")
+    ],
+    out: Annotated[Positional[Path], arg(help="table: .parquet (GeoParquet) or .csv", metavar="OUT")],
+    how: Annotated[
+        Literal["nearest", "linear", "mean", "median", "max"],
+        arg(help="patch of a point, or interpolation; mean, median or maximum within a polygon"),
+    ] = "nearest",
+    weights: Annotated[Literal["valid", "none"], arg(help="weight of a patch beside the share covered")] = "valid",
+    time: Annotated[
+        str | None, TEXT, arg(help="date, month or year to sample", help_behavior_hint="(default: all)")
+    ] = None,
+    crs: Annotated[
+        str | None, TEXT, arg(help="CRS of the places", help_behavior_hint="(default: what they state)")
+    ] = None,
+    layer: Annotated[str | None, TEXT, arg(help="layer of a file that has several")] = None,
+    overwrite: Annotated[bool, arg(help="replace OUT")] = False,
+    *,
+    read: OmitArgPrefixes[_ReadFlags],
+) -> None:
+    """Write one vector per point or polygon as a table: the columns of PLACES, `time`, `valid`, `count`, `e0`, ..."""
+    from deo_cube.cube.open import open_cube
+    from deo_cube.heads.sample import write_table
+    from deo_cube.store.open import is_embeddings, open_embeddings
+
+    out = local_path(out)
+    if out.exists() and not overwrite:
+        raise ArgumentError(f"OUT {out} exists: name another path, or pass --overwrite")
+    rows, columns = write_table(
+        open_embeddings(data) if is_embeddings(data) else open_cube(data, **read.given()),
+        places,
+        out,
+        how=how,
+        weights="valid" if weights == "valid" else None,
+        time=time,
+        crs=crs,
+        layer=layer,
+    )
+    print(f"{out}: {rows} rows, {columns} columns")
+
+
 def evaluate(
     model: Annotated[Positional[str], arg(help="name of a model, or folder of a training run", metavar="MODEL")],
     data: Annotated[Positional[Path], arg(help="folder that holds the labelled data sets", metavar="DATA")],
@@ -424,7 +469,8 @@ def _flags(args: list[str]) -> list[str]:
 
 #: Every command by its name; logic lives in the modules that they call.
 COMMANDS: dict[str, Any] = {
-    verb.__name__: verb for verb in (demo, embed, plan, models, verify, segment, evaluate, bench, publish, doctor, view)
+    verb.__name__: verb
+    for verb in (demo, embed, plan, models, verify, segment, sample, evaluate, bench, publish, doctor, view)
 }
 
 

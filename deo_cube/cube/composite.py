@@ -21,7 +21,7 @@ from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name
 from deo_cube.cube.units import OFFSET_COORD, Radiometry, decide_radiometry
 from deo_cube.errors import ArgumentError, MissingBandsError
 
-__all__ = ["composite"]
+__all__ = ["clear_bands", "composite"]
 
 How = Literal["median", "least_cloudy", "first"]
 CLOUD_COVER = "eo:cloud_cover"
@@ -85,13 +85,7 @@ def composite(
     arguments.number_or("offset", offset, ("auto",), several=True)
     arguments.number_or("nodata", nodata, ("auto", None), finite=False)
     cube, dims = _as_dataset(cube_of(cube))
-    match = _all_bands(cube)
-    for name in (*match.variables, match.scl):
-        if name is not None:
-            refuse_foreign(cube[name].variable, name)
-    radiometry = decide_radiometry(cube, match, units=units, offset=offset, nodata=nodata)
-    bands = _canonical(cube, match, radiometry)
-    hidden = _hidden(cube, match, mask, dims, radiometry)
+    match, radiometry, bands, hidden = _read(cube, dims, mask, units, offset, nodata)
     clear = xr.concat([b.notnull() for b in bands.values()], "band").all("band") & ~hidden
     ranked = _rank(cube, how)
     groups = _periods(cube, freq)
@@ -105,6 +99,55 @@ def composite(
         made.append(xr.Dataset({n: _reduce(v, how) for n, v in part.items()}))
     whole = xr.concat(made, pd.Index(list(groups), name="time"))
     return _annotated(whole, cube, how, radiometry, [len(d) for d in groups.values()], mask)
+
+
+def clear_bands(
+    cube: xr.Dataset | xr.DataArray,
+    *,
+    units: str = "auto",
+    offset: str | float | Sequence[float] = "auto",
+    nodata: str | float | None = "auto",
+) -> xr.DataArray:
+    """Return all bands of a cube as the layers of one array, lazily.
+
+    Parameters
+    ----------
+    cube, units, offset, nodata
+        As in `composite`; a cube without `time` is one date.
+
+    Returns
+    -------
+    DataArray
+        (time, band, y, x) float32 DN without offset, NaN where a pixel has no data in any band; without `time` where
+        the cube has none. The coordinate `valid` is 1, and 0 under clouds and shadows after `SCL` and without data.
+    """
+    given = cube_of(cube)
+    dated = georeference.dims(given).time is not None
+    if isinstance(given, xr.Dataset):  # `expand_dims` leaves coordinates as they are
+        given = given.set_coords([n for n, v in given.data_vars.items() if v.ndim == 0])
+    cube, dims = _as_dataset(given if dated else given.expand_dims(time=np.zeros(1, "datetime64[ns]")))
+    _, _, bands, hidden = _read(cube, dims, None, units, offset, nodata)
+    layers = xr.concat(list(bands.values()), pd.Index(list(bands), name="band"))
+    layers = layers.where(layers.notnull().all("band"))
+    valid = layers.isel(band=0, drop=True).notnull() & ~hidden
+    order = ("time", "band", dims.y, dims.x)
+    layers = layers.transpose(*order)
+    layers = layers.assign_coords(valid=valid.astype("float32").transpose("time", dims.y, dims.x))
+    layers = layers.assign_coords({n: c.variable for n, c in cube.coords.items() if c.dims == ("time",)})
+    placed: xr.DataArray = georeference.assign_grid(layers, georeference.geobox(cube), dims=(dims.y, dims.x))
+    return placed if dated else placed.isel(time=0, drop=True)
+
+
+def _read(
+    cube: xr.Dataset, dims: georeference.Dims, mask: Any, units: str, offset: Any, nodata: Any
+) -> tuple[BandMatch, Radiometry, dict[str, xr.DataArray], xr.DataArray]:
+    """Return the bands as float32 DN without offset, and which pixels are left out."""
+    match = _all_bands(cube)
+    for name in (*match.variables, match.scl):
+        if name is not None:
+            refuse_foreign(cube[name].variable, name)
+    radiometry = decide_radiometry(cube, match, units=units, offset=offset, nodata=nodata)
+    return match, radiometry, _canonical(cube, match, radiometry), _hidden(cube, match, mask, dims, radiometry)
 
 
 def _as_dataset(cube: xr.Dataset | xr.DataArray) -> tuple[xr.Dataset, georeference.Dims]:

@@ -22,6 +22,7 @@ from graphlib import TopologicalSorter
 from itertools import product
 from math import prod
 from numbers import Integral
+from operator import getitem
 from typing import Any, TypeAlias
 
 import dask.array as da
@@ -32,8 +33,9 @@ from dask._task_spec import convert_legacy_task
 from dask.base import tokenize
 from dask.blockwise import Blockwise
 from dask.core import flatten
+from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
-from dask.task_spec import Alias, DataNode, GraphNode, Task, TaskRef
+from dask.task_spec import Alias, DataNode, GraphNode, List, Task, TaskRef
 from numpy.typing import NDArray
 
 from deo_cube.embedding.windows import BandSource, BlockIndex, WindowReader, band_sources, read_amplification
@@ -53,6 +55,7 @@ __all__ = [
     "cut",
     "derived",
     "evaluate",
+    "gather_chunks",
     "has_blocks",
     "is_result_alone",
     "layered",
@@ -410,6 +413,52 @@ def layered(*arrays: Any) -> tuple[HighLevelGraph, list[str]]:
         for name, layer in layers.items()
     }
     return HighLevelGraph({name: MaterializedLayer(layer) for name, layer in layers.items()}, dependencies), names
+
+
+def gather_chunks(
+    arrays: Sequence[Any],
+    parts: Sequence[tuple[Sequence[tuple[int, ...]], Any]],
+    run: Callable[..., Any],
+    join: Callable[[list[Any]], tuple[Array, ...]],
+    outputs: Sequence[tuple[tuple[int, ...], Any]],
+    *,
+    name: str,
+) -> list[Any]:
+    """Return arrays that are made from some chunks of others: one task per chunk, and one that joins the results.
+
+    Parameters
+    ----------
+    arrays : sequence of dask.array.Array
+        Sources; no other chunk of them than those of `parts` is read.
+    parts : sequence of (positions, argument)
+        Of each task, the position of its chunk in every array, and an argument for `run`.
+    run : callable
+        ``run(*chunks, argument)``; runs on a worker, as does `join`.
+    join : callable
+        Of the list of all results; returns one array per output.
+    outputs : sequence of (shape, dtype)
+        Of the arrays, which have one chunk each.
+    name : str
+        Start of the key names; the same for the same arrays, parts and functions.
+    """
+    graph, names = layered(*arrays)
+    tasks: dict[Any, GraphNode] = {}
+    results = []
+    for k, (positions, argument) in enumerate(parts):
+        chunks = [TaskRef((n, *position)) for n, position in zip(names, positions, strict=True)]
+        tasks[name, k] = Task((name, k), run, *chunks, argument)
+        results.append(TaskRef((name, k)))
+    tasks[f"{name}-joined"] = Task(f"{name}-joined", join, List(*results))
+    made = []
+    for k, (shape, dtype) in enumerate(outputs):
+        key = f"{name}-{k}"
+        layers = {**graph.layers, name: MaterializedLayer(tasks)}
+        picked = {key: Task(key, getitem, TaskRef(f"{name}-joined"), k)}
+        whole = HighLevelGraph(
+            {**layers, key: MaterializedLayer(picked)}, {**graph.dependencies, name: set(names), key: {name}}
+        )
+        made.append(da.from_delayed(Delayed(key, whole, layer=key), shape, dtype))
+    return made
 
 
 def _node(key: Any, value: Any, keys: Container[Any]) -> GraphNode:

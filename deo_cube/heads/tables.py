@@ -39,7 +39,7 @@ from deo_cube.errors import (
 from deo_cube.extras import require
 from deo_cube.paths import expand, is_url
 
-__all__ = ["Table", "form_of", "located", "parsed_crs", "read_table", "stated_crs", "suffix_of"]
+__all__ = ["Table", "form_of", "located", "parsed_crs", "read_frame", "read_table", "stated_crs", "suffix_of"]
 
 Array = NDArray[Any]
 Form = Literal["raster", "table", "points", "shapes"]
@@ -181,15 +181,23 @@ def read_table(labels: Any, form: Form, *, column: Any, layer: Any, crs: CRS | N
 
 
 def _of_path(labels: Any, column: Any, layer: Any, crs: CRS | None) -> Table:
-    path = located(labels)
+    frame = read_frame(labels, layer)
+    return _of_frame(frame, column, crs, Path(os.fsdecode(labels)).name, text=suffix_of(labels) in _TEXT_SUFFIXES)
+
+
+def read_frame(path: Any, layer: Any) -> pd.DataFrame:
+    """Read the table that a file holds: a GeoDataFrame, or a DataFrame (of text, from a text file)."""
+    path = located(path)
     name = Path(path).name
     if suffix_of(path) in _TEXT_SUFFIXES:
         if layer is not None:
             raise ArgumentError(f"layer={layer!r} is for files with layers; {name} has none")
-        return _of_frame(_read_text(path), column, crs, name, text=True)
+        frame: pd.DataFrame = _read_text(path)
+        return frame
     if suffix_of(path) in (".pkl", ".pickle"):
         raise LabelsError(f"{name} is a pickle, which runs code when it is read: save it as GeoParquet")
-    return _of_frame(_read_file(path, layer), column, crs, name, text=False)
+    frame = _read_file(path, layer)
+    return frame
 
 
 def _of_points(labels: Any, crs: CRS | None) -> Table:

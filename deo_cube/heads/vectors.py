@@ -21,7 +21,16 @@ from deo_cube.constants import INT8_INVALID, Attribute
 from deo_cube.cube import georeference
 from deo_cube.errors import ArgumentError, MissingCRSError, SelectionError
 
-__all__ = ["as_embeddings", "geobox", "map_vectors", "model_fingerprint", "sample", "select_time", "spatial_dims"]
+__all__ = [
+    "as_embeddings",
+    "geobox",
+    "map_vectors",
+    "matching_times",
+    "model_fingerprint",
+    "sample",
+    "select_time",
+    "spatial_dims",
+]
 
 Array = NDArray[Any]
 
@@ -122,6 +131,19 @@ def select_time(array: xr.DataArray, time: Any, *, argument: str = "time") -> xr
     SelectionError
         If no time matches; the message lists the times.
     """
+    selected = matching_times(array, time, argument=argument)
+    if "time" not in selected.dims:
+        return selected
+    if selected.sizes["time"] == 1:
+        return selected.isel(time=0)
+    return selected.astype("float32").mean("time", skipna=True).assign_attrs(selected.attrs)
+
+
+def matching_times(array: xr.DataArray, time: Any, *, argument: str = "time") -> xr.DataArray:
+    """Return an array at all times that `time` matches; without the dimension where it is one label of the index.
+
+    Parameters and errors are those of `select_time`.
+    """
     if "time" not in array.dims:
         raise ArgumentError(f"{argument}={time!r} needs embeddings with a dimension 'time', got {array.dims}")
     index = array.indexes.get("time")
@@ -137,9 +159,7 @@ def select_time(array: xr.DataArray, time: Any, *, argument: str = "time") -> xr
         times = [str(t)[:16] for t in array["time"].values]
         listed = ", ".join(times[:6]) + (f", ... {times[-1]}" if len(times) > 6 else "")
         raise SelectionError(f"{argument}={time!r} matches none of the {len(times)} times: {listed}")
-    if selected.sizes["time"] == 1:
-        return selected.isel(time=0)
-    return selected.astype("float32").mean("time", skipna=True).assign_attrs(selected.attrs)
+    return selected
 
 
 def _label(time: Any) -> Any:
