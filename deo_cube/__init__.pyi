@@ -26,6 +26,9 @@ from deo_cube.evaluate.seam import seam_report as seam_report
 from deo_cube.heads.change import change as change
 from deo_cube.heads.head import fit_head as fit_head
 from deo_cube.heads.head import load_head as load_head
+from deo_cube.heads.index import Index as Index
+from deo_cube.heads.index import build_index as build_index
+from deo_cube.heads.index import open_index as open_index
 from deo_cube.heads.kmeans import cluster as cluster
 from deo_cube.heads.maps import classify as classify
 from deo_cube.heads.maps import segment as segment
@@ -35,6 +38,7 @@ from deo_cube.heads.similar import similar as similar
 from deo_cube.options import set_options as set_options
 from deo_cube.store.export import to_cog as to_cog
 from deo_cube.store.export import to_geoparquet as to_geoparquet
+from deo_cube.store.mosaic import mosaic as mosaic
 from deo_cube.store.open import open_embeddings as open_embeddings
 from deo_cube.store.open import verify_store as verify_store
 from deo_cube.store.stac import collection_of as collection_of

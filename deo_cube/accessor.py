@@ -105,6 +105,7 @@ class DeoDataArrayAccessor(_Accessor):
     to_cog = _Verb(lambda: deo_cube.to_cog)
     to_geoparquet = _Verb(lambda: deo_cube.to_geoparquet)
     similar = _Verb(lambda: deo_cube.similar)
+    build_index = _Verb(lambda: deo_cube.build_index)
     change = _Verb(lambda: deo_cube.change)
     pca_rgb = _Verb(lambda: deo_cube.pca_rgb)
     cluster = _Verb(lambda: deo_cube.cluster)

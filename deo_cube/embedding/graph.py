@@ -570,6 +570,7 @@ def _unwrapped(value: Any) -> Any:
 _SAME_VALUES = (
     *("getitem", "rechunk", "transpose", "astype", "concatenate", "stack", "blocks"),
     *("open_dataset", "original", "xarray", "array"),
+    "first_valid",  # of store/mosaic.py: each value is that of one of its parts
 )
 
 

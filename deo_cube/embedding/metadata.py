@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from deo_cube.encoder.card import ModelCard
 
 __all__ = [
+    "COMPARABLE",
     "CONVENTIONS",
     "PREFIX",
     "SOURCE",
@@ -147,6 +148,9 @@ def model_of(emb: xr.DataArray) -> str:
         return f"urn:deo-cube:derived:{emb.attrs[Attribute.MODEL]}"
     return str(emb.attrs.get(Attribute.MODEL_URL, "urn:deo-cube:model:unknown"))
 
+
+#: Facts that decide whether the vectors of two arrays can be compared: one model, read alike.
+COMPARABLE = ("model", "model_fingerprint", "weights_sha256", "stem", "layer", "normalization")
 
 #: Provenance that decides the numbers, and so guards a resumed store. The version does not: a patch release may resume.
 _DECIDES = (
