@@ -341,6 +341,60 @@ def sample(
     print(f"{out}: {rows} rows, {columns} columns")
 
 
+def change(
+    first: Annotated[Positional[str], arg(help="store of embeddings, the earlier one", metavar="A")],
+    second: Annotated[Positional[str], arg(help="the later store, on the same grid; or A again", metavar="B")],
+    out: Annotated[Positional[Path], arg(help="map of change: .tif, or .zarr", metavar="OUT")],
+    before: Annotated[str | None, TEXT, arg(help="time of A, or part of one: 2019, 2019-06")] = None,
+    after: Annotated[str | None, TEXT, arg(help="time of B, or part of one")] = None,
+    method: Annotated[
+        Literal["cosine", "calibrated", "euclidean"],
+        arg(help="distance, or with calibrated the share of unchanged patches that look less changed"),
+    ] = "cosine",
+    overwrite: Annotated[bool, arg(help="replace OUT, whatever it is")] = False,
+) -> None:
+    """Map how much each patch changed between two stores, or between two times of one."""
+    from deo_cube.heads.change import change as change_of
+    from deo_cube.heads.change import opened
+    from deo_cube.heads.vectors import select_time
+
+    stores = [opened(path, name) for path, name in ((first, "A"), (second, "B"))]
+    times = [
+        emb if time is None else select_time(emb, time, argument=name)
+        for emb, time, name in zip(stores, (before, after), ("before", "after"), strict=True)
+    ]
+    changed = change_of(times[0], times[1], method=method)
+    _write_maps(changed.to_dataset(name="change"), local_path(out), inputs=(first, second), overwrite=overwrite)
+
+
+def _write_maps(maps: Any, out: Path, *, inputs: tuple[str | Path, ...], overwrite: bool) -> None:
+    """Write the variables of a Dataset as bands of a GeoTIFF, or as a Zarr store; dates as the number YYYYMMDD."""
+    import numpy as np
+    import rioxarray  # noqa: F401 - registers .rio
+    import xarray as xr
+
+    from deo_cube.store.write import log_computation
+
+    tif = out.suffix.lower() in (".tif", ".tiff")
+    if not overwrite:
+        _check_out(out, tif=tif, inputs=inputs)
+    layers = {str(n): v for n, v in maps.data_vars.items() if v.ndim == 2}
+    with _log_lines(True), log_computation(next(iter(layers.values())), out):
+        if tif:
+            loaded = maps[list(layers)].load()
+            numbers = {
+                n: (v.dt.year * 10000 + v.dt.month * 100 + v.dt.day).where(v.notnull()) if v.dtype.kind == "M" else v
+                for n, v in loaded.data_vars.items()
+            }
+            kind = "float32" if all(v.dtype.kind != "M" for v in loaded.data_vars.values()) else "float64"
+            bands = xr.concat([v.astype(kind) for v in numbers.values()], "band", coords="minimal", compat="override")
+            bands = bands.drop_attrs(deep=False).assign_attrs(long_name=tuple(numbers), _FillValue=np.nan)
+            bands.rio.write_crs(maps.spatial_ref.attrs["crs_wkt"]).rio.to_raster(out, compress="deflate")
+        else:
+            maps.to_zarr(out, mode="w", zarr_format=3, consolidated=True)
+    print(f"{out}: {', '.join(layers)}; {', '.join(f'{d} {n}' for d, n in maps.sizes.items())}")
+
+
 def evaluate(
     model: Annotated[Positional[str], arg(help="name of a model, or folder of a training run", metavar="MODEL")],
     data: Annotated[Positional[Path], arg(help="folder that holds the labelled data sets", metavar="DATA")],
@@ -413,9 +467,10 @@ def _check_out(out: Path, *, tif: bool, inputs: tuple[str | Path, ...]) -> None:
     if out.exists() and any(Path(i).exists() and out.samefile(i) for i in inputs):
         raise ArgumentError(f"OUT {out} is an input of this command, and would be deleted: name another path")
     if not tif and out.suffix.lower() != ".zarr":
-        raise ArgumentError(f"OUT is a class map, .tif or .zarr; got {out}")
-    if out.is_dir() and (tif or (any(out.iterdir()) and not (out / "class" / "zarr.json").exists())):
-        raise ArgumentError(f"{out} is there and is not a class map: name another path, or pass --overwrite")
+        raise ArgumentError(f"OUT is a map, .tif or .zarr; got {out}")
+    ours = any((out / name / "zarr.json").exists() for name in ("class", "change", "magnitude"))
+    if out.is_dir() and (tif or (any(out.iterdir()) and not ours)):
+        raise ArgumentError(f"{out} is there and is not a map: name another path, or pass --overwrite")
 
 
 class _Flags(logging.Formatter):
@@ -471,6 +526,7 @@ def _flags(args: list[str]) -> list[str]:
 COMMANDS: dict[str, Any] = {
     verb.__name__: verb
     for verb in (demo, embed, plan, models, verify, segment, sample, evaluate, bench, publish, doctor, view)
+    for verb in (demo, embed, plan, models, verify, segment, change, evaluate, bench, publish, doctor, view)
 }
 
 

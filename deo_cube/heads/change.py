@@ -1,19 +1,25 @@
-"""Measure change between two times (`change`): as a distance, or calibrated to a rate of false alarms."""
+"""Measure change between two times, arrays or stores: as a distance, or calibrated to a rate of false alarms."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.arguments import embeddings_of
+from deo_cube.constants import Attribute
+from deo_cube.cube.georeference import crs_name, same_crs
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.saved import read_json, write_json
 from deo_cube.heads.vectors import (
     as_embeddings,
+    crs_or_none,
     fit_lazily,
     map_vectors,
     model_fingerprint,
@@ -21,8 +27,9 @@ from deo_cube.heads.vectors import (
     select_time,
     spatial_dims,
 )
+from deo_cube.paths import is_url
 
-__all__ = ["Calibration", "change", "fit_calibration"]
+__all__ = ["Calibration", "change", "fit_calibration", "fit_ranks", "opened", "rank"]
 
 Array = NDArray[Any]
 
@@ -33,23 +40,24 @@ POWER = 1 / 6
 
 
 def change(
-    emb: xr.DataArray,
+    emb: Any,
     before: Any,
-    after: Any,
+    after: Any = None,
     *,
     method: Literal["cosine", "calibrated", "euclidean"] = "cosine",
     calibration: Calibration | None = None,
     unchanged: Sequence[tuple[Any, Any]] | None = None,
 ) -> xr.DataArray:
-    """Return how much each patch changed between two times.
+    """Return how much each patch changed between two times, two arrays of embeddings, or two stores.
 
     Parameters
     ----------
-    emb : DataArray
-        Embeddings (time, embedding, y, x).
-    before, after : label, or DataArray
-        Times: a label, or part of one ("2020": the mean of the valid vectors of that year). Or embeddings (embedding,
-        y, x) of one time each, on the same grid.
+    emb : DataArray, or path of a store
+        Embeddings (time, embedding, y, x); or the earlier ones of two, of one time, with the later ones as `before` and
+        no `after`: ``change(emb_2019, emb_2021)``, ``change("2019.zarr", "2021.zarr")``.
+    before, after : label, DataArray, or path of a store
+        Times of `emb`: a label, or part of one ("2020": the mean of the valid vectors of that year). Or embeddings of
+        one time each, on the same grid; a `pathlib.Path` is a store.
     method : {"cosine", "calibrated", "euclidean"}
         "cosine": 1 - cosine similarity, 0 to 2. "euclidean": length of the difference. "calibrated": the share of
         unchanged patches that look less changed, 0 to 1: about 1 % of unchanged patches are above 0.99.
@@ -64,7 +72,16 @@ def change(
     Returns
     -------
     DataArray
-        `change` (y, x) float32, higher is more changed; NaN where either time is invalid.
+        `change` (y, x) float32, higher is more changed; NaN where either time is invalid. Lazy on Dask.
+
+    Raises
+    ------
+    ArgumentError
+        For embeddings on two grids, of two models or layers, or of several times where one is meant.
+    SelectionError
+        For a label that matches no time.
+    StoreMismatchError
+        For paths that are not stores of embeddings.
 
     Notes
     -----
@@ -78,7 +95,7 @@ def change(
     tails and differs from place to place, 2 to 12 % of unchanged patches are above 0.99. Pairs known to be unchanged
     need no symmetry: with them it is 0.8 to 2.1 %, in places that were not fitted on.
     """
-    emb = as_embeddings(emb)
+    emb, before, after = _operands(emb, before, after)
     if method not in ("cosine", "calibrated", "euclidean"):
         raise ArgumentError(f"method must be 'cosine', 'calibrated' or 'euclidean', got {method!r}")
     if method != "calibrated" and (calibration is not None or unchanged is not None):
@@ -144,10 +161,10 @@ class Calibration:
 
 
 def fit_calibration(
-    emb: xr.DataArray, before: Any, after: Any, *, unchanged: Sequence[tuple[Any, Any]] | None = None
+    emb: Any, before: Any, after: Any = None, *, unchanged: Sequence[tuple[Any, Any]] | None = None
 ) -> Calibration:
     """Fit a calibration on a fixed subsample of `emb` now; arguments as in `change`."""
-    emb = as_embeddings(emb)
+    emb, before, after = _operands(emb, before, after)
     a, b = _pair(emb, before, after)
     numbers = np.asarray(_fit_lazily(emb, a, b, unchanged).values, dtype="float64")
     return Calibration(numbers[: -LEVELS - 1], numbers[-LEVELS - 1 : -1], float(numbers[-1]), model_fingerprint(a))
@@ -170,27 +187,67 @@ def _check_calibration(calibration: Any, emb: xr.DataArray) -> None:
         )
 
 
+def opened(value: Any, argument: str = "emb") -> xr.DataArray:
+    """Return embeddings, read from their store where `value` is its path."""
+    if isinstance(value, str | os.PathLike):
+        from deo_cube.store.open import open_embeddings
+
+        value = open_embeddings(value)
+    return embeddings_of(value, argument=argument)
+
+
+def _operands(emb: Any, before: Any, after: Any) -> tuple[xr.DataArray, Any, Any]:
+    """Return the embeddings, and both times: of two arrays or stores alone, these are the times."""
+    first = opened(emb)
+    if after is None:
+        if not isinstance(before, str | os.PathLike | xr.DataArray | xr.Dataset):
+            raise ArgumentTypeError(
+                f"change needs two times, change(emb, before, after), or two arrays or stores, change(emb_2019, "
+                f"emb_2021); got {type(before).__name__} and no after="
+            )
+        if isinstance(before, str) and "time" in first.dims and not is_url(before) and not Path(before).exists():
+            raise ArgumentError(
+                f"before={before!r} is not a store, and as a time it needs another: change(emb, {before!r}, after)"
+            )
+        return as_embeddings(first), first, opened(before, "before")
+    times = [opened(t, n) if isinstance(t, os.PathLike) else t for n, t in (("before", before), ("after", after))]
+    return as_embeddings(first), times[0], times[1]
+
+
 def _pair(emb: xr.DataArray, before: Any, after: Any) -> tuple[xr.DataArray, xr.DataArray]:
     """Return the embeddings of two times, on one grid and of one model."""
     pair = []
     for argument, time in (("before", before), ("after", after)):
-        if isinstance(time, xr.DataArray) and "embedding" in time.dims:
+        if isinstance(time, xr.Dataset) or (isinstance(time, xr.DataArray) and "embedding" in time.dims):
             one = as_embeddings(time)
-            if "time" in one.dims:
-                raise ArgumentError(f"{argument} must be of one time: select one, {argument}.sel(time=...)")
+            if one.sizes.get("time", 1) > 1:
+                raise ArgumentError(
+                    f"{argument} must be of one time, got {one.sizes['time']}: select one, {argument}.sel(time=...), "
+                    "or name both times of one array, change(emb, before, after)"
+                )
+            one = one.isel(time=0) if "time" in one.dims else one
         else:
             one = select_time(emb, time, argument=argument)
         pair.append(one.drop_vars([c for c in one.coords if c in ("time", "valid")]))
     a, b = pair
-    if a.sizes != b.sizes or not _same_grid(a, b):
+    crs = [crs_or_none(one) for one in pair]
+    if dict(a.sizes) != dict(b.sizes) or not _same_grid(a, b) or (all(crs) and not same_crs(crs[0], crs[1])):
+        place = f" in {crs_name(crs[0])} and {crs_name(crs[1])}" if all(crs) and not same_crs(crs[0], crs[1]) else ""
         raise ArgumentError(
-            f"before and after must be on one grid, got {_extent(a)} and {_extent(b)}: embed both on one, or reproject "
-            "one, after.odc.reproject(before.odc.geobox)"
+            f"before and after must be on one grid, got {_extent(a)} and {_extent(b)}{place}: embed both on one, or "
+            "reproject one, after.odc.reproject(before.odc.geobox); windows of one grid are cut to what they share, "
+            'before, after = xr.align(before, after, join="inner")'
         )
     models = model_fingerprint(a), model_fingerprint(b)
     if all(models) and models[0] != models[1]:
         raise ArgumentError(
             f"before and after must be of one model, got {models[0]} and {models[1]}: embed both with one"
+        )
+    layers = [str(one.attrs.get(Attribute.LAYER, "")) for one in pair]
+    if all(layers) and layers[0] != layers[1]:
+        raise ArgumentError(
+            f"before and after must be of one layer of the model, got {layers[0]} and {layers[1]}: embed both with "
+            f"layer={layers[0]!r}"
         )
     return a, b
 
@@ -211,7 +268,9 @@ def _extent(a: xr.DataArray) -> str:
 
 def _time_attrs(before: Any, after: Any) -> dict[str, str]:
     times = {"before": before, "after": after}
-    return {k: str(v) for k, v in times.items() if not isinstance(v, xr.DataArray)}
+    arrays = {k: v.coords.get("time") for k, v in times.items() if isinstance(v, xr.DataArray | xr.Dataset)}
+    dated = {k: str(np.ravel(t.values)[0])[:19] for k, t in arrays.items() if t is not None and t.size == 1}
+    return {k: str(v) for k, v in times.items() if k not in arrays} | dated
 
 
 def _distance(u: Array, v: Array) -> Array:
@@ -259,12 +318,32 @@ def _fit(u: Array, v: Array, *, mirrored: bool) -> Array:
             f"method='calibrated' needs at least 30 sampled patches that are valid at both times, found {len(u)}: pass "
             "method='cosine', or calibration= fitted on a larger window"
         )
-    t = _distance(u, v) ** POWER
-    mean, std = u.mean(axis=0), u.std(axis=0) + 1e-9
-    design = np.concatenate([(u - mean) / std, np.ones((len(u), 1))], axis=1)
+    return fit_ranks(u, _distance(u, v) ** POWER, mirrored=mirrored)
+
+
+def fit_ranks(features: Array, t: Array, *, mirrored: bool) -> Array:
+    """Fit the distribution of a measure of change among unchanged places, depending on their kind.
+
+    Parameters
+    ----------
+    features : (n, d) float
+        On which the expected measure depends, linearly.
+    t : (n,) float
+        Measure of change, not negative, symmetrical about its expectation where nothing changed.
+    mirrored : bool
+        Whether some of the cases did change: the lower half then represents the unchanged ones.
+
+    Returns
+    -------
+    (d + 2 + 512,) float
+        Weights and constant of the expectation, quantiles of observed over expected, least expectation: as `rank` takes
+        them.
+    """
+    mean, std = features.mean(axis=0), features.std(axis=0) + 1e-9
+    design = np.concatenate([(features - mean) / std, np.ones((len(t), 1))], axis=1)
     penalty = np.full(design.shape[1], RIDGE)
     penalty[-1] = 0
-    unchanged = np.ones(len(u), bool)
+    unchanged = np.ones(len(t), bool)
     weights = np.zeros(design.shape[1])
     for _ in range(4 if mirrored else 1):
         x = design[unchanged]
@@ -313,9 +392,14 @@ def _least(t: Array) -> float:
 
 def _level(u: Array, v: Array, parameters: Array) -> Array:
     """Return the share of unchanged patches that are less changed, for each pair of vectors."""
+    return rank(u, _distance(u, v) ** POWER, parameters)
+
+
+def rank(features: Array, t: Array, parameters: Array) -> Array:
+    """Return the share of unchanged places whose measure of change is smaller, by the result of `fit_ranks`."""
     weights, ratios, least = parameters[: -LEVELS - 1], parameters[-LEVELS - 1 : -1], parameters[-1]
-    expected = np.maximum(np.concatenate([u, np.ones((len(u), 1))], axis=1) @ weights, least)
-    ratio = _distance(u, v) ** POWER / expected
+    expected = np.maximum(np.concatenate([features, np.ones((len(t), 1))], axis=1) @ weights, least)
+    ratio = t / expected
     levels = _levels((np.arange(LEVELS) + 0.5) / LEVELS)
     level = np.interp(ratio, ratios, levels)
     # Exponential tail through the 0.99 quantile and the last one.

@@ -1,9 +1,12 @@
 import dask
 import numpy as np
 import pytest
+import rasterio
 import xarray as xr
 
-from deo_cube.errors import ArgumentError, SelectionError
+import deo_cube
+from deo_cube import cli
+from deo_cube.errors import ArgumentError, ArgumentTypeError, SelectionError, StoreMismatchError
 from deo_cube.heads.change import Calibration, change, fit_calibration
 from tests.heads.fields import embeddings, no_compute, on_dask, truth
 
@@ -173,3 +176,81 @@ def test_other_grids_and_other_models_are_refused():
         change(emb.assign_attrs(b.attrs), "2019", "2020", method="calibrated", calibration=fitted)
     with pytest.raises(ArgumentError, match="ratios"):
         Calibration(np.zeros(7), np.zeros(3))
+
+
+def test_two_arrays_and_two_stores_are_two_times(tmp_path):
+    cube = deo_cube.synthetic_cube(size=96, times=2)
+    emb = cube.deo.embed(dtype="int8")
+    expected = change(emb.compute(), *(str(t) for t in emb.time.values[:2])).values
+    first, second = (emb.isel(time=[t]) for t in (0, 1))
+    for k, one in enumerate((first, second)):
+        one.deo.to_zarr(tmp_path / f"{k}.zarr", progress=False)
+    paths = [tmp_path / f"{k}.zarr" for k in (0, 1)]
+    with dask.config.set(scheduler=no_compute):
+        pairs = [
+            change(first, second),
+            first.deo.change(second),
+            change(first.isel(time=0), second.isel(time=0)),
+            change(str(paths[0]), str(paths[1])),
+            change(paths[0], paths[1]),
+            change(first, paths[1]),
+            change(deo_cube.open_embeddings(paths[0]).to_dataset(name="embeddings"), paths[1]),
+            change(emb, paths[0], paths[1]),
+        ]
+    for found in pairs:
+        np.testing.assert_allclose(found.values, expected, atol=1e-6, equal_nan=True)
+        assert found.attrs["before"] == str(emb.time.values[0])[:19]
+    fitted = fit_calibration(paths[0], paths[1])
+    level = change(paths[0], paths[1], method="calibrated", calibration=fitted)
+    xr.testing.assert_allclose(level, change(first, second, method="calibrated"), atol=1e-5)
+    both = tmp_path / "both.zarr"
+    emb.deo.to_zarr(both, progress=False)
+    times = [str(t)[:10] for t in emb.time.values]
+    xr.testing.assert_allclose(change(both, *times).drop_attrs(), pairs[0].drop_attrs())
+
+
+def test_what_is_not_a_pair_is_refused_and_the_advice_followed(tmp_path):
+    emb = embeddings(times=2)
+    a, b = emb.isel(time=0), emb.isel(time=1)
+    with pytest.raises(ArgumentError, match="before='2019'.*after"):
+        change(emb, "2019")
+    with pytest.raises(ArgumentTypeError, match="two times"):
+        change(emb, 3)
+    with pytest.raises(StoreMismatchError):
+        change(a, tmp_path / "none.zarr")
+    with pytest.raises(ArgumentError, match=r"before must be of one time, got 2.*sel\(time="):
+        change(emb, b)
+    change(emb.sel(time="2019"), b)
+    cut = b.isel(x=slice(3, None))
+    with pytest.raises(ArgumentError, match="xr.align") as caught:
+        change(a, cut)
+    names = {"before": a, "after": cut, "xr": xr}
+    text = str(caught.value)
+    exec(text[text.index("before, after = xr.align") :], names)
+    assert change(names["before"], names["after"]).equals(change(a, b).isel(x=slice(3, None)))
+    with pytest.raises(ArgumentError, match="EPSG:32632 and EPSG:32633.*reproject"):
+        change(a, embeddings(times=2, crs="EPSG:32633").isel(time=1))
+    one, other = (v.assign_attrs({"deo_cube:layer": n}) for v, n in ((a, "last"), (b, "fused")))
+    with pytest.raises(ArgumentError, match="layer"):
+        change(one, other)
+
+
+def test_the_command_maps_change_between_stores_and_times(tmp_path, capsys):
+    emb = deo_cube.synthetic_cube(size=96, times=2).deo.embed()
+    emb.deo.to_zarr(tmp_path / "e.zarr", progress=False)
+    days = [str(t)[:10] for t in emb.time.values]
+    for out in ("c.tif", "c.zarr"):
+        paths = [str(tmp_path / name) for name in ("e.zarr", "e.zarr", out)]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["change", *paths, "--before", days[0], "--after", days[1]])
+        assert ended.value.code == 0
+    expected = change(emb, *days).compute()
+    with rasterio.open(tmp_path / "c.tif") as file:
+        np.testing.assert_allclose(file.read(1), expected.values, atol=1e-6)
+        assert file.descriptions == ("change",)
+        assert file.crs.to_epsg() == 32633
+    xr.testing.assert_allclose(xr.open_zarr(tmp_path / "c.zarr").change.drop_attrs(), expected.drop_attrs(), atol=1e-6)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["change", str(tmp_path / "e.zarr"), str(tmp_path / "e.zarr"), str(tmp_path / "d.tif")])
+    assert ended.value.code == 2
+    assert "before" in capsys.readouterr().err
