@@ -525,8 +525,7 @@ def _flags(args: list[str]) -> list[str]:
 #: Every command by its name; logic lives in the modules that they call.
 COMMANDS: dict[str, Any] = {
     verb.__name__: verb
-    for verb in (demo, embed, plan, models, verify, segment, sample, evaluate, bench, publish, doctor, view)
-    for verb in (demo, embed, plan, models, verify, segment, change, evaluate, bench, publish, doctor, view)
+    for verb in (demo, embed, plan, models, verify, segment, sample, change, evaluate, bench, publish, doctor, view)
 }
 
 
