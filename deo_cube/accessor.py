@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import xarray as xr
 
@@ -67,7 +67,7 @@ class _Accessor:
 
     def fit_head(
         self,
-        kind: Literal["knn", "linear", "conv", "upernet"],
+        kind: Any,
         labels: Any,
         *,
         time: Any = None,
@@ -78,7 +78,8 @@ class _Accessor:
 
         Parameters, result and errors are those of `deo_cube.fit_head`.
         """
-        return deo_cube.fit_head(kind, self._obj, labels, time=time, finetune=finetune, **options)
+        head: Head = deo_cube.fit_head(kind, self._obj, labels, time=time, finetune=finetune, **options)
+        return head
 
     def __repr__(self) -> str:
         return repr(self._summary())

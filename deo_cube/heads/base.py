@@ -164,7 +164,8 @@ class BaseHead:
 def _own_fields(kind: type) -> list[tuple[str, Any]]:
     """Return name and default of the fields of a head beside its facts."""
     every = fields(kind)  # type: ignore[arg-type]
-    return [(f.name, f.default) for f in every if f.name not in ("classes", "model", "report")]
+    facts = ("classes", "model", "report")
+    return [(f.name, f.default) for f in every if f.name not in facts and f.metadata.get("saved", True)]
 
 
 def check_same_model(expected: ModelId, found: ModelId, what: str) -> None:

@@ -215,7 +215,8 @@ def codes_of(values: Iterable[Any]) -> dict[Any, int]:
     fractions = sorted(v for v in labels if isinstance(v, float) and not v.is_integer())
     if fractions:
         raise LabelsError(
-            f"labels must be classes, found fractions {fractions[:5]}: divide a measurement into classes first"
+            f"labels must be classes, found fractions {fractions[:5]}: fit a measurement by regression, "
+            "fit_head('ridge', emb, targets) or fit_head('forest', emb, targets), or divide it into classes"
         )
     ordered = sorted({int(v) if isinstance(v, float | bool) else v for v in labels}, key=lambda v: (str(type(v)), v))
     if len(ordered) > NO_CLASS:

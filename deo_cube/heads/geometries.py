@@ -29,6 +29,7 @@ __all__ = [
     "cells_of_point",
     "cells_of_polygon",
     "clean",
+    "covered_cells",
     "into_grid",
     "north_up",
     "transform",
@@ -348,29 +349,52 @@ def cells_of_point(shape: shapely.Geometry, box: GeoBox) -> tuple[Array, Array]:
 
 def cells_of_polygon(shape: shapely.Geometry, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
     """Return rows and columns of the cells that a valid polygon labels; at least the one that it covers most."""
-    nothing = np.empty(0, int), np.empty(0, int)
-    rows, cols = box.shape
-    x0, y0, x1, y1 = shape.bounds
-    if not np.isfinite([x0, y0, x1, y1]).all():
-        return nothing
-    t = box.transform
-    left, right = max(int(np.floor((x0 - t.c) / t.a)), 0), min(int(np.ceil((x1 - t.c) / t.a)), cols)
-    top, low = max(int(np.floor((y1 - t.f) / t.e)), 0), min(int(np.ceil((y0 - t.f) / t.e)), rows)
-    if left >= right or top >= low:
-        return nothing
-    # GDAL takes extremely long over edges that leave the grid by many orders of magnitude.
-    margin = 2 * max(abs(t.a), abs(t.e))
-    south, west = t.f + rows * t.e, t.c
-    shape = shapely.clip_by_rect(shape, west - margin, south - margin, t.c + cols * t.a + margin, t.f + margin)
-    if shape.is_empty or shape.area == 0:
-        return nothing
-    share, centre = _covered_share(shape, t, slice(top, low), slice(left, right))
+    window = _window_share(shape, box)
+    if window is None:
+        return np.empty(0, int), np.empty(0, int)
+    share, centre, top, left = window
     labelled = {"centre": centre, "touch": share > SLIVER, "majority": share >= 0.5}[rule]
     if not labelled.any() and share.max() > 0:
         labelled = np.zeros_like(centre)
         labelled[np.unravel_index(int(share.argmax()), share.shape)] = True
     r, c = np.nonzero(labelled)
     return r + top, c + left
+
+
+def covered_cells(shape: shapely.Geometry, box: GeoBox) -> tuple[Array, Array, Array]:
+    """Return rows and columns of the cells of a north-up grid that a valid geometry covers, and the share covered.
+
+    Points of a collection cover nothing.
+    """
+    if shape.geom_type == "GeometryCollection":
+        shape = _only_polygons(shape)
+    window = None if shape.is_empty else _window_share(shape, box)
+    if window is None:
+        return np.empty(0, int), np.empty(0, int), np.empty(0)
+    share, _, top, left = window
+    r, c = np.nonzero(share > SLIVER)
+    return r + top, c + left, share[r, c]
+
+
+def _window_share(shape: shapely.Geometry, box: GeoBox) -> tuple[Array, Array, int, int] | None:
+    """Return `_covered_share` of the cells around a polygon, and the first row and column; None outside the grid."""
+    rows, cols = box.shape
+    x0, y0, x1, y1 = shape.bounds
+    if not np.isfinite([x0, y0, x1, y1]).all():
+        return None
+    t = box.transform
+    left, right = max(int(np.floor((x0 - t.c) / t.a)), 0), min(int(np.ceil((x1 - t.c) / t.a)), cols)
+    top, low = max(int(np.floor((y1 - t.f) / t.e)), 0), min(int(np.ceil((y0 - t.f) / t.e)), rows)
+    if left >= right or top >= low:
+        return None
+    # GDAL takes extremely long over edges that leave the grid by many orders of magnitude.
+    margin = 2 * max(abs(t.a), abs(t.e))
+    south, west = t.f + rows * t.e, t.c
+    shape = shapely.clip_by_rect(shape, west - margin, south - margin, t.c + cols * t.a + margin, t.f + margin)
+    if shape.is_empty or shape.area == 0:
+        return None
+    share, centre = _covered_share(shape, t, slice(top, low), slice(left, right))
+    return share, centre, top, left
 
 
 def _covered_share(shape: shapely.Geometry, t: Affine, rows: slice, cols: slice) -> tuple[Array, Array]:

@@ -8,36 +8,64 @@ import time as clock
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import xarray as xr
 
 from deo_cube.arguments import integer
 from deo_cube.errors import ArgumentError, ArgumentTypeError, WeightsMismatchError
 from deo_cube.heads.base import Head, ModelId, check_model, check_same_model
+from deo_cube.heads.classifier import ClassifierHead
 from deo_cube.heads.conv import ConvHead, UPerNetHead
+from deo_cube.heads.estimators import checked_estimator, is_estimator
 from deo_cube.heads.finetune import HEAD_FILE, fit_tuned
 from deo_cube.heads.knn import KNNHead
 from deo_cube.heads.labels import LabelOptions
 from deo_cube.heads.linear import LinearHead
+from deo_cube.heads.regression import ForestHead, RegressionHead, RegressorHead, RidgeHead
 from deo_cube.heads.saved import read_head
+from deo_cube.heads.targets import TargetOptions
 from deo_cube.heads.vectors import as_embeddings, select_time
 from deo_cube.paths import local_path
 
 __all__ = ["HEADS", "Head", "check_model", "fit_head", "load_head"]
 
-HEADS: dict[str, type[KNNHead | LinearHead | ConvHead]] = {
+#: Heads of classes by name.
+CLASS_HEADS: dict[str, type[KNNHead | LinearHead | ConvHead]] = {
     "knn": KNNHead,
     "linear": LinearHead,
     "conv": ConvHead,
     "upernet": UPerNetHead,
 }
+#: Every head that is fitted by its name.
+HEADS: dict[str, Any] = {**CLASS_HEADS, "ridge": RidgeHead, "forest": ForestHead}
+#: Heads of an estimator of scikit-learn, by its kind.
+ESTIMATOR_HEADS: dict[str, Any] = {"regressor": RegressorHead, "classifier": ClassifierHead}
 TUNE_OPTIONS = ("folder", "model", "embed_options", "tune_steps", "tune_rate", "tune_batch", "seed")
-LABEL_OPTIONS = tuple(f.name for f in fields(LabelOptions))
 
 
+@overload
 def fit_head(
-    kind: Literal["knn", "linear", "conv", "upernet"],
+    kind: Literal["ridge", "forest"],
+    embeddings: xr.DataArray | xr.Dataset | Sequence[xr.DataArray],
+    labels: Any,
+    *,
+    time: Any = None,
+    finetune: int = 0,
+    **options: Any,
+) -> RegressionHead: ...
+@overload
+def fit_head(
+    kind: Any,
+    embeddings: xr.DataArray | xr.Dataset | Sequence[xr.DataArray],
+    labels: Any,
+    *,
+    time: Any = None,
+    finetune: int = 0,
+    **options: Any,
+) -> Head: ...
+def fit_head(
+    kind: Any,
     embeddings: xr.DataArray | xr.Dataset | Sequence[xr.DataArray],
     labels: Any,
     *,
@@ -49,15 +77,18 @@ def fit_head(
 
     Parameters
     ----------
-    kind : {"knn", "linear", "conv", "upernet"}
+    kind : {"knn", "linear", "conv", "upernet", "ridge", "forest"} or estimator
         "knn": the nearest labelled vectors decide; works from one example per class. "linear": logistic regression (or
         ridge) on standardised vectors, its strength chosen by cross-validation in blocks of space. "conv": a light
         convolutional decoder that sees neighbours; needs areas, not points. "upernet": a larger one on several layers
-        of the model (`deo_cube.heads.conv.multiscale`), as in the paper.
+        of the model (`deo_cube.heads.conv.multiscale`), as in the paper. "ridge", "forest": regression of numbers,
+        linear or by a random forest, scored by cross-validation in blocks of space. Or an estimator of scikit-learn
+        that is not fitted: a classifier, a regressor, or a pipeline.
     embeddings : DataArray or list of DataArray
         Embeddings (time, embedding, y, x) or (embedding, y, x). Of a lazy array only chunks with labels are computed.
     labels : see `deo_cube.heads.labels.rasterize_labels`
-        Points, polygons or rasters; a list of equally many where `embeddings` is a list.
+        Points, polygons or rasters; a list of equally many where `embeddings` is a list. For a regression they are
+        numbers, which are averaged over patches (`deo_cube.heads.targets.rasterize_targets`).
     time : label, optional
         Fit on this time only ("2024-06": the mean of that month's valid vectors). Default: every time; each labelled
         place is one case per time.
@@ -68,12 +99,15 @@ def fit_head(
         options: tune_steps (100), tune_rate (1e-4), tune_batch (2 tiles), and embed_options, a mapping of `embed`'s.
     **options
         Of the labels (column, layer, crs, rule, overlap, names, colors, nodata) and of the head: k (knn); estimator,
-        strengths, block, buffer, balanced (linear); width, steps, upsample, seed, rate (conv and upernet).
+        strengths, block, buffer, balanced (linear); width, steps, upsample, seed, rate (conv and upernet). Of
+        the targets of a regression (column, layer, crs, nodata, least) and of its head: units, quantity, limits, block,
+        buffer, most; strengths (ridge); trees, leaf, seed (forest).
 
     Returns
     -------
     Head
-        With `predict`, `save`, `classes` and `report`.
+        With `predict`, `save`, `classes` and `report`; of a regression a `deo_cube.heads.regression.RegressionHead`,
+        whose `predict` gives float32 with units, and which has `mean`.
 
     Raises
     ------
@@ -84,25 +118,33 @@ def fit_head(
     ArgumentError, ArgumentTypeError
         For other kinds and unknown options.
     """
-    if not isinstance(kind, str) or kind not in HEADS:
-        raise ArgumentError(f"kind must be one of {', '.join(HEADS)}, got {kind!r}")
     start = clock.perf_counter()
-    label_options = {k: options.pop(k) for k in LABEL_OPTIONS if k in options}
-    own_options = list(inspect.signature(HEADS[kind].fit).parameters)[4:]
+    if is_estimator(kind) or isinstance(kind, type):
+        name, head_of = type(kind).__name__, ESTIMATOR_HEADS[checked_estimator(kind)]
+    elif isinstance(kind, str) and kind in HEADS:
+        name, head_of = kind, HEADS[kind]
+    else:
+        raise ArgumentError(f"kind must be one of {', '.join(HEADS)}, or an estimator, got {kind!r:.60}")
+    label_type: Any = getattr(head_of, "reads", LabelOptions)
+    names = [f.name for f in fields(label_type)]
+    label_options = {k: options.pop(k) for k in names if k in options}
+    own_options = [k for k in list(inspect.signature(head_of.fit).parameters)[4:] if k != "estimator" or name == kind]
+    if head_of not in CLASS_HEADS.values() and finetune:
+        raise ArgumentError(f"finetune must be 0 for {name}: blocks are trained on classes, with {list(CLASS_HEADS)}")
     if integer("finetune", finetune, minimum=0):
         own_options += TUNE_OPTIONS
     unknown = sorted(set(options) - set(own_options))
     if unknown:
         raise ArgumentTypeError(
-            f"{unknown[0]!r} is not an option of a {kind} head: those of the head are {own_options}, those of the "
-            f"labels {list(LABEL_OPTIONS)}"
+            f"{unknown[0]!r} is not an option of a {name} head: those of the head are {own_options}, those of the "
+            f"{'targets' if label_type is TargetOptions else 'labels'} {names}"
         )
     if finetune:
         if "folder" not in options:
             raise ArgumentTypeError("folder must be given with finetune: card, weights and head are written there")
         cube: Any = embeddings
         tuned: Head = fit_tuned(
-            HEADS[kind].fit, cube, labels, LabelOptions(**label_options), finetune=finetune, time=time, **options
+            head_of.fit, cube, labels, LabelOptions(**label_options), finetune=finetune, time=time, **options
         )
         return tuned
     arrays, label_sets = _paired(embeddings, labels)
@@ -111,7 +153,9 @@ def fit_head(
     models = [ModelId.of(a) for a in arrays]
     for model in models[1:]:
         check_same_model(models[0], model, "the embeddings to fit on")
-    head = HEADS[kind].fit(arrays, label_sets, LabelOptions(**label_options), models[0], **options)
+    if name != kind:
+        options["estimator"] = kind
+    head: Head = head_of.fit(arrays, label_sets, label_type(**label_options), models[0], **options)
     head.report["seconds"] = round(clock.perf_counter() - start, 2)
     return head
 
@@ -156,12 +200,13 @@ def load_head(path: str | Path) -> Head:
     path = path / HEAD_FILE if path.is_dir() else path
     facts, tensors = read_head(path)
     kind = facts.get("kind")
-    if not isinstance(kind, str) or kind not in HEADS:
+    known = HEADS | ESTIMATOR_HEADS
+    if not isinstance(kind, str) or kind not in known:
         raise WeightsMismatchError(
-            f"{path} holds a head of kind {str(kind)[:40]!r}: this version knows {list(HEADS)}, update deo_cube"
+            f"{path} holds a head of kind {str(kind)[:40]!r}: this version knows {list(known)}, update deo_cube"
         )
     try:
-        head = HEADS[kind].restore(facts, tensors)
+        head: Any = known[kind].restore(facts, tensors)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise WeightsMismatchError(f"{path} is not a complete head: {error!r:.200}") from error
     except (ValueError, ArithmeticError, MemoryError, RecursionError) as error:
@@ -169,4 +214,5 @@ def load_head(path: str | Path) -> Head:
     if "finetune" in head.report and (path.parent / "card.json").is_file():
         # The folder may have been moved since; the fingerprint tells whether it is still the same model.
         head = replace(head, model=replace(head.model, alias=str(path.parent.resolve())))
-    return head
+    restored: Head = head
+    return restored

@@ -42,9 +42,11 @@ from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 __all__ = [
     "LabelOptions",
     "LabelledVectors",
+    "all_inside",
     "burn",
     "label_vectors",
     "labelled_vectors",
+    "outside_message",
     "rasterize_all",
     "rasterize_labels",
 ]
@@ -266,13 +268,13 @@ def _draw_table(table: Table, box: GeoBox, nodata: tuple[float, ...] | None, opt
     order = tuple(dict.fromkeys(values or with_class))
     codes_of(order)  # raises for a measurement before anything is drawn
     shapes = into_grid(cleaned.shapes, table.crs, box)
-    if table.assumed and len(shapes) and not _all_inside(shapes, box):
+    if table.assumed and len(shapes) and not all_inside(shapes, box):
         raise MissingCRSError(
             f'{table.described} states no CRS, and its places are not all within the embeddings: pass crs="EPSG:..."'
         )
     index, outside = _draw_shapes(shapes, [order.index(v) for v in values], order, box, options)
     if outside and outside == len(shapes):
-        raise LabelsError(_outside_message(cleaned.shapes, table, box))
+        raise LabelsError(outside_message(cleaned.shapes, table, box))
     if outside:
         warnings.warn(f"{outside} of {len(shapes)} labels are outside the embeddings and left out", stacklevel=5)
     return _Drawn(order, index, tuple(range(len(order))))
@@ -300,7 +302,8 @@ def _draw_shapes(
     return index, outside
 
 
-def _all_inside(shapes: Array, box: GeoBox) -> bool:
+def all_inside(shapes: Array, box: GeoBox) -> bool:
+    """Return whether all geometries, in the CRS of a grid, are within it."""
     x0, y0, x1, y1 = box.boundingbox.bbox
     west, south, east, north = shapely.total_bounds(shapes)
     return bool(x0 <= west and y0 <= south and east <= x1 and north <= y1)
@@ -312,7 +315,7 @@ def _any_inside(shapes: Array, box: GeoBox) -> bool:
     return bool(((b[:, 0] < x1) & (b[:, 2] > x0) & (b[:, 1] < y1) & (b[:, 3] > y0)).any())
 
 
-def _outside_message(shapes: Array, table: Table, box: GeoBox) -> str:
+def outside_message(shapes: Array, table: Table, box: GeoBox, what: str = "labels") -> str:
     """Return a message for labels outside the embeddings: both extents, and the change that would make them fit."""
     own, degrees = box.crs.proj, CRS.from_epsg(4326)
     crs = own if table.crs is None else table.crs
@@ -328,7 +331,7 @@ def _outside_message(shapes: Array, table: Table, box: GeoBox) -> str:
     if any(_any_inside(transform(swapped, c, own), box) for c in candidates):
         hint = (
             ". x and y (longitude and latitude) are swapped: exchanged, they are within the embeddings. A point is "
-            "(x, y), which is (lon, lat); exchange the two in the labels"
+            f"(x, y), which is (lon, lat); exchange the two in the {what}"
             + ("" if _any_inside(transform(swapped, crs, own), box) else ' and pass crs="EPSG:4326"')
         )
     elif like_degrees and not crs.is_geographic:
@@ -337,7 +340,7 @@ def _outside_message(shapes: Array, table: Table, box: GeoBox) -> str:
         name = f"EPSG:{crs.to_epsg()}" if crs.to_epsg() else crs.name
         hint = f'. They do not fit their CRS, {name}: pass the right one, crs="EPSG:..."'
     return (
-        f"all {len(shapes)} labels are outside the embeddings: they span {extent}, the embeddings {grid_extent}{hint}"
+        f"all {len(shapes)} {what} are outside the embeddings: they span {extent}, the embeddings {grid_extent}{hint}"
     )
 
 

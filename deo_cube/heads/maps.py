@@ -30,6 +30,7 @@ from deo_cube.heads.bundled import bundled_head
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.conv import multiscale
 from deo_cube.heads.head import load_head
+from deo_cube.heads.regression import RegressionHead
 from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.heads.windows import map_windows
 
@@ -65,7 +66,8 @@ def classify(
     Returns
     -------
     DataArray
-        `class` (time, y, x) uint8 with CF flags, 255 where there is none; on the grid of the embeddings.
+        `class` (time, y, x) uint8 with CF flags, 255 where there is none; on the grid of the embeddings. Of a
+        regression head `value` (time, y, x) float32 with units, NaN where there is none.
 
     Raises
     ------
@@ -90,7 +92,8 @@ def segment(
     A head that predicts on a finer grid itself (conv with `upsample`) is interpolated from there. Given a cube, the
     result is on the grid of the cube; given embeddings, on theirs made finer by the patch size in their attributes.
     Interpolation weighs valid patches only; pixels in patches without a valid pixel get no class. The coordinate
-    `valid` is the share of valid pixels in the patch of each pixel. A bundled head writes its accuracy, and what the
+    `valid` is the share of valid pixels in the patch of each pixel. Of a regression head the result is `value`, float32
+    with units, interpolated alike. A bundled head writes its accuracy, and what the
     map is not for, into the attribute `comment`.
 
     Parameters
@@ -131,6 +134,10 @@ def segment(
         raise ArgumentError(
             f"upsample of the head must divide the patch of {patch} pixels, got upsample={upsample}: use classify"
         )
+    if isinstance(head, RegressionHead):
+        pixels = _quantity(head, emb, factor, blend=blend, probabilities=probabilities)
+        pixels = _with_valid(pixels, emb, int(patch))
+        return _cropped(pixels, georeference.geobox(cube)) if is_cube else pixels
     if blend:
         p = _blended(cube, head, _with_model(head, embed_options))
     else:
@@ -148,6 +155,28 @@ def segment(
     )
     pixels = _with_valid(pixels, emb, int(patch))
     return _cropped(pixels, georeference.geobox(cube)) if is_cube else pixels
+
+
+def _quantity(
+    head: RegressionHead, emb: xr.DataArray, factor: int, *, blend: bool, probabilities: bool
+) -> xr.DataArray:
+    """Return the quantity of a regression per pixel, interpolated between the centres of patches."""
+    if blend:
+        raise ArgumentError("blend must be False for a regression")
+    values = head.predict(check_model(head, emb), probabilities=probabilities)
+    y, x = spatial_dims(values)
+    pixels = map_windows(
+        _DrawPixels(factor, None),
+        values.expand_dims({"class": ["value"]}).transpose(..., "class", y, x),
+        along="class",
+        halo=1,
+        factor=factor,
+        channels={"class": ["value"]},
+        dtype="float32",
+        name="value",
+        attrs=head.attrs(),
+    )
+    return pixels.isel({"class": 0}, drop=True)
 
 
 def _with_valid(pixels: xr.DataArray, emb: xr.DataArray, patch: int) -> xr.DataArray:

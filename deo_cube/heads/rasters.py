@@ -27,7 +27,16 @@ from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
 from deo_cube.heads.geometries import apply
 from deo_cube.heads.tables import located
 
-__all__ = ["Legend", "Raster", "classes_in", "lattice_majority", "nodata_values", "not_overlapping", "read_around"]
+__all__ = [
+    "Legend",
+    "Raster",
+    "classes_in",
+    "lattice_majority",
+    "lattice_mean",
+    "nodata_values",
+    "not_overlapping",
+    "read_around",
+]
 
 Array = NDArray[Any]
 
@@ -35,6 +44,8 @@ _USUAL_FILLS = (-1, -9, -99, -999, -9999, -99999, -32768, 32767, 65535, -2147483
 """Codes that many rasters hold where they have no class, whether they state it or not."""
 MAX_LATTICE = 12
 """Largest number of lattice points along a side of a cell."""
+MAX_LATTICE_OF_MEANS = 32
+"""The same for means, which are exact as long as the raster has no more pixels along a side of a cell."""
 
 
 @dataclass(frozen=True)
@@ -223,11 +234,11 @@ def _window(transform: Affine, shape: tuple[int, int], source: CRS, near: GeoBox
     return slice(int(top), int(bottom)), slice(int(left), int(right))
 
 
-def not_overlapping(raster: Raster, box: GeoBox) -> str:
+def not_overlapping(raster: Raster, box: GeoBox, *, what: str = "class") -> str:
     """Return a message with the extents of a raster and a grid that do not overlap."""
     return (
-        "no class of the raster of labels is within the embeddings: the raster spans "
-        f"{raster.bounds.round(6).tolist()} in {crs_name(raster.crs)}, the embeddings "
+        f"no {what} of the raster of {'labels' if what == 'class' else what + 's'} is within the embeddings: the "
+        f"raster spans {raster.bounds.round(6).tolist()} in {crs_name(raster.crs)}, the embeddings "
         f"{[round(v, 6) for v in box.boundingbox.bbox]} in {crs_name(box.crs)}"
     )
 
@@ -286,7 +297,7 @@ def classes_in(raster: Raster, nodata: tuple[float, ...] | None, named: Sequence
     if len(classes) > 255:
         raise LabelsError(
             f"a raster of labels must hold at most 255 classes, found {len(classes)} different values, {classes[0]} to "
-            f"{classes[-1]}: divide a measurement into classes first"
+            f"{classes[-1]}: fit a measurement by regression, fit_head('ridge', emb, raster), or divide it into classes"
         )
     return classes, np.where(missing, -1, np.searchsorted(classes, np.where(missing, classes[0], values)))
 
@@ -296,8 +307,9 @@ def _check_integers(values: Array) -> None:
     if fractions.size:
         raise LabelsError(
             f"a raster of labels must hold integers, found fractions such as {fractions[0]:g}, which are a "
-            "measurement. Divide it into classes first, (raster > 0.5).where(raster.notnull()), or pass the value that "
-            "marks no class, nodata="
+            "measurement. Fit a regression, fit_head('ridge', emb, raster) or fit_head('forest', emb, raster); or "
+            "divide it into classes, (raster > 0.5).where(raster.notnull()); or pass the value that marks no class, "
+            "nodata="
         )
     largest = float(values[np.abs(values).argmax()]) if values.size else 0.0
     if abs(largest) >= 2**53:
@@ -367,6 +379,46 @@ def lattice_majority(positions: Array, transform: Affine, source: CRS, box: GeoB
         winner = np.where(total >= n * n / 2, counts.argmax(axis=0), -1)
         out[top : top + len(band)] = np.where(total > 0, winner, -2)
     return out
+
+
+def lattice_mean(values: Array, missing: Array, transform: Affine, source: CRS, box: GeoBox) -> tuple[Array, Array]:
+    """Return the mean (rows, cols) of a raster in each cell, and the share of the cell that has a value.
+
+    Parameters
+    ----------
+    values : (h, w) float64
+        Pixels of a raster.
+    missing : (h, w) bool
+        Pixels without a value.
+    transform, source
+        Transform and CRS of the raster.
+    box : GeoBox
+        Grid of the result, north-up.
+
+    Returns
+    -------
+    (rows, cols) float64, (rows, cols) float64
+        NaN and 0 where no lattice point has a value.
+    """
+    n = int(np.clip(np.ceil(_pixels_per_cell(box, transform, source) - 1e-6), 1, MAX_LATTICE_OF_MEANS))
+    rows, cols = box.shape
+    mean, share = np.full((rows, cols), np.nan), np.zeros((rows, cols))
+    positions = np.where(missing, -1, np.arange(values.size).reshape(values.shape))
+    inner = (np.arange(n) + 0.5) / n
+    step = max(1, 2_000_000 // max(cols * n * n, 1))
+    for top in range(0, rows, step):
+        band = np.arange(top, min(top + step, rows))
+        row, col = np.meshgrid(
+            (band[:, None] + inner).ravel(), (np.arange(cols)[:, None] + inner).ravel(), indexing="ij"
+        )
+        at = _look_up(positions, transform, source, box, col.ravel(), row.ravel())
+        at = at.reshape(len(band), n, cols, n)
+        has_value = at >= 0
+        count = has_value.sum(axis=(1, 3))
+        total = np.where(has_value, values.ravel()[np.maximum(at, 0)], 0.0).sum(axis=(1, 3))
+        share[band] = count / n**2
+        mean[band] = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return mean, share
 
 
 def _look_up(positions: Array, transform: Affine, source: CRS, box: GeoBox, col: Array, row: Array) -> Array:

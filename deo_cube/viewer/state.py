@@ -114,6 +114,11 @@ class ViewerState:
             if not isinstance(head, Head):
                 raise ArgumentTypeError(f"heads[{name!r}] must be a head or the path of one, got {type(head).__name__}")
             check_model(head, self.emb)
+            if not len(head.classes):
+                raise ArgumentError(
+                    f"heads[{name!r}] must be a head of classes, got a regression: open its map in a GIS, "
+                    "head.predict(emb).rio.to_raster(path)"
+                )
             layer = ClassLayer(self.vectors, head)
             self.layers[f"head{n}"] = LayerState(name, layer, facts={"classes": layer.legend()})
 

@@ -1,0 +1,142 @@
+"""Classify with any classifier of scikit-learn, saved as arrays where its parameters allow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from deo_cube.arguments import integer, number
+from deo_cube.errors import ArgumentError
+from deo_cube.heads.base import BaseHead, ModelId, category_attrs, check_model
+from deo_cube.heads.classes import NO_CLASS, Classes
+from deo_cube.heads.estimators import Fitted, Opaque, as_arrays, fitted_copy
+from deo_cube.heads.labels import LabelledVectors, LabelOptions, label_vectors
+from deo_cube.heads.regression import not_saved
+from deo_cube.heads.splits import blocks
+from deo_cube.heads.vectors import map_vectors
+
+__all__ = ["ClassifierHead"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ClassifierHead(BaseHead):
+    """A classifier of scikit-learn. Probabilities of one that has none are a softmax of its scores, or 0 and 1.
+
+    Parameters
+    ----------
+    tensors : mapping
+        Those of the steps of the estimator (`deo_cube.heads.estimators.Fitted`).
+    steps : str
+        Kinds of the steps, as a JSON list.
+    estimator : Opaque, optional
+        An estimator without a form as arrays, which is not saved.
+    """
+
+    kind: ClassVar[str] = "classifier"
+    classes: Classes
+    model: ModelId
+    tensors: Mapping[str, Array] = field(repr=False)
+    steps: str = "[]"
+    report: dict[str, Any] = field(default_factory=dict, compare=False)
+    estimator: Opaque | None = field(default=None, repr=False, compare=False, metadata={"saved": False})
+
+    def __post_init__(self) -> None:
+        steps = json.loads(self.steps)
+        if not isinstance(steps, list) or not all(isinstance(s, str) for s in steps):
+            raise ArgumentError("steps of a classifier head must be a JSON list of names")
+        try:
+            shape = self.function(np.zeros((1, self.model.dim))).shape
+        except (ValueError, IndexError, KeyError) as error:
+            raise ArgumentError(f"the tensors of a classifier head do not fit each other: {error}") from error
+        if shape != (1, len(self.classes)):
+            raise ArgumentError(
+                f"a classifier head must return {len(self.classes)} numbers per vector, got {shape[1:]}"
+            )
+
+    @property
+    def function(self) -> Callable[[Array], Array]:
+        """Function of vectors (n, D) that returns probabilities (n, K)."""
+        return self.estimator or Fitted(tuple(json.loads(self.steps)), self.tensors)
+
+    @classmethod
+    def fit(
+        cls,
+        arrays: Sequence[xr.DataArray],
+        labels: Sequence[Any],
+        label_options: LabelOptions,
+        model: ModelId,
+        *,
+        estimator: Any,
+        block: float | None = None,
+        buffer: float | None = None,
+        most: int = 50000,
+    ) -> ClassifierHead:
+        """Fit a clone of `estimator`; `block`, `buffer` and `most` as in `LinearHead.fit`."""
+        most = integer("most", most)
+        block = None if block is None else number("block", block, above=0)
+        buffer = None if buffer is None else number("buffer", buffer, minimum=0)
+        data = label_vectors(arrays, labels, label_options).subsample(most)
+        report = data.counts() | _validated(data, estimator, block, buffer)
+        fitted = fitted_copy(estimator, data.vectors, data.codes, None)
+        function = as_arrays(fitted, data.vectors, data.codes, data.classes.codes)
+        own = function if isinstance(function, Opaque) else None
+        tensors = function.tensors if isinstance(function, Fitted) else {}
+        steps = json.dumps(function.steps if isinstance(function, Fitted) else [])
+        return cls(data.classes, model, tensors, steps, report, own)
+
+    def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
+        """Return classes or probabilities, as `Head.predict`."""
+        emb = check_model(self, embeddings)
+        codes, function = np.array(self.classes.codes), self.function
+        attrs = category_attrs(self, probabilities=probabilities)
+        if probabilities:
+            channels = {"class": list(self.classes.names)}
+            return map_vectors(function, [emb], channels=channels, name="probability", attrs=attrs)
+        return map_vectors(
+            lambda v: codes[function(v).argmax(axis=1)], [emb],
+            dtype="uint8", fill=NO_CLASS, name="class", attrs=attrs,
+        )  # fmt: skip
+
+    def save(self, path: Any) -> Any:
+        """Write the head to one ``.safetensors`` file and return its path.
+
+        Raises
+        ------
+        ArgumentError
+            For an estimator without a form as arrays, with the reason.
+        """
+        if self.estimator is not None:
+            raise ArgumentError(not_saved(self.estimator))
+        return super().save(path)
+
+
+def _validated(data: LabelledVectors, estimator: Any, block: float | None, buffer: float | None) -> dict[str, Any]:
+    """Return the accuracy, balanced over classes, for cells that were not trained on, nor their neighbours."""
+    side = block or max(np.ptp(data.x), np.ptp(data.y), data.cell_size) / 6
+    buffer = data.cell_size if buffer is None else buffer
+    try:
+        folds = blocks(data.x, data.y, side, folds=4, buffer=buffer)
+    except ArgumentError:
+        return {"validation": "none"}
+    folds = [(train, test) for train, test in folds if test.any() and len(np.unique(data.codes[train])) >= 2]
+    if len(folds) < 2:
+        return {"validation": "none"}
+    right = np.full(len(data.codes), np.nan)
+    for train, test in folds:
+        fitted = fitted_copy(estimator, data.vectors[train], data.codes[train], None)
+        right[test] = np.asarray(fitted.predict(data.vectors[test])) == data.codes[test]
+    scored = np.isfinite(right)
+    of_classes = [right[scored & (data.codes == k)].mean() for k in np.unique(data.codes[scored])]
+    return {
+        "validation": f"{len(folds)} folds of blocks of {side:g}, buffer {buffer:g}",
+        "accuracy": round(float(np.mean(of_classes)), 3),
+        "accuracy_is": "balanced over classes",
+    }

@@ -1,0 +1,311 @@
+"""Targets of a regression (biomass, cover, yield) averaged to the grid of the embeddings, each with its weight.
+
+The rules, the same for every form of targets:
+
+- A point is a target of the cell that contains it; several points in a cell are averaged.
+- A polygon is a target of the cells that it covers; a cell has the mean of its polygons, weighted by the area that each
+  covers. The weight of the cell is the share that they cover together. A polygon of which no cell is covered by at
+  least `least` is a target of the one cell of which it covers most.
+- A raster in any CRS and resolution is averaged over each cell, at a lattice of points as fine as its pixels (at most
+  32 per side; exact where pixels fit into cells). The weight of the cell is the share of points with a value.
+- Cells with a weight below `least` have no target.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+
+from deo_cube.arguments import number
+from deo_cube.cube import georeference
+from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
+from deo_cube.heads.geometries import cells_of_point, clean, covered_cells, into_grid, north_up
+from deo_cube.heads.labels import all_inside, outside_message
+from deo_cube.heads.rasters import lattice_mean, nodata_values, not_overlapping, read_around
+from deo_cube.heads.tables import form_of, parsed_crs, read_table
+from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
+
+__all__ = ["TargetOptions", "TargetVectors", "rasterize_targets", "target_vectors"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """How targets are read and averaged: the keywords of `rasterize_targets`, where they are documented."""
+
+    column: str | None = None
+    layer: str | int | None = None
+    crs: Any = None
+    nodata: float | Sequence[float] | None = None
+    least: float = 0.5
+
+    def __post_init__(self) -> None:
+        number("least", self.least, minimum=0, maximum=1)
+        parsed_crs(self.crs)
+        nodata_values(self.nodata)
+
+
+def rasterize_targets(
+    targets: Any,
+    like: xr.DataArray | GeoBox,
+    *,
+    column: str | None = None,
+    layer: str | int | None = None,
+    crs: Any = None,
+    nodata: float | Sequence[float] | None = None,
+    least: float = 0.5,
+) -> xr.DataArray:
+    """Average the targets of a regression to the grid of the embeddings.
+
+    Parameters
+    ----------
+    targets : table, path, dict, DataArray, or list of (x, y, value)
+        Points, polygons or a raster of numbers, in the forms that `deo_cube.heads.labels.rasterize_labels` reads.
+    like : DataArray or GeoBox
+        Embeddings (or anything with their grid).
+    column, layer, crs
+        As in `rasterize_labels`; `column` holds the numbers.
+    nodata : number or several, optional
+        Values that are not a target, beside the one that a raster states.
+    least : float
+        Smallest share of a cell that polygons or pixels with a value must cover, 0..1.
+
+    Returns
+    -------
+    DataArray
+        `target` (y, x) float32 with the coordinate `weight` (y, x), the covered share in 0..1 (points: their number);
+        NaN and 0 where there is no target. A raster's attributes `units` and `long_name` are kept.
+
+    Raises
+    ------
+    LabelsError
+        If targets are not numbers, are outside the embeddings, cover no cell, or cannot be read.
+    MissingCRSError
+        If targets or embeddings have no CRS.
+    ArgumentError, ArgumentTypeError
+        For values of arguments that are not possible, and objects that are not targets.
+    """
+    return _rasterize(targets, like, TargetOptions(column, layer, crs, nodata, least))
+
+
+def _rasterize(targets: Any, like: Any, options: TargetOptions) -> xr.DataArray:
+    if not isinstance(like, xr.DataArray | xr.Dataset | GeoBox):
+        raise ArgumentTypeError(f"like must be embeddings or a GeoBox, got {type(like).__name__}")
+    grid: Any = like
+    box = grid if isinstance(grid, GeoBox) else geobox(grid)
+    upright = north_up(box)
+    form, crs = form_of(targets), parsed_crs(options.crs)
+    attrs: dict[str, Any] = {}
+    if form == "raster":
+        values, weights = _of_raster(targets, crs, upright, options)
+        kept = getattr(targets, "attrs", {})
+        attrs = {k: str(kept[k]) for k in ("units", "long_name") if k in kept}
+    else:
+        table = read_table(targets, form, column=options.column, layer=options.layer, crs=crs)
+        values, weights = _of_table(table, upright, options)
+    if box.transform.e > 0:
+        values, weights = values[::-1], weights[::-1]
+    dims = ("y", "x") if isinstance(grid, GeoBox) else spatial_dims(grid)
+    target = xr.DataArray(values.astype("float32"), dims=dims, name="target", attrs={"long_name": "target"} | attrs)
+    target = target.assign_coords(weight=(dims, weights.astype("float32"), {"long_name": "weight of the target"}))
+    placed: xr.DataArray = georeference.assign_grid(target, box, dims=dims)
+    return placed
+
+
+def _of_raster(targets: Any, crs: Any, box: GeoBox, options: TargetOptions) -> tuple[Array, Array]:
+    nodata = nodata_values(options.nodata)
+    raster = read_around(targets, crs, box, ignore_nodata=nodata == ())
+    if not raster.values.size:
+        raise LabelsError(not_overlapping(raster, box, what="target"))
+    missing = raster.missing
+    for value in nodata or ():
+        missing = missing | (np.isnan(raster.values) if np.isnan(value) else raster.values == value)
+    numbers = raster.values.astype("float64")
+    missing = missing | ~np.isfinite(numbers)
+    values, weights = lattice_mean(numbers, missing, raster.transform, raster.crs, box)
+    if not (weights > 0).any():
+        raise LabelsError(not_overlapping(raster, box, what="target"))
+    usable = (weights > 0) & (weights >= options.least - 1e-9)
+    if not usable.any():
+        raise LabelsError(
+            f"no target: no cell of the embeddings is covered by at least {options.least:g} by values of the raster; "
+            f"the best is covered by {weights.max():.2f}: pass least=..."
+        )
+    return np.where(usable, values, np.nan), np.where(usable, weights, 0.0)
+
+
+def _of_table(table: Any, box: GeoBox, options: TargetOptions) -> tuple[Array, Array]:
+    numbers = _numbers(table.values, table.described, nodata_values(options.nodata) or ())
+    finite = np.isfinite(numbers)
+    cleaned = clean(table.shapes[finite])
+    cleaned.warn(int(finite.sum()), "targets")
+    if not len(cleaned.shapes):
+        raise LabelsError(f"no target: {table.described} has no row with both a geometry and a number")
+    numbers = numbers[finite][cleaned.rows]
+    shapes = into_grid(cleaned.shapes, table.crs, box)
+    if table.assumed and len(shapes) and not all_inside(shapes, box):
+        raise MissingCRSError(
+            f'{table.described} states no CRS, and its places are not all within the embeddings: pass crs="EPSG:..."'
+        )
+    total, weights, outside = np.zeros(box.shape), np.zeros(box.shape), 0
+    chosen = np.zeros(box.shape, bool)
+    for shape, value in zip(shapes, numbers, strict=True):
+        if "Point" in shape.geom_type:
+            r, c = cells_of_point(shape, box)
+            share = np.ones(len(r))
+            chosen[r, c] = True
+        else:
+            r, c, share = covered_cells(shape, box)
+            if len(r) and share.max() < options.least:
+                best = int(share.argmax())
+                chosen[r[best], c[best]] = True
+        outside += not len(r)
+        np.add.at(total, (r, c), share * value)
+        np.add.at(weights, (r, c), share)
+    if outside == len(shapes):
+        raise LabelsError(outside_message(cleaned.shapes, table, box, "targets"))
+    if outside:
+        warnings.warn(f"{outside} of {len(shapes)} targets are outside the embeddings and left out", stacklevel=5)
+    usable = (weights > 0) & (chosen | (weights >= options.least - 1e-9))
+    with np.errstate(invalid="ignore"):
+        return np.where(usable, total / weights, np.nan), np.where(usable, weights, 0.0)
+
+
+def _numbers(values: Sequence[Any], described: str, nodata: Sequence[float]) -> Array:
+    """Return targets as float64, NaN where there is none."""
+    texts = [v for v in values if isinstance(v, str)]
+    if texts:
+        raise LabelsError(
+            f"targets must be numbers, found {texts[0]!r:.60} in {described}: pass the column of the numbers, column=, "
+            "or fit classes, fit_head('linear', emb, labels)"
+        )
+    numbers = np.array([np.nan if v is None else float(v) for v in values], dtype="float64")
+    for value in nodata:
+        numbers[numbers == value] = np.nan
+    return numbers
+
+
+@dataclass(frozen=True)
+class TargetVectors:
+    """Embeddings of cells with a target, as a regression is fitted on them.
+
+    Parameters
+    ----------
+    vectors : (n, D) float32
+        Valid embeddings.
+    values, weights : (n,) float64
+        Target of each, and its weight.
+    x, y : (n,) float
+        Centres of the cells, in the CRS of the embeddings.
+    cell : (n,) int
+        Number of the cell, which is the same at every time.
+    cell_size : float
+        Side of a cell in units of the CRS.
+    crs : str
+        Of the coordinates; empty where arrays have several.
+    units, quantity : str
+        Of the targets, where a raster states them.
+    """
+
+    vectors: Array = field(repr=False)
+    values: Array = field(repr=False)
+    weights: Array = field(repr=False)
+    x: Array = field(repr=False)
+    y: Array = field(repr=False)
+    cell: Array = field(repr=False)
+    cell_size: float
+    crs: str = ""
+    units: str = ""
+    quantity: str = ""
+
+    def take(self, i: Array) -> TargetVectors:
+        """Return the cases `i`."""
+        own = (self.vectors[i], self.values[i], self.weights[i], self.x[i], self.y[i], self.cell[i])
+        return TargetVectors(*own, self.cell_size, self.crs, self.units, self.quantity)
+
+    def subsample(self, most: int) -> TargetVectors:
+        """Return a random `most` of the cases where there are more."""
+        if len(self.values) <= most:
+            return self
+        return self.take(np.sort(np.random.default_rng(0).choice(len(self.values), most, replace=False)))
+
+
+def target_vectors(arrays: Sequence[xr.DataArray], targets: Sequence[Any], options: TargetOptions) -> TargetVectors:
+    """Return the embeddings of the cells with a target, of several arrays together.
+
+    Only chunks with targets are computed. Of embeddings with several times each cell is one case per time.
+
+    Raises
+    ------
+    LabelsError
+        As `rasterize_targets`, and if fewer than two cells with a target have a valid embedding, or all targets are
+        equal.
+    """
+    rasters = [_rasterize(t, a, options) for t, a in zip(targets, arrays, strict=True)]
+    parts = [_of_array(a, r) for a, r in zip(arrays, rasters, strict=True)]
+    values = np.concatenate([p.values for p in parts])
+    if len(values) < 2:
+        raise LabelsError(
+            f"at least two cells must have a target and a valid embedding, found {len(values)} (clouds, gaps or "
+            "nodata): choose another time, or pass more targets"
+        )
+    if np.ptp(values) == 0:
+        raise LabelsError(f"targets must differ, all {len(values)} are {values[0]:g}: pass other targets, or column=")
+    if len(parts) == 1:
+        return parts[0]
+    ends = np.cumsum([0] + [int(p.cell.max(initial=0)) + 1 for p in parts])
+    # Arrays may be in different CRSs. They are placed far apart, so that no block of space holds cells of two.
+    spread = max((float(np.ptp(v)) for p in parts for v in (p.x, p.y) if len(v)), default=0.0)
+    far = spread * 4 + 1000 * parts[0].cell_size
+    return TargetVectors(
+        np.concatenate([p.vectors for p in parts]),
+        values,
+        np.concatenate([p.weights for p in parts]),
+        np.concatenate([p.x - p.x.min(initial=np.inf) + i * far if len(p.x) else p.x for i, p in enumerate(parts)]),
+        np.concatenate([p.y - p.y.min(initial=np.inf) if len(p.y) else p.y for p in parts]),
+        np.concatenate([p.cell + e for p, e in zip(parts, ends[:-1], strict=True)]),
+        parts[0].cell_size,
+        "",
+        next((p.units for p in parts if p.units), ""),
+        next((p.quantity for p in parts if p.quantity), ""),
+    )
+
+
+def _of_array(emb: xr.DataArray, target: xr.DataArray) -> TargetVectors:
+    emb = as_embeddings(emb)
+    y, x = spatial_dims(emb)
+    own, weights = np.asarray(target.values, "float64"), np.asarray(target["weight"].values, "float64")
+    rows, cols = np.nonzero(np.isfinite(own))
+    if not len(rows):
+        raise LabelsError("no target: no target covers a cell of the embeddings")
+    cells = emb.isel({y: xr.DataArray(rows, dims="case"), x: xr.DataArray(cols, dims="case")})
+    vectors = cells.transpose(..., "case", "embedding").values.astype("float32")
+    vectors = vectors.reshape(-1, vectors.shape[-1])
+    times = len(vectors) // len(rows)
+    valid = np.isfinite(vectors).all(axis=1)
+
+    def repeated(values: Array) -> Array:
+        return np.asarray(np.tile(values, times)[valid])
+
+    box = geobox(emb)
+    quantity = str(target.attrs.get("long_name", ""))
+    return TargetVectors(
+        vectors[valid],
+        repeated(own[rows, cols]),
+        repeated(weights[rows, cols]),
+        repeated(np.asarray(emb[x].values, "float64")[cols]),
+        repeated(np.asarray(emb[y].values, "float64")[rows]),
+        repeated(rows * emb.sizes[x] + cols),
+        abs(float(box.resolution.x)),
+        georeference.crs_name(box.crs),
+        str(target.attrs.get("units", "")),
+        "" if quantity == "target" else quantity,
+    )
