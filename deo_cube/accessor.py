@@ -111,6 +111,8 @@ class DeoDataArrayAccessor(_Accessor):
     pca_rgb = _Verb(lambda: deo_cube.pca_rgb)
     cluster = _Verb(lambda: deo_cube.cluster)
     explore = _Verb(lambda: deo_cube.explore)
+    applicability = _Verb(lambda: deo_cube.applicability)
+    assess = _Verb(lambda: deo_cube.assess)
 
 
 @xr.register_datatree_accessor("deo")

@@ -21,7 +21,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from deo_cube import cli_errors
 from deo_cube.embedding.options import EmbedOptions, Model, RunOptions, changed_options
 from deo_cube.errors import ArgumentError, DeoCubeError
-from deo_cube.flags import INTEGER, TEXT
+from deo_cube.flags import INTEGER, NUMBER, TEXT
 from deo_cube.options import set_options
 from deo_cube.paths import is_url, local_path
 
@@ -292,7 +292,9 @@ def segment(
             flat.rio.to_raster(out)
     else:
         with _log_lines(True), log_computation(classes, out):
-            classes.to_dataset(name="class").to_zarr(out, mode="w", zarr_format=3, consolidated=True)
+            classes.to_dataset(name=str(classes.name or "class")).to_zarr(
+                out, mode="w", zarr_format=3, consolidated=True
+            )
     print(f"{out}: {', '.join(f'{d} {n}' for d, n in classes.sizes.items())}")
 
 
@@ -395,6 +397,60 @@ def _write_maps(maps: Any, out: Path, *, inputs: tuple[str | Path, ...], overwri
     print(f"{out}: {', '.join(layers)}; {', '.join(f'{d} {n}' for d, n in maps.sizes.items())}")
 
 
+def assess(
+    map: Annotated[
+        Positional[str], arg(help="map of classes or of a quantity: .tif, or .zarr of `segment`", metavar="MAP")
+    ],
+    reference: Annotated[
+        Positional[str], arg(help="places with the truth: .gpkg, .geojson, .csv, .parquet, .tif", metavar="REFERENCE")
+    ],
+    time: Annotated[str | None, TEXT, arg(help="date of a map with several")] = None,
+    column: Annotated[str | None, TEXT, arg(help="column of the reference with the classes or numbers")] = None,
+    layer: Annotated[str | None, TEXT, arg(help="layer of the reference")] = None,
+    crs: Annotated[str | None, TEXT, arg(help="CRS of the reference, as EPSG:32632")] = None,
+    strata: Annotated[
+        str | None,
+        TEXT,
+        arg(help="map of the strata of the sample", help_behavior_hint="(default: the classes of MAP)"),
+    ] = None,
+    training: Annotated[str | None, TEXT, arg(help="labels that the head was fitted on, to be warned of leaks")] = None,
+    reach: Annotated[
+        float | None, NUMBER, arg(help="distance to a training place that is too near, in units of the map's CRS")
+    ] = None,
+    head: Annotated[Path | None, arg(help="saved head that made the map; with --embeddings")] = None,
+    embeddings: Annotated[str | None, TEXT, arg(help="store of embeddings, to find doubtful places")] = None,
+    confidence: Annotated[float, arg(help="of the intervals")] = 0.95,
+    json: Annotated[Path | None, arg(help="file for the numbers")] = None,
+    plot: Annotated[Path | None, arg(help="file for the figure: .png, .pdf, .svg")] = None,
+) -> None:
+    """Compare a map with reference places: accuracies and areas with intervals, and where to look first."""
+    from deo_cube.heads.assess import assess as assess_map
+    from deo_cube.heads.head import load_head
+    from deo_cube.store.open import open_embeddings
+
+    result = assess_map(
+        map,
+        reference,
+        time=time,
+        column=column,
+        layer=layer,
+        crs=crs,
+        strata=strata,
+        training=training,
+        reach=reach,
+        head=None if head is None else load_head(head),
+        embeddings=None if embeddings is None else open_embeddings(embeddings),
+        confidence=confidence,
+    )
+    print(result)
+    if len(result.look_first):
+        print(f"look first:\n{result.look_first.to_string(index=False)}")
+    if json is not None:
+        result.to_json(json)
+    if plot is not None:
+        result.plot().savefig(plot, dpi=100)
+
+
 def evaluate(
     model: Annotated[Positional[str], arg(help="name of a model, or folder of a training run", metavar="MODEL")],
     data: Annotated[Positional[Path], arg(help="folder that holds the labelled data sets", metavar="DATA")],
@@ -468,7 +524,7 @@ def _check_out(out: Path, *, tif: bool, inputs: tuple[str | Path, ...]) -> None:
         raise ArgumentError(f"OUT {out} is an input of this command, and would be deleted: name another path")
     if not tif and out.suffix.lower() != ".zarr":
         raise ArgumentError(f"OUT is a map, .tif or .zarr; got {out}")
-    ours = any((out / name / "zarr.json").exists() for name in ("class", "change", "magnitude"))
+    ours = any((out / name / "zarr.json").exists() for name in ("class", "value", "change", "magnitude"))
     if out.is_dir() and (tif or (any(out.iterdir()) and not ours)):
         raise ArgumentError(f"{out} is there and is not a map: name another path, or pass --overwrite")
 
@@ -525,7 +581,9 @@ def _flags(args: list[str]) -> list[str]:
 #: Every command by its name; logic lives in the modules that they call.
 COMMANDS: dict[str, Any] = {
     verb.__name__: verb
-    for verb in (demo, embed, plan, models, verify, segment, sample, change, evaluate, bench, publish, doctor, view)
+    for verb in (
+        demo, embed, plan, models, verify, segment, sample, change, assess, evaluate, bench, publish, doctor, view,
+    )  # fmt: skip
 }
 
 

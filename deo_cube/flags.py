@@ -11,7 +11,7 @@ from typing import Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-__all__ = ["BANDS", "INTEGER", "NUMBER_OR_WORD", "TEXT", "choice"]
+__all__ = ["BANDS", "INTEGER", "NUMBER", "NUMBER_OR_WORD", "TEXT", "choice"]
 
 
 def _spec(
@@ -46,6 +46,7 @@ def _bands(texts: list[str]) -> dict[str, str] | list[str]:
 #: ``B04=red B08=4``: a mapping; ``B04 B03 B02``: a list.
 BANDS = _spec("BAND", _bands, nargs="*")
 INTEGER = _spec("INT", lambda texts: int(texts[0]))
+NUMBER = _spec("FLOAT", lambda texts: float(texts[0]))
 #: A number, None for ``none``, or a text.
 NUMBER_OR_WORD = _spec("NUMBER", _number_or_word)
 TEXT = _spec("STR", lambda texts: texts[0])
