@@ -582,8 +582,21 @@ def _flags(args: list[str]) -> list[str]:
 COMMANDS: dict[str, Any] = {
     verb.__name__: verb
     for verb in (
-        demo, embed, plan, models, verify, segment, sample, change, assess, evaluate, bench, publish, doctor, view,
-    )  # fmt: skip
+        demo,
+        embed,
+        plan,
+        models,
+        verify,
+        segment,
+        sample,
+        change,
+        assess,
+        evaluate,
+        bench,
+        publish,
+        doctor,
+        view,
+    )
 }
 
 

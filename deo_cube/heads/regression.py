@@ -17,6 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.arguments import integer, number
+from deo_cube.constants import Attribute
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
 from deo_cube.heads.areas import mean_of
@@ -138,8 +139,8 @@ class RegressionHead(BaseHead):
 
     def attrs(self) -> dict[str, Any]:
         """Return the attributes of a map: name, units, and the cross-validated errors."""
-        attrs = {"long_name": self.quantity, "deo_cube:head": self.kind}
-        attrs["deo_cube:model_fingerprint"] = self.model.fingerprint
+        attrs: dict[str, Any] = {"long_name": self.quantity, Attribute.HEAD: self.kind}
+        attrs[Attribute.MODEL_FINGERPRINT] = self.model.fingerprint
         if self.units:
             attrs["units"] = self.units
         if "rmse" in self.report:
