@@ -20,12 +20,12 @@ import tyro
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+from benchmarks.bundle import Encode
 from deo_cube.encoder.registry import load_encoder
 from deo_cube.evaluate.baselines import RandomConvolutions
 from deo_cube.evaluate.features import Tokens, encode_scene
 from deo_cube.evaluate.readers import Scene, read_beetle
 from deo_cube.heads.probes import linear_probe
-from deo_cube.train.bundle import Encode
 
 Array = NDArray[Any]
 CHOSEN = (0.001, 0.01, 0.1)

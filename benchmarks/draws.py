@@ -14,14 +14,14 @@ from typing import Any
 import torch
 import tyro
 
+from benchmarks.bundle import Encode
 from benchmarks.necks import config_of
 from deo_cube.encoder.registry import load_encoder
 from deo_cube.evaluate.protocols import change, land_cover, level_shift
 from deo_cube.evaluate.readers import read_beetle, read_terramesh
-from deo_cube.train.bundle import Encode
-from deo_cube.train.finish import fit_local, fit_necks, windows_for
 from deo_cube.train.loop import open_sources
-from deo_cube.train.samples import Mixture
+from deo_cube.train.necks import fit_local, fit_necks
+from deo_cube.train.samples import Mixture, windows_for
 
 
 def main(

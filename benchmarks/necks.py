@@ -16,17 +16,17 @@ from typing import Any
 import torch
 import tyro
 
+from benchmarks.bundle import Encode
 from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.networks.conv import DeoConv
 from deo_cube.encoder.registry import load_encoder
 from deo_cube.evaluate.protocols import change, land_cover, level_shift
 from deo_cube.evaluate.readers import read_beetle, read_terramesh
 from deo_cube.train.__main__ import parse
-from deo_cube.train.bundle import Encode
 from deo_cube.train.config import Neck, TrainConfig
-from deo_cube.train.finish import fit_necks, windows_for
 from deo_cube.train.loop import open_sources
-from deo_cube.train.samples import Mixture
+from deo_cube.train.necks import fit_necks
+from deo_cube.train.samples import Mixture, windows_for
 
 NECKS = {
     "128 local, 64 deep (before contrast)": Neck(128, 64, deep_power=0.1),

@@ -21,7 +21,7 @@ from deo_cube.encoder.normalize import normalize
 from deo_cube.evaluate.protocols import change, classification, land_cover
 from deo_cube.evaluate.readers import RGB, ChipSet, Scene, read_beetle, read_eurosat, read_sen1floods11, read_terramesh
 from deo_cube.evaluate.scores import Score, resample
-from deo_cube.train.health import effective_rank
+from deo_cube.train.monitor import effective_rank
 from deo_cube.train.student import teacher_targets
 from deo_cube.train.teachers import FrozenTeacher, MobileNetTeacher
 

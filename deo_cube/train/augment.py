@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from deo_cube.extras import require
 from deo_cube.train.config import Augment, Student
 
-__all__ = ["Augmentation", "View", "generator", "hidden_squares"]
+__all__ = ["Augmentation", "View", "at_level", "column", "generator", "hidden_squares"]
 
 WAVELENGTHS = torch.tensor([665.0, 560.0, 490.0, 705.0, 740.0, 783.0, 842.0, 865.0, 1610.0, 2190.0])
 """Centres of the ten bands in model order, nm: haze falls with the fourth power (Rayleigh)."""
@@ -43,6 +43,11 @@ class View:
     """The same with the noise that `rgb` has."""
     dn: Tensor | None = None
     """(N, 10, S, S): the crop in DN without noise, at the product level that the second frozen teacher wants."""
+
+
+def column(values: tuple[float, ...]) -> Tensor:
+    """Return one value per band as (1, C, 1, 1)."""
+    return torch.tensor(values).view(1, -1, 1, 1)
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -86,8 +91,8 @@ class Augmentation:
     def __init__(self, config: Augment, student: Student, level: Literal["own", "L1C", "L2A"] = "own") -> None:
         require("kornia.enhance", "kornia.filters", "sklearn", extra="train", purpose="training")
         self.config, self.level = config, level
-        self.ms_mean, self.ms_std = _column(student.ms_mean), _column(student.ms_std)
-        self.rgb_mean, self.rgb_std = _column(student.rgb_mean), _column(student.rgb_std)
+        self.ms_mean, self.ms_std = column(student.ms_mean), column(student.ms_std)
+        self.rgb_mean, self.rgb_std = column(student.rgb_mean), column(student.rgb_std)
         haze = (WAVELENGTHS / 490.0) ** -4
         self.haze = haze.view(1, -1, 1, 1)
 
@@ -285,7 +290,3 @@ class _Draw:
         shape = (self.all, width) if width else (self.all,)
         u = torch.rand(shape, generator=self.random)
         return low + (high - low) * u[self.rank * self.n : (self.rank + 1) * self.n]
-
-
-def _column(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values).view(1, -1, 1, 1)

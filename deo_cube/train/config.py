@@ -1,4 +1,4 @@
-"""Everything a run is decided by: frozen dataclasses that are also the flags of ``python -m deo_cube.train``.
+"""The configuration of a run: frozen dataclasses that are also the flags of ``python -m deo_cube.train``.
 
 Where the published code (wolfilip/DEO-FM @55c7ae1) and the paper, or code and common sense, disagree, there is one
 field whose values say so. Each field's text ends in the reason for its default.
@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from deo_cube import arguments
 from deo_cube.constants import MODEL_BANDS, SENTINEL2_STATISTICS, TCI_WHITE
-from deo_cube.errors import ArgumentError
-from deo_cube.train.fields import check_fields
+from deo_cube.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
     "PRESETS",
@@ -29,6 +29,7 @@ __all__ = [
     "Specialist",
     "Student",
     "TrainConfig",
+    "check_fields",
     "from_dict",
 ]
 
@@ -259,7 +260,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Neck:
-    """conv: how the linear map to the embedding is fitted when training ends (no labels; see `finish.fit_necks`)."""
+    """conv: how the linear map to the embedding is fitted when training ends (no labels; see `necks.fit_necks`)."""
 
     local: int = 96
     """Components of the local branch."""
@@ -324,6 +325,53 @@ class Health:
     """Also write events for TensorBoard."""
 
 
+#: Integers that count from the end where they are negative.
+_FROM_THE_END = ("mid", "late")
+#: Integers that must be positive, wherever they are.
+_POSITIVE = ("steps", "accumulate", "dim", "window", "patch", "global_size", "local_size", "depths", "heads")
+
+
+def check_fields(config: Any, prefix: str = "--") -> None:
+    """Raise for the first field of a dataclass, or of one within it, whose value contradicts its annotation.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError
+        With the flag of the field, as ``--optimizer.batch``.
+    """
+    hints = typing.get_type_hints(type(config))
+    for item in dataclasses.fields(config):
+        flag, value, hint = f"{prefix}{item.name.replace('_', '-')}", getattr(config, item.name), hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, hint):  # type: ignore[arg-type]
+                raise ArgumentTypeError(f"{flag} must be a {hint.__name__}, got {value!r}")  # type: ignore[union-attr]
+            check_fields(value, f"{flag}.")
+        else:
+            _check_value(flag, value, hint, item.name)
+
+
+def _check_value(flag: str, value: Any, hint: Any, name: str) -> None:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        if value not in parts:
+            raise ArgumentError(f"{flag} must be one of {', '.join(map(repr, parts))}, got {value!r}")
+    elif origin is tuple:
+        values = arguments.sequence(flag, value, "values")
+        kinds = [parts[0]] * len(values) if parts[-1] is Ellipsis else parts
+        if len(kinds) != len(values):
+            raise ArgumentError(f"{flag} must be {len(kinds)} values, got {value!r}")
+        for part, kind in zip(values, kinds, strict=True):
+            _check_value(flag, part, kind, name)
+    elif hint is bool:
+        arguments.boolean(flag, value)
+    elif hint is int:
+        arguments.integer(flag, value, minimum=None if name in _FROM_THE_END else int(name in _POSITIVE))
+    elif hint is float:
+        arguments.number(flag, value, infinite=True)
+    elif hint is str and not isinstance(value, str):
+        raise ArgumentTypeError(f"{flag} must be a text, got {value!r}")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Dual-teacher distillation of a student from Sentinel-2 cubes."""
@@ -363,62 +411,60 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        a, o = self.augment, self.optimizer
-        _check(self.steps > 0, f"--steps must be positive, got {self.steps}")
-        _check(o.batch >= 0 and o.rgb_batch >= 0 and o.batch + o.rgb_batch > 0, "a batch needs a sample at least")
-        _check(o.accumulate > 0, f"--optimizer.accumulate must be positive, got {o.accumulate}")
-        _check(a.local_crops >= 0, f"--augment.local-crops must not be negative, got {a.local_crops}")
-        _check(
-            self.objective.multispectral or self.teacher != "none" or bool(self.specialist.model),
-            "nothing to learn from: --teacher none and --objective.no-multispectral leave no term",
-        )
-        _check(
-            not self.specialist.model or o.batch > 0,
-            "--specialist.model teaches multispectral samples: it wants --optimizer.batch above 0",
-        )
-        _check(
-            not self.objective.multispectral or o.batch > 0,
-            "the multispectral arm needs multispectral samples: --optimizer.batch, or --objective.no-multispectral",
-        )
-        j = self.objective
-        _check(
-            self.student.family != "spectral" or j.multispectral_optical == 0,
-            "--student.family spectral has another trunk for all bands, without maps for the optical teacher: expected "
-            "--objective.multispectral-optical 0",
-        )
-        _check(
-            j.second_stem
-            or self.teacher == "none"
-            or (j.multispectral_optical > 0 and o.batch > 0 and o.rgb_batch == 0),
-            "--objective.no-second-stem matches the teacher through the multispectral stem: it wants "
-            "--objective.multispectral-optical above 0, multispectral samples, and --optimizer.rgb-batch 0",
-        )
-        if j.multispectral and j.pretext == "masked":
-            self._check_masks()
-        for name, scale in (("global", a.global_scale), ("local", a.local_scale)):
-            _check(0 < scale[0] <= scale[1] <= 1, f"--augment.{name}-scale must rise within 0..1, got {scale}")
-        _check(self.student.typical >= 0, f"--student.typical must not be negative, got {self.student.typical}")
-        _check(a.blur_kernel % 2 == 1, f"--augment.blur-kernel must be odd, got {a.blur_kernel}")
-        _check(
-            len(self.student.ms_mean) == len(self.student.ms_std) == len(MS_BANDS), "ten multispectral means and stds"
-        )
-
-    def _check_masks(self) -> None:
-        s, a, j = self.student, self.augment, self.objective
-        _check(
-            s.family not in ("conv", "spectral"),
-            "--objective.pretext masked hides tokens: it wants --student.family swin or vit",
-        )
+        s, a, o, j = self.student, self.augment, self.optimizer, self.objective
+        masked = j.multispectral and j.pretext == "masked"
         stride = s.patch << (len(s.depths) - 1) if s.family == "swin" else s.patch
-        sizes_fit = a.global_size % j.mask_size == 0 and j.mask_size % stride == 0
-        _check(
-            sizes_fit and 0 < j.mask_ratio < 1,
-            f"--objective.mask-size {j.mask_size} must divide --augment.global-size {a.global_size} and be a multiple "
-            f"of the stride {stride} of the deepest map, and --objective.mask-ratio {j.mask_ratio} lie within 0..1",
-        )
+        through_ms = j.multispectral_optical > 0 and o.batch > 0 and o.rgb_batch == 0
+        for fits, message in (
+            (o.batch + o.rgb_batch > 0, "--optimizer.batch: a batch needs at least one sample"),
+            (
+                j.multispectral or self.teacher != "none" or self.specialist.model,
+                "nothing to learn from: --teacher none and --objective.no-multispectral leave no term",
+            ),
+            (
+                not self.specialist.model or o.batch > 0,
+                "--specialist.model teaches multispectral samples: expected --optimizer.batch above 0",
+            ),
+            (
+                not j.multispectral or o.batch > 0,
+                "the multispectral arm needs multispectral samples: --optimizer.batch, or --objective.no-multispectral",
+            ),
+            (
+                s.family != "spectral" or j.multispectral_optical == 0,
+                "--student.family spectral has another trunk for all bands, without maps for the optical teacher: "
+                "expected --objective.multispectral-optical 0",
+            ),
+            (
+                j.second_stem or self.teacher == "none" or through_ms,
+                "--objective.no-second-stem matches the teacher through the multispectral stem: expected "
+                "--objective.multispectral-optical above 0, multispectral samples, and --optimizer.rgb-batch 0",
+            ),
+            (
+                not masked or s.family in ("swin", "vit"),
+                "--objective.pretext masked hides tokens: expected --student.family swin or vit",
+            ),
+            (
+                not masked or (0 < j.mask_ratio < 1 and a.global_size % j.mask_size == 0 and j.mask_size % stride == 0),
+                f"--objective.mask-size {j.mask_size} must divide --augment.global-size {a.global_size} and be a "
+                f"multiple of the stride {stride} of the deepest map, and --objective.mask-ratio {j.mask_ratio} be "
+                "within 0..1",
+            ),
+            *(
+                (0 < low <= high <= 1, f"--augment.{name}-scale must rise within 0..1, got {(low, high)}")
+                for name, (low, high) in (("global", a.global_scale), ("local", a.local_scale))
+            ),
+            (s.typical >= 0, f"--student.typical must not be negative, got {s.typical}"),
+            (a.blur_kernel % 2 == 1, f"--augment.blur-kernel must be odd, got {a.blur_kernel}"),
+            (
+                len(s.ms_mean) == len(s.ms_std) == len(MS_BANDS),
+                f"--student.ms-mean and --student.ms-std must be {len(MS_BANDS)} values each",
+            ),
+        ):
+            if not fits:
+                raise ArgumentError(message)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain JSON values."""
+        """Return the configuration as plain JSON values."""
         return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self))))
 
 
@@ -428,18 +474,15 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def _build(kind: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(kind):
-        _check(isinstance(value, Mapping), f"{getattr(kind, '__name__', kind)} is a mapping of fields, got {value!r}")
-        hints = typing.get_type_hints(kind)
-        unknown = sorted(set(value) - set(hints))
-        _check(not unknown, f"unknown fields {unknown} of {getattr(kind, '__name__', kind)}")
-        return kind(**{k: _build(hints[k], v) for k, v in value.items()})  # type: ignore[operator]
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _check(true: bool, message: str) -> None:
-    if not true:
-        raise ArgumentError(message)
+    if not dataclasses.is_dataclass(kind):
+        return tuple(value) if isinstance(value, list) else value
+    name = getattr(kind, "__name__", kind)
+    if not isinstance(value, Mapping):
+        raise ArgumentError(f"{name} is a mapping of fields, got {value!r}")
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(value) - set(hints)):
+        raise ArgumentError(f"unknown fields {unknown} of {name}")
+    return kind(**{k: _build(hints[k], v) for k, v in value.items()})  # type: ignore[operator]
 
 
 _SMALL_CROPS = Augment(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.matmul import prefer_onednn
@@ -22,39 +25,39 @@ from deo_cube.errors import ArgumentError, DeviceError, StoreMismatchError
 from deo_cube.paths import local_path
 from deo_cube.train import checkpoints
 from deo_cube.train.augment import PATH as HAZE
-from deo_cube.train.augment import Augmentation, View, generator, hidden_squares
+from deo_cube.train.augment import Augmentation, View, column, generator, hidden_squares
 from deo_cube.train.config import TrainConfig
-from deo_cube.train.finish import (
-    describe_run,
-    fit_local,
-    fit_necks,
-    keep_local,
+from deo_cube.train.monitor import LossMonitor, StepLog, effective_rank, knn_score
+from deo_cube.train.necks import fit_local, fit_necks, keep_local
+from deo_cube.train.samples import (
+    Batch,
+    ImageSource,
+    Mixture,
+    Source,
+    batches,
+    open_source,
     typical_pixels,
-    untrained_stems,
     windows_for,
 )
-from deo_cube.train.health import Watch, effective_rank, knn_score
-from deo_cube.train.log import Log
-from deo_cube.train.samples import Batch, ImageSource, Mixture, Source, batches, open_source
-from deo_cube.train.schedules import cosine
-from deo_cube.train.specialist import load_specialist
 from deo_cube.train.student import (
     LinearHead,
     Student,
     Terms,
+    describe_run,
     ema_update,
     initialise,
     initialise_spectral,
     objective,
     specialist_targets,
     teacher_targets,
+    untrained_stems,
 )
-from deo_cube.train.teachers import FrozenTeacher, Standardised, load_teacher, remember_teachers
+from deo_cube.train.teachers import FrozenTeacher, Standardised, load_specialist, load_teacher, remember_teachers
 
-__all__ = ["Process", "build", "open_sources", "train"]
+__all__ = ["Process", "build", "cosine", "open_sources", "train"]
 
 CROPS, DROPS, MASKS = 1, 2, 3
-"""What a random stream is for."""
+"""Purposes of random streams."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,12 @@ class Process:
 
     @classmethod
     def start(cls, config: TrainConfig) -> Process:
-        """Find out; join the other processes where torchrun started several.
+        """Choose device and precision; join the other processes where torchrun started several.
 
         Raises
         ------
         DeviceError
-            If the device that was asked for is not there.
+            If this machine has no such device.
         """
         name = config.device
         local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -93,8 +96,6 @@ class Process:
         precision, why = _precision(config.optimizer.precision, device)
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world > 1:
-            import torch.distributed as dist
-
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             if not dist.is_initialized():
@@ -116,7 +117,7 @@ def _precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def open_sources(config: TrainConfig) -> tuple[Source, ...]:
-    """The sources of ``--data``, opened and checked against what the run needs.
+    """Return the sources of ``--data``, opened and checked against the needs of the run.
 
     Raises
     ------
@@ -128,12 +129,12 @@ def open_sources(config: TrainConfig) -> tuple[Source, ...]:
     o = config.optimizer
     if o.batch and "ms" not in kinds:
         raise ArgumentError(
-            "--optimizer.batch wants multispectral samples, and --data names no cube: give one, or --optimizer.batch 0 "
+            "--optimizer.batch needs multispectral samples, and --data names no cube: give one, or --optimizer.batch 0 "
             "with --objective.no-multispectral"
         )
     if o.rgb_batch and "rgb" not in kinds:
         raise ArgumentError(
-            "--optimizer.rgb-batch wants RGB-only samples, and --data names no folder or zip of images: give one, or "
+            "--optimizer.rgb-batch needs RGB-only samples, and --data names no folder or zip of images: give one, or "
             "--optimizer.rgb-batch 0"
         )
     return sources
@@ -145,20 +146,12 @@ def build(
     mixture: Mixture | None = None,
     specialist: FrozenTeacher | None = None,
 ) -> tuple[Student, Student | None, FrozenTeacher | None]:
-    """Student, EMA teacher and frozen optical teacher, seeded; the EMA teacher starts as the student.
+    """Return student, EMA teacher and frozen optical teacher, seeded; the EMA teacher starts as the student.
 
-    The student has heads for the second frozen teacher, `specialist`, where there is one.
-
-    With `mixture`, the local branch of a `conv` starts from patches of its samples.
+    The student has heads for the second frozen teacher, `specialist`, where there is one. With `mixture`, the local
+    branch of a `conv` starts from patches of its samples.
     """
-    optical = load_teacher(
-        config.teacher,
-        weights=config.optical.weights or None,
-        revision=config.optical.revision,
-        enlarge=config.optical.enlarge,
-        mid=config.optical.mid,
-        late=config.optical.late,
-    )
+    optical = load_teacher(config.teacher, config.optical)
     torch.manual_seed(config.seed)
     student = Student(config, optical.dims if optical else None, specialist.dims if specialist else None)
     if config.student.init:
@@ -186,7 +179,7 @@ def build(
 
 
 def start_heads(student: Student, specialist: FrozenTeacher | None) -> None:
-    """Let the linear heads of the specialist start as its standardisation."""
+    """Start the linear heads of the specialist as its standardisation."""
     if student.specialist is None or not isinstance(specialist, Standardised):
         return
     for name, part in (("vector", "cls"), ("mid", "mid"), ("late", "late")):
@@ -196,12 +189,12 @@ def start_heads(student: Student, specialist: FrozenTeacher | None) -> None:
 
 
 def _haze(config: TrainConfig) -> Tensor | None:
-    """Haze as the multispectral stem sees it, band by band; None where local filters may respond to it."""
+    """Return haze in the units of the multispectral stem, per band; None where local filters may respond to it."""
     return HAZE / torch.tensor(config.student.ms_std) if config.student.haze_blind else None
 
 
 def _typical(mixture: Mixture, config: TrainConfig, optical: FrozenTeacher) -> Tensor:
-    """RGB of windows of every kind, as the frozen teacher sees them without noise."""
+    """Return RGB of windows of every kind, as the frozen teacher sees them without noise."""
     images = []
     for stem, x in windows_for(mixture, config, count=96).items():
         mean, std = (
@@ -209,27 +202,25 @@ def _typical(mixture: Mixture, config: TrainConfig, optical: FrozenTeacher) -> T
             if stem == "ms"
             else (config.student.rgb_mean, config.student.rgb_std)
         )
-        dn = x[:, :3] * torch.tensor(std[:3]).view(1, -1, 1, 1) + torch.tensor(mean[:3]).view(1, -1, 1, 1)
+        dn = x[:, :3] * column(std[:3]) + column(mean[:3])
         images.append((dn / config.augment.display).clamp(0, 1))
-    statistics = [torch.tensor(v).view(1, -1, 1, 1) for v in (optical.mean, optical.std)]
-    return (torch.cat(images) - statistics[0]) / statistics[1]
+    return (torch.cat(images) - column(optical.mean)) / column(optical.std)
 
 
 def _freeze_unused(student: Student, config: TrainConfig) -> None:
-    """Stems that no arm feeds get no gradient; frozen, they neither decay nor keep other processes waiting.
+    """Freeze stems that no arm trains, and what `config.student.freeze` names.
 
-    What `config.student.freeze` names is frozen too.
+    Without a gradient they would decay, or keep other processes waiting for one.
     """
+    untrained = untrained_stems(config)
     for name, p in student.network.named_parameters():
-        if name.startswith(config.student.freeze):
-            p.requires_grad_(False)
-    for name, p in student.network.named_parameters():
-        if any(f"_{stem}." in f".{name}" or f".{stem}." in f".{name}" for stem in untrained_stems(config)):
+        no_arm = any(f"_{stem}." in f".{name}" or f".{stem}." in f".{name}" for stem in untrained)
+        if no_arm or name.startswith(config.student.freeze):
             p.requires_grad_(False)
 
 
 def optimizer_of(student: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW without weight decay on biases and other vectors."""
+    """Return AdamW without weight decay on biases and other vectors."""
     trained = [p for p in student.parameters() if p.requires_grad]
     return torch.optim.AdamW(
         [{"params": [p for p in trained if p.ndim > 1]}, {"params": [p for p in trained if p.ndim <= 1]}],
@@ -260,7 +251,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     StoreMismatchError
         If the folder holds another run, or one to be resumed with other settings.
     Diverged
-        If the loss is no number any more or stays far above its median; the newest checkpoint is kept.
+        If the loss is not finite or stays far above its median; the newest checkpoint is kept.
     """
     process = Process.start(config)
     out = local_path(config.out)
@@ -281,8 +272,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         remember_teachers(out, (optical, specialist), resumed=last is not None)
         (out / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
     step_of = _Step(config, process, student, ema, optimizer, (optical, specialist))
-    log = Log(config, process.first, out, start)
-    watch = Watch(config.health.patience)
+    log = StepLog(config, process.first, out, start)
+    monitor = LossMonitor(config.health.patience)
     began = time.perf_counter() - spent
     sizes = (config.optimizer.batch, config.optimizer.rgb_batch)
     reader = batches(
@@ -314,7 +305,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     with log:
         for step in range(start, config.steps):
             measured = step_of(step, reader)
-            watch.look(step, measured["loss"], measured["parts"])
+            monitor.look(step, measured["loss"], measured["parts"])
             done = step + 1
             if config.health.probe_every and done % config.health.probe_every == 0:
                 measured |= _probe(student, sources, config)
@@ -330,15 +321,38 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     if process.first:
         _publish(out)
     if process.world_size > 1:
-        import torch.distributed as dist
-
         dist.barrier()
         dist.destroy_process_group()
     return out
 
 
+def cosine(step: int, start: float, end: float, steps: int, warmup: int = 0, warmup_start: float = 0.0) -> float:
+    """Return the value at `step`: linear from `warmup_start` to `start` in `warmup` steps, then half a cosine to `end`.
+
+    As in DINO: the warm-up reaches `start` in its last step (its first step has `warmup_start`), the cosine begins at
+    `start` and would reach `end` one step after the last.
+
+    Parameters
+    ----------
+    step : int
+        0 to ``steps - 1``; later steps give `end`.
+    start, end : float
+        Value after warm-up, and at the end.
+    steps : int
+        Length of the run.
+    warmup : int
+        Steps of warm-up.
+    """
+    if step < warmup:
+        return warmup_start + (start - warmup_start) * (step / (warmup - 1) if warmup > 1 else 1.0)
+    if step >= steps:
+        return end
+    t = (step - warmup) / (steps - warmup)
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * t))
+
+
 class _Step:
-    """One optimisation step: read, crop, look, compare, learn."""
+    """One optimisation step: read, crop, encode, compare, update."""
 
     def __init__(
         self,
@@ -355,8 +369,6 @@ class _Step:
         self.augment = Augmentation(config.augment, config.student, config.specialist.level)
         self.model: Any = student
         if process.world_size > 1:
-            from torch.nn.parallel import DistributedDataParallel
-
             self.model = DistributedDataParallel(student, gradient_as_bucket_view=True)
         o = config.optimizer
         samples = (o.batch + o.rgb_batch) * o.accumulate * process.world_size
@@ -435,7 +447,7 @@ class _Step:
         ), out.pooled
 
     def _hidden(self, views: Sequence[View], number: int) -> Tensor | None:
-        """What masked image modelling may not see of the two global views."""
+        """Return the pixels that masked image modelling hides in the two global views."""
         o, p, ms = self.config.objective, self.process, views[0].ms
         if not o.multispectral or o.pretext != "masked" or ms is None:
             return None
@@ -450,7 +462,7 @@ class _Step:
         return torch.cat(squares).to(p.device)
 
     def _clip(self) -> Tensor:
-        """Clip as configured; the global norm before clipping."""
+        """Clip as configured, and return the global norm before clipping."""
         o = self.config.optimizer
         grads = [q.grad for q in self.trained if q.grad is not None]
         norms = torch._foreach_norm(grads)
@@ -478,7 +490,7 @@ def _publishable(
 
 
 def _publish(out: Path) -> None:
-    """The newest checkpoint's card and weights become the run's own."""
+    """Copy the newest checkpoint's card and weights into the run's own folder."""
     last = checkpoints.newest(out)
     if last is None:
         return

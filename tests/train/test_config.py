@@ -71,10 +71,10 @@ def test_a_config_survives_json() -> None:
     ("changes", "message"),
     [
         ({"steps": 0}, "--steps"),
-        ({"objective": Objective(multispectral=False)}, "no term"),
-        ({"optimizer": dataclasses.replace(PRESETS["smoke"].optimizer, batch=0, rgb_batch=4)}, "multispectral samples"),
+        ({"objective": Objective(multispectral=False)}, "teacher none"),
+        ({"optimizer": dataclasses.replace(PRESETS["smoke"].optimizer, batch=0, rgb_batch=4)}, "optimizer.batch"),
         ({"augment": dataclasses.replace(PRESETS["smoke"].augment, local_scale=(0.5, 0.1))}, "local-scale"),
-        ({"augment": dataclasses.replace(PRESETS["smoke"].augment, blur_kernel=4)}, "odd"),
+        ({"augment": dataclasses.replace(PRESETS["smoke"].augment, blur_kernel=4)}, "blur-kernel"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(changes: dict, message: str) -> None:

@@ -65,7 +65,7 @@ def test_dinov3_from_a_file(v3: TimmTeacher, tmp_path: Path, form: str) -> None:
     else:
         names = as_meta_names(v3)
         torch.save({"teacher": names} if "checkpoint" in form else names, path)
-    found = load_teacher(f"timm:{V3}", weights=path)
+    found = load_teacher(f"timm:{V3}", Optical(weights=str(path)))
     assert isinstance(found, TimmTeacher)
     assert same(found, v3)
     assert len(found.sha256) == 64
@@ -97,7 +97,7 @@ def test_a_file_that_does_not_fit_is_refused(v3: TimmTeacher, tmp_path: Path) ->
             TimmTeacher(V3, weights=tmp_path / "w.pth")
         assert what
     (tmp_path / "page.pth").write_text("<html>not found</html>")
-    with pytest.raises(WeightsMismatchError, match="no file of weights"):
+    with pytest.raises(WeightsMismatchError, match="page.pth"):
         TimmTeacher(V3, weights=tmp_path / "page.pth")
     with pytest.raises(WeightsNotFoundError, match=r"optical\.weights"):
         TimmTeacher(V3, weights=tmp_path / "nothing.pth")
@@ -162,5 +162,5 @@ def test_a_run_says_who_taught_it_and_is_not_resumed_with_another(
     assert said["name"] == V3
     assert len(said["sha256"]) == 64
     torch.save(as_meta_names(random_teacher(V3, seed=5)), tmp_path / "w.pth")
-    with pytest.raises(StoreMismatchError, match="was taught by"):
+    with pytest.raises(StoreMismatchError, match=r"optical\.weights"):
         train(dataclasses.replace(config, resume=True))

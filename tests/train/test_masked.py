@@ -104,9 +104,9 @@ def _stop_at(step: int):
 
 
 def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, cube_source: str) -> None:
-    with pytest.raises(ValueError, match="mask-size 12"):
+    with pytest.raises(ValueError, match="mask-size"):
         two_stages(tmp_path, cube_source, objective=dataclasses.replace(masked(), mask_size=12))
-    with pytest.raises(ValueError, match="swin or vit"):
+    with pytest.raises(ValueError, match=r"student\.family"):
         dataclasses.replace(PRESETS["tiny"], objective=masked())
     with pytest.raises(ValueError, match="multispectral-optical"):
         dataclasses.replace(SMOKE, teacher="mobilenet", objective=Objective(second_stem=False))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deo_cube.train.schedules import cosine
+from deo_cube.train.loop import cosine
 
 
 @pytest.mark.real

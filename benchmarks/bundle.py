@@ -1,4 +1,4 @@
-"""Make a finished run the bundled model: ``python -m deo_cube.train.bundle --run RUN --data-folder DATA``.
+"""Make a finished run the bundled model: ``python -m benchmarks.bundle --run RUN --data-folder DATA``.
 
 Measures the run with the protocols of `deo_cube.evaluate` beside random convolutions, on tiles and plots that training
 never saw, writes everything into the card, and saves card and weights under the name `tiny`.
@@ -138,7 +138,7 @@ def typical(data: Path) -> Array:
         open_source(f"{data}/scenes/{name},units=dn,offset=0,nodata=0")
         for name in ("aquileia_20190416_L2A.tif", "pilbara_20181201_L2A.tif")
     ]
-    return np.stack([s.window(random, 128, 0.9)[0] for s in scenes for _ in range(8)])
+    return np.stack([s.draw(random, 128, 0.9)[0] for s in scenes for _ in range(8)])
 
 
 def _compared(encoder: Encoder, job: Bundle) -> tuple[dict[str, Any], ...]:
@@ -174,5 +174,5 @@ if __name__ == "__main__":
     import tyro
 
     torch.set_num_threads(1)
-    bundle(tyro.cli(Bundle, prog="python -m deo_cube.train.bundle", description=__doc__))
+    bundle(tyro.cli(Bundle, prog="python -m benchmarks.bundle", description=__doc__))
     sys.exit(0)

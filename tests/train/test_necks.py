@@ -8,7 +8,9 @@ import torch
 from deo_cube.encoder.networks.conv import DeoConv
 from deo_cube.errors import ArgumentError
 from deo_cube.train.config import PRESETS, Neck
-from deo_cube.train.finish import describe_run, fit_local, fit_necks, neck_of
+from deo_cube.train.necks import fit_local, fit_necks, neck_of
+from deo_cube.train.samples import Mixture, open_source, windows_for
+from deo_cube.train.student import describe_run, untrained_stems
 
 LOCAL, DEEP, DIM = 12, 20, 16
 PARTS = {"local": LOCAL, "pw3": 8, "pw5": 12}
@@ -65,7 +67,7 @@ def test_contrast_that_the_network_does_not_compute_is_refused() -> None:
 
 
 def test_a_neck_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match="16 channels"):
+    with pytest.raises(ValueError, match="neck"):
         neck_of(features(), PARTS, DIM, Neck(10, 10))
 
 
@@ -119,9 +121,6 @@ def test_the_card_of_a_run_says_what_it_is_and_that_nothing_was_measured() -> No
 
 
 def test_stems_that_no_arm_feeds_are_named(cube_source: str) -> None:
-    from deo_cube.train.finish import untrained_stems, windows_for
-    from deo_cube.train.samples import Mixture, open_source
-
     smoke = PRESETS["smoke"]
     assert untrained_stems(smoke) == ["rgb"]
     assert any("'rgb' was not trained" in limit for limit in describe_run(smoke, 1, 1.0, {}).limits)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.bundle import typical
 from deo_cube.encoder.registry import card, load_encoder
 from deo_cube.heads.probes import knn
-from deo_cube.train.bundle import typical
 from deo_cube.train.samples import ImageSource, open_source
 
 
