@@ -257,7 +257,7 @@ def _weights() -> Iterator[Finding]:
 
 
 def _hub(timeout: float) -> Iterator[Finding]:
-    from deo_cube.encoder.weights import HUB, hub_silence
+    from deo_cube.encoder.hub import HUB, hub_silence
 
     endpoint = os.environ.get("HF_ENDPOINT") or HUB
     if options.get_option("offline"):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import dask
 
+from deo_cube.encoder.hub import file_sha256
 from deo_cube.encoder.registry import EncoderRef
-from deo_cube.encoder.weights import file_sha256, find_weights
+from deo_cube.encoder.weights import find_weights
 from deo_cube.errors import DeoCubeError
 
 __all__ = ["CHUNK_BYTES", "fetch_from_hub", "has_weights", "local_ref", "receive_chunk"]

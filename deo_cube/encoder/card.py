@@ -13,6 +13,7 @@ in this module imports torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -24,10 +25,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from deo_cube.errors import ModelCardError, UnknownModelError
+from deo_cube.cube.sentinel2 import band_of_name
+from deo_cube.errors import MissingBandsError, ModelCardError, UnknownModelError
 from deo_cube.paths import local_path
 
 __all__ = [
+    "CARDS",
     "CARD_BYTES",
     "Layer",
     "MAX_PARAMETERS",
@@ -38,11 +41,15 @@ __all__ = [
     "Stem",
     "Weights",
     "WeightsFile",
+    "bundled_cards",
     "check",
     "check_architecture",
+    "choose_stem",
     "relative_file",
 ]
 
+#: Folder of the bundled cards and the weights beside them.
+CARDS = Path(__file__).parent / "cards"
 #: Bytes of a card's file.
 CARD_BYTES = 2**20
 #: Parameters of a network that a card describes: 8 GB in float32.
@@ -700,3 +707,54 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     right = isinstance(value, expected) and not (isinstance(value, bool) and kind is not bool)
     check(right, f"{where}: expected {expected.__name__}, got {type(value).__name__} {str(value)[:60]}")
     return value
+
+
+@functools.lru_cache(maxsize=1)
+def bundled_cards() -> dict[str, ModelCard]:
+    """Return the cards that come with the package, by alias."""
+    cards = (ModelCard.load(path) for path in sorted(CARDS.glob("*.json")))
+    return {c.alias: c for c in cards}
+
+
+def choose_stem(card: ModelCard, bands: Sequence[str]) -> tuple[Stem, list[int]]:
+    """Return the stem that can read `bands`, and the position of each of its bands among them.
+
+    The card's first stem is taken if all its bands are present (others are left out). Another stem is taken only if its
+    bands are exactly those given, because leaving measured bands unread must be the caller's decision.
+
+    Parameters
+    ----------
+    card : ModelCard
+        Its stems are considered in order.
+    bands : sequence of str
+        Names in any spelling that `cube.sentinel2.band_of_name` reads: ``B04``, ``b4``, ``red``.
+
+    Raises
+    ------
+    MissingBandsError
+        If no stem can, or a band occurs twice.
+    """
+    if isinstance(bands, str):
+        raise MissingBandsError(f"bands: expected a list of names, one per channel, got {bands!r}")
+    names = [_canonical(b) for b in bands]
+    repeated = sorted({n for n in names if names.count(n) > 1})
+    if repeated:
+        raise MissingBandsError(f"bands: {repeated} occur more than once in {list(bands)}")
+    for i, stem in enumerate(card.stems):
+        if set(stem.bands) <= set(names) if i == 0 else set(stem.bands) == set(names):
+            return stem, [names.index(b) for b in stem.bands]
+    reasons = []
+    for stem in card.stems:
+        missing = [b for b in stem.bands if b not in names]
+        more = [b for b in names if b not in stem.bands]
+        reasons.append(
+            f"stem {stem.name!r} reads {list(stem.bands)}: "
+            + (f"missing {missing}" if missing else f"{more} would go unread, pass only its own bands")
+        )
+    raise MissingBandsError(f"{card.alias} cannot read the bands {list(bands)}.\n  " + "\n  ".join(reasons))
+
+
+def _canonical(band: str) -> str:
+    # Other names are returned unchanged, because a user's own card may name other bands.
+    named = band_of_name(band)
+    return band if named is None else named[0]

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem
+from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, choose_stem
 from deo_cube.encoder.matmul import encoder_products
+from deo_cube.encoder.network_hash import HashedNetwork, content_hash, hash_network
+from deo_cube.encoder.networks.adapters import Network, seeded_network
 from deo_cube.encoder.normalize import RGB, Units, choose_normalization, normalize, to_units
-from deo_cube.encoder.registry import choose_stem
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, MissingBandsError, TilePlanError
 
-if TYPE_CHECKING:
-    from deo_cube.encoder.networks.adapters import Network
-
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "source_hash"]
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 
@@ -203,3 +202,14 @@ def _tensor(batch: Any) -> Tensor:
 def _as_given(out: Tensor, batch: Array) -> Array:
     result: Any = out if isinstance(batch, Tensor) else out.cpu().numpy()
     return result  # type: ignore[no-any-return]
+
+
+def source_hash(card: ModelCard, factory: Callable[[], Any] | None) -> HashedNetwork:
+    """Return the hash of the network that a factory, or the family of a card without weights, makes."""
+    # Part of the cache key, because a constant that the factory names may have changed since the last call.
+    return _source_hash(card, factory, "" if factory is None else content_hash(factory))
+
+
+@functools.lru_cache(maxsize=32)
+def _source_hash(card: ModelCard, factory: Callable[[], Any] | None, content: str) -> HashedNetwork:
+    return hash_network(seeded_network(card, factory))

@@ -1,14 +1,13 @@
-"""Load an encoder from a reference, verify it against its card, and write models with cards of their own."""
+"""Verify models against their cards, write models with cards of their own, and infer a card from a file."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,125 +15,27 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from deo_cube.encoder.card import ModelCard, Reference
-from deo_cube.encoder.devices import choose_device
+from deo_cube.encoder.card import Layer, ModelCard, Weights
+from deo_cube.encoder.checkpoint_format import BIAS, PREFIXES, read_state, split_key
 from deo_cube.encoder.encoder import Encoder
-from deo_cube.encoder.hub import recorded_reference
-from deo_cube.encoder.matmul import encoder_products
-from deo_cube.encoder.network_hash import HashedNetwork, content_hash, hash_network, network_hash
-from deo_cube.encoder.networks.adapters import build_network, seeded_network
+from deo_cube.encoder.hub import file_sha256
+from deo_cube.encoder.reference import reference_distance, reference_input, with_reference
+from deo_cube.encoder.registry import card as card_of
 from deo_cube.encoder.registry import resolve
-from deo_cube.encoder.weights import check_weights, file_sha256, load_weights
-from deo_cube.errors import WeightsMismatchError
+from deo_cube.encoder.weights import recorded_reference
+from deo_cube.errors import UnknownModelError, WeightsMismatchError
 from deo_cube.paths import local_path
-
-if TYPE_CHECKING:
-    from deo_cube.encoder.registry import EncoderRef
 
 __all__ = [
     "Verification",
-    "check_structure",
+    "card_for",
     "int8_scale",
-    "load",
-    "reference_distance",
     "reference_input",
-    "reference_output",
-    "source_hash",
     "verify",
     "with_int8_scales",
     "with_reference",
     "write_model",
 ]
-
-
-def load(ref: EncoderRef, device: str | None = "cpu", *, check: bool = True) -> Encoder:
-    """See `EncoderRef.load`."""
-    device = choose_device(device)
-    card = ref.card
-    if ref.weights is None:
-        network = seeded_network(card, ref.factory)
-        actual_hash = network_hash(network, dict(ref.sources))
-        if actual_hash != ref.weights_sha256:
-            raise WeightsMismatchError(
-                f"the factory of {card.alias} made another network here than at the call (hash {actual_hash[:12]}, "
-                f"expected {ref.weights_sha256[:12]}): fix its weights, or draw them from torch's default generator, "
-                "which is seeded before a factory runs"
-            )
-    else:
-        path = ref.weights_path()
-        network = build_network(card)
-        load_weights(network, path, prefixes=card.weights.key_prefixes)
-    network.eval().requires_grad_(False).to(device)
-    encoder = Encoder(
-        card,
-        network,  # type: ignore[arg-type]
-        stem=ref.stem.name,
-        layer=ref.layer.name,
-        normalization=ref.normalization,
-        device=device,
-    )
-    reference = card.reference or recorded_reference(card, ref.weights_sha256)
-    if check and reference is not None:
-        distance = reference_distance(dataclasses.replace(card, reference=reference), network, device)
-        if distance is not None and not distance <= reference.tolerance:
-            source = "the card states" if card.reference else "were recorded when the weights were downloaded"
-            raise WeightsMismatchError(
-                f"{card.alias} on {device} differs from its reference vector by {distance:.2g} (allowed: "
-                f"{reference.tolerance:g}): weights, code or device give other numbers than {source}"
-            )
-    return encoder
-
-
-def reference_input(channels: int, size: int, batch: int = 1) -> Tensor:
-    """Return the fixed input [batch, channels, size, size] of `card.Reference`: slow waves, one per channel."""
-    b, c, i, j = np.ogrid[0:batch, 0:channels, 0:size, 0:size]
-    x = np.sin(0.013 * (c + 1) * i + 0.7 * b) * np.cos(0.017 * (c + 2) * j)
-    return torch.from_numpy(x.astype(np.float32))
-
-
-def reference_output(card: ModelCard, network: nn.Module, *, stem: str, size: int, device: str = "cpu") -> Tensor:
-    """Return the mean [D] over the map of the card's default layer for the reference input, float32."""
-    layer = card.layer().name
-    x = reference_input(len(card.stem(stem).bands), size).to(device)
-    run: Any = network
-    with torch.inference_mode(), encoder_products(device):
-        maps: Tensor = run.forward_features(x, stem, (layer,))[layer]
-    return maps[0].mean(dim=(1, 2)).cpu()
-
-
-def reference_distance(card: ModelCard, network: nn.Module, device: str = "cpu") -> float | None:
-    """Return the largest deviation from the reference vector, relative to its largest value; None without one."""
-    reference = card.reference
-    if reference is None:
-        return None
-    output = reference_output(card, network, stem=reference.stem, size=reference.size, device=device)
-    expected = torch.tensor(reference.vector, dtype=torch.float32)
-    distance = (output[: len(expected)] - expected).abs().max() / expected.abs().max()
-    return float(distance)
-
-
-def check_structure(card: ModelCard, path: str) -> None:
-    """Refuse a weights file that would not fill the card's network, without building it in memory.
-
-    Raises
-    ------
-    WeightsMismatchError
-        See `weights.check_weights`.
-    """
-    with torch.device("meta"):
-        network = build_network(card)
-    check_weights(network, path, prefixes=card.weights.key_prefixes)
-
-
-def source_hash(card: ModelCard, factory: Callable[[], Any] | None) -> HashedNetwork:
-    """Return the hash of the network that a factory, or the family of a card without weights, makes."""
-    # Part of the cache key, because a constant that the factory names may have changed since the last call.
-    return _source_hash(card, factory, "" if factory is None else content_hash(factory))
-
-
-@functools.lru_cache(maxsize=32)
-def _source_hash(card: ModelCard, factory: Callable[[], Any] | None, content: str) -> HashedNetwork:
-    return hash_network(seeded_network(card, factory))
 
 
 @dataclass(frozen=True)
@@ -230,10 +131,6 @@ def verify(name: str | Path | ModelCard, *, weights: str | Path | None = None, d
     )
 
 
-#: Number of values stored of a reference vector.
-REFERENCE_VALUES = 16
-
-
 def write_model(
     card: ModelCard,
     network: nn.Module,
@@ -294,28 +191,6 @@ def _serialised(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) 
     return len(header).to_bytes(8, "little") + header + data[end:]
 
 
-def with_reference(card: ModelCard, network: nn.Module, *, stem: str | None = None, size: int = 64) -> ModelCard:
-    """Return the card with the reference vector of `network`, on the CPU in eval mode.
-
-    Parameters
-    ----------
-    card : ModelCard
-        Names stem and default layer.
-    network : module
-        Put into eval mode, and back.
-    stem : str, optional
-        Which stem reads the reference input; the first by default.
-    size : int
-        Side of the reference input, pixels.
-    """
-    training, device = network.training, next(iter(network.parameters()), torch.zeros(0)).device
-    name = card.stem(stem).name
-    vector = reference_output(card, network.eval(), stem=name, size=size, device=str(device))
-    network.train(training)
-    values = tuple(float(f"{v:.7g}") for v in vector[:REFERENCE_VALUES].tolist())
-    return dataclasses.replace(card, reference=Reference(stem=name, size=size, vector=values))
-
-
 def with_int8_scales(card: ModelCard, network: nn.Module, sample: NDArray[np.float32]) -> ModelCard:
     """Return the card with an int8 scale per layer, measured on `sample` [B, C, H, W] (see `int8_scale`)."""
     device = next(iter(network.parameters()), torch.zeros(0)).device
@@ -342,3 +217,100 @@ def int8_scale(values: NDArray[np.float32]) -> float:
             held = np.clip(np.rint(values / np.float32(scale)), -127, 127) * np.float32(scale)
             best = min(best, (float(np.mean((values - held) ** 2, dtype=np.float64)), scale))
     return float(f"{best[1]:.6g}")
+
+
+def card_for(path: str | Path, *, model: str | ModelCard | None = None) -> ModelCard:
+    """Return the card of the published network that the file fills, with the sizes of its tensors.
+
+    Parameters
+    ----------
+    path : path
+        Weights of a Swin or ViT with the stems `conv_ms` and `conv_rgb`, or `patch_embed_ms` and `patch_embed_rgb`.
+    model : str or ModelCard, optional
+        Take this card as it is.
+
+    Returns
+    -------
+    ModelCard
+        `swinb` or `vitb` where the sizes are theirs; else that card with the sizes read off the tensors, under the name
+        of the file. Weights: this file, with no hash stated.
+
+    Raises
+    ------
+    UnknownModelError
+        If it is neither, or a ViT whose number of heads cannot be read from its tensors: pass its card.
+    """
+    path = local_path(path)
+    if model is not None:
+        base = card_of(model) if isinstance(model, str) else model
+    else:
+        state = {split_key(k)[1]: t for k, t in read_state(path).items() if not k.startswith("teacher.")}
+        if "conv_ms.0.weight" in state:
+            base = _sized(card_of("swinb"), _swin(state), path)
+        elif "patch_embed_ms.proj.weight" in state:
+            base = _sized(card_of("vitb"), _vit(state, card_of("vitb")), path)
+        else:
+            raise UnknownModelError(
+                f"{path} holds neither 'conv_ms.0.weight' (DEO's Swin) nor 'patch_embed_ms.proj.weight' (its ViT), "
+                f"under any of the prefixes {list(PREFIXES)}; its first tensors are {sorted(state)[:4]}"
+            )
+    weights = dataclasses.replace(base.weights, sha256=None, file=path.name, repo=None, revision=None)
+    return dataclasses.replace(base, weights=weights, reference=None)
+
+
+def _swin(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    stages = sorted({int(k.split(".")[1]) for k in state if k.startswith("features.") and k.endswith(BIAS)})
+    depths = [len({k.split(".")[2] for k in state if k.startswith(f"features.{i}.") and k.endswith(BIAS)})
+              for i in stages]  # fmt: skip
+    tables = [state[f"features.{i}.0.attn.{BIAS}"] for i in stages]
+    stem = state["conv_ms.0.weight"]
+    if not stages:
+        raise WeightsMismatchError("the file has a stem 'conv_ms' and no attention under 'features.'")
+    return {
+        "family": "swin",
+        "dim": int(stem.shape[0]),
+        "depths": depths,
+        "heads": [int(t.shape[1]) for t in tables],
+        "window": (int(tables[0].shape[0] ** 0.5) + 1) // 2,
+        "patch": int(stem.shape[2]),
+        "mlp_ratio": state["features.0.0.mlp.0.weight"].shape[0] / int(stem.shape[0]),
+    }
+
+
+def _vit(state: Mapping[str, Tensor], base: ModelCard) -> dict[str, Any]:
+    stem = state["patch_embed_ms.proj.weight"]
+    dim = int(stem.shape[0])
+    if dim != base.architecture["dim"]:
+        raise UnknownModelError(
+            f"a ViT of {dim} channels is not a published model ({base.alias} has {base.architecture['dim']}), and its "
+            "number of attention heads cannot be read from its tensors: pass its card, --model FOLDER"
+        )
+    return {
+        **base.architecture,
+        "depth": len({k.split(".")[1] for k in state if k.startswith("blocks.")}),
+        "patch": int(stem.shape[2]),
+        "grid": int((state["pos_embed"].shape[1] - 1) ** 0.5),
+    }
+
+
+def _sized(base: ModelCard, sizes: dict[str, Any], path: Path) -> ModelCard:
+    if dict(base.architecture) == sizes:
+        return base
+    if sizes["family"] == "swin":
+        n = len(sizes["depths"])
+        layers = [Layer(f"stage{i + 1}", sizes["dim"] << i, sizes["patch"] << i) for i in range(n)]
+    else:
+        n = sizes["depth"]
+        layers = [Layer(f"block{i}", sizes["dim"], sizes["patch"]) for i in range(n)]
+    layers.append(Layer("norm", layers[-1].dim, layers[-1].stride))
+    tile = -(-base.tile // (2 * layers[-1].stride)) * 2 * layers[-1].stride
+    return dataclasses.replace(
+        base,
+        name=f"{path.stem}.file",
+        alias=path.stem,
+        architecture=sizes,
+        layers=tuple(layers),
+        tile=tile,
+        weights=Weights("published", path.name, key_prefixes=base.weights.key_prefixes),
+        scores=(),
+    )

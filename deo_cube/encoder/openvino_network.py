@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.loading import reference_input
+from deo_cube.encoder.reference import reference_input
 from deo_cube.errors import DeviceError
 from deo_cube.options import get_option
 

@@ -7,6 +7,7 @@ is needed.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -22,11 +23,29 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deo_cube import arguments
 from deo_cube.constants import SENTINEL2_STATISTICS
-from deo_cube.cube.sentinel2 import band_of_name
-from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, Weights, WeightsStatus
-from deo_cube.encoder.hub import place_in_cache, recorded_reference, remember
+from deo_cube.encoder.card import (
+    CARDS,
+    Layer,
+    ModelCard,
+    Normalization,
+    Stem,
+    Weights,
+    WeightsStatus,
+    bundled_cards,
+    choose_stem,
+)
+from deo_cube.encoder.checkpoint_format import check_file, load_weights
+from deo_cube.encoder.devices import choose_device
+from deo_cube.encoder.hub import file_sha256, place_in_cache
 from deo_cube.encoder.normalize import choose_normalization
-from deo_cube.encoder.weights import check_file, file_sha256, find_weights, local_weights, weights_state
+from deo_cube.encoder.weights import (
+    check_structure,
+    find_weights,
+    local_weights,
+    recorded_reference,
+    remember,
+    weights_state,
+)
 from deo_cube.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -60,8 +79,6 @@ __all__ = [
     "resolve",
 ]
 
-#: Folder of the bundled cards and the weights beside them.
-CARDS = Path(__file__).parent / "cards"
 GROUP = "deo_cube.encoders"
 
 Factory = Callable[[], Any]
@@ -76,13 +93,6 @@ class Entry:
 
 
 _registered: dict[str, Entry] = {}
-
-
-@functools.lru_cache(maxsize=1)
-def bundled_cards() -> dict[str, ModelCard]:
-    """Return the cards that come with the package, by alias."""
-    cards = (ModelCard.load(path) for path in sorted(CARDS.glob("*.json")))
-    return {c.alias: c for c in cards}
 
 
 @functools.lru_cache(maxsize=1)
@@ -238,50 +248,6 @@ def list_models() -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("alias", ignore_index=True)
 
 
-def choose_stem(card: ModelCard, bands: Sequence[str]) -> tuple[Stem, list[int]]:
-    """Return the stem that can read `bands`, and the position of each of its bands among them.
-
-    The card's first stem is taken if all its bands are present (others are left out). Another stem is taken only if its
-    bands are exactly those given, because leaving measured bands unread must be the caller's decision.
-
-    Parameters
-    ----------
-    card : ModelCard
-        Its stems are considered in order.
-    bands : sequence of str
-        Names in any spelling that `cube.sentinel2.band_of_name` reads: ``B04``, ``b4``, ``red``.
-
-    Raises
-    ------
-    MissingBandsError
-        If no stem can, or a band occurs twice.
-    """
-    if isinstance(bands, str):
-        raise MissingBandsError(f"bands: expected a list of names, one per channel, got {bands!r}")
-    names = [_canonical(b) for b in bands]
-    repeated = sorted({n for n in names if names.count(n) > 1})
-    if repeated:
-        raise MissingBandsError(f"bands: {repeated} occur more than once in {list(bands)}")
-    for i, stem in enumerate(card.stems):
-        if set(stem.bands) <= set(names) if i == 0 else set(stem.bands) == set(names):
-            return stem, [names.index(b) for b in stem.bands]
-    reasons = []
-    for stem in card.stems:
-        missing = [b for b in stem.bands if b not in names]
-        more = [b for b in names if b not in stem.bands]
-        reasons.append(
-            f"stem {stem.name!r} reads {list(stem.bands)}: "
-            + (f"missing {missing}" if missing else f"{more} would go unread, pass only its own bands")
-        )
-    raise MissingBandsError(f"{card.alias} cannot read the bands {list(bands)}.\n  " + "\n  ".join(reasons))
-
-
-def _canonical(band: str) -> str:
-    # Other names are returned unchanged, because a user's own card may name other bands.
-    named = band_of_name(band)
-    return band if named is None else named[0]
-
-
 @dataclass(frozen=True)
 class EncoderRef:
     """An encoder with every choice made: card, stem, layer, statistics, and the hash of the weights.
@@ -325,9 +291,45 @@ class EncoderRef:
         WeightsMismatchError
             If the file is not that of the call, does not fill the network, or misses the reference vector.
         """
-        from deo_cube.encoder.loading import load
+        from deo_cube.encoder.encoder import Encoder
+        from deo_cube.encoder.network_hash import network_hash
+        from deo_cube.encoder.networks.adapters import build_network, seeded_network
+        from deo_cube.encoder.reference import reference_distance
 
-        return load(self, device, check=check)
+        device, card = choose_device(device), self.card
+        if self.weights is None:
+            network = seeded_network(card, self.factory)
+            actual_hash = network_hash(network, dict(self.sources))
+            if actual_hash != self.weights_sha256:
+                raise WeightsMismatchError(
+                    f"the factory of {card.alias} made another network here than at the call (hash {actual_hash[:12]}, "
+                    f"expected {self.weights_sha256[:12]}): fix its weights, or draw them from torch's default "
+                    "generator, which is seeded before a factory runs"
+                )
+        else:
+            path = self.weights_path()
+            network = build_network(card)
+            load_weights(network, path, prefixes=card.weights.key_prefixes)
+        network.eval().requires_grad_(False).to(device)
+        made: Any = network
+        encoder = Encoder(
+            card,
+            made,
+            stem=self.stem.name,
+            layer=self.layer.name,
+            normalization=self.normalization,
+            device=device,
+        )
+        reference = card.reference or recorded_reference(card, self.weights_sha256)
+        if check and reference is not None:
+            distance = reference_distance(dataclasses.replace(card, reference=reference), network, device)
+            if distance is not None and not distance <= reference.tolerance:
+                source = "the card states" if card.reference else "were recorded when the weights were downloaded"
+                raise WeightsMismatchError(
+                    f"{card.alias} on {device} differs from its reference vector by {distance:.2g} (allowed: "
+                    f"{reference.tolerance:g}): weights, code or device give other numbers than {source}"
+                )
+        return encoder
 
     def weights_path(self) -> Path:
         """Return the weights file, after checking that it is the one found at the call.
@@ -483,7 +485,7 @@ def _weights(entry: Entry, weights: str | Path | None) -> tuple[str | None, str,
             raise ArgumentError(
                 f"weights: {c.alias} is made by its own factory, which takes no weights file. Leave out weights="
             )
-        from deo_cube.encoder.loading import source_hash
+        from deo_cube.encoder.encoder import source_hash
 
         hashed = source_hash(c, entry.factory)
         return None, hashed.sha256, tuple(sorted(hashed.sources.items()))
@@ -491,7 +493,7 @@ def _weights(entry: Entry, weights: str | Path | None) -> tuple[str | None, str,
     path = location.resolve()
     sha256 = file_sha256(path)
     if c.weights.sha256 is None:
-        _check_structure(c, str(path), sha256)
+        _check_structure_once(c, str(path), sha256)
         address = place_in_cache(location)
         if address is not None and c.reference is None and recorded_reference(c, sha256) is None:
             remember(c, address, path, sha256)
@@ -499,9 +501,7 @@ def _weights(entry: Entry, weights: str | Path | None) -> tuple[str | None, str,
 
 
 @functools.lru_cache(maxsize=32)
-def _check_structure(c: ModelCard, path: str, sha256: str) -> None:
-    from deo_cube.encoder.loading import check_structure
-
+def _check_structure_once(c: ModelCard, path: str, sha256: str) -> None:
     check_structure(c, path)
 
 

@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.encoder.card import ModelCard, Normalization, Stem
-from deo_cube.encoder.checkpoint_format import KeyForm, card_for, key_form
+from deo_cube.encoder.checkpoint_format import KeyForm, key_form, load_weights
+from deo_cube.encoder.hub import file_sha256, place_in_cache
+from deo_cube.encoder.loading import card_for, with_reference
 from deo_cube.evaluate.protocols import classification
 from deo_cube.evaluate.readers import RGB, ChipSet, read_chips
 from deo_cube.evaluate.scores import Difference, Score, compare
@@ -228,9 +230,7 @@ def verify_published(
     MissingBandsError
         If the chips have neither the ten bands nor red, green and blue.
     """
-    from deo_cube.encoder.loading import with_reference
     from deo_cube.encoder.networks.adapters import build_network
-    from deo_cube.encoder.weights import file_sha256, load_weights
     from deo_cube.errors import WeightsNotFoundError
 
     path = local_path(path)
@@ -254,8 +254,6 @@ def verify_published(
 
 def _with_place(card: ModelCard, path: Path, sha256: str) -> ModelCard:
     """Return the card with the hash of the file, and where the hub has it if the file is in the hub's cache."""
-    from deo_cube.encoder.hub import place_in_cache
-
     weights = dataclasses.replace(card.weights, file=path.name, sha256=sha256)
     address = place_in_cache(path)
     if address is not None and address.file is not None:

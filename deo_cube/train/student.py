@@ -15,11 +15,11 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, NormalizationKind, Stem, Weights
+from deo_cube.encoder.checkpoint_format import load_weights
 from deo_cube.encoder.networks.adapters import build_network
 from deo_cube.encoder.networks.conv import DeoConv, fold_batch_norm
 from deo_cube.encoder.networks.dynamicworld import read_variables
 from deo_cube.encoder.networks.spectral import DeoSpectral
-from deo_cube.encoder.weights import load_weights
 from deo_cube.errors import ArgumentError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.paths import local_path
 from deo_cube.train import config as cfg

@@ -12,7 +12,6 @@ its own normalisation; the student's multispectral stem is matched to it.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,11 +25,11 @@ from torch.nn import functional as F
 
 from deo_cube.encoder.card import Layer, ModelCard, Stem
 from deo_cube.encoder.encoder import Encoder
+from deo_cube.encoder.hub import Address, cached, download, file_sha256
 from deo_cube.encoder.networks.conv import MobileNet, fold_batch_norm
 from deo_cube.encoder.networks.timm_import import import_timm
 from deo_cube.encoder.normalize import normalize, to_units
 from deo_cube.encoder.registry import load_encoder
-from deo_cube.encoder.weights import HUB, file_sha256, hub_cache, hub_silence
 from deo_cube.errors import (
     ArgumentError,
     MissingBandsError,
@@ -251,40 +250,23 @@ def _from_hub(config: dict[str, Any], revision: str) -> Path:
 
     Without a revision the hub is asked for the newest; a cached pinned revision needs no network.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    repo, file, commit = config.get("hf_hub_id"), "model.safetensors", revision or "main"
+    repo, file = config.get("hf_hub_id"), "model.safetensors"
     if not repo:
         raise WeightsNotFoundError(
             f"timm names no repository with weights of {config.get('architecture')}: give --optical.weights FILE, or a "
             "full name such as timm:vit_small_patch14_dinov2.lvd142m"
         )
+    address = Address(str(repo), revision or "main", file)
     advice = (
         f"Fetch {file} of {repo} where there is a network and give --optical.weights FILE, or choose --teacher "
         "mobilenet"
     )
-    cached = try_to_load_from_cache(repo, file, cache_dir=hub_cache(), revision=commit)
-    if isinstance(cached, str) and (revision or get_option("offline")):
-        return Path(cached)
+    location = cached(address)
+    if location is not None and (revision or get_option("offline")):
+        return location
     if get_option("offline"):
-        raise WeightsNotFoundError(
-            f"weights of the teacher {repo}@{commit} are not cached, and offline is set. {advice}"
-        )
-    endpoint = os.environ.get("HF_ENDPOINT") or HUB
-    silence = hub_silence(f"{endpoint}/{repo}/resolve/{commit}/{file}")
-    if silence is not None:
-        raise WeightsNotFoundError(
-            f"weights of the teacher {repo}@{commit}: {endpoint} does not answer ({silence}). {advice}"
-        )
-    try:
-        path = hf_hub_download(
-            repo, file, revision=commit, cache_dir=hub_cache(), endpoint=endpoint, library_name="deo_cube"
-        )
-    except Exception as error:  # the client raises its own, httpx's and OSError's
-        raise WeightsNotFoundError(
-            f"weights of the teacher {repo}@{commit} could not be downloaded: {type(error).__name__}: {error}. {advice}"
-        ) from error
-    return Path(path)
+        raise WeightsNotFoundError(f"{address} is not cached, and offline is set. {advice}")
+    return download(address, advice)
 
 
 def _fill_vit(net: nn.Module, path: Path) -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import deo_cube
-from deo_cube.encoder.loading import reference_input, verify
+from deo_cube.encoder.checkpoint_format import load_weights
+from deo_cube.encoder.loading import verify
 from deo_cube.encoder.networks.galileo import Galileo
+from deo_cube.encoder.reference import reference_input
 from deo_cube.encoder.registry import card
-from deo_cube.encoder.weights import load_weights
 from deo_cube.errors import ArgumentError, ModelCardError, WeightsMismatchError
 
 FILE = "data/weights/galileo_nano_encoder.safetensors"

@@ -17,11 +17,11 @@ from safetensors.torch import save, save_file
 import deo_cube
 from deo_cube.encoder import registry
 from deo_cube.encoder.card import Layer, ModelCard, Weights
-from deo_cube.encoder.hub import Address, address_of, parse_address, place_in_cache, recorded_choice
+from deo_cube.encoder.hub import Address, address_of, parse_address, place_in_cache
 from deo_cube.encoder.loading import verify
 from deo_cube.encoder.networks.adapters import build_network
 from deo_cube.encoder.registry import bundled_cards, list_models, load_encoder
-from deo_cube.encoder.weights import find_weights, weights_state
+from deo_cube.encoder.weights import find_weights, recorded_choice, weights_state
 from deo_cube.errors import ArgumentError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.options import set_options
 
@@ -125,7 +125,7 @@ def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     folder.mkdir()
     for alias, card in made.items():
         card.save(folder / f"{alias}.json")
-    monkeypatch.setattr(registry, "CARDS", folder)
+    monkeypatch.setattr("deo_cube.encoder.card.CARDS", folder)
     registry.bundled_cards.cache_clear()
     yield dict(registry.bundled_cards())
     registry.bundled_cards.cache_clear()

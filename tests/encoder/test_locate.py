@@ -14,9 +14,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from deo_cube.encoder.card import ModelCard, Weights
+from deo_cube.encoder.hub import file_sha256, hub_silence
 from deo_cube.encoder.networks.timm_import import import_timm
 from deo_cube.encoder.registry import bundled_cards, describe_timm, load_encoder
-from deo_cube.encoder.weights import file_sha256, find_weights, hub_silence, local_weights
+from deo_cube.encoder.weights import find_weights, local_weights
 from deo_cube.errors import UnknownModelError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.options import set_options
 

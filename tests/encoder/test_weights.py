@@ -11,9 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from deo_cube.encoder.checkpoint_format import (
+    HEADS,
+    PREFIXES,
+    load_weights,
+    match_state,
+    matched_state,
+    read_state,
+    sniff,
+)
 from deo_cube.encoder.networks.swin import DeoSwin
 from deo_cube.encoder.networks.vit import DeoViT
-from deo_cube.encoder.weights import HEADS, PREFIXES, check_weights, load_weights, match_state, read_state, sniff
 from deo_cube.errors import WeightsMismatchError
 from tests.encoder.test_swin import GOLDEN, STEMS, wave
 
@@ -142,7 +150,7 @@ def refuse(network: torch.nn.Module, state: State, tmp_path: Path) -> str:
         )
     if "NaN" not in str(caught.value) and "differently" not in str(caught.value):
         with pytest.raises(WeightsMismatchError):
-            check_weights(empty, path)
+            matched_state(empty, path)
     assert str(path) in str(caught.value)
     return str(caught.value)
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deo_cube.encoder.checkpoint_format import card_for, key_form
+from deo_cube.encoder.checkpoint_format import key_form
+from deo_cube.encoder.loading import card_for
 from deo_cube.encoder.networks.swin import DeoSwin
 from deo_cube.encoder.normalize import normalize
 from deo_cube.encoder.registry import card

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard, check_parameters
-from deo_cube.encoder.networks.timm_import import import_timm
-from deo_cube.encoder.weights import find_pretrained
+from deo_cube.encoder.networks.timm_import import find_pretrained, import_timm
 from deo_cube.errors import ArgumentError, ArgumentTypeError, UnknownModelError
 
 __all__ = [
@@ -70,7 +69,7 @@ def build_network(card: ModelCard, *, pretrained: bool = False) -> nn.Module:
     UnknownModelError
         If this version does not build the family, or the family does not accept the sizes.
     WeightsNotFoundError, WeightsMismatchError
-        If `pretrained`, see `weights.find_pretrained`.
+        If `pretrained`, see `timm_import.find_pretrained`.
     """
     sizes = {k: v for k, v in card.architecture.items() if k not in ("family", "seed")}
     family = card.architecture["family"]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deo_cube.encoder.networks import check_input
 from deo_cube.errors import ArgumentError, WeightsMismatchError
 
 __all__ = ["CLASSES", "COLORS", "LAYOUT", "DynamicWorld", "read_variables"]
@@ -137,11 +138,7 @@ class DynamicWorld(nn.Module):
             `concat` [B, 192, H // 2, W // 2], `unit` [B, 144, H, W], `logits` [B, 9, H, W], and `pooled` [B, 144], the
             mean of `unit` over the map.
         """
-        names = {*self.layers, "pooled"} if layers is None else set(layers)
-        if unknown := names - {*self.layers, "pooled"}:
-            raise ArgumentError(f"layer: expected one of {[*self.layers]} or 'pooled', got {sorted(unknown)}")
-        if x.ndim != 4 or x.shape[1] != 9 or min(x.shape[2:]) < 2:
-            raise ArgumentError(f"batch: expected [B, 9, H, W] with sides of at least 2, got {tuple(x.shape)}")
+        names = check_input(x, layers, (*self.layers, "pooled"), channels=9, smallest=2)
         rows, cols = x.shape[2:]
         # Depth-wise convolutions of the CPU are several times faster with the channels of a pixel side by side.
         x = x.contiguous(memory_format=torch.channels_last)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deo_cube.encoder.networks import check_input
 from deo_cube.errors import ArgumentError
 
 __all__ = ["GROUPS", "Galileo"]
@@ -148,13 +149,7 @@ class Galileo(nn.Module):
         dict of str -> Tensor
             Maps [B, D, H / patch, W / patch]. `pooled` [B, D] is the mean of `norm` over the map.
         """
-        names = {*self.layers, "pooled"} if layers is None else set(layers)
-        if unknown := names - {*self.layers, "pooled"}:
-            raise ArgumentError(f"layer: expected one of {[*self.layers]} or 'pooled', got {sorted(unknown)}")
-        if x.ndim != 4 or x.shape[1] != 10 or x.shape[2] % self.patch or x.shape[3] % self.patch:
-            raise ArgumentError(
-                f"batch: expected [B, 10, H, W] with sides that {self.patch} divides, got {tuple(x.shape)}"
-            )
+        names = check_input(x, layers, (*self.layers, "pooled"), channels=10, multiple=self.patch)
         # The published input is (value - (mean - 2 std)) / (4 std). The card's is centred on the mean, which is what
         # invalid pixels are set to.
         tokens = self._tokens(x + 0.5)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deo_cube.encoder.networks import check_input
 from deo_cube.encoder.networks.conv import STRIP, DeoConv, channels_last
 from deo_cube.errors import ArgumentError
 
@@ -153,7 +154,7 @@ class SpectralTrunk(nn.Module):
         return {"mixed": mixed, "spectral": F.normalize(self.block3(mixed), dim=1)}
 
     def transformed(self, x: Tensor) -> Tensor:
-        """The input as Dynamic World sees it, 0 to 1."""
+        """Return the input as Dynamic World sees it, 0 to 1."""
         scale, shift, slope, level = (v.view(1, -1, 1, 1) for v in (self.scale, self.shift, self.slope, self.level))
         # Below DN 0 the logarithm would soon be undefined: such pixels count as 0.
         return torch.sigmoid(torch.log(torch.addcmul(shift, x, scale).clamp_min(1.0)) * slope + level)
@@ -194,30 +195,25 @@ class DeoSpectral(DeoConv):
         self.layers |= {"mixed": (MIXED, 4), "spectral": (SPECTRAL, 4)}
 
     def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Feature maps, as of `DeoConv`; those of the other stem's trunk are not computed for `stem`."""
+        """Return feature maps, as of `DeoConv`; those of the other stem's trunk are not computed for `stem`."""
         if stem != "ms":
-            wanted = {name for name in self.layers if name not in ("mixed", "spectral")} | {"pooled"}
-            return super().forward_features(x, stem, wanted if layers is None else layers)
+            offered = {name for name in self.layers if name not in ("mixed", "spectral")} | {"pooled"}
+            return super().forward_features(x, stem, offered if layers is None else layers)
         own = self.stem_parts["ms"]
-        wanted = {*own, "fused", "pooled"} if layers is None else set(layers)
-        if unknown := wanted - {*own, "fused", "pooled", "parts"}:
-            raise ArgumentError(f"no layers {sorted(unknown)}: there are {[*own, 'fused']} and 'pooled'")
-        if x.ndim != 4 or x.shape[1] != self.stems[stem]:
-            raise ArgumentError(f"stem {stem!r} wants [B, {self.stems[stem]}, H, W], got {tuple(x.shape)}")
-        if x.shape[2] % 4 or x.shape[3] % 4:
-            raise ArgumentError(f"height and width must be multiples of 4, got {tuple(x.shape[2:])}")
+        layers = (*own, "fused", "pooled") if layers is None else layers
+        names = check_input(x, layers, (*own, "fused", "pooled", "parts"), channels=self.stems[stem], multiple=4)
         x = channels_last(x)
         maps = {"local": self.local_map(x, stem), **self.spectral(x)}
-        if wanted & {"fused", "pooled"}:
+        if names & {"fused", "pooled"}:
             maps["fused"] = self.fuse(maps, stem)
-        out = {name: maps[name] for name in wanted if name in maps}
-        if "parts" in wanted:
+        out = {name: maps[name] for name in names if name in maps}
+        if "parts" in names:
             out["parts"] = torch.cat([maps[name].mean(dim=(2, 3)) for name in own], dim=1)
-        if "pooled" in wanted:
+        if "pooled" in names:
             out["pooled"] = maps["fused"].mean(dim=(2, 3))
         return out
 
     def stack_of(self, x: Tensor, stem: str) -> Tensor:
-        """What the neck of `stem` sees of an input [B, C, H, W]: [B, D, H / 4, W / 4]."""
+        """Return the input of the neck of `stem` for an input [B, C, H, W]: [B, D, H / 4, W / 4]."""
         maps = self.spectral(channels_last(x)) if stem == "ms" else self.trunk(x, stem)
         return self.stack({**maps, "local": self.local_map(x, stem)}, stem)
