@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from deo_cube.encoder.card import ModelCard
+from deo_cube.encoder.card import ModelCard, choose_stem
+from deo_cube.encoder.encoder import Encoder
+from deo_cube.encoder.matmul import encoder_products
+from deo_cube.encoder.networks.adapters import seeded_network
+from deo_cube.encoder.normalize import normalize, to_units
+from deo_cube.encoder.registry import load_encoder
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
@@ -43,7 +49,7 @@ class Tokens:
     """Rows and columns of the scene in pixels; the grid may reach beyond."""
 
     def at(self, rows: Array, cols: Array) -> Array:
-        """Features (n, D) at pixels, bilinear between the centres of tokens and level beyond the outermost."""
+        """Return features (n, D) at pixels, bilinear between the centres of tokens and level beyond the outermost."""
         _, h, w = self.values.shape
         y = np.clip((np.asarray(rows) + 0.5) / self.stride - 0.5, 0, h - 1)
         x = np.clip((np.asarray(cols) + 0.5) / self.stride - 0.5, 0, w - 1)
@@ -56,12 +62,12 @@ class Tokens:
         return cast(Array, (top * (1 - fy) + low * fy).T)
 
     def pixels(self) -> Array:
-        """Features (D, H, W) of every pixel, bilinear as `at`."""
+        """Return features (D, H, W) of every pixel, bilinear as `at`."""
         rows, cols = np.divmod(np.arange(self.shape[0] * self.shape[1]), self.shape[1])
         return self.at(rows, cols).T.reshape(len(self.values), *self.shape)
 
     def patches(self, size: int) -> Array:
-        """Features (D, H // size, W // size): the mean over each whole patch of `size` pixels."""
+        """Return features (D, H // size, W // size): the mean over each whole patch of `size` pixels."""
         if size % self.stride == 0:
             k, v = size // self.stride, self.values
         else:
@@ -169,7 +175,7 @@ def name_of(encode: Any, name: str | None = None) -> str:
 
 
 def fitted_on(encode: Any, images: Sequence[Array] | Array, bands: Sequence[str]) -> Encode:
-    """The encoder after it was shown unlabelled `images`, where it wants to see some."""
+    """Return the encoder fitted on unlabelled `images`, where it has `fitted`."""
     fitted = getattr(encode, "fitted", None)
     return cast(Encode, encode if fitted is None else fitted(images, bands))
 
@@ -184,14 +190,13 @@ def places(scenes: Sequence[Any], scene: Array, row: Array, col: Array) -> Array
 class ModelEncode:
     """A loaded `Encoder` of this package: bands are chosen by name, tile and halo are the card's."""
 
-    encoder: Any = field(repr=False)
+    encoder: Encoder = field(repr=False)
     name: str
 
     @property
     def card(self) -> ModelCard:
         """Of the model."""
-        card: ModelCard = self.encoder.card
-        return card
+        return self.encoder.card
 
     @property
     def tile(self) -> int:
@@ -209,13 +214,7 @@ class ModelEncode:
         return np.asarray(self.encoder.encode(np.asarray(array, "float32"), bands=list(bands), units="dn"))
 
     def pyramid(self, array: Array, bands: Sequence[str]) -> list[Array]:
-        """(B, C, H, W) DN -> a map (B, D, h, w) of each layer on offer: what UPerNet decodes."""
-        import torch
-
-        from deo_cube.encoder.matmul import encoder_products
-        from deo_cube.encoder.normalize import normalize, to_units
-        from deo_cube.encoder.registry import choose_stem
-
+        """Return a map (B, D, h, w) per layer of the card, which UPerNet decodes."""
         e = self.encoder
         stem, order = choose_stem(self.card, list(bands))
         x = torch.from_numpy(np.asarray(array, "float32")).to(e.device)
@@ -226,15 +225,13 @@ class ModelEncode:
         return [maps[n].cpu().numpy() for n in self.card.layer_names]
 
     def pool(self, array: Array, bands: Sequence[str]) -> Array:
-        """(B, C, H, W) DN -> (B, D): the model's own vector of a chip."""
+        """Return the model's own vectors (B, D) of chips (B, C, H, W), DN."""
         return np.asarray(self.encoder.pool(np.asarray(array, "float32"), bands=list(bands), units="dn"))
 
 
 def as_encode(model: Any, *, device: str | None = None) -> Any:
-    """Anything that can be scored: a model's name, card or folder, a loaded encoder, or a function as it is."""
+    """Return what can be scored: of a name, card, folder or loaded encoder a `ModelEncode`; a function as it is."""
     if isinstance(model, str | Path | ModelCard):
-        from deo_cube.encoder.registry import load_encoder
-
         model = load_encoder(model, device=device)
     if hasattr(model, "encode") and hasattr(model, "card"):
         return ModelEncode(model, model.card.alias)
@@ -247,9 +244,6 @@ def as_encode(model: Any, *, device: str | None = None) -> Any:
 
 
 def untrained(card: ModelCard, *, device: str = "cpu") -> ModelEncode:
-    """The network of a card with the random weights of its initialisation: what its shape gives without training."""
-    from deo_cube.encoder.encoder import Encoder
-    from deo_cube.encoder.networks.adapters import seeded_network
-
+    """Return the network of a card with the random weights of its initialisation."""
     network: Any = seeded_network(card, None).to(device).eval()
     return ModelEncode(Encoder(card, network, device=device), f"{card.alias}, untrained")

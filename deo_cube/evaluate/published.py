@@ -15,12 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from deo_cube.encoder.card import ModelCard, Normalization, Stem
 from deo_cube.encoder.checkpoint_format import KeyForm, key_form, load_weights
 from deo_cube.encoder.hub import file_sha256, place_in_cache
-from deo_cube.encoder.loading import card_for, with_reference
+from deo_cube.encoder.loading import card_for
+from deo_cube.encoder.networks.adapters import build_network
+from deo_cube.encoder.normalize import normalize
+from deo_cube.encoder.reference import with_reference
+from deo_cube.errors import MissingBandsError, WeightsNotFoundError
 from deo_cube.evaluate.protocols import classification
 from deo_cube.evaluate.readers import RGB, ChipSet, read_chips
 from deo_cube.evaluate.scores import Difference, Score, compare
@@ -72,11 +78,6 @@ class Variant:
 
     def pool(self, array: Array, bands: Sequence[str]) -> Array:
         """(B, C, H, W) DN -> (B, D)."""
-        import torch
-        from torch.nn import functional as F
-
-        from deo_cube.encoder.normalize import normalize
-
         bands = list(bands)
         fill = np.asarray(self.how.mean or self.stem.fill, "float32")
         x = np.empty((len(array), len(self.stem.bands), *array.shape[2:]), "float32")
@@ -230,9 +231,6 @@ def verify_published(
     MissingBandsError
         If the chips have neither the ten bands nor red, green and blue.
     """
-    from deo_cube.encoder.networks.adapters import build_network
-    from deo_cube.errors import WeightsNotFoundError
-
     path = local_path(path)
     if not path.is_file():
         raise WeightsNotFoundError(f"no weights at {path}: give the file, not its folder")
@@ -287,8 +285,6 @@ def _ask(network: Any, card: ModelCard, chips: ChipSet, sizes: Sequence[int], de
 
 
 def _stem(card: ModelCard, chips: ChipSet) -> Stem:
-    from deo_cube.errors import MissingBandsError
-
     for stem in card.stems:
         if set(stem.bands) <= set(chips.bands):
             return stem

@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -503,11 +503,6 @@ def _npz(path: str | Path, pattern: str, what: str) -> Path:
     if not files:
         raise InputNotFoundError(f"{what}: no {pattern} in {path}")
     return files[0]
-
-
-def with_gain(data: ChipSet, gain: float) -> ChipSet:
-    """The same chips in light `gain` times as strong."""
-    return replace(data, images=data.images * np.float32(gain))
 
 
 def read_chips(

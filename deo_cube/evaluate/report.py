@@ -1,4 +1,4 @@
-"""`evaluate`: every protocol whose data are there, for a model and the baselines beside it, as a table and as JSON."""
+"""Score a model and baselines by every protocol whose data are there, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class Report:
         return pd.DataFrame(rows, index=pd.Index(tasks, name="task"), columns=["metric", *names])
 
     def of_model(self) -> list[dict[str, Any]]:
-        """The model's own scores as a card's `scores` cites them."""
+        """Return the model's own scores as a card's `scores` cites them."""
         return [s.to_dict() for s in self.scores if s.model == self.model]
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """All scores and differences as JSON text; written to `path` where one is given, whole or not at all.
+        """Return all scores and differences as JSON text; written to `path` where one is given, whole or not at all.
 
         Tasks that are in that file and not in this report stay in it, if they are of the same model and as thorough
         (`quick`): one evaluation may be run task by task. Each score says which version measured it.
@@ -127,8 +127,10 @@ class Report:
             "Labels used, and minutes of processor time:",
             self.costs().to_string(),
         ]
-        lines += [""]
-        lines += [f"LEAKS: {s.task}, {s.leak:.0%} of the test cases" for s in self.scores if (s.leak or 0) > 0.01]
+        lines += [
+            "",
+            *(f"LEAKS: {s.task}, {s.leak:.0%} of the test cases" for s in self.scores if (s.leak or 0) > 0.01),
+        ]
         lines += ["95 % intervals: bootstrap over groups (and seeds); differences on the same draws:"]
         for x in self.differences:
             lines.append(f"  {x.task}: {x.a} - {x.b} = {x.value:+.3f} [{x.low:+.3f}, {x.high:+.3f}]")
@@ -137,7 +139,7 @@ class Report:
 
 
 def _beside(new: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`new` with the tasks that only the file has, and what else it says."""
+    """Return `new` with the tasks and other entries that only the file has."""
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -254,7 +256,7 @@ def _pastis(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
 def _segmented(
     train: Any, valid: Any, test: Any, task: str, quick: bool, **options: Any
 ) -> Callable[[Any], list[Score]]:
-    """A linear probe on pixels, and UPerNet as in the paper."""
+    """Return a linear probe on pixels, and UPerNet as in the paper."""
     sizes = options | ({"epochs": 2, "width": 16, "seeds": 1, "mirrored": False} if quick else {})
 
     def run(e: Any) -> list[Score]:
@@ -275,7 +277,7 @@ def _geobench_scenes(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
 
 
 def _cut(encode: Any) -> dict[str, Any]:
-    """How scenes are cut for an encoder: as it says, else by default."""
+    """Return how scenes are cut for an encoder: its own tile and halo, else the defaults."""
     return {k: int(getattr(encode, k)) for k in ("tile", "halo") if hasattr(encode, k)}
 
 
@@ -359,34 +361,33 @@ def evaluate(
         raise ArgumentError(f"unknown tasks {unknown}: the tasks are {list(TASKS)}")
     encode = as_encode(model, device=device)
     if baselines is None:
-        raw = [b for b in BASELINES if b.name != "untrained network" or not isinstance(encode, ModelEncode)]
-        baselines = [
-            *raw,
-            *([untrained(encode.card)] if isinstance(encode, ModelEncode) and encode.card.trained else []),
-        ]
+        if isinstance(encode, ModelEncode):
+            # The model's own shape is the fairer untrained network.
+            own_shape = [untrained(encode.card)] if encode.card.trained else []
+            baselines = [*(b for b in BASELINES if b.name != "untrained network"), *own_shape]
+        else:
+            baselines = BASELINES
     data, skipped, scores, differences = local_path(data), {}, [], []
     for task in chosen:
         names, prepare = TASKS[task]
-        found = next((data / n for n in names if (data / n).is_dir()), None)
-        if found is None:
+        folder = next((data / n for n in names if (data / n).is_dir()), None)
+        if folder is None:
             skipped[task] = f"no folder {' or '.join(names)} in {data}"
             continue
-        run = prepare(found, quick)
-        own = run(encode)
-        for s in own if progress else ():
-            print(f"{s.model}: {s.task} {s.value:.3f} [{s.low:.3f}, {s.high:.3f}]", flush=True)
-        scores += own
-        for baseline in (*baselines, *(EXTRA.get(task, ()) if baselines else ())):
-            other = run(baseline)
-            scores += other
-            differences += [compare(a, b) for a, b in zip(own, other, strict=True)]
-            for s in other if progress else ():
+        run = prepare(folder, quick)
+        own: list[Score] = []
+        for scored in (encode, *baselines, *(EXTRA.get(task, ()) if baselines else ())):
+            measured = run(scored)
+            for s in measured if progress else ():
                 print(f"{s.model}: {s.task} {s.value:.3f} [{s.low:.3f}, {s.high:.3f}]", flush=True)
+            scores += measured
+            differences += [compare(a, b) for a, b in zip(own, measured, strict=True)] if own else []
+            own = own or measured
         if out is not None:
             Report(own[0].model, tuple(scores), tuple(differences), skipped, quick).to_json(out)
     if not scores:
         raise InputNotFoundError("no data to score on: " + "; ".join(skipped.values()))
-    report = Report(own[0].model, tuple(scores), tuple(differences), skipped, quick)
+    report = Report(scores[0].model, tuple(scores), tuple(differences), skipped, quick)
     if out is not None:
         report.to_json(out)
     return report

@@ -1,4 +1,4 @@
-"""UPerNet on a frozen encoder: the segmentation protocol of the paper (reference/deo-paper.md, 5.10), sized by option.
+"""UPerNet on a frozen encoder: the segmentation protocol of the paper (section 5.10), sized by option.
 
 As published: encoder frozen, UPerNet on several of its layers, AdamW with weight decay 0.01, 5 epochs of warm-up and
 half a cosine to 1e-6, mirrored images, the epoch that is best on validation chips is tested. Other than published:
@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from deo_cube.evaluate.features import fitted_on, name_of, places
 from deo_cube.evaluate.readers import Scene
@@ -191,8 +193,6 @@ def _target(chip: Scene, codes: Array) -> Array:
 
 
 def _logits(tensors: Any, x: Any, scales: tuple[int, ...], stride: int) -> Any:
-    import torch.nn.functional as F
-
     out = upernet_logits(tensors, x, 1, scales)
     return F.interpolate(out, scale_factor=stride, mode="bilinear", align_corners=False) if stride > 1 else out
 
@@ -202,9 +202,6 @@ def _train(
     seed: int, width: int = 64, epochs: int = 50, batch: int = 64, rate: float = 1e-4,
 ) -> dict[str, Any]:  # fmt: skip
     """Tensors of the epoch with the best mean IoU on the chips `held`."""
-    import torch
-    import torch.nn.functional as F
-
     blank = upernet_tensors(maps.shape[2], width, len(codes), scales, seed)
     tensors = {k: torch.from_numpy(v) for k, v in blank.items()}
     learnt = [t.requires_grad_() for k, t in tensors.items() if k not in ("mean", "std") and not k.startswith("fine")]
@@ -244,8 +241,6 @@ def _confusions(
     stride: int,
 ) -> tuple[Array, float]:  # fmt: skip
     """(n, K, K) of the chips `which`, and their mean IoU together."""
-    import torch
-
     counts = []
     with torch.inference_mode():
         for i in which:

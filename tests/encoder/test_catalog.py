@@ -82,7 +82,7 @@ def test_entry_points_are_loaded_on_first_use(monkeypatch: pytest.MonkeyPatch) -
         EntryPoint("broken", f"{__name__}:broken", "deo_cube.encoders"),
     ]
     monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "deo_cube.encoders" else [])
-    with pytest.warns(RuntimeWarning, match="'broken' .* failed: RuntimeError: no licence key"):
+    with pytest.warns(RuntimeWarning, match="'broken'.*no licence key"):
         encoder = load_encoder("plugged", device="cpu")
     assert encoder.encode(np.full((1, 1, 16, 16), 1136.26)).shape == (1, 1, 2, 2)
     assert "plugged" in set(list_models().alias)

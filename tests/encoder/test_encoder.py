@@ -145,7 +145,7 @@ def test_units() -> None:
     x = tiles()
     assert np.allclose(encoder.encode(x / 1e4, units="reflectance"), encoder.encode(x), atol=1e-5)
     low = np.full((1, 10, 64, 64), 200, np.uint8)
-    with pytest.raises(AmbiguousUnitsError, match="units='dn' if"):
+    with pytest.raises(AmbiguousUnitsError, match="units"):
         encoder.encode(low)
     assert np.array_equal(encoder.encode(low, units="dn"), encoder.encode(low.astype(np.float32)))
 
@@ -202,7 +202,7 @@ def test_pool_takes_sizes_that_no_map_fits() -> None:
 def test_a_card_that_lies_about_its_layer_is_found_out() -> None:
     card, network = swin()
     layers = (dataclasses.replace(card.layers[-1], dim=17),)
-    with pytest.raises(ValueError, match="layer 'norm' with 17 channels"):
+    with pytest.raises(ValueError, match="layer 'norm'"):
         Encoder(dataclasses.replace(card, layers=layers), network).encode(tiles())
 
 

@@ -54,7 +54,7 @@ def test_a_function_may_name_its_layers_and_pool_by_itself() -> None:
     out = network.forward_features(x, "all", ("coarse", "pooled"))
     assert set(out) == {"coarse", "pooled"}
     assert torch.equal(out["pooled"], x.amax((2, 3)))
-    with pytest.raises(ValueError, match=r"returned the layers .*'fine'.*\['deep'\]"):
+    with pytest.raises(ValueError, match="layers .*'fine'.*'deep'"):
         network.forward_features(x, "all", ("deep",))
     as_numpy = FunctionNetwork(lambda x: x.numpy() * 2, card)
     assert torch.equal(as_numpy.forward_features(x, "all")["fine"], x * 2)
@@ -85,5 +85,5 @@ def test_timm_layers_by_name() -> None:
         with pytest.raises(ValueError, match="layer='deep'"):
             network.forward_features(x, "all", ("deep",))
     two = bundled_cards()["swinb"]
-    with pytest.raises(UnknownModelError, match="a timm model has one stem, the card names 2"):
+    with pytest.raises(UnknownModelError, match="stem"):
         build_network(dataclasses.replace(two, architecture={"family": "timm", "model": "resnet10t"}))

@@ -131,17 +131,17 @@ def test_what_to_put_where_is_said(elsewhere: Path, monkeypatch: pytest.MonkeyPa
                  REVISION, "offline is set", "weights=PATH", str(elsewhere / "cache")):  # fmt: skip
         assert said in message, said
     monkeypatch.setenv("DEO_CUBE_WEIGHTS", "/data/weights")
-    with pytest.raises(WeightsNotFoundError, match="DEO_CUBE_WEIGHTS = /data/weights"):
+    with pytest.raises(WeightsNotFoundError, match="/data/weights"):
         find_weights(a_card())
-    with pytest.raises(WeightsNotFoundError, match="no such file"):
+    with pytest.raises(WeightsNotFoundError, match="weights=.*typo"):
         find_weights(a_card(), elsewhere / "typo.pth")
-    with pytest.raises(WeightsNotFoundError, match="a folder without net.safetensors or net.pth"):
+    with pytest.raises(WeightsNotFoundError, match="weights=.*net.safetensors"):
         find_weights(a_card(), elsewhere)
 
 
 def test_vitb_is_looked_for_on_the_hub(elsewhere: Path, hub: Hub) -> None:
     card = bundled_cards()["vitb"]
-    with pytest.raises(WeightsNotFoundError, match="Get DEO_vit_b.pth from https://huggingface.co/SolaireTheSun/DEO"):
+    with pytest.raises(WeightsNotFoundError, match="DEO_vit_b.pth.*SolaireTheSun/DEO"):
         find_weights(card, offline=True)
     assert hub.requests == []
     with pytest.raises(WeightsNotFoundError, match="weights="):
@@ -198,14 +198,14 @@ def test_a_first_download_is_remembered(elsewhere: Path, hub: Hub) -> None:
         record = json.loads((elsewhere / "cache" / "weights_seen.json").read_text())
         assert record == {f"SolaireTheSun/DEO@{REVISION}/DEO_swin_b.pth": file_sha256(path)}
         path.resolve().write_bytes(weights_file(elsewhere / "up", 2).read_bytes())
-        with pytest.raises(WeightsMismatchError, match="was downloaded before with SHA-256"):
+        with pytest.raises(WeightsMismatchError, match="SHA-256"):
             find_weights(published())
 
 
 def test_a_download_is_held_against_the_stated_hash(elsewhere: Path, hub: Hub) -> None:
     content = weights_file(elsewhere / "up").read_bytes()
     hub.put(content, "net.pth", "someone/models")
-    with set_options(offline=False), pytest.raises(WeightsMismatchError, match="Download it again"):
+    with set_options(offline=False), pytest.raises(WeightsMismatchError, match="SHA-256"):
         find_weights(a_card(sha256="1" * 64))
     with set_options(offline=False):
         assert find_weights(a_card(sha256=hashlib.sha256(content).hexdigest())).read_bytes() == content
@@ -254,7 +254,7 @@ def test_a_damaged_record_of_first_downloads_is_named(elsewhere: Path, hub: Hub)
 
 def test_a_login_page_from_the_hub_is_named(elsewhere: Path, hub: Hub) -> None:
     hub.put(b"<!doctype html><html>Sign in to continue</html>")
-    with set_options(offline=False), pytest.raises(WeightsMismatchError, match="web page"):
+    with set_options(offline=False), pytest.raises(WeightsMismatchError, match="login|page"):
         find_weights(published())
 
 
@@ -273,7 +273,7 @@ def test_no_hub(elsewhere: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> N
     hub.server.server_close()
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
-    with set_options(offline=False), pytest.raises(WeightsNotFoundError, match="does not answer") as caught:
+    with set_options(offline=False), pytest.raises(WeightsNotFoundError, match="weights=PATH|network") as caught:
         find_weights(published())
     assert "weights=PATH" in str(caught.value)
     assert sum(waits) <= 1  # the hub's own client would wait 23 s before it said so

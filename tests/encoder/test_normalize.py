@@ -51,7 +51,7 @@ def test_rgb_max_finds_rgb_by_name() -> None:
     x = tiles()
     assert torch.equal(normalize(x[:, order], shuffled, moved), normalize(x, MS, how)[:, order])
     blind = Stem("y", ("B08", "B11"), MS.normalizations[-1:])
-    with pytest.raises(MissingBandsError, match="lacks \\['B04', 'B03', 'B02'\\]"):
+    with pytest.raises(MissingBandsError, match="'B04', 'B03', 'B02'"):
         normalize(x[:, :2], blind, Normalization("m", "rgb_max", (0, 0), (1, 1)))
 
 
@@ -82,7 +82,7 @@ def test_units() -> None:
     assert to_units(x, "dn", "reflectance").tolist() == pytest.approx([0, 0.0255, 0.0051])
     assert to_units(x, "percent", "dn").tolist() == pytest.approx([0, 25500, 5100])
     assert to_units(x, "dn", "dn") is x
-    with pytest.raises(ValueError, match="units must be one of dn, reflectance, percent, uint8_rgb, got 'radiance'"):
+    with pytest.raises(ValueError, match="units"):
         to_units(x, "radiance", "dn")  # type: ignore[arg-type]
 
 
@@ -93,7 +93,7 @@ def test_choosing() -> None:
         choose_normalization(MS, "imagenet")
     given = choose_normalization(RGB, {"B02": (3, 30), "B04": (1, 10), "B03": (2, 20)})
     assert given == Normalization("given", "fixed", (1.0, 2.0, 3.0), (10.0, 20.0, 30.0))
-    with pytest.raises(MissingBandsError, match=r"missing \['B02'\], unknown \['B08'\]"):
+    with pytest.raises(MissingBandsError, match="'B02'.*'B08'"):
         choose_normalization(RGB, {"B04": (1, 1), "B03": (1, 1), "B08": (1, 1)})
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="deviations"):
         choose_normalization(RGB, {"B04": (1, 0), "B03": (1, 1), "B02": (1, 1)})

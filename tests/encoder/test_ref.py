@@ -82,7 +82,7 @@ def test_a_worker_with_another_version_is_found_out(monkeypatch: pytest.MonkeyPa
     data = pickle.dumps(resolve("tiny"))
     other = dataclasses.replace(bundled_cards()["tiny"], units="reflectance")
     monkeypatch.setattr("deo_cube.encoder.registry.bundled_cards", lambda: {"tiny": other})
-    with pytest.raises(WeightsMismatchError, match="install the same version of deo_cube"):
+    with pytest.raises(WeightsMismatchError, match="tiny"):
         pickle.loads(data)
 
 
@@ -122,10 +122,10 @@ def test_weights_that_vanish_or_change_after_the_call(run_folder: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(WeightsMismatchError, match="has changed since the call"):
+    with pytest.raises(WeightsMismatchError, match="SHA-256"):
         ref.load()
     path.unlink()
-    with pytest.raises(WeightsNotFoundError, match="does not see that file"):
+    with pytest.raises(WeightsNotFoundError, match="weights"):
         ref.load()
 
 
@@ -185,7 +185,7 @@ def test_a_factory_that_gives_something_else_each_time_is_refused() -> None:
 
     register_encoder(describe("restless", bands=["B04", "B03", "B02"], dim=5, patch=4), factory)
     ref = resolve("restless")
-    with pytest.raises(WeightsMismatchError, match="factory of"):
+    with pytest.raises(WeightsMismatchError, match="factory"):
         ref.load()
 
 

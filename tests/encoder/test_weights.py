@@ -263,7 +263,7 @@ def test_truncated(kind: str, keep: float, tmp_path: Path) -> None:
     save_file(state, path) if kind == "safetensors" else torch.save(state, path)
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data))])
-    with pytest.raises(WeightsMismatchError, match=r"cut short|truncated"):
+    with pytest.raises(WeightsMismatchError, match="bytes"):
         read_state(path)
 
 
@@ -285,7 +285,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(kind: str, tmp_p
         torch.save({"student": swin().state_dict(), "args": argparse.Namespace(x=Bomb(trace))}, path)
     else:
         torch.save({"a": Bomb(trace)}, path, _use_new_zipfile_serialization=kind == "torch")
-    with pytest.raises(WeightsMismatchError, match="would run code") as caught:
+    with pytest.raises(WeightsMismatchError, match="tensors only") as caught:
         read_state(path)
     assert "system" in str(caught.value) or kind == "pickle 4"  # torch's reader stops before it reads the name
     assert not trace.exists()
@@ -293,7 +293,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(kind: str, tmp_p
 
 def test_checkpoint_without_student(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "empty.pth")
-    with pytest.raises(WeightsMismatchError, match="entries none"):
+    with pytest.raises(WeightsMismatchError, match="student"):
         read_state(tmp_path / "empty.pth")
     torch.save({"teacher": swin().state_dict(), "epoch": 3, "optimizer": {}}, tmp_path / "w.pth")
     with pytest.raises(WeightsMismatchError, match="'teacher', 'epoch', 'optimizer'.*'student'"):

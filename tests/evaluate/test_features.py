@@ -52,7 +52,7 @@ def test_nodata_never_reaches_the_encoder():
 
 
 def test_a_stride_that_does_not_fit_is_told_so():
-    with pytest.raises(ValueError, match="stride 16 of the encoder does not divide tile 64 and halo 8"):
+    with pytest.raises(ValueError, match="stride 16.*halo 8"):
         encode_scene(averages(16), np.zeros((1, 64, 64), "float32"), ("a",), tile=64, halo=8)
 
 

@@ -120,16 +120,16 @@ def test_what_cannot_be_read_rightly_is_refused(tmp_path):
     some = read_geobench_chips(tmp_path / "m-brick-kiln", bands={"04 - Red": "B04", "02 - Blue": "B02"})
     assert some.bands == ("B02", "B04")
     chips(tmp_path / "m-other")
-    with pytest.raises(FileNotFoundError, match=r"no partition '1x', found \['0.10x_train', 'default'\]"):
+    with pytest.raises(FileNotFoundError, match="'1x'.*'default'"):
         read_geobench_chips(tmp_path / "m-other", partition="1x")
-    with pytest.raises(ValueError, match="no map of labels"):
+    with pytest.raises(ValueError, match="label"):
         read_geobench_scenes(tmp_path / "m-other")
     sample(tmp_path / "m-other", "id_000", np.linspace(0, 1, 13) * 200)
-    with pytest.raises(ValueError, match="pass scale="):
+    with pytest.raises(ValueError, match="scale="):
         read_geobench_chips(tmp_path / "m-other")
     several = {"0": ["id_000", "id_001"], "1": ["id_000"]}
     (tmp_path / "m-other" / "label_map.json").write_text(json.dumps(several))
-    with pytest.raises(ValueError, match="several labels"):
+    with pytest.raises(ValueError, match="labels"):
         read_geobench_chips(tmp_path / "m-other")
 
 

@@ -48,9 +48,9 @@ def test_eurosat_from_zip_and_from_folder_alike(tmp_path):
     assert len(np.unique(a.groups)) == 6
     assert a.groups[0] == a.groups[1] != a.groups[2]
     assert len(read_eurosat(tmp_path / "e.zip", limit=2)) == 4
-    with pytest.raises(FileNotFoundError, match="expected classes \\['Sea'\\]"):
+    with pytest.raises(FileNotFoundError, match="'Sea'"):
         read_eurosat(tmp_path / "e.zip", classes=["Sea"])
-    with pytest.raises(FileNotFoundError, match="EuroSAT not found at"):
+    with pytest.raises(FileNotFoundError, match="EuroSAT"):
         read_eurosat(tmp_path / "nothing")
 
 
@@ -67,7 +67,7 @@ def test_the_offset_is_taken_off_the_files_that_carry_it(tmp_path):
     assert b.image.mean() == 1500
     assert a.label[0, :4].tolist() == [-1, -1, 1, 4]
     assert [s.name for s in read_terramesh(tmp_path, tiles=["B"])] == ["B"]
-    with pytest.raises(ValueError, match="'L2A' or 'L1C'"):
+    with pytest.raises(ValueError, match="level"):
         read_terramesh(tmp_path, level="L3")
 
 
@@ -94,7 +94,7 @@ def test_beetle_and_floods(tmp_path):
     (splits / "flood_test_data.csv").write_text("Y_2_S1Hand.tif,Y_2_LabelHand.tif\nZ_3_S1Hand.tif,Z_3_LabelHand.tif\n")
     assert [s.name for s in read_sen1floods11(tmp_path)] == ["X_1", "Y_2"]
     assert [s.name for s in read_sen1floods11(tmp_path, part="test")] == ["Y_2"]
-    with pytest.raises(FileNotFoundError, match="no flood_train_data.csv"):
+    with pytest.raises(FileNotFoundError, match="flood_train_data.csv"):
         read_sen1floods11(tmp_path, part="train")
 
 

@@ -28,11 +28,11 @@ def test_a_model_and_its_baselines_side_by_side(shared, tmp_path):
 
 
 def test_what_is_not_there_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder eurosat_rgb or EuroSAT_RGB"):
+    with pytest.raises(FileNotFoundError, match="eurosat_rgb"):
         evaluate(RawBands(), tmp_path)
-    with pytest.raises(ValueError, match="unknown tasks \\['cats'\\]"):
+    with pytest.raises(ValueError, match="tasks.*'cats'"):
         evaluate(RawBands(), tmp_path, tasks=["cats"])
-    with pytest.raises(TypeError, match="got int"):
+    with pytest.raises(TypeError, match="model"):
         as_encode(3)
 
 
@@ -136,7 +136,7 @@ def test_the_whole_of_sen1floods11_is_split_as_it_says(tmp_path):
                 r.write(a)
         with open(root / "splits" / f"flood_{part}_data.csv", "a") as f:
             f.write(f"A_{i}_S1Hand.tif,A_{i}_LabelHand.tif\n")
-    with pytest.warns(LeakWarning, match="the split into scenes leaks"):
+    with pytest.warns(LeakWarning, match="scenes"):
         report = run(tmp_path, None, "floods", model=RawBands())
     assert 0.2 < report.scores[0].leak < 0.4
     assert "LEAKS: floods/pixel" in str(report)

@@ -50,7 +50,7 @@ def test_an_encoder_that_sees_its_own_patch_only_has_no_seam(cube):
 
 def test_a_cube_too_small_is_told_so(cube):
     small = cube.isel(x=slice(0, 150))
-    with pytest.raises(TilePlanError, match="must be 224 or more"):
+    with pytest.raises(TilePlanError, match="224"):
         seam_report(small, "tiny", halos=[0], tile=64)
 
 

@@ -43,7 +43,7 @@ def test_halves_and_chips():
 def test_a_split_without_a_gap_is_warned_of():
     from deo_cube.heads.splits import LeakWarning
 
-    with pytest.warns(LeakWarning, match="stripes, left leaks"):
+    with pytest.warns(LeakWarning, match="stripes, left"):
         upernet_halves(RawBands(), scenes(1), task="stripes", chip=16, gap=-16, epochs=1, width=8, mirrored=False)
 
 
