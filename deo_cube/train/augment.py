@@ -8,7 +8,7 @@ twice the batch would see, and a resumed run sees those of an undisturbed one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -42,7 +42,11 @@ class View:
     jittered: Tensor
     """The same with the noise that `rgb` has."""
     dn: Tensor | None = None
-    """(N, 10, S, S): the crop in DN without noise, at the product level that the second frozen teacher wants."""
+    """(N, 10, S, S): the crop in DN without noise, at the product level that the second frozen teacher reads."""
+    vectors: Tensor | None = None
+    """(N, D, s, s): vectors of an embedding store, of global views."""
+    known: Tensor | None = None
+    """(N, s, s) bool: where it has some."""
 
 
 def column(values: tuple[float, ...]) -> Tensor:
@@ -107,8 +111,10 @@ class Augmentation:
         fine: Tensor | None = None,
         paired: Tensor | None = None,
         level: Tensor | None = None,
+        vectors: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> list[View]:
-        """Views of a batch: two global ones, then the local ones.
+        """Return the views of a batch: two global ones, then the local ones.
 
         Parameters
         ----------
@@ -126,6 +132,10 @@ class Augmentation:
             Samples that have it.
         level : Tensor (N,), optional
             Product level of each sample of `ms`: 0 for L2A, 1 for L1C; L2A where it is not given.
+        vectors : Tensor (N, D, w, w), optional
+            Vectors of an embedding store for the ground of `ms`.
+        known : Tensor (N, w, w) of bool, optional
+            Where it has some.
         """
         c = self.config
         sizes = [0 if t is None else t.shape[0] for t in (ms, rgb)]
@@ -135,6 +145,7 @@ class Augmentation:
             scale = c.global_scale if i < 2 else c.local_scale
             draws = [_Draw(random, n, rank, world_size) for n in sizes]
             ms_crop = rgb_crop = own = None
+            taught: tuple[Tensor | None, Tensor | None] = (None, None)
             if ms is not None:
                 theta = self._place(ms, draws[0], scale)
                 ms_crop = _sample(ms, theta, size)
@@ -142,9 +153,12 @@ class Augmentation:
                 if fine is not None and paired is not None:
                     # One place in coordinates of the window: the same ground at either resolution.
                     own = torch.where(paired.view(-1, 1, 1, 1), _sample(fine, theta, size), own)
+                if vectors is not None and known is not None and i < 2:
+                    taught = _sample_known(vectors, known, theta, max(1, size * vectors.shape[3] // ms.shape[3]))
             if rgb is not None:
                 rgb_crop = _sample(rgb, self._place(rgb, draws[1], scale), size)
-            views.append(self._view(i, ms_crop, own, rgb_crop, draws, level))
+            view = self._view(i, ms_crop, own, rgb_crop, draws, level)
+            views.append(replace(view, vectors=taught[0], known=taught[1]))
         return views
 
     def _place(self, x: Tensor, draw: _Draw, scale: tuple[float, float]) -> Tensor:
@@ -278,6 +292,17 @@ def _sample(x: Tensor, theta: Tensor, size: int) -> Tensor:
     """Crops (N, C, size, size) of windows `x`, in one bicubic resampling."""
     grid = F.affine_grid(theta, [x.shape[0], x.shape[1], size, size], align_corners=False)
     return F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+
+
+def _sample_known(vectors: Tensor, known: Tensor, theta: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return vectors (N, D, size, size) of crops, bilinear among the known cells, and the cells that are known."""
+    grid = F.affine_grid(theta, [len(vectors), 1, size, size], align_corners=False)
+    share = known[:, None].to(vectors)
+    values, weight = (
+        F.grid_sample(v, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        for v in (vectors * share, share)
+    )
+    return values / weight.clamp_min(1e-6), weight[:, 0] >= 0.5
 
 
 class _Draw:

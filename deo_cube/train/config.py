@@ -11,6 +11,7 @@ import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from deo_cube import arguments
@@ -391,7 +392,9 @@ class TrainConfig:
     resume: bool = False
     """Continue the run in --out from its newest checkpoint."""
     teacher: str = "none"
-    """none, mobilenet, dinov2, dinov3 or timm:<name> (a ViT or a convolutional network)."""
+    """none, mobilenet, dinov2, dinov3 or timm:<name> (a ViT or a convolutional network); or the path of an embedding
+    store (one of ours, AlphaEarth, TESSERA), whose vectors teach the multispectral stem where it covers a source. Its
+    terms are weighed as those of --specialist, in its place."""
     dry_run: bool = False
     """Print the plan and stop."""
     device: str = "auto"
@@ -415,6 +418,7 @@ class TrainConfig:
         masked = j.multispectral and j.pretext == "masked"
         stride = s.patch << (len(s.depths) - 1) if s.family == "swin" else s.patch
         through_ms = j.multispectral_optical > 0 and o.batch > 0 and o.rgb_batch == 0
+        second = bool(self.specialist.model or self.store)
         for fits, message in (
             (o.batch + o.rgb_batch > 0, "--optimizer.batch: a batch needs at least one sample"),
             (
@@ -422,8 +426,12 @@ class TrainConfig:
                 "nothing to learn from: --teacher none and --objective.no-multispectral leave no term",
             ),
             (
-                not self.specialist.model or o.batch > 0,
-                "--specialist.model teaches multispectral samples: expected --optimizer.batch above 0",
+                not second or o.batch > 0,
+                "--specialist.model and a store teach multispectral samples: expected --optimizer.batch above 0",
+            ),
+            (
+                not (self.specialist.model and self.store),
+                f"--teacher {self.teacher} takes the place of --specialist.model: give one of them",
             ),
             (
                 not j.multispectral or o.batch > 0,
@@ -435,7 +443,7 @@ class TrainConfig:
                 "expected --objective.multispectral-optical 0",
             ),
             (
-                j.second_stem or self.teacher == "none" or through_ms,
+                j.second_stem or self.optical_teacher == "none" or through_ms,
                 "--objective.no-second-stem matches the teacher through the multispectral stem: expected "
                 "--objective.multispectral-optical above 0, multispectral samples, and --optimizer.rgb-batch 0",
             ),
@@ -462,6 +470,18 @@ class TrainConfig:
         ):
             if not fits:
                 raise ArgumentError(message)
+
+    @property
+    def store(self) -> str:
+        """Path of the embedding store that teaches, or an empty text."""
+        known = self.teacher in ("none", "mobilenet", "dinov2", "dinov3") or self.teacher.startswith("timm:")
+        path = Path(self.teacher)
+        return self.teacher if not known and (len(path.parts) > 1 or path.suffix or path.exists()) else ""
+
+    @property
+    def optical_teacher(self) -> str:
+        """The frozen RGB teacher: `teacher`, or ``none`` where that is a store."""
+        return "none" if self.store else self.teacher
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""

@@ -124,7 +124,16 @@ def open_sources(config: TrainConfig) -> tuple[Source, ...]:
     ValueError
         If an arm has no source to learn from.
     """
-    sources = tuple(open_source(text, fill=config.student.ms_mean, detail=config.loader.detail) for text in config.data)
+    sources = tuple(
+        open_source(
+            text,
+            fill=config.student.ms_mean,
+            detail=config.loader.detail,
+            store=config.store,
+            step=config.student.patch,
+        )
+        for text in config.data
+    )
     kinds = {s.kind for s in sources}
     o = config.optimizer
     if o.batch and "ms" not in kinds:
@@ -151,7 +160,7 @@ def build(
     The student has heads for the second frozen teacher, `specialist`, where there is one. With `mixture`, the local
     branch of a `conv` starts from patches of its samples.
     """
-    optical = load_teacher(config.teacher, config.optical)
+    optical = load_teacher(config.optical_teacher, config.optical)
     torch.manual_seed(config.seed)
     student = Student(config, optical.dims if optical else None, specialist.dims if specialist else None)
     if config.student.init:
@@ -426,15 +435,23 @@ class _Step:
 
     def _terms(self, batch: Batch, number: int) -> tuple[Terms, Tensor | None]:
         config, p = self.config, self.process
-        ms, rgb, fine, paired = (
+        ms, rgb, fine, paired, level, vectors, known = (
             None if t is None else t.to(p.device, non_blocking=True)
-            for t in (batch.ms, batch.rgb, batch.fine, batch.paired)
+            for t in (batch.ms, batch.rgb, batch.fine, batch.paired, batch.level, batch.vectors, batch.known)
         )
-        level = None if batch.level is None else batch.level.to(p.device)
         random = generator(config.seed, CROPS, number)
         with torch.no_grad():
             views = self.augment(
-                ms, rgb, random, rank=p.rank, world_size=p.world_size, fine=fine, paired=paired, level=level
+                ms,
+                rgb,
+                random,
+                rank=p.rank,
+                world_size=p.world_size,
+                fine=fine,
+                paired=paired,
+                level=level,
+                vectors=vectors,
+                known=known,
             )
         with torch.autocast(p.device.type, dtype=p.precision, enabled=p.precision != torch.float32):
             targets = None if self.optical is None else teacher_targets(self.optical, views, config)

@@ -34,7 +34,9 @@ TINY = 1e-4
 """A vector shorter than this has no direction: dividing by its length would overflow a half-precision gradient."""
 
 
-def view_similarity(student: Tensor, teacher: Tensor, views: int, *, same_view: bool = False) -> Tensor:
+def view_similarity(
+    student: Tensor, teacher: Tensor, views: int, *, same_view: bool = False, known: Tensor | None = None
+) -> Tensor:
     """Mean cosine similarity between every student view and every teacher view.
 
     Parameters
@@ -48,6 +50,8 @@ def view_similarity(student: Tensor, teacher: Tensor, views: int, *, same_view: 
     same_view : bool
         False (as published, losses.py:66-85 and 120-161): teacher view i and student view i are not compared. True:
         they are.
+    known : Tensor (T * N,) of bool, optional
+        Teacher vectors that count. Default: all.
 
     Returns
     -------
@@ -63,7 +67,10 @@ def view_similarity(student: Tensor, teacher: Tensor, views: int, *, same_view: 
         pairs = ~torch.eye(t.shape[0], views, dtype=torch.bool, device=cosine.device)
     if not bool(pairs.any()):
         raise ArgumentError("no pair of views is left to compare: give two views at least, or same_view=True")
-    return (cosine * pairs[..., None]).sum() / (pairs.sum() * n)
+    if known is None:
+        return (cosine * pairs[..., None]).sum() / (pairs.sum() * n)
+    counted = pairs[..., None] * known.view(-1, 1, n)
+    return (cosine * counted).sum() / counted.sum().clamp_min(1)
 
 
 def coding_rate(z: Tensor, *, eps: float, world_size: int = 1) -> Tensor:
@@ -160,7 +167,7 @@ def coding_rate_loss(
     return CodingRate(-coefficient * compression - expansion, compression, expansion)
 
 
-def patch_similarity(student: Tensor, teacher: Tensor) -> Tensor:
+def patch_similarity(student: Tensor, teacher: Tensor, known: Tensor | None = None) -> Tensor:
     """Mean cosine similarity of two maps of the same views, the student's resized to the teacher's grid.
 
     Parameters
@@ -169,6 +176,8 @@ def patch_similarity(student: Tensor, teacher: Tensor) -> Tensor:
         Resized bilinearly where its grid differs (losses.py:12-33).
     teacher : Tensor (B, D, H, W)
         Not differentiated.
+    known : Tensor (B, H, W) of bool, optional
+        Tokens of the teacher that count. Default: all.
 
     Returns
     -------
@@ -180,7 +189,8 @@ def patch_similarity(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher = student.float(), teacher.detach().float()
     if student.shape[2:] != teacher.shape[2:]:
         student = F.interpolate(student, size=teacher.shape[2:], mode="bilinear", align_corners=False)
-    return F.cosine_similarity(student, teacher, dim=1, eps=TINY).mean()
+    cosine = F.cosine_similarity(student, teacher, dim=1, eps=TINY)
+    return cosine.mean() if known is None else (cosine * known).sum() / known.sum().clamp_min(1)
 
 
 def masked_error(predicted: Tensor, images: Tensor, hidden: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from deo_cube.train.loop import open_sources
 from deo_cube.train.losses import coding_rate_bound
 from deo_cube.train.student import Student
 from deo_cube.train.teachers import specialist_dims
+from deo_cube.train.vectors import store_info
 
 __all__ = ["TrainPlan", "plan"]
 
@@ -54,7 +55,8 @@ class TrainPlan:
             name
             for name, on in (
                 ("multispectral", c.objective.multispectral),
-                (c.teacher, c.teacher != "none"),
+                (c.optical_teacher, c.optical_teacher != "none"),
+                (f"{c.store} (embedding store)", bool(c.store)),
                 (f"{c.specialist.model} (multispectral, frozen)", bool(c.specialist.model)),
             )
             if on
@@ -82,8 +84,11 @@ def plan(config: TrainConfig, processes: int = 1) -> TrainPlan:
     windows = 0
     if config.data:
         windows = sum(len(s) for s in open_sources(config))
-    dims = None if config.teacher == "none" else (512, 256, 512) if config.teacher == "mobilenet" else UNKNOWN
+    optical = config.optical_teacher
+    dims = None if optical == "none" else (512, 256, 512) if optical == "mobilenet" else UNKNOWN
     second = None
+    if config.store:
+        second = (store_info(config.store).dim,) * 3
     if config.specialist.model:
         card = resolve(config.specialist.model, weights=config.specialist.weights or None).card
         second = specialist_dims(card, config.specialist)

@@ -33,6 +33,7 @@ from deo_cube.heads.splits import split_groups
 from deo_cube.paths import expand
 from deo_cube.train.augment import column
 from deo_cube.train.config import MS_BANDS, Loader, TrainConfig
+from deo_cube.train.vectors import VectorMap, shared_region
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,6 +75,10 @@ class Sample(NamedTuple):
     """(3, k S, k S) float32 DN: high-resolution RGB of the same ground."""
     level: float = 0.0
     """Product level: 0 for L2A, 1 for L1C."""
+    vectors: Array | None = None
+    """(D, S / step, S / step) float32: vectors of an embedding store, 0 where it has none."""
+    known: Array | None = None
+    """(S / step, S / step) bool: where it has some."""
 
 
 @dataclass(frozen=True)
@@ -236,16 +241,10 @@ class FineImage:
         )
 
     def _region(self, box: GeoBox) -> tuple[int, int, int, int]:
-        corners = box.extent.to_crs(self.grid.crs, resolution="auto").boundingbox
-        inverse = ~self.grid.affine
-        points = [inverse * (x, y) for x in (corners.left, corners.right) for y in (corners.bottom, corners.top)]
-        cols, rows = zip(*points, strict=True)
-        tiny = 1e-6 * max(self.grid.shape)
-        first = [max(0, int(np.ceil(min(v) - tiny))) for v in (rows, cols)]
-        last = [min(n, int(np.floor(max(v) + tiny))) for v, n in zip((rows, cols), self.grid.shape, strict=True)]
-        if first[0] >= last[0] or first[1] >= last[1]:
+        region = shared_region(self.grid, box)
+        if region is None:
             raise ArgumentError(f"rgb={self.path} shares no whole pixel with its cube ({self.grid.extent.boundingbox})")
-        return first[0], last[0], first[1], last[1]
+        return region
 
     def _raster(self) -> Any:
         # One warped view of the whole cube's grid in each process: forked workers must not share GDAL's handles.
@@ -293,11 +292,18 @@ class OpenCube:
     radiometry: Radiometry
     shape: tuple[int, int, int]
     fine: FineImage | None = None
+    taught: VectorMap | None = None
+    """Vectors of the same ground, from an embedding store."""
 
     @property
     def region(self) -> tuple[int, int, int, int]:
-        """Rows and columns from which windows are drawn: where there is fine RGB, those that it covers."""
-        return self.fine.region if self.fine else (0, self.shape[1], 0, self.shape[2])
+        """Rows and columns from which windows are drawn: those that fine RGB and a store cover, where there are any."""
+        region = (0, self.shape[1], 0, self.shape[2])
+        for other in (self.fine, self.taught):
+            if other is not None:
+                top, bottom, left, right = other.region
+                region = (max(region[0], top), min(region[1], bottom), max(region[2], left), min(region[3], right))
+        return region
 
     @property
     def area(self) -> int:
@@ -306,10 +312,19 @@ class OpenCube:
         return self.shape[0] * (bottom - top) * (right - left)
 
     @classmethod
-    def of(cls, cube: xr.Dataset | xr.DataArray, spec: SourceSpec, bands: tuple[str, ...], detail: int = 1) -> OpenCube:
+    def of(
+        cls,
+        cube: xr.Dataset | xr.DataArray,
+        spec: SourceSpec,
+        bands: tuple[str, ...],
+        detail: int = 1,
+        store: str = "",
+        step: int = 4,
+    ) -> OpenCube:
         """Decide bands and radiometry of `cube`; small cubes are read into memory.
 
-        `detail` is the number of pixels of the fine RGB image of `spec` along a side of one of the cube's.
+        `detail` is the number of pixels of the fine RGB image of `spec` along a side of one of the cube's; `store` an
+        embedding store of the same ground, read in cells of `step` pixels of the cube.
         """
         match = match_bands(cube, bands, model="the student", missing=spec.missing)  # type: ignore[arg-type]
         radiometry = decide_radiometry(
@@ -335,12 +350,18 @@ class OpenCube:
         fine = None
         if spec.rgb:
             fine = FineImage(spec.rgb, geobox(cube), detail, TCI_WHITE, spec.rgb_scale, spec.rgb_bands)
+        taught = None
+        if store:
+            times = cube[d.time].values if d.time else None
+            taught = VectorMap(store, geobox(cube), times, step)
+            # A store need not cover every source: samples of the others have no vectors.
+            taught = None if taught.empty else taught
         if sum(a.nbytes for a in arrays if a is not None) < 256e6:
             # Small cubes are read once: a window of a COG costs milliseconds, of an array microseconds.
             arrays = [None if a is None else a.values for a in arrays]
             scl = None if scl is None else scl.values
             _check_values(arrays, scl, radiometry)
-        return cls(arrays, scl, radiometry, (int(shape[0]), int(shape[1]), int(shape[2])), fine)
+        return cls(arrays, scl, radiometry, (int(shape[0]), int(shape[1]), int(shape[2])), fine, taught)
 
     def read(self, random: np.random.Generator, size: int, fill: tuple[float, ...]) -> Sample:
         """Return a window at a random time and place; cubes smaller than `size` are mirrored at their edges."""
@@ -377,7 +398,8 @@ class OpenCube:
             ok = np.pad(ok, pad, mode="symmetric")
             if rgb is not None:
                 rgb = np.pad(rgb, ((0, 0), *((0, k * after) for _, after in pad)), mode="symmetric")
-        return Sample(image, ok, rgb)
+        vectors, known = self.taught.read(t, y, x, h, w, size) if self.taught else (None, None)
+        return Sample(image, ok, rgb, vectors=vectors, known=known)
 
 
 def _planes(values: Sequence[float]) -> Array:
@@ -431,6 +453,10 @@ class CubeSource:
     """Value of a missing band with ``missing=mean``, and of invalid pixels."""
     detail: int = 1
     """Pixels of fine RGB along a side of the cube's."""
+    store: str = ""
+    """Embedding store of the same ground, see `VectorMap`."""
+    step: int = 4
+    """Pixels of the cube per cell of its vectors."""
     _open: dict[int, OpenCube] = field(default_factory=dict, repr=False)
     _areas: list[int] = field(default_factory=list, repr=False)
 
@@ -447,7 +473,7 @@ class CubeSource:
     def cube(self, i: int) -> OpenCube:
         """Return file number i, opened."""
         if i not in self._open:
-            self._open[i] = OpenCube.of(self.opens[i](), self.spec, self.bands, self.detail)
+            self._open[i] = OpenCube.of(self.opens[i](), self.spec, self.bands, self.detail, self.store, self.step)
         return self._open[i]
 
     @property
@@ -598,10 +624,13 @@ class ImageSource:
         return len(self.files)
 
 
-def open_source(text: str, fill: tuple[float, ...] = NO_FILL, *, detail: int = 4) -> Source:
+def open_source(
+    text: str, fill: tuple[float, ...] = NO_FILL, *, detail: int = 4, store: str = "", step: int = 4
+) -> Source:
     """Return the source that ``PATH[,key=value...]`` names, checked.
 
-    `fill` replaces invalid pixels, band by band; `detail` is for ``rgb=``, see `CubeSource`.
+    `fill` replaces invalid pixels, band by band; `detail` is for ``rgb=``, `store` and `step` for an embedding store
+    that teaches cubes, see `CubeSource`.
 
     Raises
     ------
@@ -625,7 +654,9 @@ def open_source(text: str, fill: tuple[float, ...] = NO_FILL, *, detail: int = 4
     # GeoTIFFs are read as plain arrays: without Dask there is no graph to walk for every window.
     opens = [partial(open_cube, f, **({"chunks": None} if f.lower().endswith((".tif", ".tiff")) else {}))
              for f in files]  # fmt: skip
-    return CubeSource(spec.path, opens, spec, weight=spec.weight, fill=fill, detail=detail).check()
+    return CubeSource(
+        spec.path, opens, spec, weight=spec.weight, fill=fill, detail=detail, store=store, step=step
+    ).check()
 
 
 def _holds_images(path: Path) -> bool:
@@ -694,6 +725,10 @@ class Batch:
     """(N,) bool: which of them have it; the others' `fine` is zero."""
     level: Tensor | None = None
     """(N,): product level of the multispectral windows, 0 for L2A and 1 for L1C."""
+    vectors: Tensor | None = None
+    """(N, D, w, w): vectors of an embedding store for the multispectral windows; None without one."""
+    known: Tensor | None = None
+    """(N, w, w) bool: where it has some."""
 
 
 @dataclass(frozen=True)
@@ -734,12 +769,23 @@ class Mixture:
 
         ms, rgb = rows("ms", sizes[0]), rows("rgb", sizes[1])
         level = torch.tensor([s.level for s in ms]) if ms else None
+        vectors, known = _joined(ms)
         if not (ms and any(isinstance(s, CubeSource) and s.paired for s in self.sources)):
-            return Batch(stacked(ms), stacked(rgb), level=level)
+            return Batch(stacked(ms), stacked(rgb), level=level, vectors=vectors, known=known)
         side = self.loader.window * self.loader.detail
         fine = np.stack([np.zeros((3, side, side), "float32") if s.fine is None else s.fine for s in ms])
         paired = torch.tensor([s.fine is not None for s in ms])
-        return Batch(stacked(ms), stacked(rgb), torch.from_numpy(fine), paired, level)
+        return Batch(stacked(ms), stacked(rgb), torch.from_numpy(fine), paired, level, vectors, known)
+
+
+def _joined(samples: list[Sample]) -> tuple[Tensor | None, Tensor | None]:
+    """Return vectors and where they are known; samples of sources that no store covers have none."""
+    some = next((s.vectors for s in samples if s.vectors is not None), None)
+    if some is None:
+        return None, None
+    vectors = np.stack([np.zeros_like(some) if s.vectors is None else s.vectors for s in samples])
+    known = np.stack([np.zeros(some.shape[1:], bool) if s.known is None else s.known for s in samples])
+    return torch.from_numpy(vectors), torch.from_numpy(known)
 
 
 def batches(

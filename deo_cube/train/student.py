@@ -25,7 +25,7 @@ from deo_cube.paths import local_path
 from deo_cube.train import config as cfg
 from deo_cube.train.augment import View, column
 from deo_cube.train.losses import coding_rate_loss, masked_error, patch_similarity, view_similarity
-from deo_cube.train.teachers import FrozenTeacher, Targets
+from deo_cube.train.teachers import FrozenTeacher, StoreTeacher, Targets
 
 __all__ = [
     "LinearHead",
@@ -183,9 +183,10 @@ def describe_run(config: cfg.TrainConfig, step: int, seconds: float, history: Ma
 def untrained_stems(config: cfg.TrainConfig) -> list[str]:
     """Return the stems that no arm of a run trains."""
     o = config.objective
-    matched = bool(config.specialist.model) or (config.teacher != "none" and o.multispectral_optical > 0)
+    optical = config.optical_teacher != "none"
+    matched = bool(config.specialist.model or config.store) or (optical and o.multispectral_optical > 0)
     ms = config.optimizer.batch > 0 and (o.multispectral or matched)
-    rgb = config.teacher != "none" and o.second_stem
+    rgb = optical and o.second_stem
     return [stem for stem, trained in (("ms", ms), ("rgb", rgb)) if not trained]
 
 
@@ -448,6 +449,8 @@ def teacher_targets(teacher: FrozenTeacher, views: Sequence[View], config: cfg.T
 
 def specialist_targets(teacher: FrozenTeacher, views: Sequence[View]) -> Targets:
     """Return the second frozen teacher's targets for the clean multispectral pixels of the two global views."""
+    if isinstance(teacher, StoreTeacher):
+        return teacher.targets(views)
     order = [cfg.MS_BANDS.index(b) for b in teacher.bands]
     images = torch.cat([v.dn for v in views[:2] if v.dn is not None])[:, order]
     return teacher((images - column(teacher.mean).to(images)) / column(teacher.std).to(images))
@@ -538,9 +541,15 @@ def _optical(
     assert mid is not None
     assert late is not None
     return {
-        "cls": view_similarity(cls, targets.cls, views, same_view=config.same_view),
-        "mid": patch_similarity(mid, targets.mid),
-        "late": patch_similarity(late, targets.late),
+        "cls": view_similarity(
+            cls,
+            targets.cls,
+            views,
+            same_view=config.same_view,
+            known=None if targets.known is None else targets.known.flatten(1).any(dim=1),
+        ),
+        "mid": patch_similarity(mid, targets.mid, targets.known),
+        "late": patch_similarity(late, targets.late, targets.known),
     }
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -40,15 +41,17 @@ from deo_cube.errors import (
 )
 from deo_cube.options import get_option
 from deo_cube.paths import local_path
-from deo_cube.train.augment import column
+from deo_cube.train.augment import View, column
 from deo_cube.train.config import MS_BANDS, Optical, Specialist, TrainConfig
-from deo_cube.train.samples import Mixture, windows_for
+from deo_cube.train.samples import FIRST, Mixture, windows_for
+from deo_cube.train.vectors import store_info
 
 __all__ = [
     "EncoderTeacher",
     "FrozenTeacher",
     "MobileNetTeacher",
     "Standardised",
+    "StoreTeacher",
     "Targets",
     "TimmConvTeacher",
     "TimmTeacher",
@@ -71,6 +74,8 @@ class Targets:
     """(B, D, h, w): patches of a middle layer."""
     late: Tensor
     """(B, D, h, w): patches of a late layer."""
+    known: Tensor | None = None
+    """(B, h, w) bool: patches that count; None for all."""
 
 
 @runtime_checkable
@@ -541,7 +546,7 @@ def specialist_dims(card: ModelCard, config: Specialist) -> tuple[int, int, int]
 def load_specialist(
     config: TrainConfig, mixture: Mixture | None = None, device: torch.device | str = "cpu"
 ) -> FrozenTeacher | None:
-    """Return the multispectral teacher that `config.specialist` names, or None.
+    """Return the multispectral teacher: the model that `config.specialist` names, an embedding store, or None.
 
     With `config.specialist.standardize` and a `mixture`, its features are standardised by its output for training
     windows.
@@ -554,6 +559,8 @@ def load_specialist(
         See `EncoderTeacher`.
     """
     s = config.specialist
+    if config.store:
+        return None if mixture is None else StoreTeacher(config.store, mixture)
     if not s.model:
         return None
     encoder = load_encoder(s.model, weights=s.weights or None, device="cpu")
@@ -565,6 +572,61 @@ def load_specialist(
         teacher = Standardised(teacher, dn[:, [MS_BANDS.index(b) for b in teacher.bands]])
     teacher.to(device)
     return teacher
+
+
+class StoreTeacher:
+    """An embedding store as a frozen teacher: its vectors at each place are the targets.
+
+    The vector of a crop is the mean over its known cells; both maps are the vectors themselves. They are standardised
+    channel by channel, by their statistics on training windows.
+
+    Parameters
+    ----------
+    path : str
+        See `vectors.open_store`.
+    mixture : Mixture
+        Sources that read the store.
+
+    Raises
+    ------
+    ArgumentError
+        If the store knows nothing on the windows that are drawn.
+    """
+
+    bands: tuple[str, ...] = ()
+
+    def __init__(self, path: str, mixture: Mixture, count: int = 96) -> None:
+        info = store_info(path)
+        self.name, self.origin, self.sha256, self.licence = "embedding store", path, info.sha256, info.licence
+        self.dims = (info.dim, info.dim, info.dim)
+        samples = (mixture.sample("ms", FIRST + i) for i in range(count))
+        known = [s.vectors[:, s.known] for s in samples if s.vectors is not None and s.known is not None]
+        cells = np.concatenate(known, axis=1) if known else np.empty((info.dim, 0))
+        if cells.shape[1] < 2:
+            raise ArgumentError(
+                f"--teacher {path} has no vectors for the windows of --data: give a store of that ground"
+            )
+        self.mean, self.std = tuple(cells.mean(axis=1)), tuple(cells.std(axis=1) + 1e-3)
+
+    def targets(self, views: Sequence[View]) -> Targets:
+        """Return targets of the two global views of multispectral samples."""
+        vectors = torch.cat([self._of(view)[0] for view in views[:2]])
+        known = torch.cat([self._of(view)[1] for view in views[:2]])
+        z = (vectors - column(self.mean).to(vectors)) / column(self.std).to(vectors)
+        weight = known[:, None].to(z)
+        return Targets((z * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp_min(1), z, z, known)
+
+    def _of(self, view: View) -> tuple[Tensor, Tensor]:
+        if view.vectors is not None and view.known is not None:
+            return view.vectors, view.known
+        # No sample of this batch is on the store's ground: nothing is known, and the loss does not move.
+        assert view.ms is not None
+        blank = view.ms.new_zeros(len(view.ms), self.dims[0], 1, 1)
+        return blank, blank[:, 0] > 0
+
+    def __call__(self, images: Tensor) -> Targets:
+        """Refuse: a store knows places, not images."""
+        raise ArgumentError("--teacher: an embedding store has targets of places, not of images")
 
 
 def remember_teachers(out: Path, teachers: Sequence[FrozenTeacher | None], *, resumed: bool) -> None:
