@@ -40,6 +40,28 @@ def imports(path: Path) -> set[str]:
     return {m for m in found if m.split(".")[0] == "deo_cube"}
 
 
+def run_time_imports(path: Path) -> set[str]:
+    """Return the modules that a file imports when it runs: the submodule where a name is one, else its package."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    modules = {name_of(p) for p in MODULES}
+    imported: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}": node.module for alias in node.names}
+            imported |= {name if name in modules else module for name, module in names.items()}
+    return imported
+
+
 def name_of(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
@@ -49,6 +71,15 @@ def test_imports_point_down(path: Path) -> None:
     own = LAYERS.index(layer(name_of(path)))
     up = {m for m in imports(path) if m != "deo_cube" and LAYERS.index(layer(m)) < own}
     assert not up, f"{name_of(path)} ({LAYERS[own]}) imports from above: {sorted(up)}"
+
+
+def test_no_modules_import_each_other() -> None:
+    names = {name_of(p) for p in MODULES} - {"deo_cube"}
+    left = {name_of(p): (run_time_imports(p) & names) - {name_of(p)} for p in MODULES}
+    # Modules that import none of the others are taken away until only cycles are left.
+    while free := {m for m, needed in left.items() if not needed & left.keys()}:
+        left = {m: needed for m, needed in left.items() if m not in free}
+    assert not left, f"import cycles among {sorted(left)}"
 
 
 def test_cube_and_encoder_know_nothing_of_dask_and_one_module_builds_graphs() -> None:

@@ -27,7 +27,6 @@ from deo_cube.errors import WeightsMismatchError
 from deo_cube.paths import local_path
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 __all__ = [
@@ -210,7 +209,7 @@ def match_state(
     for key, tensor in state.items():
         if students and key.startswith("teacher."):
             continue
-        name = _strip(key, (*prefixes, *PREFIXES))
+        name = split_key(key, (*prefixes, *PREFIXES))[1]
         if name in named:
             raise WeightsMismatchError(f"{where} contains {name!r} twice, once as {key!r}: two networks in one file")
         named[name] = tensor
@@ -269,22 +268,9 @@ def matched_state(network: nn.Module, path: str | Path, *, prefixes: Sequence[st
     WeightsMismatchError
         See `read_state` and `match_state`.
     """
-    shapes, indices = _layout(network)
-    return match_state(read_state(path), shapes, where=path, prefixes=prefixes, indices=indices)
-
-
-def _layout(network: nn.Module) -> tuple[dict[str, torch.Size], dict[str, Tensor]]:
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     indices = {n: b for n, b in network.named_buffers() if n.endswith(INDEX) and not b.is_meta}
-    return shapes, indices
-
-
-def _strip(key: str, prefixes: Sequence[str]) -> str:
-    while True:
-        prefix = next((p for p in prefixes if key.startswith(p)), None)
-        if prefix is None:
-            return key
-        key = key.removeprefix(prefix)
+    return match_state(read_state(path), shapes, where=path, prefixes=prefixes, indices=indices)
 
 
 def _of_no_use(name: str, expected: Mapping[str, Any]) -> bool:
@@ -421,8 +407,8 @@ def key_form(path: str | Path) -> KeyForm:
     """
     state, container = read_state(path), sniff(path)
     if container == "torch":
-        plain = not _is_checkpoint(Path(path))
-        container = "torch, plain tensors" if plain else "torch, training checkpoint (entry 'student')"
+        checkpoint = isinstance(_load_torch(local_path(path)).get("student"), Mapping)
+        container = "torch, training checkpoint (entry 'student')" if checkpoint else "torch, plain tensors"
     counts: Counter[str] = Counter()
     students = any(k.startswith("student.") for k in state)
     named = [(k, *split_key(k)) for k in state if not (students and k.startswith("teacher."))]
@@ -441,20 +427,9 @@ def key_form(path: str | Path) -> KeyForm:
     return KeyForm(container, dict(counts.most_common()), heads, indices, stems, len(state) - len(named))
 
 
-def _is_checkpoint(path: Path) -> bool:
-    import argparse
-    import zipfile
-
-    import torch
-
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    return isinstance(content.get("student"), Mapping)
-
-
-def split_key(key: str) -> tuple[str, str]:
+def split_key(key: str, prefixes: Sequence[str] = PREFIXES) -> tuple[str, str]:
     """Return the stack of prefixes of a key, and the name behind it."""
     name = key
-    while prefix := next((p for p in PREFIXES if name.startswith(p)), ""):
+    while prefix := next((p for p in prefixes if name.startswith(p)), ""):
         name = name.removeprefix(prefix)
     return key.removesuffix(name), name

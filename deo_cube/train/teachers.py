@@ -597,7 +597,8 @@ class StoreTeacher:
 
     def __init__(self, path: str, mixture: Mixture, count: int = 96) -> None:
         info = store_info(path)
-        self.name, self.origin, self.sha256, self.licence = "embedding store", path, info.sha256, info.licence
+        self.name, self.licence = f"embeddings of {info.model}", info.licence
+        self.origin, self.sha256 = path, info.sha256
         self.dims = (info.dim, info.dim, info.dim)
         samples = (mixture.sample("ms", FIRST + i) for i in range(count))
         known = [s.vectors[:, s.known] for s in samples if s.vectors is not None and s.known is not None]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
+from deo_cube.constants import Attribute
 from deo_cube.cube.georeference import geobox, ground_resolution
 from deo_cube.store.open import open_embeddings
 
@@ -53,6 +54,7 @@ class StoreInfo:
     """Of its attributes, grid and dates: another store, or another model's, has another one."""
     licence: str
     model: str
+    """Name of the model that made it."""
 
 
 def store_info(path: str) -> StoreInfo:
@@ -62,8 +64,8 @@ def store_info(path: str) -> StoreInfo:
     box = _box(emb)
     key = [attrs, list(emb.shape), str(box.crs), [*box.affine][:6], [str(t) for t in emb.get_index("time")]]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    licence = attrs.get("deo_cube:license_weights") or attrs.get("license") or "see the store"
-    return StoreInfo(emb.sizes["embedding"], digest, licence, attrs.get("deo_cube:model", ""))
+    licence = attrs.get(Attribute.LICENSE_WEIGHTS) or attrs.get("license") or "see the store"
+    return StoreInfo(emb.sizes["embedding"], digest, licence, attrs.get(Attribute.MODEL, "an unknown model"))
 
 
 def shared_region(grid: GeoBox, other: GeoBox) -> tuple[int, int, int, int] | None:

@@ -11,7 +11,7 @@ them, so the file is read without TensorFlow.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from deo_cube.encoder.networks import check_input
 from deo_cube.errors import ArgumentError, WeightsMismatchError
 
-__all__ = ["CLASSES", "COLORS", "LAYOUT", "DynamicWorld", "read_variables"]
+__all__ = ["CLASSES", "COLORS", "LAYOUT", "Conv", "DynamicWorld", "Separable", "read_variables"]
 
 #: Classes of `logits`, in its order.
 CLASSES = (
@@ -45,48 +45,43 @@ EPSILON = 1e-3
 NORM = ("gamma", "beta", "mean", "variance")
 
 
-class _Conv(nn.Conv2d):
-    """A convolution that keeps the size, zero-padded, followed by mish."""
+Activation = Callable[..., Tensor]
+
+
+class Conv(nn.Conv2d):
+    """A convolution that keeps the size, zero-padded, followed by an activation."""
+
+    def __init__(
+        self, inputs: int, outputs: int, side: int = 1, *, groups: int = 1, activation: Activation = F.mish
+    ) -> None:
+        super().__init__(inputs, outputs, side, padding=side // 2, groups=groups)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.mish(super().forward(x), inplace=not torch.is_grad_enabled())
+        """(B, inputs, H, W) -> (B, outputs, H, W)."""
+        # In place only without gradients, some of which are computed from the input.
+        return self.activation(super().forward(x), inplace=not torch.is_grad_enabled())
 
 
-def _pointwise(inputs: int, outputs: int) -> _Conv:
-    return _Conv(inputs, outputs, 1)
+class Separable(nn.Module):
+    """`depth` times a 1x1 and a depth-wise 3x3 convolution, with a 1x1 convolution of the input added where asked."""
 
-
-def _depthwise(channels: int) -> _Conv:
-    return _Conv(channels, channels, 3, padding=1, groups=channels)
-
-
-class _Block(nn.Module):
-    """Three separable convolutions with mish, plus mish of a 1x1 convolution of the input."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, depth: int = 3, *, skip: bool = True, activation: Activation = F.mish
+    ) -> None:
         super().__init__()
-        for i in (1, 2, 3):
-            self.add_module(f"pointwise{i}", _pointwise(inputs if i == 1 else outputs, outputs))
-            self.add_module(f"depthwise{i}", _depthwise(outputs))
-        self.skip = _pointwise(inputs, outputs)
+        self.depth = depth
+        for i in range(1, depth + 1):
+            self.add_module(f"pointwise{i}", Conv(inputs if i == 1 else outputs, outputs, activation=activation))
+            self.add_module(f"depthwise{i}", Conv(outputs, outputs, 3, groups=outputs, activation=activation))
+        self.skip = Conv(inputs, outputs, activation=activation) if skip else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H, W)."""
         y = x
-        for i in (1, 2, 3):
+        for i in range(1, self.depth + 1):
             y = self.get_submodule(f"depthwise{i}")(self.get_submodule(f"pointwise{i}")(y))
-        return y + self.skip(x)  # type: ignore[no-any-return]
-
-
-class _Low(nn.Module):
-    """One separable convolution of the halved stem, kept beside the deep features."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.pointwise1 = _pointwise(inputs, outputs)
-        self.depthwise1 = _depthwise(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.depthwise1(self.pointwise1(x))  # type: ignore[no-any-return]
+        return y if self.skip is None else y + self.skip(x)
 
 
 class DynamicWorld(nn.Module):
@@ -113,11 +108,11 @@ class DynamicWorld(nn.Module):
         super().__init__()
         if list(stems.values()) != [9]:
             raise ArgumentError(f"stems: Dynamic World reads one stem of 9 bands, got {dict(stems)}")
-        self.stem = _Conv(9, 64, 3, padding=1)
-        self.block1 = _Block(64, 96)
-        self.block2 = _Block(96, 144)
-        self.low = _Low(64, 48)
-        self.block3 = _Block(192, 144)
+        self.stem = Conv(9, 64, 3)
+        self.block1 = Separable(64, 96)
+        self.block2 = Separable(96, 144)
+        self.low = Separable(64, 48, 1, skip=False)
+        self.block3 = Separable(192, 144)
         self.logits = nn.Conv2d(144, 9, 1)
 
     def forward_features(self, x: Tensor, stem: str = "ms", layers: Collection[str] | None = None) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from deo_cube.encoder.networks import check_input
 from deo_cube.encoder.networks.conv import STRIP, DeoConv, channels_last
+from deo_cube.encoder.networks.dynamicworld import Separable
 from deo_cube.errors import ArgumentError
 
 __all__ = ["MIXED", "SPECTRAL", "DeoSpectral", "SpectralTrunk"]
@@ -47,38 +48,6 @@ def _silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-class _Block(nn.Module):
-    """Three times a 1x1 and a depth-wise 3x3 convolution, beside a 1x1 convolution of the input."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.pointwise1 = nn.Conv2d(inputs, outputs, 1)
-        self.depthwise1 = nn.Conv2d(outputs, outputs, 3, padding=1, groups=outputs)
-        self.pointwise2 = nn.Conv2d(outputs, outputs, 1)
-        self.depthwise2 = nn.Conv2d(outputs, outputs, 3, padding=1, groups=outputs)
-        self.pointwise3 = nn.Conv2d(outputs, outputs, 1)
-        self.depthwise3 = nn.Conv2d(outputs, outputs, 3, padding=1, groups=outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = _silu(self.depthwise1(_silu(self.pointwise1(x))))
-        y = _silu(self.depthwise2(_silu(self.pointwise2(y))))
-        y = _silu(self.depthwise3(_silu(self.pointwise3(y))))
-        return y + _silu(self.skip(x))
-
-
-class _Low(nn.Module):
-    """A 1x1 and a depth-wise 3x3 convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pointwise1 = nn.Conv2d(WIDTHS[0], LOW, 1)
-        self.depthwise1 = nn.Conv2d(LOW, LOW, 3, padding=1, groups=LOW)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _silu(self.depthwise1(_silu(self.pointwise1(x))))
-
-
 class SpectralTrunk(nn.Module):
     """Dynamic World's layers, from normalised bands to maps at stride 4.
 
@@ -104,10 +73,10 @@ class SpectralTrunk(nn.Module):
         for name, value in (("scale", 1.0), ("shift", 3.0), ("slope", 2.0), ("level", -2.0)):
             self.register_buffer(name, torch.full((bands,), value))
         self.stem = nn.Conv2d(bands, WIDTHS[0], 3, padding=1)
-        self.block1 = _Block(WIDTHS[0], WIDTHS[1])
-        self.block2 = _Block(WIDTHS[1], WIDTHS[2])
-        self.low = _Low()
-        self.block3 = _Block(MIXED, WIDTHS[2])
+        self.block1 = Separable(WIDTHS[0], WIDTHS[1], activation=F.silu)
+        self.block2 = Separable(WIDTHS[1], WIDTHS[2], activation=F.silu)
+        self.low = Separable(WIDTHS[0], LOW, 1, skip=False, activation=F.silu)
+        self.block3 = Separable(MIXED, WIDTHS[2], activation=F.silu)
 
     @torch.no_grad()
     def set_input(self, bands: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> None:
