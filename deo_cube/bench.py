@@ -15,9 +15,14 @@ from tempfile import TemporaryDirectory
 import xarray as xr
 
 from deo_cube.cube.synthetic import synthetic_cube
-from deo_cube.embedding.embed import embed
-from deo_cube.embedding.plan import Plan, plan
+from deo_cube.embedding.embed import embed, with_runtime
+from deo_cube.embedding.options import EmbedOptions
+from deo_cube.embedding.plan import plan
+from deo_cube.embedding.prepare import prepare
+from deo_cube.embedding.rates import measure_rate
+from deo_cube.embedding.runtime import choose_device
 from deo_cube.errors import ArgumentError
+from deo_cube.options import Default
 from deo_cube.progress import Progress
 from deo_cube.store.write import to_zarr
 
@@ -60,7 +65,14 @@ class Bench:
 
 
 def bench(
-    model: str = "tiny", *, size: int = 2048, rounds: int = 3, device: str | None = None, progress: bool = False
+    model: str = "tiny",
+    *,
+    size: int = 2048,
+    rounds: int = 3,
+    device: str | None = None,
+    precision: str = Default("float32"),
+    runtime: str = Default("torch"),
+    progress: bool = False,
 ) -> Bench:
     """Time the encoder alone and the whole way from a cube in Zarr to embeddings in Zarr, in turns.
 
@@ -74,6 +86,10 @@ def bench(
         Turns that count; one before them warms up.
     device : str, optional
         Default: the best there is.
+    precision : {"float32", "bfloat16"}
+        Number format of matrix products.
+    runtime : {"torch", "openvino", "auto"}
+        Library that runs the network.
     progress : bool
         Show the rounds on standard error as they pass.
 
@@ -100,25 +116,29 @@ def bench(
         made.chunk(y=1024, x=1024).to_zarr(f"{folder}/cube.zarr", consolidated=False)
         cube = xr.open_zarr(f"{folder}/cube.zarr", consolidated=False, decode_coords="all", mask_and_scale=False)
         for turn in range(rounds + 1):
-            measured: Plan = plan(cube, model, device=device, measure=True)
+            emb = embed(cube, model, device=device, precision=precision, runtime=runtime)
+            p = with_runtime(prepare(cube, EmbedOptions(model=model, precision=precision, runtime=runtime)), device)
+            chosen = choose_device(device if p.runtime == "torch" else "cpu")
+            rate_alone = measure_rate(p.ref, p.plan.tile, chosen, precision=p.precision, runtime=p.runtime)
             start = time.perf_counter()
-            to_zarr(embed(cube, model, device=device), Path(folder, "out.zarr"), overwrite=True, progress=False)
+            to_zarr(emb, Path(folder, "out.zarr"), overwrite=True, progress=False)
             seconds = time.perf_counter() - start
-            if turn and measured.seconds and measured.tiles_per_second:
-                alone.append(measured.tiles_per_second)
-                # Tiles that are cut shorter at the cube's edge count for what they are.
-                whole.append(measured.tiles_per_second * measured.seconds / seconds)
+            # Tiles that are cut shorter at the cube's edge count for what they are.
+            tiles = p.plan.encoded_pixels(p.ref.card.trim) / p.plan.tile**2
+            if turn:
+                alone.append(rate_alone)
+                whole.append(tiles / seconds)
             bar.advance()
+    counts = plan(cube, model, device=device, precision=precision, runtime=runtime)
     rate = statistics.median(whole)
-    tiles = (measured.seconds or 0.0) * (measured.tiles_per_second or 0.0)
     return Bench(
-        measured.model,
-        measured.device,
+        ", ".join([counts.model, *(v for v in (p.runtime, p.precision) if v not in ("torch", "float32"))]),
+        chosen,
         size,
-        measured.tiling.tile,
-        measured.tiling.halo,
+        p.plan.tile,
+        p.plan.halo,
         rounds,
         statistics.median(alone),
         rate,
-        measured.area_km2 * rate / tiles,
+        counts.area_km2 * rate / tiles,
     )

@@ -19,9 +19,10 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from deo_cube import cli_errors
+from deo_cube.constants import PRECISIONS, RUNTIMES
 from deo_cube.embedding.options import EmbedOptions, Model, RunOptions, changed_options
 from deo_cube.errors import ArgumentError, DeoCubeError
-from deo_cube.flags import INTEGER, NUMBER, TEXT
+from deo_cube.flags import INTEGER, NUMBER, TEXT, choice
 from deo_cube.options import set_options
 from deo_cube.paths import is_url, local_path
 
@@ -471,12 +472,14 @@ def bench(
     size: Annotated[int, arg(help="side of the synthetic cube, pixels")] = 2048,
     rounds: Annotated[int, arg(help="measured rounds, after one to warm up")] = 3,
     device: Annotated[str | None, arg(help="cpu, cuda, cuda:1, mps; default: the best available")] = None,
+    precision: Annotated[str, choice(PRECISIONS), arg(help="of the network's matrix products")] = "float32",
+    runtime: Annotated[str, choice(RUNTIMES), arg(help="library that runs the network")] = "torch",
     json: Annotated[bool, arg(help="print JSON instead of text")] = False,
 ) -> None:
     """Measure a model's speed on this machine: the encoder alone, and from Zarr to Zarr."""
     from deo_cube.bench import bench as run
 
-    found = run(model, size=size, rounds=rounds, device=device, progress=True)
+    found = run(model, size=size, rounds=rounds, device=device, precision=precision, runtime=runtime, progress=True)
     print(found.to_json() if json else found)
 
 

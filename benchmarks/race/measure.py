@@ -23,7 +23,7 @@ import torch
 import deo_cube
 from benchmarks.race import runners
 from benchmarks.race.setting import Setting, card_of, linked_cube, prepare, ref_of
-from deo_cube.embedding.plan import measure_rate
+from deo_cube.embedding.rates import measure_rate
 from deo_cube.evaluate.seam import seam_report
 
 __all__ = ["Course", "course_key", "flatness", "memory", "peaks", "race", "scaling", "seams"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,13 +17,33 @@ from deo_cube.embedding.embed import check_device, with_runtime
 from deo_cube.embedding.match import CELL, html_table
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
+from deo_cube.embedding.rates import known_rate, measure_block_rate, measure_rate, save_rate
 from deo_cube.embedding.tiles import TilePlan
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.registry import EncoderRef
-from deo_cube.options import Default, get_option
+from deo_cube.options import Default
 from deo_cube.progress import duration, size
 
-__all__ = ["Plan", "known_rate", "measure_rate", "plan"]
+__all__ = ["Cost", "Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time and data of embedding one date of an area."""
+
+    area_km2: float
+    hours: float | None
+    """On a machine like this one; None where no rate was measured."""
+    core_hours: float | None
+    """Hours times the cores that encode; None without a rate, and on a GPU."""
+    read_gb: float
+    """Uncompressed pixels, GB."""
+    written_gb: float
+    """Uncompressed embeddings and valid fractions, GB. Lossless compression gains about a tenth."""
+
+    def __str__(self) -> str:
+        times = "" if self.hours is None else f"{self.hours:.3g} h, "
+        times += "" if self.core_hours is None else f"{self.core_hours:.3g} core-hours, "
+        return f"{times}{self.written_gb:,.3g} GB before compression per {self.area_km2:,.0f} km² and date"
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,10 @@ class Plan:
     tiles_per_second: float | None = None
     """Measured on this machine. None: not measured."""
     device: str = ""
+    runtime: str = "torch"
+    """Library that runs the network, with its version if it is not torch."""
+    cores: int = 1
+    """Cores that encode on this machine."""
 
     @property
     def blocks(self) -> int:
@@ -95,11 +117,30 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Encoding time at the measured rate; None where none was measured."""
+        """Time at the measured rate, without the start of a job; None where none was measured."""
         if self.tiles_per_second is None:
             return None
         whole = self.tiling.encoded_pixels(self.trim) / self.tiling.tile**2
         return self.times * whole / self.tiles_per_second
+
+    def cost(self, area_km2: float = 100_000) -> Cost:
+        """Return what embedding one date of an area costs at this plan's rate and ratios.
+
+        Parameters
+        ----------
+        area_km2 : float
+            Area, km².
+
+        Examples
+        --------
+        >>> import deo_cube
+        >>> deo_cube.synthetic_cube(size=512, times=1).deo.plan().cost().written_gb > 0
+        True
+        """
+        share = area_km2 / (self.area_km2 * self.times)
+        hours = None if self.seconds is None else self.seconds * share / 3600
+        core_hours = None if hours is None or self.device != "cpu" else hours * self.cores
+        return Cost(area_km2, hours, core_hours, self.bytes_in * share / 1e9, self.bytes_out * share / 1e9)
 
     def _rows(self) -> list[tuple[str, str]]:
         p = self.tiling
@@ -121,12 +162,15 @@ class Plan:
             ("written", f"{size(self.bytes_out)} before compression"),
             ("memory", f"about {size(self.bytes_per_block)} per running block, and the model"),
         ]
+        if self.runtime != "torch":
+            rows.append(("runtime", self.runtime))
         if self.seconds is None:
-            rows.append(("time", "not measured on this machine: plan(..., measure=True) encodes a few tiles"))
+            rows.append(("time", "not measured on this machine: plan(..., measure=True) embeds a few blocks"))
         else:
             rate = f"{self.tiles_per_second:.3g} tiles/s measured on {self.device}"
             km2 = self.times * self.area_km2 / self.seconds
             rows.append(("time", f"about {duration(self.seconds)} ({rate}, {km2:.3g} km²/s)"))
+        rows.append(("cost", str(self.cost())))
         return rows
 
     def __repr__(self) -> str:
@@ -161,7 +205,7 @@ def plan(
     cube, model, dtype, device, precision, runtime, batch_size, **options
         Arguments of `embed`.
     measure : bool
-        Encode a few tiles of noise to measure this machine's rate, which later plans use.
+        Embed a few made-up blocks to measure this machine's rate, which later plans use.
 
     Returns
     -------
@@ -187,20 +231,23 @@ def plan(
     # Counting needs no weights; measuring does.
     p = with_runtime(prepare(cube, embed_options, locate=measure), run.device, prove=measure)
     check_device(run.device, p.precision, p.runtime)
-    rates = _rates()
+
+    def known(where: str) -> float | None:
+        return known_rate(p.ref, p.plan.tile, where, p.precision, p.runtime)
+
     # Without device=, the first with a known rate: listing the devices would load torch.
-    by_device = {d: _rate_key(p.ref, p.plan.tile, d, p.precision, p.runtime) for d in ("cuda:0", "mps")}
-    measured_device = next((d for d, key in by_device.items() if key in rates), "cpu")
-    chosen = {"cuda": "cuda:0"}.get(device, device) if device else measured_device
+    chosen = {"cuda": "cuda:0"}.get(device, device) if device else next(filter(known, ("cuda:0", "mps")), "cpu")
     rate: float | None
     if measure:
         chosen = processes.choose_device(device if p.runtime == "torch" else "cpu")
         transfer.check_precision(p.precision, chosen)
-        rate = measure_rate(p.ref, p.plan.tile, chosen, precision=p.precision, runtime=p.runtime)
-        rates[_rate_key(p.ref, p.plan.tile, chosen, p.precision, p.runtime)] = rate
-        _save_rates(rates)
+        if chosen == "cpu":
+            rate = measure_block_rate(p, chosen)
+        else:  # reading and writing overlap with a device that has memory of its own
+            rate = measure_rate(p.ref, p.plan.tile, chosen, precision=p.precision)
+        save_rate(p.ref, p.plan.tile, chosen, p.precision, p.runtime, rate)
     else:
-        rate = rates.get(_rate_key(p.ref, p.plan.tile, chosen, p.precision, p.runtime))
+        rate = known(chosen)
     return _plan_of(p, rate, chosen)
 
 
@@ -220,64 +267,6 @@ def _plan_of(p: Prepared, rate: float | None, device: str) -> Plan:
         trim=p.ref.card.trim,
         tiles_per_second=rate,
         device=device,
+        runtime=p.runtime,
+        cores=processes.cpu_lanes(),
     )
-
-
-def measure_rate(
-    ref: EncoderRef,
-    tile: int,
-    device: str,
-    *,
-    seconds: float = 3.0,
-    precision: str = "float32",
-    runtime: str = "torch",
-) -> float:
-    """Return the encoder's tiles per second on noise: the best round of a few seconds."""
-    import torch
-
-    encoder = processes.encoder(ref, device, get_option("compile"), precision, runtime=runtime, tile=tile)
-    batch = processes.default_batch(ref, tile, device)
-    noise = torch.rand(batch, len(ref.stem.bands), tile, tile, generator=torch.Generator().manual_seed(0)) * 3000
-    items = list(range(batch * processes.lanes(device).count))
-
-    def work(part: Any) -> None:
-        with transfer.precise(precision, device):
-            encoder.encode(noise[: len(part)].to(device)).cpu()
-
-    processes.run_batches(items, work, batch=batch, device=device, key=ref.fingerprint)
-    best, begun = 0.0, time.perf_counter()
-    while time.perf_counter() - begun < seconds:
-        start = time.perf_counter()
-        processes.run_batches(items, work, batch=batch, device=device, key=ref.fingerprint)
-        best = max(best, len(items) / (time.perf_counter() - start))
-    return best
-
-
-def known_rate(
-    ref: EncoderRef, tile: int, device: str, precision: str = "float32", runtime: str = "torch"
-) -> float | None:
-    """Return the tiles per second that `plan(measure=True)` measured on this machine, or None."""
-    return _rates().get(_rate_key(ref, tile, device, precision, runtime))
-
-
-def _rate_key(ref: EncoderRef, tile: int, device: str, precision: str, runtime: str) -> str:
-    # Without the weights: they do not change the rate, and a plan does not need them.
-    return f"{ref.card.fingerprint}/{ref.layer.name}/{tile}/{device}/{precision}" + (
-        "" if runtime == "torch" else f"/{runtime}"
-    )
-
-
-def _rates() -> dict[str, float]:
-    try:
-        return dict(json.loads((Path(get_option("cache_dir")) / "rates.json").read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
-def _save_rates(rates: dict[str, float]) -> None:
-    folder = Path(get_option("cache_dir"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "rates.json").write_text(json.dumps(rates))
-    except OSError:
-        pass  # a read-only home: the rate is in this plan

@@ -42,7 +42,8 @@ __all__ = ["TOLERANCE", "OpenVINONetwork", "has_bfloat16", "relative_error"]
 
 log = logging.getLogger("deo_cube")
 
-#: Largest length of the difference of a vector from PyTorch's float32 vector, relative to the median length.
+#: Largest length of the difference of a vector from PyTorch's float32 vector, relative to the median length. In
+#: bfloat16 twice the difference that PyTorch has in bfloat16, if that is more.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 #: Patches of the reference input whose vectors are kept for the proof.
@@ -121,16 +122,21 @@ class OpenVINONetwork(nn.Module):
                 self._compiled = _compile(folder, precision, threads)
             except Exception as error:  # RuntimeError and others of the library
                 raise DeviceError(_refusal(card, f"OpenVINO cannot compile it ({_first_line(error)})")) from error
+            x, expected = reference_input(channels, tile), np.load(folder / "expected.npy")
             #: Error of the reference vectors, see `relative_error`.
-            self.error = relative_error(
-                _some_patches(self._run(reference_input(channels, tile).numpy())), np.load(folder / "expected.npy")
-            )
-        if not self.error <= TOLERANCE[precision]:
+            self.error = relative_error(_some_patches(self._run(x.numpy())), expected)
+        allowed = TOLERANCE[precision]
+        if precision == "bfloat16" and not self.error <= allowed:
+            # Some networks are far from float32 in bfloat16 by any library: no more than twice as far is required.
+            with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+                by_torch = _Traced(network, stem, layer)(x).float().numpy()
+            allowed = max(allowed, 2 * relative_error(_some_patches(by_torch), expected))
+        if not self.error <= allowed:
             raise DeviceError(
                 _refusal(
                     card,
-                    f"its vectors by OpenVINO in {precision} differ from PyTorch's by {self.error:.2g} of their length "
-                    f"(allowed: {TOLERANCE[precision]:g})",
+                    f"its vectors by OpenVINO in {precision} differ from PyTorch's in float32 by {self.error:.2g} of "
+                    f"their length (allowed: {allowed:.2g})",
                 )
             )
         log.debug("compiled %s by OpenVINO in %s: off by %.1e", card.alias, precision, self.error)

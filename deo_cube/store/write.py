@@ -471,7 +471,7 @@ def _count(n: int, unit: str) -> str:
 
 def _expected(run: Any, dates: float, device: str) -> str:
     """Time that a number of dates takes, at the rate that was measured."""
-    from deo_cube.embedding.plan import known_rate
+    from deo_cube.embedding.rates import known_rate
 
     rate = known_rate(run.ref, run.plan.tile, "cuda:0" if device == "cuda" else device, run.precision, run.runtime)
     if rate is None:

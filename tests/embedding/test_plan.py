@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from deo_cube.constants import MODEL_BANDS as BANDS
 from deo_cube.cube import georeference
 from deo_cube.embedding import runtime
 from deo_cube.embedding.embed import embed
+from deo_cube.embedding.options import split_options
 from deo_cube.embedding.plan import plan
+from deo_cube.embedding.prepare import prepare
+from deo_cube.embedding.rates import measure_block_rate
 from deo_cube.testing import cube_at, raise_if_dask_computes
 
 SMALL: dict[str, Any] = {"model": "means", "block": 48}
@@ -99,6 +103,35 @@ def test_a_rate_is_measured_on_request_and_remembered(tmp_path: Path, monkeypatc
         assert "km²/s" in repr(measured)
         (tmp_path / "rates.json").write_text("not json")
         assert plan(cube, **SMALL).seconds is None
+
+
+def test_the_cost_of_an_area_follows_from_the_plan(tmp_path: Path) -> None:
+    p = dataclasses.replace(plan(cube_at((200, 230), times=3), **SMALL), tiles_per_second=2.0, device="cpu", cores=4)
+    assert p.seconds is not None
+    same = p.cost(p.area_km2)
+    assert same.hours == pytest.approx(p.seconds / 3 / 3600)
+    assert same.core_hours == pytest.approx(4 * same.hours)
+    assert (same.read_gb, same.written_gb) == pytest.approx((p.bytes_in / 3e9, p.bytes_out / 3e9))
+    assert p.cost(10 * p.area_km2).written_gb == pytest.approx(10 * same.written_gb)
+    assert dataclasses.replace(p, device="cuda:0").cost().core_hours is None
+    assert dataclasses.replace(p, tiles_per_second=None).cost().hours is None
+    assert "core-hours" in repr(p)
+    assert "100,000 km²" in repr(p)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+@pytest.mark.parametrize("mask", [None, "cloud"])
+def test_a_block_is_measured_as_it_is_computed(dtype: str, mask: str | None, tmp_path: Path) -> None:
+    cube = cube_at((100, 100), times=1)
+    if dtype == "float32":  # reflectance
+        cube = (cube / 1e4).astype("float32").assign_attrs(cube.attrs)
+        for band in cube.data_vars.values():
+            band.attrs["units"] = "1"
+    cube["SCL"] = (("time", "y", "x"), np.full((1, 100, 100), 4, "uint8"))
+    cube["cloud"] = cube["SCL"] == 0
+    options = SMALL | {"units": "reflectance" if dtype == "float32" else "dn"}
+    p = prepare(cube, split_options(options | {"mask": mask})[0])
+    assert measure_block_rate(p, "cpu", seconds=0) > 0
 
 
 def test_options_of_embed_are_taken_and_others_refused() -> None:
