@@ -23,6 +23,7 @@ from deo_cube.encoder.registry import load_encoder as load_encoder
 from deo_cube.encoder.registry import register_encoder as register_encoder
 from deo_cube.errors import DeoCubeError as DeoCubeError
 from deo_cube.evaluate.seam import seam_report as seam_report
+from deo_cube.heads.aggregate import aggregate as aggregate
 from deo_cube.heads.applicability import applicability as applicability
 from deo_cube.heads.assess import assess as assess
 from deo_cube.heads.change import change as change

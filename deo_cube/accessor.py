@@ -105,6 +105,7 @@ class DeoDataArrayAccessor(_Accessor):
     to_zarr = _Verb(lambda: deo_cube.to_zarr)
     to_cog = _Verb(lambda: deo_cube.to_cog)
     to_geoparquet = _Verb(lambda: deo_cube.to_geoparquet)
+    aggregate = _Verb(lambda: deo_cube.aggregate)
     similar = _Verb(lambda: deo_cube.similar)
     build_index = _Verb(lambda: deo_cube.build_index)
     change = _Verb(lambda: deo_cube.change)

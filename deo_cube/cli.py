@@ -452,6 +452,40 @@ def assess(
         result.plot().savefig(plot, dpi=100)
 
 
+def aggregate(
+    data: Annotated[Positional[str], arg(help="store of embeddings of several dates", metavar="STORE")],
+    out: Annotated[
+        Positional[str],
+        arg(help="Zarr store of one vector per period; resumed if the same call began it", metavar="OUT"),
+    ],
+    freq: Annotated[str, arg(help="year, season, quarter, month, or a frequency of pandas")] = "year",
+    how: Annotated[
+        Literal["mean", "median", "medoid", "trimmed"],
+        arg(help="mean weighted by validity, or a statistic that leaves out what the cloud mask missed"),
+    ] = "mean",
+    *,
+    store: OmitArgPrefixes[_StoreFlags],
+) -> None:
+    """Join the dates of each year, season or month of a store to one vector per patch, as a store of its own."""
+    from deo_cube.heads.aggregate import aggregate as aggregate_store
+    from deo_cube.store.write import to_zarr
+
+    with _log_lines(store.progress), _cluster(store.scheduler) as scheduler:
+        stored = to_zarr(
+            aggregate_store(data, freq, how=how),
+            out,
+            resume=True if store.resume == "check" else store.resume,
+            overwrite=store.overwrite,
+            progress=store.progress,
+            retries=store.retries,
+            read_timeout=store.read_timeout,
+            scheduler=scheduler,
+            num_workers=store.workers,
+            worker_timeout=store.worker_timeout,
+        )
+    print(f"{out}: {', '.join(f'{d} {n}' for d, n in stored.sizes.items())}, {stored.dtype}")
+
+
 def evaluate(
     model: Annotated[Positional[str], arg(help="name of a model, or folder of a training run", metavar="MODEL")],
     data: Annotated[Positional[Path], arg(help="folder that holds the labelled data sets", metavar="DATA")],
@@ -594,6 +628,7 @@ COMMANDS: dict[str, Any] = {
         sample,
         change,
         assess,
+        aggregate,
         evaluate,
         bench,
         publish,

@@ -68,6 +68,7 @@ PREFIX = "deo_cube:"
 class Attribute:
     """Names of the attributes that this package writes on cubes, embeddings, maps and STAC items."""
 
+    AGGREGATE = "deo_cube:aggregate"
     BANDS = "deo_cube:bands"
     BLOCKS = "deo_cube:blocks"
     CARD = "deo_cube:card"

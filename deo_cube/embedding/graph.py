@@ -571,6 +571,7 @@ _SAME_VALUES = (
     *("getitem", "rechunk", "transpose", "astype", "concatenate", "stack", "blocks"),
     *("open_dataset", "original", "xarray", "array"),
     "first_valid",  # of store/mosaic.py: each value is that of one of its parts
+    "aggregate",  # which states itself how it was made
 )
 
 

@@ -156,7 +156,7 @@ COMPARABLE = ("model", "model_fingerprint", "weights_sha256", "stem", "layer", "
 _DECIDES = (
     *("model", "model_fingerprint", "weights_sha256", "stem", "layer", "normalization"),
     *("bands", "radiometry", "plan", "masks", "dtype", "precision", "runtime"),
-    *("scene", "composite", "mask_clouds"),
+    *("scene", "composite", "mask_clouds", "aggregate"),
 )
 
 

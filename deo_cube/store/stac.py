@@ -297,8 +297,12 @@ def _dates(emb: xr.DataArray) -> tuple[Any, Any]:
             "the embeddings have no time, and a STAC Item must: embed a cube with a coordinate time, "
             "cube.assign_coords(time=...)"
         )
-    stamps = dates(emb["time"], "a STAC Item").tz_localize("UTC")
-    return stamps.min().to_pydatetime(), stamps.max().to_pydatetime()
+    of_periods = Attribute.AGGREGATE in emb.attrs
+    first, last = (
+        dates(emb[name if of_periods else "time"], "a STAC Item").tz_localize("UTC")
+        for name in ("start_datetime", "end_datetime")
+    )
+    return first.min().to_pydatetime(), last.max().to_pydatetime()
 
 
 def _synthetic(emb: xr.DataArray) -> bool:
@@ -322,7 +326,9 @@ def _cube(emb: xr.DataArray, box: Any) -> dict[str, Any]:
     }
     if "time" in emb.dims:
         stamps = [t.isoformat() + "Z" for t in dates(emb["time"], "a STAC Item")]
-        dimensions["time"] = {"type": "temporal", "extent": [min(stamps), max(stamps)], "values": stamps}
+        extent = [t.strftime("%Y-%m-%dT%H:%M:%SZ") for t in _dates(emb)]
+        extent = extent if Attribute.AGGREGATE in emb.attrs else [min(stamps), max(stamps)]
+        dimensions["time"] = {"type": "temporal", "extent": extent, "values": stamps}
     plane = [str(d) for d in emb.dims if d != "embedding"]
     return {
         "cube:dimensions": dimensions,
