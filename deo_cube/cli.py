@@ -319,9 +319,10 @@ def sample(
         str | None, TEXT, arg(help="CRS of the places", help_behavior_hint="(default: what they state)")
     ] = None,
     layer: Annotated[str | None, TEXT, arg(help="layer of a file that has several")] = None,
+    group: Annotated[
+        str | None, TEXT, arg(help="group of a store that holds the cube", help_behavior_hint="(default: the root)")
+    ] = None,
     overwrite: Annotated[bool, arg(help="replace OUT")] = False,
-    *,
-    read: OmitArgPrefixes[_ReadFlags],
 ) -> None:
     """Write one vector per point or polygon as a table: the columns of PLACES, `time`, `valid`, `count`, `e0`, ..."""
     from deo_cube.cube.open import open_cube
@@ -332,7 +333,7 @@ def sample(
     if out.exists() and not overwrite:
         raise ArgumentError(f"OUT {out} exists: name another path, or pass --overwrite")
     rows, columns = write_table(
-        open_embeddings(data) if is_embeddings(data) else open_cube(data, **read.given()),
+        open_embeddings(data) if is_embeddings(data) else open_cube(data, group=group),
         places,
         out,
         how=how,
@@ -626,9 +627,9 @@ COMMANDS: dict[str, Any] = {
         verify,
         segment,
         sample,
+        aggregate,
         change,
         assess,
-        aggregate,
         evaluate,
         bench,
         publish,

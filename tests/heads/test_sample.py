@@ -341,7 +341,7 @@ def test_fields_of_a_real_series(shared):
     rng = np.random.default_rng(0)
     corner = float(cube.x.min()), float(cube.y.min())
     fields = [shapely.Point(corner[0] + a, corner[1] + b).buffer(60) for a, b in 80 + 800 * rng.random((20, 2))]
-    got = sample(cube, fields, offset=0)
+    got = sample(cube, fields, offset=0, nodata=65535)
     assert got.sizes == {"place": 20, "time": 12, "band": 9}
     empty = got["time"].dt.strftime("%Y-%m").isin(["2020-12", "2021-01"]).values
     assert (np.isnan(got.values).all(axis=(0, 2)) == empty).all()
