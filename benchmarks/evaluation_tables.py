@@ -158,9 +158,20 @@ def pooling() -> str:
     return table(head, [[name, *cells] for name, cells in rows.items()])
 
 
+def quantities() -> str:
+    """A row per data set and head."""
+    rows = [
+        [target, head, *("{:.2f} [{:.2f}, {:.2f}]".format(*s[k]) for k in ("validated_r2", "r2", "rmse", "bias"))]
+        for target, heads in read("quantities").items()
+        for head, s in heads.items()
+    ]
+    return table(["target", "head", "R2, cross-validated", "R2", "RMSE", "bias"], rows)
+
+
 TABLES = {
     "apart": apart,
     "pooling": pooling,
+    "quantities": quantities,
     "default map": default_map, "default map confusion": confusion,
     "scores": scores, "costs": costs, "beetle": beetle, "seams tiny": lambda: seams("tiny"),
     "seams vitb": lambda: seams("vitb"), "seams swinb": lambda: seams("swinb"), "clicks": clicks,
@@ -178,6 +189,6 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for page in ("evaluation.md", "heads.md"):
+    for page in ("evaluation.md", "heads.md", "howto/quantities.md"):
         path = DOCS / page
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

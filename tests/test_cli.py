@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray as xr
 
@@ -136,6 +138,51 @@ def test_segment_maps_classes_from_a_cube_and_from_a_store(cube: Path, tmp_path:
         assert (a.read(1) == b.read(1)).all()
         corner = a.transform.c, a.transform.f
         assert corner == (emb.rio.transform().c, emb.rio.transform().f)
+
+
+def test_a_quantity_is_mapped_and_assessed(cube: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ds = xr.open_zarr(cube, consolidated=False, decode_coords="all", mask_and_scale=False)
+    emb = ds.deo.embed().compute()
+    red = ds["B04"].isel(time=0).load()
+    rng = np.random.default_rng(0)
+    cells = rng.integers(0, 192, (300, 2))
+    lines = [f"{float(ds.x[i])},{float(ds.y[j])},{float(red[j, i]) / 1e4}" for i, j in cells]
+    for name, part in (("fit", lines[:150]), ("check", lines[150:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["x,y,red", *part]))
+    head = deo_cube.fit_head("ridge", emb, tmp_path / "fit.csv", column="red", units="1", block=300.0)
+    head.save(tmp_path / "head")
+    for name in ("map.tif", "map.zarr"):
+        assert run("segment", cube, tmp_path / "head", tmp_path / name) == 0
+        out = tmp_path / f"{name}.json"
+        assert run("assess", tmp_path / name, tmp_path / "check.csv", "--column", "red", "--json", out) == 0
+        assert "r2" in capsys.readouterr().out
+        scores = json.loads(out.read_text())["scores"]
+        assert scores["rmse"]["value"] < 0.1
+    assert run("segment", cube, tmp_path / "head", tmp_path / "map.zarr") == 0
+    assert run("assess", tmp_path / "none.tif", tmp_path / "check.csv") == 2
+
+
+def test_assess_prints_a_table_and_draws(cube: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    ds = xr.open_zarr(cube, consolidated=False, decode_coords="all", mask_and_scale=False)
+    emb, truth = ds.deo.embed(), ds["land_cover"].load()
+    emb.deo.to_zarr(tmp_path / "emb.zarr", progress=False)
+    places = [(float(ds.x[i]), float(ds.y[j]), int(truth[j, i])) for i in range(5, 192, 17) for j in range(3, 192, 19)]
+    for name, part in (("fit", places[::2]), ("check", places[1::2])):
+        rows = [f"{x},{y},{k}" for x, y, k in part]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["x,y,label", *rows]))
+    deo_cube.fit_head("knn", emb, tmp_path / "fit.csv").save(tmp_path / "head")
+    assert run("segment", tmp_path / "emb.zarr", tmp_path / "head", tmp_path / "map.tif") == 0
+    capsys.readouterr()
+    arguments = ("--embeddings", tmp_path / "emb.zarr", "--head", tmp_path / "head.safetensors")
+    arguments += ("--training", tmp_path / "fit.csv", "--reach", 1, "--plot", tmp_path / "a.png")
+    assert run("assess", tmp_path / "map.tif", tmp_path / "check.csv", *arguments) == 0
+    printed = capsys.readouterr().out
+    for word in ("overall accuracy", "users", "look first", "margin"):
+        assert word in printed
+    assert (tmp_path / "a.png").stat().st_size > 5000
 
 
 @pytest.mark.real

@@ -115,6 +115,8 @@ CALLS: dict[str, dict[str, Callable[[Any, Path], Any]]] = {
             "linear", cube_at((64, 64)), labels(emb), finetune=1, model="tiny", folder=folder
         ),
         "cluster": lambda emb, folder: emb.deo.cluster(3),
+        "fit_head ridge": lambda emb, folder: deo_cube.fit_head("ridge", emb.isel(time=0), labels(emb)),
+        "fit_head forest": lambda emb, folder: deo_cube.fit_head("forest", emb.isel(time=0), labels(emb)),
     },
     "cluster": {
         "connect": lambda emb, folder: __import__("deo_cube.store.scheduler").store.scheduler.connect("tcp://h:1"),
@@ -131,7 +133,10 @@ CALLS: dict[str, dict[str, Callable[[Any, Path], Any]]] = {
         "evaluate": lambda emb, folder: __import__("deo_cube.evaluate.report").evaluate.report.evaluate("tiny", folder)
     },
     "train": {"train": lambda emb, folder: train(folder)},
-    "viz": {"SeamReport.plot": lambda emb, folder: seams().plot()},
+    "viz": {
+        "SeamReport.plot": lambda emb, folder: seams().plot(),
+        "assess": lambda emb, folder: deo_cube.assess(labels(emb), labels(emb)).plot(),
+    },
 }
 
 

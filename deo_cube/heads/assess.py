@@ -664,6 +664,8 @@ def _of_classes(
         notes.append(f"one reference place in {', '.join(single)}: the intervals are too narrow")
     if places.clusters is not None:
         notes.append(f"the intervals are between {len(np.unique(places.clusters))} polygons")
+    elif strata is None and not places.census:
+        notes += _without_width(places, confidence)
     if places.census:
         notes.append("every cell of the reference raster is a place: the intervals hold for a random choice of cells")
     if places.left_out:
@@ -704,6 +706,17 @@ def _of_classes(
         (),
         confidence,
     )
+
+
+def _without_width(places: _Places, confidence: float) -> list[str]:
+    """Return a note per class of the map of which all places are right, whose interval has no width."""
+    notes = []
+    for i, name in enumerate(places.names):
+        right = places.truth[places.mapped == i] == i
+        if len(right) > 1 and right.all():
+            least = (1 - confidence) ** (1 / len(right))
+            notes.append(f"all {len(right)} places in {name} are right: user's accuracy is at least {least:.2f}")
+    return notes
 
 
 def _strata(strata: Any, places: _Places, drawn: xr.DataArray) -> tuple[Array, Array, Array, Sequence[Any]]:

@@ -145,7 +145,11 @@ def regression_scores(
         [terms @ rng.multinomial(n, np.full(n, 1 / n), size=100).T for _ in range(RESAMPLES // 100)], axis=1
     )
     tail = (1 - confidence) / 2
-    low, high = np.nanquantile(_scores_of(drawn), [tail, 1 - tail], axis=1)
+    every = _scores_of(drawn)
+    # R2 is missing where all truths that were drawn are equal.
+    low, high = np.array(
+        [np.nanquantile(v, [tail, 1 - tail]) if np.isfinite(v).any() else [np.nan] * 2 for v in every]
+    ).T
     return {k: Interval(float(v), float(a), float(b)) for k, v, a, b in zip(names, values, low, high, strict=True)}
 
 
