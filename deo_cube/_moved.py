@@ -12,7 +12,7 @@ from types import ModuleType
 
 __all__ = ["MOVED", "install"]
 
-#: New module by old one; an empty string for a package that is gone, of which only modules are imported.
+#: New module by old one; an empty string for a removed package, of which only modules are imported.
 MOVED = {
     "deo_cube.cube.catalogues": "deo_cube.cube.stac_catalogs",
     "deo_cube.cube.files": "deo_cube.cube.open",

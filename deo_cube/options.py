@@ -111,7 +111,7 @@ class set_options:  # lower case: a call and a context manager, like xarray.set_
         Compile networks with ``torch.compile``; a text names its backend. Default False: on the CPU it gains nothing.
         Changes no number beyond rounding.
     cpu_tuning : bool
-        Allow this process to be changed for speed on the CPU (default False): before its first batch, glibc is told to
+        Allow this process to be changed for speed on the CPU (default False): before its first batch, glibc is set to
         keep up to 256 MiB of freed memory and to take arrays of up to 64 MiB from there (``mallopt``), and stays so.
         Not needed on the command line, in processes that ``scheduler="processes"`` starts, and on Dask's workers with
         a nanny, which are changed anyway. Everywhere else no call changes the process: torch's precision of matrix

@@ -63,14 +63,14 @@ SENTINEL2: Mapping[str, Band] = _table(
 
 _ALIASES = {alias: b.name for b in SENTINEL2.values() for alias in b.aliases}
 
-# One common name may stand for several bands: catalogues before eo v2 call B05, B06, B07 and even B8A "rededge".
+# One common name may mean several bands: catalogues before eo v2 call B05, B06, B07 and even B8A "rededge".
 _COMMON_NAMES: dict[str, tuple[str, ...]] = {b.common_name: (b.name,) for b in SENTINEL2.values()}
 _COMMON_NAMES |= {"rededge": ("B05", "B06", "B07", "B8A"), "nir": ("B08", "B8A")}
 
 _BARE = re.compile(r"b(0?[1-9]|1[0-2]|0?8a)")
 _DESIGNATION = re.compile(r"(?:b|band)(0?[1-9]|1[0-2]|0?8a)")
 _NUMBER = re.compile(r"0?[1-9]|1[0-2]|0?8a")
-# Words that may stand beside a designation without changing what it means. Landsat's SR_ is not among them.
+# Words that may appear beside a designation without changing what it means. Landsat's SR_ is not among them.
 _DECORATION = re.compile(
     r"s2[abc]?|sentinel2?[abc]?|2[abc]?|msi|msil[12][ac]|l1c|l2a|boa|toa|surface|reflectance|(?:10|20|60)m|"
     r"t\d\d[a-z]{3}|\d{8}t\d{6}"

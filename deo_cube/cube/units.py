@@ -853,7 +853,7 @@ _MARKS = (65535.0, -9999.0, -32768.0, -999.0, -99999.0)
 _BRIGHTEST = 30000.0
 
 MIXED = (
-    "beside no data, the values of {layers} lie between it and the values farther in: interpolation or resampling "
+    "beside no data, the values of {layers} are between it and the values farther in: interpolation or resampling "
     "mixed them. Set no data to NaN before that step, cube.where(cube != {nodata:g}); or pass nodata={nodata:g} to "
     "take them as they are"
 )
@@ -1006,7 +1006,7 @@ def _wrong_units(values: Array, bands: Sequence[Array], r: Radiometry) -> Mistak
     if floats and -1 < low and high <= 2 and (values % 1).any():
         return Mistake(
             "",
-            f'units="dn" cannot be: all values lie between {low:.3g} and {high:.3g}. '
+            f'units="dn" cannot be: all values are between {low:.3g} and {high:.3g}. '
             'Pass units="reflectance" and offset= (0 if it was subtracted, -1000 if the values carry it)',
         )
     if values.dtype.kind == "u" and float((values > 60000).mean()) > 0.01:
@@ -1020,7 +1020,7 @@ def _wrong_units(values: Array, bands: Sequence[Array], r: Radiometry) -> Mistak
     if floats and high <= 100 and (values % 1).any():
         return Mistake(
             "units",
-            f"all values lie between {low:.3g} and {high:.3g}: hardly DN (reflectance x 10000). "
+            f"all values are between {low:.3g} and {high:.3g}: hardly DN (reflectance x 10000). "
             'Pass units="percent" for 0 to 100, units="dn" if they are DN',
         )
     tops = [float(b.max()) for b in bands if b.size]
@@ -1057,7 +1057,7 @@ def _wrong_reflectance(values: Array, r: Radiometry) -> Mistake | None:
 
 
 def mixed_with_nodata(plane: Array, nodata: float) -> bool:
-    """Return whether values beside no data lie between it and those farther in, as interpolation leaves them.
+    """Return whether values beside no data are between it and those farther in, as interpolation leaves them.
 
     Parameters
     ----------

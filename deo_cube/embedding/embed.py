@@ -96,7 +96,7 @@ def embed(
     anchor : {"grid", "array"}
         Where the tile grid starts: the CRS origin, so that overlapping cubes agree, or the cube's corner.
     edge : {"pad", "drop"}
-        Keep or drop patches that lie partly outside the cube.
+        Keep or drop patches that are partly outside the cube.
     dtype : {"float16", "float32", "int8"}
         Dtype of the result. int8 uses the card's global scale, written as CF ``scale_factor``. netCDF, GeoTIFF and
         resampling need float32: ``emb.astype("float32")``.

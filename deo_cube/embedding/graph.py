@@ -101,7 +101,7 @@ class Output:
 
 @dataclass(frozen=True)
 class BlockTask:
-    """What runs for each block. Frozen and small: every task of the graph shares it."""
+    """The task of each block. Frozen and small: every task of the graph shares it."""
 
     run: Run
     window_reader: WindowReader
@@ -348,8 +348,9 @@ def map_blocks_with_halo(
     graph = HighLevelGraph.from_collections(name, blocks, dependencies=unique)
     if several:
         picks = {n: OutputLayer(n, blocks, o, i) for i, (n, o) in enumerate(zip(names, outputs, strict=True))}
-        # An array that can be made alone reads the sources then. The others are said to depend on it, though they do
-        # not: layers are culled after those that depend on them, and it has to know of which blocks others are needed.
+        # An array that can be made alone reads the sources then. The others are declared to depend on it, though they
+        # do not: layers are culled after those that depend on them, and it has to know which blocks of the others are
+        # needed.
         alone = {n for n, layer in picks.items() if layer.alone is not None}
         needed = {n: {name, *graph.dependencies[name]} if n in alone else {name, *alone} for n in names}
         graph = HighLevelGraph({**graph.layers, **picks}, {**graph.dependencies, **needed})
@@ -566,7 +567,7 @@ def _unwrapped(value: Any) -> Any:
     return getattr(inner, "_array", inner) if type(inner).__module__.startswith("xarray.") else inner
 
 
-#: Layers that read, cut, chunk or turn an array, and change none of its values (a cast is told by the dtype).
+#: Layers that read, cut, chunk or turn an array, and change none of its values (a cast shows in the dtype).
 _SAME_VALUES = (
     *("getitem", "rechunk", "transpose", "astype", "concatenate", "stack", "blocks"),
     *("open_dataset", "original", "xarray", "array"),
@@ -597,7 +598,7 @@ def _in_order(graph: HighLevelGraph) -> list[str]:
 
 
 class _Keys:
-    """Whether a graph has a key, without listing its keys."""
+    """The keys of a graph, for `in`, without listing them."""
 
     def __init__(self, graph: HighLevelGraph) -> None:
         lazy = (Blockwise, _LazyLayer)

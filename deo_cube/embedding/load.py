@@ -26,6 +26,6 @@ def load_cube(
     **options: Any,
 ) -> xr.Dataset:
     """Load STAC items as `deo_cube.cube.stac.load_cube` does, with the bands of `model`."""
-    if bands is None and set(wanted := card(option("model", model)).bands) != set(MODEL_BANDS):
-        bands = wanted
+    if bands is None and set(expected := card(option("model", model)).bands) != set(MODEL_BANDS):
+        bands = expected
     return stac.load_cube(items, bands=bands, **options)

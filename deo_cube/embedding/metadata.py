@@ -1,4 +1,4 @@
-"""What a result says of itself: provenance in attributes, and the GeoZarr conventions on the store.
+"""Describe a result: provenance in attributes, and the GeoZarr conventions on the store.
 
 Conventions written on the store's group:
 
@@ -127,16 +127,16 @@ def provenance(p: Prepared, cube: xr.Dataset | xr.DataArray) -> dict[str, Any]:
     }
     if p.runtime != "torch":  # absent for torch, as in stores from before there were others
         facts["runtime"] = p.runtime
-    said = {
+    carried = {
         k: cube.attrs[k] for k in (PREFIX + k for k in ("synthetic", "composite", "mask_clouds")) if k in cube.attrs
     }
-    if Attribute.SYNTHETIC in said and "source" in cube.attrs:
-        said[Attribute.SCENE] = cube.attrs["source"]
-    return {PREFIX + k: v for k, v in facts.items()} | said
+    if Attribute.SYNTHETIC in carried and "source" in cube.attrs:
+        carried[Attribute.SCENE] = cube.attrs["source"]
+    return {PREFIX + k: v for k, v in facts.items()} | carried
 
 
 def model_url(card: ModelCard) -> str:
-    """Where the model is found: its weights on the hub or elsewhere; a URN for one that is nowhere but here."""
+    """Return the address of the model's weights, on the hub or elsewhere; a URN if they are only on this machine."""
     if card.weights.repo is not None:
         return f"https://huggingface.co/{card.weights.repo}/tree/{card.weights.revision}"
     return card.weights.url or f"urn:deo-cube:model:{card.name}:{card.fingerprint}"

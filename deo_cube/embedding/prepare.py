@@ -195,7 +195,7 @@ def _variables_read(cube: Cube, match: BandMatch | None) -> list[str]:
 def _fields(
     cube: Cube, dims: georeference.Dims, match: BandMatch, plan: TilePlan, scl: bool, hidden: xr.Variable | None
 ) -> tuple[tuple[tuple[graph.BandSource, ...], ...], tuple[Any, ...]]:
-    """Where the pixels of bands, SCL and mask are: groups of fields for `WindowReader`, and their Dask arrays."""
+    """Return the sources of bands, SCL and mask: groups of fields for `WindowReader`, and their Dask arrays."""
     names = (dims.time, dims.band, dims.y, dims.x)
     like = min(plan.block, 256)  # of what is not on Dask: small, for a halo touches its neighbours' chunks whole
     arrays: list[Any] = []

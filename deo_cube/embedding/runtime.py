@@ -1,4 +1,4 @@
-"""What a process holds while it embeds: the loaded encoders, and the lanes on which they run.
+"""Hold the loaded encoders of a process, and the threads on which they run.
 
 A **lane** is a thread that may use a device. A GPU has one lane, so that two tasks never meet in its memory; the CPU
 has one a core, each with a single torch thread. Dask's own threads read, stitch and write, hand their batches to the

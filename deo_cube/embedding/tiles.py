@@ -9,11 +9,11 @@ Words, along one axis and in pixels::
     cube               [--------------------)                     starts and ends anywhere
     blocks             [ first  )[  whole   )                     runs of whole tiles: one task, one Zarr shard
 
-Tile borders are multiples of the core in world pixels, not in the array, so a tile that lies inside two overlapping
+Tile borders are multiples of the core in world pixels, not in the array, so a tile that is inside two overlapping
 cubes is the same tile and gives the same vectors (law 1). Nothing here depends on how the cube is chunked.
 
 A tile that reaches over the cube's edge sees the cube mirrored there (edge pixel repeated: ``2 1 0 | 0 1 2``).
-With ``edge="pad"`` a patch that lies partly inside the cube is kept, with ``edge="drop"`` only whole ones are.
+With ``edge="pad"`` a patch that is partly inside the cube is kept, with ``edge="drop"`` only whole ones are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Edge = Literal["pad", "drop"]
 
 
 def mirror(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Fold indices that lie outside ``[0, size)`` back inside, as in a mirror that stands on the edge.
+    """Fold indices outside ``[0, size)`` back inside, as by reflection at the edge.
 
     -1 becomes 0, -2 becomes 1, `size` becomes ``size - 1``; any distance, any size down to one pixel.
     """
@@ -51,7 +51,7 @@ class BlockAxis:
     tiles: int
     """Tiles in the block along this axis."""
     skip: int
-    """Patches of the first core that lie before the output begins."""
+    """Patches of the first core that are before the output."""
     out_start: int
     """First output patch."""
     out_stop: int
@@ -136,7 +136,7 @@ class Axis:
 
     @property
     def lead(self) -> int:
-        """Patches of the first tile's core that lie before the output begins."""
+        """Patches of the first tile's core that are before the output."""
         return self.first_patch - self.first_tile * self.patches_per_core
 
     def encoded(self, trim: int) -> int:
@@ -163,7 +163,7 @@ class Axis:
         )
 
     def span(self, block: BlockAxis, k: int, trim: int) -> tuple[int, int]:
-        """Part of the `k`-th tile of a block that lies within a halo of the cube, in pixels of the tile.
+        """Part of the `k`-th tile of a block that is within a halo of the cube, in pixels of the tile.
 
         Both ends are multiples of `trim` (a multiple of the patch) from the tile's first pixel; 0 leaves it whole.
         """
@@ -195,7 +195,7 @@ class TilePlan:
     block : int
         Pixels of a block's side, a multiple of the core.
     edge : {"pad", "drop"}
-        What becomes of patches that lie partly outside the cube.
+        Keep or drop patches that are partly outside the cube.
 
     Raises
     ------
@@ -224,12 +224,12 @@ class TilePlan:
         )
         check(
             self.tile % self.patch == 0,
-            f"tile={self.tile} is no multiple of the model's patch of {self.patch} px: "
+            f"tile={self.tile} is not a multiple of the model's patch of {self.patch} px: "
             f"pass tile={max(1, round(self.tile / self.patch)) * self.patch}",
         )
         check(
             self.halo % self.patch == 0,
-            f"halo={self.halo} is no multiple of the model's patch of {self.patch} px: "
+            f"halo={self.halo} is not a multiple of the model's patch of {self.patch} px: "
             f"pass halo={-(-self.halo // self.patch) * self.patch}",
         )
         check(
@@ -239,7 +239,7 @@ class TilePlan:
         )
         check(
             self.block > 0 and self.block % self.core == 0,
-            f"block={self.block} is no multiple of the tile's core of {self.core} px (tile - 2 halo): "
+            f"block={self.block} is not a multiple of the tile's core of {self.core} px (tile - 2 halo): "
             f"pass block={max(1, round(self.block / self.core)) * self.core}",
         )
         check(
@@ -305,7 +305,7 @@ class TilePlan:
 
 @dataclass(frozen=True)
 class TileCuts:
-    """Where the tiles of one block lie: in its padded window (pixels) and in its canvas of patches.
+    """Places of the tiles of one block: in its padded window (pixels) and in its canvas of patches.
 
     Tiles are called by their row and column in the block. With `trim`, those at the cube's edge are cut shorter.
     """
@@ -363,6 +363,6 @@ def plan_tiles(
     core = tile - 2 * halo
     if block is not None and block <= 0:
         raise TilePlanError(f"block must be positive, got {block}")
-    wanted = 1024 if block is None else block
-    block = max(1, round(wanted / core)) * core if core > 0 else tile
+    target = 1024 if block is None else block
+    block = max(1, round(target / core)) * core if core > 0 else tile
     return TilePlan(shape, origin, tile, halo, patch, block, edge)

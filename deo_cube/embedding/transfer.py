@@ -244,7 +244,7 @@ def _no_bfloat16(device: str) -> str:
 
 
 def precise(precision: str, device: str) -> AbstractContextManager[Any]:
-    """What the network runs in: nothing for float32, autocast for bfloat16."""
+    """Return the context in which the network runs: nothing for float32, autocast for bfloat16."""
     if precision == "float32":
         return contextlib.nullcontext()
     import torch

@@ -78,7 +78,7 @@ class BandSource:
 
     @property
     def transposed(self) -> bool:
-        """Whether x comes before y."""
+        """True if x comes before y."""
         return self.axes[3] < self.axes[2]
 
 

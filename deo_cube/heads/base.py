@@ -182,7 +182,7 @@ def check_same_model(expected: ModelId, found: ModelId, what: str) -> None:
 def check_model(head: Head, emb: xr.DataArray) -> xr.DataArray:
     """Return `emb` as heads read it, if it is of the model of the head."""
     emb = as_embeddings(emb)
-    # The fingerprint tells stems apart too, but a user who gave red, green and blue needs to read about bands.
+    # The fingerprint distinguishes stems too, but a user who gave red, green and blue needs to read about bands.
     stem, own = head.report.get("stem"), emb.attrs.get(Attribute.STEM)
     if stem and own and stem != own:
         raise ArgumentError(

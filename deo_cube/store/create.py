@@ -51,7 +51,7 @@ class Begun:
     target: Target
     template: Template
     found: bool
-    """Whether it existed, created by an earlier run or by another process."""
+    """True if it existed, created by an earlier run or by another process."""
 
 
 def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overwrite: bool) -> Begun:

@@ -273,7 +273,7 @@ class Target:
     """A store that blocks can be written to, small enough to be sent to workers."""
 
     store: Any
-    """From `storage.locate`."""
+    """Result of `storage.locate`."""
     layout: Layout
     fingerprint: str
     generation: str = ""
@@ -296,7 +296,7 @@ class Target:
     def _check(self, store: Store) -> bool:
         data = storage.read(store, ROOT)
         if data is None:
-            raise StoreMismatchError(f"{self.store} is gone: it was deleted or renamed while it was written to")
+            raise StoreMismatchError(f"{self.store} does not exist any more: it was deleted or renamed during the run")
         try:
             attrs = json.loads(data)["attributes"]
             state, theirs = attrs[STATE], (attrs[FINGERPRINT], attrs.get(GENERATION, ""))

@@ -44,7 +44,7 @@ class StoreStatus:
     """Blocks whose bytes do not match their entry (time, row, column). Only `verify_store` looks."""
     verified: bool = False
     repaired: bool = False
-    """Whether the entries of the damaged blocks were deleted, and metadata restored."""
+    """True if the entries of the damaged blocks were deleted, and metadata restored."""
     metadata: tuple[str, ...] = ()
     """Objects of the metadata that are missing, damaged or changed, and how. Only `verify_store` looks."""
     sealed: bool = True
@@ -54,7 +54,7 @@ class StoreStatus:
 
     @property
     def complete(self) -> bool:
-        """Whether every block is done, and nothing was found damaged."""
+        """True if every block is done, and none is damaged."""
         return self.done == self.blocks and not self.damaged and not self.metadata
 
     def __repr__(self) -> str:
@@ -231,7 +231,7 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     Parameters
     ----------
     store : path, URL or zarr store
-        Written by `emb.deo.to_zarr()`; or embeddings of others, where they lie: TESSERA tiles, AlphaEarth COGs, stores
+        Written by `emb.deo.to_zarr()`; or embeddings of others, at their place: TESSERA tiles, AlphaEarth COGs, stores
         after the `geoemb:` convention (`deo_cube.store.products`).
     storage_options : mapping, optional
         As for `to_zarr`.

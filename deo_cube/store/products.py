@@ -116,7 +116,7 @@ def _npy(path: Path) -> xr.DataArray:
     match = _GRID.match(path.name)
     scales_path = path.with_name(f"{path.stem}_scales.npy")
     if match is None or path.name.endswith("_scales.npy"):
-        raise StoreMismatchError(f"{path} is no TESSERA tile: wanted grid_<lon>_<lat>.npy with its _scales.npy")
+        raise StoreMismatchError(f"{path} is not a TESSERA tile: expected grid_<lon>_<lat>.npy with its _scales.npy")
     if not path.exists() or not scales_path.exists():
         raise StoreMismatchError(f"a TESSERA tile is two files, and one is not there: {path}, {scales_path.name}")
     try:
@@ -125,7 +125,7 @@ def _npy(path: Path) -> xr.DataArray:
         raise StoreMismatchError(f"{path} and {scales_path.name} are not two arrays of numbers: {error}") from error
     if values.ndim != 3 or values.shape[:2] != scales.shape[:2]:
         raise StoreMismatchError(
-            f"{path.name} is {values.shape}, its scales {scales.shape}: wanted (y, x, band) and (y, x)"
+            f"{path.name} is {values.shape}, its scales {scales.shape}: expected (y, x, band) and (y, x)"
         )
     if not np.issubdtype(values.dtype, np.int8):
         raise StoreMismatchError(f"{path.name} holds {values.dtype}: a TESSERA tile is int8")
@@ -145,8 +145,8 @@ def _place_of(path: Path, name: str, shape: tuple[int, ...]) -> GeoBox:
     found = next((f for d in folders for e in (".tiff", ".tif") if (f := d / f"{name}{e}").exists()), None)
     if found is None:
         raise MissingCRSError(
-            f"the place of a TESSERA tile stands in its landmask, {LANDMASKS}/{name}.tiff, which is neither there nor "
-            f"beside {path.name}: fetch it (geotessera does), or export the tile as GeoTIFF"
+            f"the place of a TESSERA tile is stored in its landmask, {LANDMASKS}/{name}.tiff, which is neither there "
+            f"nor beside {path.name}: fetch it (geotessera does), or export the tile as GeoTIFF"
         )
     import rasterio
 
@@ -191,7 +191,7 @@ def _geoemb(ds: xr.Dataset, attrs: dict[str, Any], path: str) -> xr.DataArray:
     dim = int(attrs["geoemb:dimensions"])
     fit = [str(n) for n, v in ds.data_vars.items() if n != of_scales and v.ndim >= 3 and dim in v.shape]
     if len(fit) != 1:
-        raise StoreMismatchError(f"{path} has {fit or 'no array'} of {dim} dimensions: wanted one array of embeddings")
+        raise StoreMismatchError(f"{path} has {fit or 'no array'} of {dim} dimensions: expected one of embeddings")
     array = ds[fit[0]].rename(_renamed(ds[fit[0]], path))
     box = _box(array, path, attrs)
     model = (str(attrs.get("title") or attrs["geoemb:model"]), str(attrs["geoemb:model"]))

@@ -212,7 +212,7 @@ class WorkerPool:
         self._raise_if_timed_out(workers)
         if not workers and self._scale_up_task is None:
             # Adaptive clusters start workers only for tasks.
-            self._scale_up_task = self._client.submit(int, pure=False, key=f"deo_cube-wanted-{uuid.uuid4().hex}")
+            self._scale_up_task = self._client.submit(int, pure=False, key=f"deo_cube-scale-up-{uuid.uuid4().hex}")
         return False
 
     def _workers_now(self) -> Mapping[str, Any]:
@@ -264,7 +264,7 @@ class WorkerPool:
         if not self._joined:
             return "no worker has joined the cluster yet"
         if not workers:
-            return f"all workers of the cluster are gone ({self._joined} had joined)"
+            return f"the cluster has no worker left ({self._joined} had joined)"
         return f"none of the cluster's {len(workers)} workers fits or answers"
 
     def _query(self, new: list[str]) -> None:
@@ -496,7 +496,7 @@ def _ended_futures(ended: queue.SimpleQueue[Any]) -> list[Any]:
 
 
 def _recall_stranded(pool: WorkerPool, running: dict[Any, _PendingBlock], again: list[_PendingBlock]) -> None:
-    """Cancel blocks that were restricted to workers which are all gone: the scheduler would wait for these for ever."""
+    """Cancel blocks that were restricted to workers that have all left: the scheduler would wait for these for ever."""
     for future, one in list(running.items()):
         if one.workers and not pool.known.intersection(one.workers):
             del running[future]

@@ -33,8 +33,7 @@ NAMES = {
 def choose_scheduler(scheduler: str | None) -> str:
     """Return ``threads``, ``processes``, ``synchronous`` or ``distributed``.
 
-    None stands for the cluster of this process's client if there is one, else for Dask's configured scheduler, else
-    for threads.
+    None selects the cluster of this process's client if there is one, else Dask's configured scheduler, else threads.
 
     Raises
     ------
@@ -67,7 +66,7 @@ def choose_scheduler(scheduler: str | None) -> str:
 
 
 def is_address(scheduler: str) -> bool:
-    """Whether a text names a scheduler by its address or file, and not one of Dask's local ones."""
+    """Return whether a text names a scheduler by its address or file, and not one of Dask's local ones."""
     return "://" in scheduler or scheduler.lower().endswith(".json")
 
 

@@ -285,7 +285,7 @@ def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str 
 
 
 def _forget_lost_blocks(target: Target, emb: xr.DataArray) -> bool:
-    """Delete the entries of blocks whose shards are gone, so that they are done again; return whether there are any."""
+    """Delete the entries of blocks whose shards are missing, so that they run again; return whether there are any."""
     backend = storage.store_at(target.store)
     lost = lost_shards(backend, target.layout, emb.dtype, emb.sizes["embedding"], target.record)
     if lost:

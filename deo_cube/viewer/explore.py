@@ -24,7 +24,7 @@ from deo_cube.heads.base import Head
 __all__ = ["Explorer", "explore", "serve"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-#: Addresses that stand for all addresses of this machine.
+#: Addresses that mean all addresses of this machine.
 ALL_ADDRESSES = ("0.0.0.0", "::", "")
 
 
@@ -224,7 +224,7 @@ def serve(
         print(f"{store}: {viewer.url}   (Ctrl-C stops it)", flush=True)
         if host not in LOOPBACK:
             print(
-                f"listening on {host}: everybody who can reach this machine can see these embeddings",
+                f"listening on {host}: these embeddings are visible to all who can reach this machine",
                 file=sys.stderr,
                 flush=True,
             )

@@ -84,7 +84,7 @@ class TileVectors:
 
 @dataclass(frozen=True)
 class PCALayer:
-    """Principal components as colours; `basis` None stands for the basis bundled with the model."""
+    """Principal components as colours; `basis` None selects the basis bundled with the model."""
 
     vectors: TileVectors
     basis: PCA | None

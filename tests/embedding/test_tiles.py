@@ -97,8 +97,8 @@ def test_a_sentinel2_tile_has_the_counts_of_the_design() -> None:
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [
-        ({"tile": 250}, "tile=250 is no multiple.*pass tile=248"),
-        ({"halo": 12}, "halo=12 is no multiple.*pass halo=16"),
+        ({"tile": 250}, "tile=250.*pass tile=248"),
+        ({"halo": 12}, "halo=12.*pass halo=16"),
         ({"halo": 128}, "leaves no core.*at most 120"),
         ({"block": 0}, "block must be positive"),
         ({"edge": "wrap"}, "edge must be 'pad' or 'drop'"),
@@ -115,7 +115,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_size_that_does(sizes: dict[s
 
 
 def test_a_plan_whose_block_is_no_multiple_of_the_core_is_refused() -> None:
-    with pytest.raises(TilePlanError, match="block=1000 is no multiple.*pass block=896"):
+    with pytest.raises(TilePlanError, match="block=1000.*pass block=896"):
         TilePlan((500, 500), (0, 0), 256, 16, 8, 1000)
 
 
