@@ -202,6 +202,7 @@ def late(node: ast.AST, path: Path) -> bool:
     """Whether a module is only imported by others after they called `require`."""
     return path.relative_to(ROOT / "deo_cube").as_posix() in {
         "cube/stac_reader.py",  # load_cube
+        "store/run_distributed.py",  # to_zarr, after it found a client
         "viewer/requests.py",
         "viewer/routes.py",  # explore
         "viewer/server.py",

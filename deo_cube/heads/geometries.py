@@ -18,6 +18,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
+from rasterio.features import rasterize
 
 from deo_cube.errors import LabelsError
 
@@ -399,8 +400,6 @@ def _window_share(shape: shapely.Geometry, box: GeoBox) -> tuple[Array, Array, i
 
 def _covered_share(shape: shapely.Geometry, t: Affine, rows: slice, cols: slice) -> tuple[Array, Array]:
     """Return the share of each cell of a window that a polygon covers, and whether it contains the cell's centre."""
-    from rasterio.features import rasterize
-
     size = rows.stop - rows.start, cols.stop - cols.start
     window = Affine(t.a, 0, t.c + cols.start * t.a, 0, t.e, t.f + rows.start * t.e)
     centre = rasterize([(shape, 1)], size, transform=window, dtype="uint8").astype(bool)

@@ -14,12 +14,19 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
+import odc.geo.xr  # noqa: F401 - registers .odc
+import rasterio
+import rasterio.shutil
 import xarray as xr
 from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
+from rasterio.enums import MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
+from rasterio.windows import Window
 
 from deo_cube.cube import georeference
 from deo_cube.cube.georeference import crs_name
@@ -113,10 +120,6 @@ def read_around(labels: Any, crs: Any, near: GeoBox, *, ignore_nodata: bool = Fa
     """
     if isinstance(labels, xr.DataArray | xr.Dataset):
         return _of_array(labels, crs, near, ignore_nodata)
-    import rasterio
-    from rasterio.enums import MaskFlags
-    from rasterio.errors import RasterioError
-    from rasterio.windows import Window
 
     path = located(labels)
     try:
@@ -181,8 +184,6 @@ def _one_array(labels: xr.DataArray | xr.Dataset) -> xr.DataArray:
 
 def _placed(array: xr.DataArray, crs: Any, near: GeoBox) -> GeoBox:
     """Return the grid of a raster of labels; without a CRS it must be cell by cell on the grid of the embeddings."""
-    import odc.geo.xr  # noqa: F401
-
     if crs is not None:
         marks = {"spatial_ref", "crs_wkt", "grid_mapping_name", "GeoTransform"}
         bare = array.drop_vars([k for k, c in array.coords.items() if c.ndim == 0 and marks & set(c.attrs)])
@@ -490,10 +491,6 @@ def legend_of_file(raster: Any) -> Legend:
 
 def _as_vrt(raster: Any) -> Any:
     """Return the first band as GDAL describes it in XML, the only place where rasterio shows category names."""
-    import rasterio.shutil
-    from rasterio.errors import RasterioError
-    from rasterio.io import MemoryFile
-
     try:
         with MemoryFile(ext=".vrt") as memory:
             rasterio.shutil.copy(raster, memory.name, driver="VRT")

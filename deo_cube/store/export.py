@@ -13,9 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import rasterio
+import rasterio.shutil
+import shapely
 import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from rasterio.errors import RasterioError
 
 from deo_cube import arguments
 from deo_cube.arguments import embeddings_of, refuse_foreign
@@ -80,10 +84,6 @@ def to_cog(
     (``deo_cube_model``, ...). A lazy array is computed window by window: store embeddings first (`to_zarr`) where they
     are used more than once.
     """
-    import rasterio
-    import rasterio.shutil
-    from rasterio.errors import RasterioError
-
     if overviews is not None:
         arguments.choice("overviews", overviews, ("nearest", "average", "mode"))
     arguments.choice("compress", str(compress).lower(), COMPRESSIONS)
@@ -337,8 +337,6 @@ def _table(
     part: xr.DataArray, box: GeoBox, rows: slice, columns: slice, pool: int, geometry: str, min_valid: float
 ) -> dict[str, Any]:
     """Return the rows of one window of one date."""
-    import shapely
-
     share = part.coords["valid"].drop_vars("valid") if "valid" in part.coords else None
     both = xr.Dataset({"v": part.drop_vars("valid", errors="ignore")} | ({} if share is None else {"s": share}))
     read = both.compute()

@@ -19,9 +19,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
+import rasterio
+import rioxarray
 import xarray as xr
 import zarr
+from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from deo_cube.constants import Attribute
@@ -88,7 +92,6 @@ def open_layout(path: Any) -> xr.DataArray | None:
 
 
 def _geotiff(path: str) -> xr.DataArray:
-    import rioxarray
 
     opened = rioxarray.open_rasterio(path, chunks={"x": CHUNK, "y": CHUNK})
     assert isinstance(opened, xr.DataArray)
@@ -111,7 +114,6 @@ def _alphaearth(v: xr.DataArray) -> xr.DataArray:
 
 
 def _npy(path: Path) -> xr.DataArray:
-    import dask.array as da
 
     match = _GRID.match(path.name)
     scales_path = path.with_name(f"{path.stem}_scales.npy")
@@ -148,7 +150,6 @@ def _place_of(path: Path, name: str, shape: tuple[int, ...]) -> GeoBox:
             f"the place of a TESSERA tile is stored in its landmask, {LANDMASKS}/{name}.tiff, which is neither there "
             f"nor beside {path.name}: fetch it (geotessera does), or export the tile as GeoTIFF"
         )
-    import rasterio
 
     with rasterio.open(found) as file:
         box = GeoBox((file.height, file.width), file.transform, file.crs.to_wkt())
@@ -231,8 +232,6 @@ def _box(array: xr.DataArray, path: str, attrs: dict[str, Any] | None = None) ->
     pair = next(p for p in SPATIAL_DIMS if set(p) <= set(array.dims))
     others = {d: 0 for d in array.dims if d not in pair}
     if attrs is not None and "spatial:transform" in attrs and ("proj:code" in attrs or "proj:wkt2" in attrs):
-        from affine import Affine
-
         shape = (array.sizes[pair[0]], array.sizes[pair[1]])
         return GeoBox(shape, Affine(*attrs["spatial:transform"][:6]), attrs.get("proj:code") or attrs["proj:wkt2"])
     return georeference.geobox(array.isel(others, drop=True))

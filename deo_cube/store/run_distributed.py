@@ -29,6 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+from distributed.comm import CommClosedError
+from distributed.scheduler import KilledWorker
+
 from deo_cube.arguments import number
 from deo_cube.embedding import chunks, metadata, node_weights, runtime
 from deo_cube.errors import ArgumentError, DeoCubeError, DeviceError, SchedulerError, WeightsNotFoundError
@@ -339,15 +343,11 @@ def _power_of_two(share: float) -> float:
 
 def pickle_refs(refs: list[Any]) -> bytes:
     """Pickle references by value, as factories may be defined in a notebook; the scheduler does not unpickle them."""
-    import cloudpickle
-
     return bytes(cloudpickle.dumps(refs))
 
 
 def unpickled_refs(refs: bytes) -> list[Any]:
     """Unpickle references of the client."""
-    import cloudpickle
-
     return list(cloudpickle.loads(refs))
 
 
@@ -406,8 +406,6 @@ def run_blocks(
     SchedulerError
         If the scheduler is lost.
     """
-    from distributed.comm import CommClosedError
-
     client = runtime.distributed_client()
     if client.asynchronous:
         raise ArgumentError(
@@ -507,8 +505,6 @@ def _recall_stranded(pool: WorkerPool, running: dict[Any, _PendingBlock], again:
 
 def _succeeded(future: Any, one: _PendingBlock, pool: WorkerPool) -> bool:
     """Return whether a block is done; False where it is to be submitted again. Raise errors that no retry can fix."""
-    from distributed.scheduler import KilledWorker
-
     # Not `future.result()`, which would fetch a None from the worker.
     if future.status == "finished":
         return True

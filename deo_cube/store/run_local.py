@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import xarray as xr
 
@@ -38,9 +48,6 @@ def executor(kind: str, num_workers: int | None) -> Iterator[tuple[Executor, int
     """Yield an executor of this machine, and the number of blocks to submit to it at a time."""
     n = count_workers(kind, num_workers)
     if kind == "processes":
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor
-
         # Not fork, which the threads of torch and GDAL do not survive.
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(n, mp_context=spawn, initializer=_prepare_process) as pool:
@@ -61,8 +68,6 @@ def _end_with_parent() -> None:
 
     A killed parent would leave its workers waiting for the next block, each with a loaded model.
     """
-    import multiprocessing
-
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -129,15 +134,11 @@ def run_blocks(
 
 def pickled(job: Any) -> bytes:
     """Pickle a job by value: its graph may hold functions of a notebook, which plain pickle cannot send."""
-    import cloudpickle
-
     return bytes(cloudpickle.dumps(job))
 
 
 def unpickled_call(run: Callable[[Any], Any], job: bytes) -> Any:
     """Run a pickled job."""
-    import cloudpickle
-
     return run(cloudpickle.loads(job))
 
 

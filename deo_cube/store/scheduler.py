@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dask
+
 from deo_cube.embedding import runtime
 from deo_cube.errors import ArgumentError, SchedulerError
 from deo_cube.extras import require
@@ -40,8 +42,6 @@ def choose_scheduler(scheduler: str | None) -> str:
     ArgumentError
         For any other name, or ``distributed`` without a client.
     """
-    import dask
-
     client = runtime.distributed_client()
     default = "distributed" if client is not None else dask.config.get("scheduler", "threads")
     kind = str(default if scheduler is None else scheduler)
@@ -89,8 +89,6 @@ def connect(scheduler: str) -> Any:
     SchedulerError
         If the file is missing, cannot be read or names no address; if no Dask scheduler answers.
     """
-    import dask
-
     require("distributed", extra="cluster", purpose=f"scheduler={scheduler!r}")
     address = scheduler if "://" in scheduler else _address_in(local_path(scheduler))
     limit = dask.utils.parse_timedelta(dask.config.get("distributed.comm.timeouts.connect", "30s"))

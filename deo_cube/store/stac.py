@@ -239,8 +239,6 @@ def publish(
     require("pystac", extra="stac", purpose="publish")
     import pystac
 
-    from deo_cube.store.stac import model_item
-
     if isinstance(store, str) and is_url(store):
         raise StoreMismatchError(f"publish writes files beside a folder, which {store} is not: use stac_item(store)")
     path = local_path(arguments.path("store", store))

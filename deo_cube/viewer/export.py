@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.features import shapes
+from rasterio.shutil import copy
+from rasterio.warp import transform_geom
+from rasterio.windows import Window
 
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.classes import NO_CLASS
@@ -33,10 +38,6 @@ def write_cog(layer: Layer, t: int, path: Path, *, tags: dict[str, str]) -> Iter
     Similarities are float32 with NaN for none; classes uint8 with 255 for none, a palette and names; PCA colours
     uint8 with 0 for none. Only one window is in memory.
     """
-    import rasterio
-    from rasterio.shutil import copy
-    from rasterio.windows import Window
-
     source, factor = layer.vectors.source, getattr(layer, "upsample", 1)
     box = layer.vectors.grid.box
     rows, cols = (n * factor for n in source.shape[2:])
@@ -98,10 +99,6 @@ def write_geojson(
     ArgumentError
         For a layer that is too large for polygons.
     """
-    import rasterio
-    from rasterio.features import shapes
-    from rasterio.warp import transform_geom
-
     source, factor = layer.vectors.source, getattr(layer, "upsample", 1)
     rows, cols = (n * factor for n in source.shape[2:])
     if rows * cols > MAX_CELLS:

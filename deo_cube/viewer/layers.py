@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from PIL import Image
 
 from deo_cube.cube.georeference import assign_grid
 from deo_cube.heads.base import Head
@@ -229,7 +230,6 @@ class ClassLayer:
 
 
 def _png(pixels: Array, mode: str) -> bytes:
-    from PIL import Image
 
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels), mode).save(out, "PNG", compress_level=1)
@@ -257,8 +257,6 @@ def score_png(scores: Array) -> bytes:
 
 def read_scores(png: bytes) -> Array:
     """Return the scores that `score_png` wrote, as the page reads them."""
-    from PIL import Image
-
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype("float64")
     return np.where(pixels[..., 2] == 255, np.nan, (pixels[..., 0] * 256 + pixels[..., 1] - 32767) / 32767)
 
