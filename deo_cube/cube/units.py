@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, cast
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import xarray as xr
@@ -43,19 +44,15 @@ __all__ = [
     "product_levels",
 ]
 
+T = TypeVar("T")
 Array = NDArray[Any]
 Units = Literal["dn", "reflectance", "percent", "uint8_rgb"]
-UNITS: tuple[Units, ...] = ("dn", "reflectance", "percent", "uint8_rgb")
 
-
+#: DN per unit of the values.
 _SCALE: dict[Units, float] = {"dn": 1.0, "reflectance": 1e4, "percent": 100.0, "uint8_rgb": TCI_SCALE}
-
 OFFSET_COORD = "boa_add_offset"
 """Coordinate along time, or attribute, that records an earlier decision: the DN to add; NaN where undecided."""
-
-_REASONS = Attribute.OFFSET  # attribute with the reasons of a recorded offset
-
-
+#: Most values that are examined.
 _SAMPLE = 1_000_000
 
 
@@ -78,8 +75,8 @@ class Radiometry:
     """Those of "units", "offset" and "nodata" that the caller passed."""
 
     def __post_init__(self) -> None:
-        if self.units not in UNITS:
-            raise ArgumentError(f"units must be one of {', '.join(map(repr, UNITS))}, got {self.units!r}")
+        if self.units not in _SCALE:
+            raise ArgumentError(f"units must be one of {', '.join(map(repr, _SCALE))}, got {self.units!r}")
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ArgumentError(f"scale must be positive, got {self.scale}")
         if not self.offset or not all(math.isfinite(a) for a in self.offset):
@@ -181,7 +178,7 @@ def decide_radiometry(
     UserWarning
         Where attributes or values contradict an argument that was passed, which decides all the same.
     """
-    arguments.choice("units", units, ("auto", *UNITS))
+    arguments.choice("units", units, ("auto", *_SCALE))
     passed = {"units": units, "offset": offset, "nodata": nodata}
     given = tuple(name for name, value in passed.items() if not (isinstance(value, str) and value == "auto"))
     evidence = Evidence.from_cube(cube, match)
@@ -189,26 +186,15 @@ def decide_radiometry(
     sample = None if samples is None else np.concatenate([s.ravel() for s in samples])
     # All problems are collected, so that the message lists every argument that is needed.
     problems: list[str] = []
-    decided: Decided | None = None
-    offsets: tuple[float, ...] = (0.0,)
-    offset_reasons: list[str] = []
-    nodata_value, nodata_reason = None, ""
-    try:
-        decided = _units_and_scale(evidence, units, sample)
-    except AmbiguousUnitsError as error:
-        problems.append(str(error))
-    try:
-        nodata_value, nodata_reason = _decide_nodata(evidence, decided, nodata)
-    except AmbiguousUnitsError as error:
-        problems.append(str(error))
+    decided = _collect(problems, partial(_units_and_scale, evidence, units, sample))
+    nodata_value, nodata_reason = _collect(problems, partial(_decide_nodata, evidence, decided, nodata)) or (None, "")
+    offsets_and_reasons = None
     if decided is not None:
         hint = _offset_hint(sample, decided.scale, nodata_value)
-        try:
-            offsets, offset_reasons = _decide_offsets(evidence, decided, offset, hint)
-        except AmbiguousUnitsError as error:
-            problems.append(str(error))
-    if decided is None or problems:
+        offsets_and_reasons = _collect(problems, partial(_decide_offsets, evidence, decided, offset, hint))
+    if decided is None or offsets_and_reasons is None or problems:
         raise AmbiguousUnitsError(". ".join(p.rstrip(".") for p in problems))
+    offsets, offset_reasons = offsets_and_reasons
     radiometry = Radiometry(
         units=decided.units,
         scale=decided.scale,
@@ -229,6 +215,15 @@ def decide_radiometry(
         warnings.warn(f"{listed} is taken as given, but {'; '.join(doubts)}", UserWarning, stacklevel=3)
         radiometry = replace(radiometry, reasons=(*radiometry.reasons, *(f"but {doubt}" for doubt in doubts)))
     return radiometry
+
+
+def _collect(problems: list[str], decide: Callable[[], T]) -> T | None:
+    """Return what `decide` returns; None if the evidence is ambiguous, with the message added to `problems`."""
+    try:
+        return decide()
+    except AmbiguousUnitsError as error:
+        problems.append(str(error))
+        return None
 
 
 def _scl_invalid(cube: xr.Dataset | xr.DataArray, match: BandMatch, nodata: float | None) -> tuple[int, ...]:
@@ -653,20 +648,9 @@ _NODATA_KEYS = ("_FillValue", "nodata", "missing_value", "nodatavals")
 
 
 def _decide_nodata(evidence: Evidence, decided: Decided | None, nodata: Any) -> tuple[float | None, str]:
-    """Return the value that means "no data" (None: NaN alone), and the reason.
+    """Return the value that means "no data" (None: NaN alone), and the reason; `nodata` of the caller decides.
 
-    Parameters
-    ----------
-    evidence : Evidence
-    decided : Decided or None
-        Units and scale; None where they are undecided.
-    nodata : "auto", float or None
-        As the caller passed it, which decides.
-
-    Raises
-    ------
-    AmbiguousUnitsError
-        Where the bands state different values.
+    `decided` is None where units and scale are undecided.
     """
     if nodata is None:
         return None, "nodata=None was passed"
@@ -728,23 +712,7 @@ def _stated_nodata(layer: xr.DataArray) -> float | None:
 def _decide_offsets(
     evidence: Evidence, decided: Decided, offset: str | float | Sequence[float], hint: str
 ) -> tuple[tuple[float, ...], list[str]]:
-    """Return the DN to add per time step, and the reasons.
-
-    Parameters
-    ----------
-    evidence : Evidence
-    decided : Decided
-        Units and scale, and the DN that were added already.
-    offset : "auto", float or sequence of float
-        As the caller passed it.
-    hint : str
-        Description of the values, for the message.
-
-    Raises
-    ------
-    AmbiguousUnitsError
-        Where a time step is undecided.
-    """
+    """Return the DN to add per time step, and the reasons; `hint` describes the values, for the message."""
     steps = evidence.steps
     if not isinstance(offset, str):
         passed = np.asarray(offset, dtype=np.float64).ravel()
@@ -758,12 +726,11 @@ def _decide_offsets(
     if decided.units == "uint8_rgb":
         return (0.0,) * steps, ["a stretched image carries no offset"]
     recorded = evidence.recorded_offsets()
-    by_step: list[Offset] = []
-    for t, properties in enumerate(evidence.product_properties()):
-        if recorded is not None:
-            by_step.append(_offset_of_record(evidence, decided, recorded[t]))
-        else:
-            by_step.append(_offset_of_product(evidence, decided, t, properties))
+    by_step = (
+        [_offset_of_product(evidence, decided, t, p) for t, p in enumerate(evidence.product_properties())]
+        if recorded is None
+        else [_offset_of_record(evidence, decided, record) for record in recorded]
+    )
     reasons: dict[str, list[int]] = {}
     for t, step in enumerate(by_step):
         reasons.setdefault(step.reason, []).append(t)
@@ -783,7 +750,7 @@ def _decide_offsets(
 
 def _offset_of_record(evidence: Evidence, decided: Decided, recorded: float) -> Offset:
     """Return the offset that an earlier decision, recorded in the cube, leaves to be added."""
-    reasons = f" ({evidence.cube.attrs[_REASONS]})" if _REASONS in evidence.cube.attrs else ""
+    reasons = f" ({evidence.cube.attrs[Attribute.OFFSET]})" if Attribute.OFFSET in evidence.cube.attrs else ""
     if not math.isfinite(recorded):
         return Offset(None, f"{OFFSET_COORD} records no decision{reasons}")
     record = f"{OFFSET_COORD} records {recorded:g}{reasons}"
@@ -925,14 +892,11 @@ def find_mistakes(bands: Sequence[Array], r: Radiometry, *, offset: float, low_s
         low, very_low = float((dn < 900).mean()), float((dn < 500).mean())
         if low > low_share or very_low > 0.01:
             share, limit = (low, 900) if low > low_share else (very_low, 500)
-            mistakes.append(
-                Mistake(
-                    "offset",
-                    f"{share:.0%} of the valid values are below DN {limit}, which values that carry the +1000 of "
-                    "baseline 04.00 cannot be: it seems to have been subtracted already. Pass offset=0 if so, "
-                    "offset=-1000 if not",
-                )
+            text = (
+                f"{share:.0%} of the valid values are below DN {limit}, which values that carry the +1000 of baseline "
+                "04.00 cannot be: it seems to have been subtracted already. Pass offset=0 if so, offset=-1000 if not"
             )
+            mistakes.append(Mistake("offset", text))
     return mistakes
 
 
@@ -956,19 +920,18 @@ def _nodata_mark(values: Array, r: Radiometry) -> tuple[Any, str] | None:
             others.size and ((others > -1000.5) & (others < _BRIGHTEST)).mean() > 0.5
         ):
             continue  # the others are as far off: it is the units that are wrong
-        share = float(same.mean())
-        if share > 0.01:
+        if (share := float(same.mean())) > 0.01:
             unit = "DN" if r.units == "dn" else "reflectance"
-            text = f"{share:.0%} of the values are {value:.9g}, which is not a {unit} but a mark of no data"
-            return value, f"{text}: pass nodata={value:.9g}"
-    if abs(float(values.min()) * r.scale + 1000) < 1:
-        # The value of 0, no data, after the offset of -1000 was added to it.
-        value = values.min()
-        share = float((values == value).mean())
-        if share > 0.01:
-            text = f"{share:.0%} of the values are {value:.9g}, as no data becomes where the offset is added to it"
-            return value, f"{text}: pass nodata={value:.9g}"
+            return value, _mark_message(share, value, f"which is not a {unit} but a mark of no data")
+    value = values.min()
+    # The value of 0, no data, after the offset of -1000 was added to it.
+    if abs(float(value) * r.scale + 1000) < 1 and (share := float((values == value).mean())) > 0.01:
+        return value, _mark_message(share, value, "as no data becomes where the offset is added to it")
     return None
+
+
+def _mark_message(share: float, value: Any, reason: str) -> str:
+    return f"{share:.0%} of the values are {value:.9g}, {reason}: pass nodata={value:.9g}"
 
 
 def _empty_pixels(bands: Sequence[Array], r: Radiometry) -> Mistake | None:
@@ -1039,13 +1002,11 @@ def _wrong_reflectance(values: Array, r: Radiometry) -> Mistake | None:
     if float(np.median(fraction)) > 2 or bright > 0.05:
         # Per cent reach 100 and a little more, DN thousands.
         per_cent = r.units == "reflectance" and float(np.percentile(values, 95)) <= 200
-        instead = (
-            'units="percent" for 0 to 100, or units="dn" and the offset' if per_cent else 'units="dn" and the offset'
-        )
+        percent_or = 'units="percent" for 0 to 100, or '
         return Mistake(
             "",
             f'units="{r.units}" cannot be: the median value is {median:g}, and {bright:.0%} are reflectance above 2. '
-            f"Pass {instead}",
+            f'Pass {percent_or * per_cent}units="dn" and the offset',
         )
     if r.units == "percent" and "units" not in r.given and float(values.max()) <= 2:
         return Mistake(
