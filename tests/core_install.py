@@ -32,7 +32,9 @@ class Blocker:
 
     def find_distributions(self, *context: Any) -> Iterator[Any]:
         for finder in self.finders:
-            yield from getattr(finder, "find_distributions", lambda *_: ())(*context)
+            for found in getattr(finder, "find_distributions", lambda *_: ())(*context):
+                if not self.blocks((found.name or "").replace("-", "_")):
+                    yield found
 
 
 def use(folder: Path) -> None:

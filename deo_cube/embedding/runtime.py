@@ -35,7 +35,8 @@ from deo_cube.embedding import node_weights
 from deo_cube.embedding.replay import Replayed
 from deo_cube.encoder.devices import choose_device, cpu_has_bfloat16
 from deo_cube.encoder.registry import EncoderRef
-from deo_cube.errors import DeviceError, MissingExtraError
+from deo_cube.errors import DeviceError
+from deo_cube.extras import require
 
 __all__ = [
     "Lanes",
@@ -222,7 +223,8 @@ def choose_runtime(
     installed = _installed_openvino()
     if name == "openvino":
         if installed is None:
-            raise MissingExtraError.wanted("openvino", "cpu", "runtime='openvino'")
+            module = require("openvino", extra="cpu", purpose="runtime='openvino'")
+            installed = f"openvino {module.__version__}"
         if device not in (None, "cpu"):
             raise DeviceError(
                 f"runtime='openvino' runs on the CPU, got device={device!r}: pass device='cpu', or runtime='torch'"

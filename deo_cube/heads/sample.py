@@ -28,7 +28,8 @@ from deo_cube.cube.composite import clear_bands
 from deo_cube.cube.georeference import BAND_DIMS, SPATIAL_DIMS
 from deo_cube.cube.sentinel2 import band_of_name
 from deo_cube.embedding import graph
-from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingExtraError
+from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.extras import require
 from deo_cube.heads.coverage import Coverage
 from deo_cube.heads.places import Places, coverage_of, read_places
 from deo_cube.heads.vectors import as_embeddings, geobox, matching_times, spatial_dims
@@ -549,6 +550,9 @@ def write_table(
     """
     if path.suffix.lower() not in (".parquet", ".csv"):
         raise ArgumentError(f"OUT is a table, .parquet or .csv; got {path}")
+    gpd = None
+    if path.suffix.lower() == ".parquet":
+        gpd = require("geopandas", "pyarrow", extra="vector", purpose="writing Parquet")
     read = read_places(places, layer=layer, crs=crs)
     vectors, channel = _as_vectors(data, "auto", "auto", "auto")
     rows = to_table(_sampled(vectors, channel, read, how, weights, time))
@@ -559,7 +563,7 @@ def write_table(
     ).set_index(rows.index)
     keep_index = not isinstance(rows.index, pd.RangeIndex) and (rows.index.name is not None or rows.index.nlevels > 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".csv":
+    if gpd is None:
         points = [g if g is not None and g.geom_type == "Point" else None for g in read.shapes]
         if any(g is not None for g in points) and not {"x", "y"} & set(table.columns):
             xy = np.array([(np.nan, np.nan) if g is None or g.is_empty else (g.x, g.y) for g in points])[position]
@@ -567,11 +571,6 @@ def write_table(
             table.insert(1, "y", xy[:, 1])
         table.to_csv(path, index=keep_index)
         return len(table), table.shape[1]
-    try:
-        import geopandas as gpd
-
-        crs = read.crs if read.crs is not None else geobox(vectors).crs.proj
-        gpd.GeoDataFrame(table, geometry=read.shapes[position], crs=crs).to_parquet(path, index=keep_index)
-    except ImportError as error:
-        raise MissingExtraError.wanted("geopandas with pyarrow", "vector", "writing Parquet") from error
+    crs = read.crs if read.crs is not None else geobox(vectors).crs.proj
+    gpd.GeoDataFrame(table, geometry=read.shapes[position], crs=crs).to_parquet(path, index=keep_index)
     return len(table), table.shape[1] + 1

@@ -31,9 +31,10 @@ NOTEBOOKS = {
 }
 #: What the extras are for.
 EXTRAS = {
-    "all": "everything below but `gpu` and `cpu`",
+    "all": "everything below but `gpu`",
     "gpu": "several GPUs in one machine: one worker per GPU (Linux)",
     "cpu": "`runtime='openvino'`: networks run by OpenVINO, faster on the CPU",
+    "index": "`build_index`, `open_index`: search among millions of vectors",
     "heads": "fitting heads, `cluster`, probes",
     "cluster": 'a Dask cluster: `scheduler="tcp://..."`, `dask.distributed.Client`',
     "demo": "`synthetic_cube`, `deo-cube demo` and `deo-cube bench`",
