@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import deo_cube
-from deo_cube.cli import main
+from deo_cube.cli import COMMANDS, main
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,14 @@ def test_the_demo_writes_a_store_and_a_picture(tmp_path: Path, capsys: pytest.Ca
     trained = deo_cube.card("tiny").trained
     assert ("tiny is UNTRAINED" in said) == (not trained)
     assert deo_cube.verify_store(tmp_path / "embeddings.zarr").complete
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_each_command_has_flags_of_different_names(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+    assert end.value.code == 0
+    assert f"deo-cube {verb}" in capsys.readouterr().out
 
 
 def test_help_is_quick_and_names_the_commands() -> None:
