@@ -27,6 +27,7 @@ from deo_cube.heads.aggregate import aggregate as aggregate
 from deo_cube.heads.applicability import applicability as applicability
 from deo_cube.heads.assess import assess as assess
 from deo_cube.heads.change import change as change
+from deo_cube.heads.change_series import change_series as change_series
 from deo_cube.heads.head import fit_head as fit_head
 from deo_cube.heads.head import load_head as load_head
 from deo_cube.heads.index import Index as Index

@@ -109,6 +109,7 @@ class DeoDataArrayAccessor(_Accessor):
     similar = _Verb(lambda: deo_cube.similar)
     build_index = _Verb(lambda: deo_cube.build_index)
     change = _Verb(lambda: deo_cube.change)
+    change_series = _Verb(lambda: deo_cube.change_series)
     pca_rgb = _Verb(lambda: deo_cube.pca_rgb)
     cluster = _Verb(lambda: deo_cube.cluster)
     explore = _Verb(lambda: deo_cube.explore)

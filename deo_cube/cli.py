@@ -371,6 +371,27 @@ def change(
     _write_maps(changed.to_dataset(name="change"), local_path(out), inputs=(first, second), overwrite=overwrite)
 
 
+def change_series(
+    store: Annotated[Positional[str], arg(help="store of embeddings of several dates", metavar="STORE")],
+    out: Annotated[
+        Positional[Path],
+        arg(help="maps of date (YYYYMMDD in .tif), level, magnitude and more: .tif, or .zarr", metavar="OUT"),
+    ],
+    season: Annotated[
+        Literal["auto", "scene", "harmonic", "none"],
+        arg(help="what is not change: what places of a kind have in common, or a yearly wave of each place"),
+    ] = "auto",
+    false_alarms: Annotated[float, arg(help="share of stable places that may be marked")] = 0.01,
+    min_dates: Annotated[int, arg(help="fewest valid dates before and after a change")] = 2,
+    overwrite: Annotated[bool, arg(help="replace OUT, whatever it is")] = False,
+) -> None:
+    """Map when each patch changed in a series, and how rarely a stable patch looks so changed."""
+    from deo_cube.heads.change_series import change_series as change_series_of
+
+    maps = change_series_of(store, season=season, false_alarms=false_alarms, min_dates=min_dates)
+    _write_maps(maps, local_path(out), inputs=(store,), overwrite=overwrite)
+
+
 def _write_maps(maps: Any, out: Path, *, inputs: tuple[str | Path, ...], overwrite: bool) -> None:
     """Write the variables of a Dataset as bands of a GeoTIFF, or as a Zarr store; dates as the number YYYYMMDD."""
     import numpy as np
@@ -618,7 +639,7 @@ def _flags(args: list[str]) -> list[str]:
 
 #: Every command by its name; logic lives in the modules that they call.
 COMMANDS: dict[str, Any] = {
-    verb.__name__: verb
+    verb.__name__.replace("_", "-"): verb
     for verb in (
         demo,
         embed,
@@ -629,6 +650,7 @@ COMMANDS: dict[str, Any] = {
         sample,
         aggregate,
         change,
+        change_series,
         assess,
         evaluate,
         bench,
