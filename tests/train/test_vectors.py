@@ -13,6 +13,8 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+from pyproj import Transformer
 from torch.nn import functional as F
 
 import deo_cube
@@ -24,7 +26,7 @@ from deo_cube.train.losses import patch_similarity, view_similarity
 from deo_cube.train.plan import plan
 from deo_cube.train.samples import Mixture, open_source
 from deo_cube.train.teachers import StoreTeacher
-from deo_cube.train.vectors import VectorMap, shared_region
+from deo_cube.train.vectors import VectorMap
 
 SMOKE = PRESETS["smoke"]
 
@@ -81,14 +83,19 @@ def test_cells_are_means_of_the_nearest_vectors(row: int, col: int, step: int, c
         assert np.abs(profile - middle).max() <= 0.5 + 1e-6
 
 
-def _of_arrays(values: np.ndarray, box: GeoBox, grid: GeoBox, step: int) -> VectorMap:
-    vectors = object.__new__(VectorMap)
-    vectors.__dict__ |= {
-        "path": "", "grid": grid, "times": None, "step": step, "region": shared_region(grid, box), "_date": [0],
-        "_open": values, "_box": box, "_to_store": None,
-        "_points": max(1, min(step, round(step * 10 / box.resolution.x))),
-    }  # fmt: skip
+def _of_arrays(values: np.ndarray, box: GeoBox, grid: GeoBox, step: int, times: object = None) -> VectorMap:
+    """Return a map of vectors that are arrays (time, embedding, y, x) in memory."""
+    dims = ("time", "embedding", *box.dimensions)
+    emb = xr.DataArray(values, dims=dims, coords=xr_coords(box))
+    emb = emb if times is None else emb.assign_coords(time=times)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deo_cube.train.vectors.open_embeddings", lambda path: emb)
+        vectors = VectorMap("", grid, None if times is None else DATES, step)
+        vectors._vectors()
     return vectors
+
+
+DATES = np.array(["2021-01-05", "2021-06-01", "2022-02-01"], dtype="datetime64[ns]")
 
 
 def test_crops_of_vectors_are_of_the_ground_of_the_crops() -> None:
@@ -164,3 +171,38 @@ def test_batches_carry_vectors(cube_source: str, store: Path) -> None:
     assert batch.vectors.shape[0] == 3
     assert batch.vectors.shape[2:] == batch.known.shape[1:] == (8, 8)
     assert batch.known.any()
+
+
+def test_a_store_in_another_crs_is_read_at_the_same_ground() -> None:
+    """Vectors that are coordinates of the neighbouring UTM zone come out as pyproj transforms the cells' middles."""
+    grid = GeoBox.from_bbox((700_000, 5_000_000, 701_280, 5_001_280), crs="EPSG:32632", resolution=10)
+    other = grid.to_crs("EPSG:32633", resolution=20, tight=True).pad(4)
+    x, y = (other.coordinates[name].values for name in ("x", "y"))
+    vectors = _of_arrays(np.stack([*np.meshgrid(x, y)])[None], other, grid, 4)
+    found, known = vectors.read(0, 16, 40, 64, 64, 64)
+    assert known.all()
+    middles = (np.arange(16) + 0.5) * 4
+    cols, rows = np.meshgrid(40 + middles, 16 + middles)
+    transform = Transformer.from_crs("EPSG:32632", "EPSG:32633", always_xy=True).transform
+    expected = np.stack(transform(*(grid.affine * (cols, rows))))
+    assert np.abs(found - expected).max() <= 15  # half a diagonal of a pixel of 20 m, and float32
+
+
+def test_each_date_is_taught_by_the_nearest_date_of_the_store() -> None:
+    box = GeoBox.from_bbox((0, 0, 640, 640), crs="EPSG:32632", resolution=20)
+    values = np.broadcast_to(np.array([2021.0, 2022.0], "float32")[:, None, None, None], (2, 3, *box.shape))
+    grid = GeoBox.from_bbox((0, 0, 640, 640), crs="EPSG:32632", resolution=10)
+    vectors = _of_arrays(values, box, grid, 4, np.array(["2021-01-01", "2022-01-01"], dtype="datetime64[ns]"))
+    assert [float(vectors.read(t, 0, 0, 32, 32, 32)[0].mean()) for t in range(3)] == [2021, 2021, 2022]
+
+
+def test_unknown_vectors_are_left_out_of_a_cell() -> None:
+    box = GeoBox.from_bbox((0, 0, 640, 640), crs="EPSG:32632", resolution=10)
+    values = np.ones((1, 2, *box.shape), "float32")
+    values[:, :, :, 1::2] = np.nan  # half of each cell
+    values[:, 1, :4, :4] = np.nan  # one cell, in one channel
+    found, known = _of_arrays(values, box, box, 4).read(0, 0, 0, 32, 32, 32)
+    assert not known[0, 0]
+    assert (found[:, 0, 0] == 0).all()
+    assert known.sum() == known.size - 1
+    assert (found[:, known] == 1).all()
