@@ -76,7 +76,7 @@ class _SharedSwitch:
             return None
 
     def restore_after_fork(self) -> None:
-        """In a forked child, where the threads that hold the setting are gone."""
+        """Restore the setting in a forked child, where the threads that hold it are gone."""
         if self._holders and self._changed:
             self._write(self._before)
         self._lock, self._holders = threading.Lock(), 0

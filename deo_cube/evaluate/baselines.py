@@ -40,7 +40,7 @@ class RawBands:
     name: str = "raw bands"
 
     def __call__(self, array: Array, bands: Sequence[str]) -> Array:
-        """The array."""
+        """Return the array as float32."""
         return np.asarray(array, dtype="float32")
 
 
@@ -84,7 +84,7 @@ class BurnRatio:
         return np.asarray(ratio[:, None])
 
     def distance(self, before: Array, after: Array) -> Array:
-        """How far it fell, (h, w) of two maps (1, h, w)."""
+        """Return the fall (h, w) of the ratio between two maps (1, h, w)."""
         return np.asarray(before[0] - after[0])
 
 

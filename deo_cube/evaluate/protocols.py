@@ -133,7 +133,7 @@ def classification(
 
 
 def _majority(label: Array, valid: Array, size: int) -> tuple[Array, Array]:
-    """Most frequent label of each whole patch, and whether at least half of its pixels have a label."""
+    """Return the most frequent label of each whole patch, and whether at least half of its pixels have a label."""
     h, w = label.shape[0] // size, label.shape[1] // size
     lab = np.where(valid, label, -1)[: h * size, : w * size]
     cells = lab.reshape(h, size, w, size).swapaxes(1, 2).reshape(h, w, -1)
@@ -146,7 +146,7 @@ def _majority(label: Array, valid: Array, size: int) -> tuple[Array, Array]:
 
 
 def _cases(scenes: Sequence[Scene], tokens: Sequence[Tokens], size: int, block: int, step: int = 2) -> dict[str, Array]:
-    """Cases of the scenes with features, label, place: all patches (`size` > 1) or pixels in steps (`size` 1)."""
+    """Return cases with features, label and place: all patches (`size` > 1) or pixels in steps (`size` 1)."""
     x, y, scene, rows, cols = [], [], [], [], []
     for i, (s, t) in enumerate(zip(scenes, tokens, strict=True)):
         if size > 1:
@@ -175,7 +175,7 @@ def _cases(scenes: Sequence[Scene], tokens: Sequence[Tokens], size: int, block: 
 def _land_cover_counts(
     train_cases: dict[str, Array], test_cases: dict[str, Array], shapes: Array, gap: int, most: int, reach: float
 ) -> tuple[list[Array], float]:
-    """Confusion counts of the four splits into halves, each half of each direction testing once; and what leaks."""
+    """Return confusion counts of the four splits into halves, each of which tests once, and the share that leaks."""
     # Halves are of one scene: another cannot leak into it, whatever its place.
     at = [np.stack([c["row"] + c["scene"] * 1e7, c["col"]], axis=1) for c in (train_cases, test_cases)]
     leak = 0.0
@@ -277,7 +277,7 @@ def land_cover(
 
 
 def level_shift(encode: Any, l2a: Sequence[Scene], l1c: Sequence[Scene], **options: Any) -> list[Score]:
-    """Trained on L2A and tested on L1C of the other half: task ``L2A to L1C/patch``. Options as of `land_cover`."""
+    """Train on L2A and test on L1C of the other half: task ``L2A to L1C/patch``. Options as of `land_cover`."""
     return land_cover(encode, l2a, test_scenes=l1c, task="L2A to L1C", **{"pixels": False, **options})
 
 
@@ -353,7 +353,7 @@ def transfer(
 
 
 def leak_between(train: Sequence[Scene], test: Sequence[Scene], halo: int) -> float | None:
-    """Share of the test scenes' pixels within `halo` of a training scene, warned of; None where places are unknown."""
+    """Return, and warn of, the share of test pixels within `halo` of a training scene; None without places."""
     if any(s.corner is None for s in (*train, *test)):
         return None
 
@@ -533,7 +533,7 @@ def change(
 
 
 def _neighbours(scenes: Sequence[Scene]) -> Array:
-    """Neighbourhood of each scene; each its own where places are unknown."""
+    """Return the neighbourhood of each scene; each has its own where places are unknown."""
     if any(s.corner is None for s in scenes):
         return np.arange(len(scenes))
     boxes = [(*s.corner, s.corner[0] + s.label.shape[0], s.corner[1] + s.label.shape[1]) for s in scenes if s.corner]
@@ -556,7 +556,7 @@ def _take(features: list[Any], plots: Array, where: Array) -> Array:
 
 
 def patch_means(values: Array, valid: Array, size: int) -> tuple[Array, Array]:
-    """Mean of the valid values of each whole patch of `size` pixels, and whether at least half of it is valid."""
+    """Return the mean of the valid values of each patch of `size` pixels, and whether at least half of it is valid."""
     h, w = values.shape[0] // size, values.shape[1] // size
     weight, total = (
         a[: h * size, : w * size].reshape(h, size, w, size).sum(axis=(1, 3))
@@ -566,7 +566,7 @@ def patch_means(values: Array, valid: Array, size: int) -> tuple[Array, Array]:
 
 
 def class_shares(scenes: Sequence[Scene], code: int) -> list[Array]:
-    """Maps (H, W) of 1 where a scene has the class `code`, else 0: their patch means are its share."""
+    """Return maps (H, W) of 1 where a scene has the class `code`, else 0: their patch means are its share."""
     return [(s.label == code).astype("float32") for s in scenes]
 
 
@@ -702,7 +702,7 @@ def series(
 
 
 def series_vectors(encode: Any, data: Series) -> Array:
-    """One vector per pixel (N, D): the encoder's own of a series, or mean and deviation of those of its dates."""
+    """Return a vector per pixel (N, D): the encoder's own of a series, or mean and deviation of those of its dates."""
     if hasattr(encode, "series"):
         return np.asarray(encode.series(data.values, data.valid, data.bands))
     pixel, date = np.nonzero(data.valid)

@@ -41,7 +41,7 @@ COLOURS = {"Red": "B04", "Green": "B03", "Blue": "B02"}
 
 
 def _band(name: str) -> str | None:
-    """Sentinel-2 band of an array's name; None for radar, cloud probability, masks and labels."""
+    """Return the Sentinel-2 band of an array's name; None for radar, cloud probability, masks and labels."""
     plain = re.sub(r"_\d{4}[-_]?\d\d.*$", "", name)
     if plain in COLOURS:
         return COLOURS[plain]
@@ -75,7 +75,7 @@ class _Samples:
         self.bands: tuple[str, ...] = ()
 
     def read(self, sample: str) -> tuple[Array, Array | None]:
-        """Image (C, H, W) in DN, and the map of labels of a segmentation sample."""
+        """Return the image (C, H, W) in DN, and the map of labels of a segmentation sample."""
         h5py = require("h5py", extra="benchmarks", purpose="reading GEO-Bench")
         file = self.path / f"{sample}.hdf5"
         if not file.is_file():
@@ -115,7 +115,7 @@ class _Samples:
 
 
 def _enlarged(a: Array, shape: tuple[int, ...]) -> Array:
-    """A coarser band repeated to the grid of the finest."""
+    """Return a coarser band repeated to the grid of the finest."""
     k = shape[0] // a.shape[0]
     if (a.shape[0] * k, a.shape[1] * k) != tuple(shape):
         raise ArgumentError(f"a band of {a.shape} pixels does not fit one of {shape}")
@@ -123,7 +123,7 @@ def _enlarged(a: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _labels(path: Path, samples: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
-    """Class of each sample, and names of the classes."""
+    """Return the class of each sample, and the names of the classes."""
     if (path / "label_map.json").is_file():
         by_class: dict[str, list[str]] = json.loads((path / "label_map.json").read_text(encoding="utf-8"))
         order = sorted(by_class, key=lambda c: (not c.isdigit(), int(c) if c.isdigit() else 0, c))
@@ -152,7 +152,7 @@ def read_geobench_chips(
     path: str | Path, *, partition: str = "default", bands: Mapping[str, str] | None = None, scale: float | None = None,
     limit: int | None = None,
 ) -> ChipSet:  # fmt: skip
-    """A classification set: chips with one label each, and the set's own split.
+    """Read a classification set of GEO-Bench: chips with one label each, and the set's own split.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def read_geobench_scenes(
     path: str | Path, *, partition: str = "default", bands: Mapping[str, str] | None = None, scale: float | None = None,
     limit: int | None = None,
 ) -> tuple[list[Scene], list[Scene], list[Scene]]:  # fmt: skip
-    """A segmentation set: scenes of ``train``, ``valid`` and ``test``. Arguments as of `read_geobench_chips`.
+    """Read the scenes of ``train``, ``valid`` and ``test`` of a segmentation set, as `read_geobench_chips`.
 
     Raises
     ------
@@ -232,7 +232,7 @@ def _one(folder: Path, pattern: str) -> Path:
 
 
 def read_oscd(path: str | Path, *, cities: Sequence[str] | None = None) -> list[Scene]:
-    """Onera Satellite Change Detection: pairs of L1C dates with a mask of urban change (1).
+    """Read Onera Satellite Change Detection: pairs of L1C dates with a mask of urban change (1).
 
     Layout: ``*Images*/CITY/imgs_1_rect/B01.tif`` ... (all bands resampled to 10 m) and ``*Labels*/CITY/cm/*-cm.tif``
     with 1 for no change and 2 for change. Cities without labels are left out. Daudt et al. 2018,
@@ -278,7 +278,7 @@ def read_oscd(path: str | Path, *, cities: Sequence[str] | None = None) -> list[
 
 
 def read_pastis(path: str | Path, *, folds: Sequence[int] = (1, 2, 3, 4, 5), limit: int | None = None) -> list[Scene]:
-    """PASTIS: crop types in France, one median image a patch.
+    """Read PASTIS: crop types in France, one median image per patch.
 
     Layout: ``metadata.geojson`` (ID_PATCH, Fold), ``DATA_S2/S2_ID.npy`` (T, 10, 128, 128) and
     ``ANNOTATIONS/TARGET_ID.npy`` whose first layer holds the classes. Garnot and Landrieu 2021, arXiv:2107.07933. The

@@ -73,11 +73,11 @@ class Variant:
     device: str = "cpu"
 
     def __call__(self, array: Array, bands: Sequence[str]) -> Array:
-        """The vectors as maps of one token."""
+        """Return the vectors as maps of one token."""
         return self.pool(array, bands)[:, :, None, None]
 
     def pool(self, array: Array, bands: Sequence[str]) -> Array:
-        """(B, C, H, W) DN -> (B, D)."""
+        """Return vectors (B, D) of chips (B, C, H, W), DN."""
         bands = list(bands)
         fill = np.asarray(self.how.mean or self.stem.fill, "float32")
         x = np.empty((len(array), len(self.stem.bands), *array.shape[2:]), "float32")
@@ -154,7 +154,7 @@ class Published:
         return bool(self.questions) and self.questions[0].decided
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Everything as JSON text; written to `path` where one is given."""
+        """Return everything as JSON text; written to `path` where one is given."""
         d = {
             "file": self.file, "sha256": self.sha256, "keys": dataclasses.asdict(self.form), "model": self.card.name,
             "published_sizes": self.known, "data": self.data, "card": self.contribution.to_dict(),
@@ -295,14 +295,14 @@ def _stem(card: ModelCard, chips: ChipSet) -> Stem:
 
 
 def _of_set(stem: Stem, chips: ChipSet) -> Normalization:
-    """Mean and standard deviation of each band over the chips: what the paper's own evaluation uses."""
+    """Return mean and standard deviation per band over the chips, which the paper's own evaluation uses."""
     x = chips.images[:, [chips.bands.index(b) for b in stem.bands]].astype("float64")
     mean, std = x.mean(axis=(0, 2, 3)), x.std(axis=(0, 2, 3)) + 1e-6
     return Normalization("statistics of this set", "fixed", tuple(map(float, mean)), tuple(map(float, std)))
 
 
 def _rgb_question(network: Any, card: ModelCard, chips: ChipSet, best: Variant, device: str) -> Question:
-    """Red, green and blue alone: through their own stem, or through the other with the rest at the mean."""
+    """Ask for red, green and blue alone: through their own stem, or through the other with the rest at the mean."""
     ms, rgb = card.stems[0], card.stems[-1]
 
     def through(stem: Stem) -> Variant:

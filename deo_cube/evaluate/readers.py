@@ -264,7 +264,7 @@ def read_eurosat(
 
 
 def _eurosat_split(folder: Path, spatial: bool | None) -> dict[str, str] | None:
-    """Part of each tile of the official spatial split; None where it is not used."""
+    """Return the part of each tile in the official spatial split; None where it is not used."""
     if spatial is False:
         return None
     lists = {p: folder / "splits" / f"eurosat-spatial-{p}.txt" for p in ("train", "val", "test")}
@@ -284,7 +284,7 @@ def _read(path: Path) -> Array:
 
 
 def _corner(path: Path) -> tuple[float, float] | None:
-    """Row and column of a raster's north-west pixel, counted from the origin of its CRS; None where it states none."""
+    """Return row and column of a raster's north-west pixel from the origin of its CRS; None where it states none."""
     import rasterio
 
     with rasterio.open(path) as r:
@@ -300,7 +300,7 @@ def read_terramesh(
     offset: Iterable[str] = TERRAMESH_OFFSET,
     tiles: Sequence[str] | None = None,
 ) -> list[Scene]:
-    """TerraMesh tiles ``TILE/S2L2A.tif``, ``TILE/S2L1C.tif`` and ``TILE/LULC.tif`` as scenes with land cover.
+    """Read TerraMesh tiles, ``TILE/S2L2A.tif``, ``TILE/S2L1C.tif`` and ``TILE/LULC.tif``, as scenes.
 
     Parameters
     ----------
@@ -340,7 +340,7 @@ def read_terramesh(
 
 
 def read_beetle(path: str | Path, *, plots: Sequence[str] | None = None, min_size: int = 0) -> list[Scene]:
-    """Bark-beetle plots: September 2019 (`before`) and September 2020, with the mask of damage (1) as label.
+    """Read bark-beetle plots: September 2019 (`before`) and 2020, with the mask of damage (1) as label.
 
     The mask marks beetle damage only: other clear-cuts and fields change too and are 0.
 
@@ -370,7 +370,7 @@ def read_beetle(path: str | Path, *, plots: Sequence[str] | None = None, min_siz
 
 
 def read_sen1floods11(path: str | Path, *, part: str | None = None) -> list[Scene]:
-    """Sen1Floods11 tiles: ``_S2L1C.tif`` or ``*_S2Hand.tif`` and their ``*_LabelHand.tif``, in one folder or several.
+    """Read Sen1Floods11: ``_S2L1C.tif`` or ``*_S2Hand.tif`` and their ``*_LabelHand.tif``, in one folder or several.
 
     Labels: 0 dry, 1 water, -1 none. B10 is left out. The images predate 2022 and carry no offset.
 
@@ -497,7 +497,7 @@ def read_worldcereal(path: str | Path) -> Series:
 
 
 def _npz(path: str | Path, pattern: str, what: str) -> Path:
-    """The .npz file at `path`, or the first in it that fits `pattern`."""
+    """Return the .npz file at `path`, or the first in it that fits `pattern`."""
     path = _need(local_path(path), what)
     files = sorted(path.glob(pattern)) if path.is_dir() else [path]
     if not files:
@@ -508,7 +508,7 @@ def _npz(path: str | Path, pattern: str, what: str) -> Path:
 def read_chips(
     path: str | Path, *, bands: Sequence[str] | None = None, offset: float = 0.0, limit: int | None = None
 ) -> ChipSet:
-    """Chips of one size with a label each.
+    """Read chips of one size with a label each.
 
     Parameters
     ----------
@@ -542,7 +542,7 @@ def read_chips(
 
 
 def _canonical(names: Sequence[str], where: object, *, given: bool = False) -> tuple[str, ...]:
-    """Bands that names mean; names that only count positions mean none, unless the caller gave them."""
+    """Return the bands that names mean; names that only count positions mean none, unless the caller gave them."""
     positional = (False,) * len(names) if given else counted([str(n) for n in names])
     found = [None if p else band_of_name(str(n)) for n, p in zip(names, positional, strict=True)]
     if unknown := [n for n, f in zip(names, found, strict=True) if f is None]:
@@ -599,7 +599,7 @@ def _number(file: Path) -> int | None:
 
 
 def _lowest(labels: Array, limit: int | None) -> Array:
-    """Indices of the first `limit` cases of each class."""
+    """Return the indices of the first `limit` cases of each class."""
     if limit is None:
         return np.arange(len(labels))
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[:limit] for c in np.unique(labels)]))

@@ -40,18 +40,18 @@ BINS = 2048
 
 
 def accuracy_counts(truth: Array, found: Array, groups: Array, n: int) -> Array:
-    """(n, 2): correct and all, for each of the groups 0..n-1."""
+    """Return (n, 2): correct and all, for each of the groups 0..n-1."""
     right = np.bincount(groups, weights=np.asarray(truth == found, dtype="float64"), minlength=n)
     return np.stack([right, np.bincount(groups, minlength=n)], axis=1)
 
 
 def accuracy(counts: Array) -> Array:
-    """Share of correct, from (..., 2) counts."""
+    """Return the share of correct, from (..., 2) counts."""
     return cast(Array, counts[..., 0] / np.maximum(counts[..., 1], 1))
 
 
 def confusion_counts(truth: Array, found: Array, groups: Array, n: int, classes: int) -> Array:
-    """(n, K, K): truth by found, for each of the groups 0..n-1. Values are indices 0..K-1."""
+    """Return (n, K, K): truth by prediction, for each of the groups 0..n-1. Values are indices 0..K-1."""
     flat = (np.asarray(groups, dtype="int64") * classes + truth) * classes + found
     return np.bincount(flat, minlength=n * classes * classes).reshape(n, classes, classes).astype("float64")
 
@@ -72,7 +72,7 @@ def mean_iou(counts: Array) -> Array:
 
 
 def histogram_counts(truth: Array, score: Array, groups: Array, n: int, bins: int = BINS) -> Array:
-    """(n, 2, bins): negatives and positives in each bin of `score`, for each of the groups 0..n-1; highest bin first.
+    """Return (n, 2, bins): negatives and positives per bin of `score`, for the groups 0..n-1; highest bin first.
 
     Bins are quantiles of all scores: the average precision from them is exact to 0.01, with many positives to 0.002.
     """
@@ -83,7 +83,7 @@ def histogram_counts(truth: Array, score: Array, groups: Array, n: int, bins: in
 
 
 def average_precision(counts: Array) -> Array:
-    """Average precision, the area under precision over recall in steps, from (..., 2, bins) counts."""
+    """Return the average precision, the area under precision over recall in steps, from (..., 2, bins) counts."""
     hits = np.cumsum(counts[..., 1, :], axis=-1)
     every = np.cumsum(counts.sum(axis=-2), axis=-1)
     precision = hits / np.maximum(every, 1)
@@ -92,14 +92,14 @@ def average_precision(counts: Array) -> Array:
 
 
 def value_counts(truth: Array, predicted: Array, groups: Array, n: int) -> Array:
-    """(n, 5): cases, sums of truth and of its square, of squared and of absolute errors, of the groups 0..n-1."""
+    """Return (n, 5): cases, sums of truth, of its square, of squared and of absolute errors, of the groups 0..n-1."""
     truth, error = np.asarray(truth, "float64"), np.asarray(predicted, "float64") - truth
     columns = (np.ones_like(truth), truth, truth**2, error**2, np.abs(error))
     return np.stack([np.bincount(groups, weights=c, minlength=n) for c in columns], axis=1)
 
 
 def explained(counts: Array) -> Array:
-    """R2, the share of the variance of the truth that is explained, from (..., 5) counts."""
+    """Return R2, the share of the variance of the truth that is explained, from (..., 5) counts."""
     n, total, square, error, _ = np.moveaxis(counts, -1, 0)
     variance = square - total**2 / np.maximum(n, 1)
     return cast(Array, 1 - error / np.maximum(variance, 1e-9))
@@ -127,7 +127,7 @@ class Score:
     Parameters
     ----------
     model, task, metric : str
-        Who, at what, measured how. `metric` is a key of `METRICS`; with ``difference`` set, the metric's loss.
+        Model, task and measure. `metric` is a key of `METRICS`; with ``difference`` set, the metric's loss.
     value, low, high : float
         The mean over seeds, and the bounds of its 95 % bootstrap interval over groups and seeds.
     seeds : tuple of float
@@ -161,7 +161,7 @@ class Score:
     """(seeds, G, ...) counts of the metric; (seeds, 2, G, ...) for a loss, before and after."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The score as a card cites it: plain numbers and text, without the counts."""
+        """Return the score as a card cites it: plain numbers and text, without the counts."""
         return {
             "model": self.model,
             "task": self.task,
@@ -193,14 +193,14 @@ class Difference:
 
 
 def _draws(groups: int, seeds: int, n: int, seed: int) -> tuple[Array, Array]:
-    """How often each group counts (n, G), and which seeds are averaged (n, S), in each of n draws."""
+    """Draw how often each group counts (n, G), and which seeds are averaged (n, S), in each of n draws."""
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(groups, np.full(groups, 1 / groups), size=n).astype("float64")
     return weights, rng.integers(0, seeds, size=(n, seeds))
 
 
 def _values(metric: str, counts: Array, weights: Array) -> Array:
-    """The metric (n,) of counts (G, ...) summed with weights (n, G)."""
+    """Return the metric (n,) of counts (G, ...) summed with weights (n, G)."""
     value = METRICS[metric]
     flat = counts.reshape(len(counts), -1)
     out = [
@@ -220,7 +220,7 @@ def _resampled(score: Score, weights: Array, picks: Array) -> Array:
 
 
 def resample(score: Score, *, draws: int = 500, seed: int = 0) -> Array:
-    """The score (draws,) with its groups drawn anew, all its seeds averaged.
+    """Return the score (draws,) with its groups drawn anew, all its seeds averaged.
 
     Scores of the same groups and `seed` are drawn alike, so that differences of the results are paired.
     """
@@ -242,7 +242,7 @@ def make_score(
     leak: float | None = None,
     draws: int = 500,
 ) -> Score:
-    """A score from the counts of each seed, with its bootstrap interval.
+    """Return a score from the counts of each seed, with its bootstrap interval.
 
     `metric` may be ``"loss of <metric>"``; counts are then (2, G, ...): before and after. `seconds` are wall time, or
     wall and processor time as a difference of two `stopwatch` readings.
@@ -277,12 +277,12 @@ def _by_group(metric: str, counts: Array) -> float | None:
 
 
 def stopwatch() -> Array:
-    """Wall and processor seconds so far: the difference of two is what lay between."""
+    """Return wall and processor seconds so far; the difference of two readings is the time between them."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def compare(a: Score, b: Score, *, draws: int = 2000) -> Difference:
-    """`a` minus `b` on the same draws of groups and seeds.
+    """Return `a` minus `b` on the same draws of groups and seeds.
 
     Raises
     ------

@@ -81,7 +81,7 @@ class SeamReport:
         return pd.DataFrame([{c: getattr(r, c) for c in columns} for r in self.rows]).set_index("halo")
 
     def to_dict(self) -> dict[str, Any]:
-        """Model, tile, the recommended halo and a mapping a row: plain numbers for JSON."""
+        """Return model, tile, the recommended halo and a mapping per row, as plain numbers for JSON."""
         rows = [{**asdict(r), "seam": r.seam} for r in self.rows]
         plain = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in r.items()} for r in rows]
         return {"model": self.model, "tile": self.tile, "recommended": self.recommended, "rows": plain}
@@ -207,7 +207,7 @@ def _measure(
 
 
 def _shift(core: int, tile: int, stride: int) -> int:
-    """About half a core, in steps as large as can be: windowed attention has a phase, which a seam is not."""
+    """Return about half a core, in the largest possible steps: windowed attention has a phase, which is not a seam."""
     step = tile // 4
     while step > stride:
         steps = [k for k in range(step, core, step) if k % stride == 0]
@@ -218,7 +218,7 @@ def _shift(core: int, tile: int, stride: int) -> int:
 
 
 def _values(emb: xr.DataArray, d: georeference.Dims) -> Array:
-    """(D, rows, columns) float64, north first."""
+    """Return (D, rows, columns) float64, north first."""
     one: xr.DataArray = emb.isel(time=0) if "time" in emb.dims else emb
     v: Array = np.asarray(one.transpose("embedding", d.y, d.x).values, dtype="float64")
     return v

@@ -32,7 +32,7 @@ MIRRORS = ((), (-1,), (-2,), (-2, -1))
 
 
 def chips_of(scenes: Sequence[Scene], size: int) -> tuple[list[Scene], Array]:
-    """Whole chips of `size` pixels side by side, and (n, 3): scene, row and column of the middle of each."""
+    """Return whole chips of `size` pixels side by side, and (n, 3): scene, row and column of the middle of each."""
     chips, at = [], []
     for i, s in enumerate(scenes):
         rows, cols = s.label.shape
@@ -50,7 +50,7 @@ def upernet_halves(
     encode: Any, scenes: Sequence[Scene], *, task: str, name: str | None = None, chip: int = 64, gap: int = 32,
     seeds: int = 1, mirrored: bool = True, **options: Any,
 ) -> list[Score]:  # fmt: skip
-    """UPerNet trained on one half of each scene and tested on the other, `gap` pixels between: four splits.
+    """Train UPerNet on one half of each scene and test it on the other, `gap` pixels between: four splits.
 
     The chips of every fifth place of the training half choose the epoch. Options of `upernet`.
 
@@ -96,7 +96,7 @@ def upernet(
     encode: Any, train: Sequence[Scene], validation: Sequence[Scene], test: Sequence[Scene], *, task: str,
     name: str | None = None, chip: int | None = None, seeds: int = 2, mirrored: bool = True, **options: Any,
 ) -> list[Score]:  # fmt: skip
-    """UPerNet trained on the scenes of `train`, its epoch chosen on `validation`, scored on `test`.
+    """Train UPerNet on the scenes of `train`, choose its epoch on `validation`, and score it on `test`.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def _codes(chips: Sequence[Scene]) -> Array:
 
 
 def _maps(encode: Any, chips: Sequence[Scene], mirrors: Sequence[Any]) -> tuple[Array, tuple[int, ...], int]:
-    """Features (N, mirrors, D, h, w) float16 of chips and their mirror images, dims of the scales, and the stride.
+    """Return features (N, mirrors, D, h, w) float16 of chips and mirror images, dims of the scales, and the stride.
 
     Float16 of features standardised over all chips. Mirrored back to the orientation of the chip.
     """
@@ -201,7 +201,7 @@ def _train(
     maps: Array, chips: Sequence[Scene], fit: Array, held: Array, codes: Array, scales: tuple[int, ...], stride: int, *,
     seed: int, width: int = 64, epochs: int = 50, batch: int = 64, rate: float = 1e-4,
 ) -> dict[str, Any]:  # fmt: skip
-    """Tensors of the epoch with the best mean IoU on the chips `held`."""
+    """Return the tensors of the epoch with the best mean IoU on the chips `held`."""
     blank = upernet_tensors(maps.shape[2], width, len(codes), scales, seed)
     tensors = {k: torch.from_numpy(v) for k, v in blank.items()}
     learnt = [t.requires_grad_() for k, t in tensors.items() if k not in ("mean", "std") and not k.startswith("fine")]
@@ -240,7 +240,7 @@ def _confusions(
     tensors: dict[str, Any], maps: Array, chips: Sequence[Scene], which: Array, codes: Array, scales: tuple[int, ...],
     stride: int,
 ) -> tuple[Array, float]:  # fmt: skip
-    """(n, K, K) of the chips `which`, and their mean IoU together."""
+    """Return counts (n, K, K) of the chips `which`, and their mean IoU together."""
     counts = []
     with torch.inference_mode():
         for i in which:

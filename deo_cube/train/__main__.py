@@ -14,7 +14,7 @@ __all__ = ["main", "parse"]
 
 
 def parse(arguments: Sequence[str] | None = None) -> TrainConfig:
-    """The configuration that command-line arguments describe: the preset's, with what they change.
+    """Return the configuration of command-line arguments: the preset's, with the changes that they make.
 
     ``--data`` and ``--preset`` may stand anywhere. Errors end the process with a message, as on every command line.
     """
@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None = None) -> TrainConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, or with ``--dry-run`` print what would be done."""
+    """Train, or print the plan with ``--dry-run``."""
     config = parse(arguments)
     try:
         if config.dry_run:

@@ -55,7 +55,7 @@ def column(values: tuple[float, ...]) -> Tensor:
 
 
 def generator(*numbers: int) -> torch.Generator:
-    """A CPU generator seeded by several numbers together (a run's seed, a purpose, a step, ...)."""
+    """Return a CPU generator seeded by several numbers together (a run's seed, a purpose, a step, ...)."""
     seed = 0
     for n in numbers:
         # Weyl sequence and multiplication: neighbouring steps get unrelated streams.
@@ -67,7 +67,7 @@ def generator(*numbers: int) -> torch.Generator:
 def hidden_squares(
     n: int, size: int, *, ratio: float, square: int, random: torch.Generator, rank: int = 0, world_size: int = 1
 ) -> Tensor:
-    """Masks (n, 1, size, size) of bool: True in a share `ratio` of the squares of side `square`, drawn a sample.
+    """Return masks (n, 1, size, size): True in a share `ratio` of the squares of side `square`, drawn per sample.
 
     All processes draw from the same generator, and each takes its own rows, as `Augmentation` does.
     """
@@ -162,7 +162,7 @@ class Augmentation:
         return views
 
     def _place(self, x: Tensor, draw: _Draw, scale: tuple[float, float]) -> Tensor:
-        """Random place, size, aspect (3/4 to 4/3) and flips: (N, 2, 3), from a crop's -1..1 to a window's."""
+        """Draw place, size, aspect (3/4 to 4/3) and flips: (N, 2, 3), from a crop's -1..1 to a window's."""
         n, _, height, width = x.shape
         area = draw.uniform(*scale) * height * width
         aspect = torch.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -190,7 +190,7 @@ class Augmentation:
         draws: list[_Draw],
         level: Tensor | None,
     ) -> View:
-        """One view: `own` (N, 3, S, S) is the RGB of `ms`, or of the finer image of the same ground."""
+        """Return one view: `own` (N, 3, S, S) is the RGB of `ms`, or of the finer image of the same ground."""
         c = self.config
         clean = torch.cat([t for t in (own, rgb) if t is not None])
         if c.rgb_scale == "crop_max":
@@ -219,7 +219,7 @@ class Augmentation:
         return View(view_ms, rgb_seen, display, jittered, dn)
 
     def _light(self, ms: Tensor, draw: _Draw) -> Tensor:
-        """Other light and other air: a gain, a gain a band, and haze."""
+        """Simulate other light and air: a gain, a gain per band, and haze."""
         c = self.config
         gain = torch.exp(draw.uniform(-c.gain, c.gain)).view(-1, 1, 1, 1).to(ms)
         bands = torch.exp(draw.uniform(-c.band_gain, c.band_gain, ms.shape[1])).view(ms.shape[0], -1, 1, 1).to(ms)
@@ -227,7 +227,7 @@ class Augmentation:
         return ms * (gain * bands) + haze
 
     def _jitter(self, x: Tensor, i: int, draws: list[_Draw]) -> Tensor:
-        """Colour jitter, light, grey, blur, solarisation of display values (B, 3, S, S), sample by sample."""
+        """Change colour, light, grey, blur and solarisation of display values (B, 3, S, S), sample by sample."""
         import kornia.enhance as enhance
         from kornia.filters import gaussian_blur2d
 
@@ -289,7 +289,7 @@ def at_level(dn: Tensor, level: Tensor, other: Tensor, haze: Tensor | None = Non
 
 
 def _sample(x: Tensor, theta: Tensor, size: int) -> Tensor:
-    """Crops (N, C, size, size) of windows `x`, in one bicubic resampling."""
+    """Return crops (N, C, size, size) of windows `x`, in one bicubic resampling."""
     grid = F.affine_grid(theta, [x.shape[0], x.shape[1], size, size], align_corners=False)
     return F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
 

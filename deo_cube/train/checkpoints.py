@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are models, written in one piece or not at all, kept by a policy, resumed bit for bit.
+"""Checkpoints: folders that are models, written in one piece or not at all, and resumed bit for bit.
 
 ``checkpoints/step_00000500/`` holds ``card.json`` and ``weights.safetensors`` (so the folder works as ``model=``), the
 student's heads, the EMA teacher and the optimizer as safetensors, and ``state.json``. Loading executes nothing.
@@ -43,7 +43,7 @@ FREE = {
 
 
 def newest(out: Path) -> Path | None:
-    """The newest complete checkpoint of a run."""
+    """Return the newest complete checkpoint of a run."""
     found = sorted((out / "checkpoints").glob("step_*/state.json"))
     return found[-1].parent if found else None
 
@@ -92,7 +92,7 @@ def load(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
 ) -> dict[str, Any]:
-    """Fill everything from a checkpoint, strictly, and give back its state.
+    """Fill everything from a checkpoint, strictly, and return its state.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Fields in which two configurations differ and that change what is trained."""
+    """Return the fields in which two configurations differ, of those that change the training."""
     out: dict[str, tuple[Any, Any]] = {}
     for key in sorted({*a, *b}):
         path = f"{prefix}{key}"

@@ -37,7 +37,7 @@ TINY = 1e-4
 def view_similarity(
     student: Tensor, teacher: Tensor, views: int, *, same_view: bool = False, known: Tensor | None = None
 ) -> Tensor:
-    """Mean cosine similarity between every student view and every teacher view.
+    """Return the mean cosine similarity between every student view and every teacher view.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def view_similarity(
 
 
 def coding_rate(z: Tensor, *, eps: float, world_size: int = 1) -> Tensor:
-    """Rate ``1/2 log det(I + p / (m N eps) Z^T Z)`` of m vectors of dimension p, in nats (SimDINO, arXiv 2502.10385).
+    """Return the rate ``1/2 log det(I + p / (m N eps) Z^T Z)`` of m vectors of dimension p, in nats (arXiv 2502.10385).
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def _weight(dim: int, samples: int, world_size: int) -> float:
 
 
 def coding_rate_bound(dim: int, samples: int, *, eps: float, world_size: int = 1) -> float:
-    """Largest expansion that unit vectors can reach: `samples` vectors spread evenly over `dim` directions."""
+    """Return the largest expansion of unit vectors: `samples` of them spread evenly over `dim` directions."""
     rank = min(dim, samples)
     scale = dim / (samples * world_size * eps)
     return _weight(dim, samples, world_size) * 0.5 * rank * math.log1p(scale * samples / rank)
@@ -133,7 +133,7 @@ def coding_rate_loss(
     coefficient: float = 1.0,
     of: Literal["centre", "student"] = "centre",
 ) -> CodingRate:
-    """Compression and expansion of V student views against two or more teacher views.
+    """Return compression and expansion of V student views against two or more teacher views.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def coding_rate_loss(
 
 
 def patch_similarity(student: Tensor, teacher: Tensor, known: Tensor | None = None) -> Tensor:
-    """Mean cosine similarity of two maps of the same views, the student's resized to the teacher's grid.
+    """Return the mean cosine similarity of two maps of the same views, the student's resized to the teacher's grid.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def patch_similarity(student: Tensor, teacher: Tensor, known: Tensor | None = No
 
 
 def masked_error(predicted: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
-    """Mean absolute error on hidden pixels (SimMIM, arXiv:2111.09886).
+    """Return the mean absolute error on hidden pixels (SimMIM, arXiv:2111.09886).
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def masked_error(predicted: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
 
 
 def _views(student: Tensor, teacher: Tensor, views: int) -> tuple[int, Tensor, Tensor]:
-    """Samples N, and both tensors as (views, N, D)."""
+    """Return the samples N, and both tensors as (views, N, D)."""
     if views < 1 or student.shape[0] % views:
         raise ArgumentError(f"{student.shape[0]} student vectors are no whole number of samples in {views} views")
     n = student.shape[0] // views

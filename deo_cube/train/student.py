@@ -416,7 +416,7 @@ def initialise_spectral(student: Student, config: cfg.TrainConfig) -> None:
 
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """``teacher = momentum * teacher + (1 - momentum) * student``, tensor by tensor **by name**; buffers are copied.
+    """Set ``teacher = momentum * teacher + (1 - momentum) * student``, tensor by tensor **by name**; copy buffers.
 
     The teacher may lack tensors of the student (heads it has no use for), never the reverse.
 

@@ -44,7 +44,7 @@ FLOOR = 0.1
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """`x` [B, C, H, W] with the channels of a pixel side by side in memory, as all that follows it will be.
+    """Return `x` [B, C, H, W] with the channels of a pixel side by side in memory, as all that follows it will be.
 
     PyTorch's depth-wise convolutions and means are many times faster so on the CPU, where it vectorises over channels.
     """
@@ -116,20 +116,20 @@ class MobileNet(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, stem: str) -> dict[str, Tensor]:
-        """Every point-wise map of `x` (B, C, H, W), `stem`, `pw1` ... `pw<depth>`: (B, channels, h, w) each."""
+        """Return every point-wise map of `x` (B, C, H, W), `stem`, `pw1` ... `pw<depth>`: (B, channels, h, w) each."""
         x = channels_last(x)
         x = F.relu6(self.stems[stem](_same_right(x) if self.stem_stride == 2 else x))
         return {"stem": x, **self.following(x, 0)}
 
     def following(self, x: Tensor, after: int) -> dict[str, Tensor]:
-        """The maps that follow `pw<after>`, of `x`, which is that map (or `stem`, after 0)."""
+        """Return the maps that follow `pw<after>`, of `x`, which is that map (or `stem`, after 0)."""
         maps = {}
         for i, pair in enumerate(self.pairs[after:], start=after + 1):
             maps[f"pw{i}"] = x = pair(x)
         return maps
 
     def pw2_by_strips(self, x: Tensor, stem: str) -> Tensor:
-        """`pw2` of a network that halves by means, to the last bit, computed some rows at a time.
+        """Return `pw2` of a network that halves by means, to the last bit, computed some rows at a time.
 
         The maps before it are the network's finest and widest. Of a strip they stay in a core's cache; whole, they are
         written to memory and read back, convolution by convolution.
@@ -222,7 +222,7 @@ class DeoConv(nn.Module):
         self.depth = depth
 
     def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Feature maps of an input whose sides are multiples of four.
+        """Return feature maps of an input whose sides are multiples of four.
 
         Where eight does not divide them, the last rows and columns are repeated for the deep maps.
 
@@ -276,7 +276,7 @@ class DeoConv(nn.Module):
         return out
 
     def local_map(self, x: Tensor, stem: str) -> Tensor:
-        """The wide local branch [B, local, H / 4, W / 4]."""
+        """Return the wide local branch [B, local, H / 4, W / 4]."""
         conv = cast(nn.Conv2d, self.local[stem])
         padded = F.pad(channels_last(x), (1, 1, 1, 1))
         # Strip by strip: whole, this map of many channels at full resolution would be the network's largest by far.
@@ -287,7 +287,7 @@ class DeoConv(nn.Module):
         return torch.cat(list(strips), dim=2)
 
     def contrast_map(self, local: Tensor) -> Tensor:
-        """The local branch divided by its surroundings, as `local` [B, local, h, w]; between 0 and 42.
+        """Return the local branch divided by its surroundings, as `local` [B, local, h, w]; between 0 and 42.
 
         Surroundings are means of squares of 16 px, which lie on the tile's grid, interpolated between their centres: a
         halo of 16 px holds all that a core's cells see of them.
@@ -300,7 +300,7 @@ class DeoConv(nn.Module):
         return (local + around) / (around + floor)
 
     def fuse(self, maps: Mapping[str, Tensor], stem: str) -> Tensor:
-        """The neck of every part, brought to stride 4: [B, dim, H / 4, W / 4].
+        """Return the neck of every part, brought to stride 4: [B, dim, H / 4, W / 4].
 
         The neck of `stack`, with fewer operations: it is linear, so each part goes through its share of it before it is
         enlarged.
@@ -321,7 +321,7 @@ class DeoConv(nn.Module):
         return out
 
     def stack(self, maps: Mapping[str, Tensor], stem: str) -> Tensor:
-        """What the neck of `stem` sees [B, D, H / 4, W / 4]: every part brought to stride 4, side by side."""
+        """Return the input of the neck of `stem` [B, D, H / 4, W / 4]: every part brought to stride 4, side by side."""
         size = maps["local"].shape[2:]
         stacked = []
         for name in self.seen[stem]:
@@ -334,12 +334,12 @@ class DeoConv(nn.Module):
         return torch.cat(stacked, dim=1)
 
     def forward(self, x: Tensor, stem: str) -> Tensor:
-        """Pooled vectors [B, D] of an input [B, C, H, W]."""
+        """Return pooled vectors [B, D] of an input [B, C, H, W]."""
         return self.forward_features(x, stem, ("pooled",))["pooled"]
 
 
 def fold_batch_norm(tensors: Mapping[str, Tensor], stem: str = "rgb", *, depth: int = 11) -> dict[str, Tensor]:
-    """State of a `MobileNet` from published tensors (`conv1.weight`, `conv_dw_1.bn.running_var`, ...), norm folded in.
+    """Return the state of a `MobileNet` from published tensors (`conv_dw_1.bn.running_var`, ...), norm folded in.
 
     Raises
     ------

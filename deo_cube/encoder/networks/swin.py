@@ -104,7 +104,7 @@ class DeoSwin(nn.Module):
         self.apply(_init)
 
     def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Feature maps of an input of any size.
+        """Return feature maps of an input of any size.
 
         Parameters
         ----------
@@ -147,7 +147,7 @@ class DeoSwin(nn.Module):
         return out
 
     def forward(self, x: Tensor, stem: str) -> Tensor:
-        """Pooled vectors [B, D] of an input [B, C, H, W]."""
+        """Return pooled vectors [B, D] of an input [B, C, H, W]."""
         return self.forward_features(x, stem, ("pooled",))["pooled"]
 
 
@@ -175,7 +175,7 @@ class _Block(nn.Module):
         return self._residual(x, lambda t: self.mlp(self.norm2(t)))
 
     def _residual(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """`x` plus the branch; in training of the samples that stochastic depth keeps, and of no other computed."""
+        """Return `x` plus the branch, computed in training only for the samples that stochastic depth keeps."""
         if not (self.training and self.drop_path):
             return x + branch(x)
         # Drawn on the CPU: no wait for the device, and the same samples on any.

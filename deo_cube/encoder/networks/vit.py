@@ -89,7 +89,7 @@ class DeoViT(nn.Module):
         self.apply(_init)
 
     def forward_tokens(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Tokens after the blocks, class token first.
+        """Return tokens after the blocks, class token first.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class DeoViT(nn.Module):
         return out
 
     def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Feature maps of an input whose sides are multiples of the patch.
+        """Return feature maps of an input whose sides are multiples of the patch.
 
         Parameters
         ----------
@@ -161,7 +161,7 @@ class DeoViT(nn.Module):
         return out
 
     def forward(self, x: Tensor, stem: str) -> Tensor:
-        """Pooled vectors [B, D] (the normed class token) of an input [B, C, H, W]."""
+        """Return pooled vectors [B, D] (the normed class token) of an input [B, C, H, W]."""
         return self.forward_features(x, stem, ("pooled",))["pooled"]
 
     def _positions(self, rows: int, cols: int) -> Tensor:

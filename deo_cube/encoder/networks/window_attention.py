@@ -30,7 +30,7 @@ APART = -100.0
 
 
 def window_attention(attn: WindowAttention, x: Tensor, shift: int) -> Tensor:
-    """Attention of `x` within windows, shifted by `shift` tokens along every axis that has more than one window.
+    """Return the attention of `x` within windows, shifted by `shift` tokens along axes of more than one window.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def window_attention(attn: WindowAttention, x: Tensor, shift: int) -> Tensor:
 
 
 def _whole(attn: WindowAttention, x: Tensor, side: int, shifts: tuple[int, int]) -> Tensor:
-    """Of a map that windows tile."""
+    """Attend within a map that windows tile."""
     n, h, w, c = x.shape
     rows, cols, heads = h // side, w // side, attn.num_heads
     if any(shifts):
@@ -76,7 +76,7 @@ def _whole(attn: WindowAttention, x: Tensor, side: int, shifts: tuple[int, int])
 
 
 def _cut(attn: WindowAttention, x: Tensor, side: int, shifts: tuple[int, int]) -> Tensor:
-    """Of a map whose last windows reach beyond it."""
+    """Attend within a map whose last windows reach beyond it."""
     n, h, w, c = x.shape
     heads = attn.num_heads
     plan = _plan(h, w, side, shifts, x.device)
@@ -131,7 +131,7 @@ class _Plan:
 
 @functools.lru_cache(maxsize=64)
 def _masks(rows: int, cols: int, side: int, shifts: tuple[int, int], device: torch.device) -> Tensor:
-    """What keeps tokens that the roll brought together apart: [rows * cols, side**2, side**2] of 0 and `APART`."""
+    """Return masks [rows * cols, side**2, side**2] of 0 and `APART`, which separate tokens that the roll joined."""
     # A cached tensor must serve inference and training alike.
     with torch.inference_mode(False):
         r, c = (_regions(n * side, side, s) for n, s in ((rows, shifts[0]), (cols, shifts[1])))
@@ -141,14 +141,14 @@ def _masks(rows: int, cols: int, side: int, shifts: tuple[int, int], device: tor
 
 
 def _regions(length: int, side: int, shift: int) -> Tensor:
-    """Region of each place of a rolled axis: tokens of two regions of one window were far apart before the roll."""
+    """Return the region of each place of a rolled axis: tokens of two regions were far apart before the roll."""
     i = torch.arange(length, device="cpu")
     return ((i >= length - side).int() + (i >= length - shift).int()) * (1 if shift else 0)
 
 
 @functools.lru_cache(maxsize=64)
 def _plan(h: int, w: int, side: int, shifts: tuple[int, int], device: torch.device) -> _Plan:
-    """Which tokens each window holds, windows of one kind together."""
+    """Return the tokens of each window, windows of one kind together."""
     with torch.inference_mode(False):
         kinds, order = [], []
         for down in _axis(h, side, shifts[0]):
