@@ -23,6 +23,7 @@ from deo_cube.encoder.registry import load_encoder as load_encoder
 from deo_cube.encoder.registry import register_encoder as register_encoder
 from deo_cube.errors import DeoCubeError as DeoCubeError
 from deo_cube.evaluate.seam import seam_report as seam_report
+from deo_cube.facts import info as info
 from deo_cube.heads.aggregate import aggregate as aggregate
 from deo_cube.heads.applicability import applicability as applicability
 from deo_cube.heads.assess import assess as assess
@@ -36,7 +37,9 @@ from deo_cube.heads.index import open_index as open_index
 from deo_cube.heads.kmeans import cluster as cluster
 from deo_cube.heads.maps import classify as classify
 from deo_cube.heads.maps import segment as segment
+from deo_cube.heads.overviews import add_overviews as add_overviews
 from deo_cube.heads.pca import pca_rgb as pca_rgb
+from deo_cube.heads.plot import plot as plot
 from deo_cube.heads.sample import sample as sample
 from deo_cube.heads.similar import similar as similar
 from deo_cube.options import set_options as set_options
@@ -51,5 +54,6 @@ from deo_cube.store.stac import publish as publish
 from deo_cube.store.stac import stac_item as stac_item
 from deo_cube.store.write import to_zarr as to_zarr
 from deo_cube.viewer.explore import explore as explore
+from deo_cube.viewer.page import page as page
 
 __version__: str

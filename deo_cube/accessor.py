@@ -60,6 +60,7 @@ class _Accessor:
     segment = _Verb(lambda: deo_cube.segment)  # type: ignore[arg-type, return-value]  # as above
     sample = _Verb(lambda: deo_cube.sample)
     seam_report = _Verb(lambda: deo_cube.seam_report)  # type: ignore[arg-type, return-value]  # as above
+    plot = _Verb(lambda: deo_cube.plot)
 
     def __init__(self, obj: Any) -> None:
         # Nothing is computed or checked here: xarray turns an AttributeError in an accessor's __init__ into another.
@@ -115,6 +116,7 @@ class DeoDataArrayAccessor(_Accessor):
     explore = _Verb(lambda: deo_cube.explore)
     applicability = _Verb(lambda: deo_cube.applicability)
     assess = _Verb(lambda: deo_cube.assess)
+    page = _Verb(lambda: deo_cube.page)
 
 
 @xr.register_datatree_accessor("deo")

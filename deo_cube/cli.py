@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from deo_cube import cli_errors
+from deo_cube import cli_errors, cli_outputs
 from deo_cube.constants import PRECISIONS, RUNTIMES
 from deo_cube.embedding.options import EmbedOptions, Model, RunOptions, changed_options
 from deo_cube.errors import ArgumentError, DeoCubeError
@@ -131,6 +131,7 @@ class _StoreFlags:
         arg(help="finished blocks: compare their inputs; redo those whose inputs changed; or do not compare"),
     ] = "check"
     overwrite: Annotated[bool, arg(help="replace the store")] = False
+    shards: Annotated[bool, arg(help="store blocks as shards; without, GDAL before 3.13 reads them")] = True
     progress: Annotated[bool, arg(help="show the progress bar")] = True
 
 
@@ -177,6 +178,7 @@ def embed(
             out,
             resume=True if store.resume == "check" else store.resume,
             overwrite=store.overwrite,
+            shards=store.shards,
             progress=store.progress,
             retries=store.retries,
             read_timeout=store.read_timeout,
@@ -659,6 +661,7 @@ COMMANDS: dict[str, Any] = {
         view,
     )
 }
+COMMANDS |= cli_outputs.COMMANDS
 
 
 def main(args: list[str] | None = None) -> None:

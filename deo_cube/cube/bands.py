@@ -27,6 +27,7 @@ from deo_cube.cube.sentinel2 import (
     squeezed,
 )
 from deo_cube.errors import ArgumentError, MissingBandsError
+from deo_cube.notebook import facts_html
 
 __all__ = ["NEAREST_NM", "BandMatch", "How", "Layer", "layers_of", "match_bands"]
 
@@ -273,6 +274,14 @@ class BandMatch:
                 parts.append(band if how == "name" and variable == band else f"{band} from {variable!r} ({how})")
         scl = f"clouds from {self.scl!r}" if self.scl else "no scene classification"
         return f"<BandMatch{f' for {self.model}' if self.model else ''}: {', '.join(parts)}; {scl}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (band, "missing: filled with the training mean" if variable is None else f"{variable} ({how})")
+            for band, variable, how in zip(self.bands, self.variables, self.how, strict=True)
+        ]
+        rows.append(("clouds", self.scl or "no scene classification (SCL)"))
+        return facts_html(f"bands of {self.model or 'a model'}", rows)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from deo_cube import arguments
 from deo_cube.constants import PREFIX, Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.bands import BandMatch, match_bands
+from deo_cube.cube.categories import Categories, read_categories
 from deo_cube.cube.eopf import cube_of
 from deo_cube.cube.times import read_times
 from deo_cube.embedding.options import EmbedOptions
@@ -23,13 +24,14 @@ from deo_cube.embedding.prepare import Cube, Prepared, prepare
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import card, list_models
 from deo_cube.errors import DeoCubeError
+from deo_cube.notebook import CELL, html_table
 from deo_cube.options import Default
 from deo_cube.options import resolve as option
 
-__all__ = ["CELL", "Summary", "describe", "html_table", "match", "summarise", "summarise_embeddings"]
+__all__ = ["CELL", "Summary", "describe", "html_table", "match", "summarise", "summarise_embeddings", "summarise_map"]
 
-#: Left-aligned without stripes, whatever style a notebook gives its tables.
-CELL = "text-align:left;vertical-align:top;padding:.2em .8em .2em 0;background:none;border:none"
+#: Names of the maps that verbs return, beside those of classes.
+MAPS = ("similarity", "distance", "change", "probability", "probabilities", "group", "rgb")
 
 
 def match(
@@ -72,12 +74,17 @@ class Summary:
     """Facts about a cube, and for each model how it fits, or why not."""
 
     facts: tuple[tuple[str, str], ...]
+    """Name and value of each."""
     models: tuple[tuple[str, bool, str], ...] = ()
     """Alias, True if it fits, and how or why not."""
     title: str = "deo_cube view of a cube"
+    classes: Categories | None = None
+    """Classes of a map, with their colours."""
 
     def __repr__(self) -> str:
-        lines = [f"<{self.title}>"] + [f"  {k + ':':<8}{v}" for k, v in self.facts]
+        width = max([8, *(len(k) + 2 for k, _ in self.facts)])
+        lines = [f"<{self.title}>"]
+        lines += [f"  {k + ':':<{width}}{v}".replace("\n", "\n" + " " * (width + 2)) for k, v in self.facts]
         lines += ["  models:"] if self.models else []
         indent = "\n" + " " * 9
         lines += [
@@ -100,15 +107,14 @@ class Summary:
             row(f"{'✓' if ok else '✗'} {alias}", why, "#2a9d5c" if ok else "#d1495b")
             for alias, ok, why in self.models
         )
+        if self.classes is not None:
+            colors = self.classes.colors or ("inherit",) * len(self.classes.codes)
+            rows += "".join(
+                f'<tr><th style="{CELL}"><span style="background:{color};padding:0 .6em">&nbsp;</span> {code}</th>'
+                f'<td style="{CELL}">{escape(name)}</td></tr>'
+                for code, name, color in zip(self.classes.codes, self.classes.names, colors, strict=True)
+            )
         return html_table(self.title, rows)
-
-
-def html_table(title: str, rows: str) -> str:
-    """Return a table in the style of this package's reprs."""
-    return (
-        f'<div style="font-weight:600;margin:.3em 0">{escape(title)}</div>'
-        f'<table style="border:none;border-collapse:collapse;margin:0">{rows}</table>'
-    )
 
 
 def describe(obj: Any) -> Summary:
@@ -119,7 +125,9 @@ def describe(obj: Any) -> Summary:
     try:
         obj = cube_of(obj) if isinstance(obj, xr.DataTree) else obj
         array = obj["embeddings"] if isinstance(obj, xr.Dataset) and "embeddings" in obj else obj
-        return summarise_embeddings(array) if "embedding" in array.dims else summarise(obj)
+        if "embedding" in array.dims:
+            return summarise_embeddings(array)
+        return summarise_map(array) if _is_map(array) else summarise(obj)
     except Exception as error:
         return Summary((("not read", _reason(error)),))
 
@@ -131,20 +139,51 @@ def _reason(error: Exception) -> str:
         return type(error).__name__
 
 
-def summarise(cube: Cube) -> Summary:
-    """Describe a cube, and try each model on it. Reads no pixel of a cube on Dask."""
+def _is_map(array: Any) -> bool:
+    """Return whether an object is a map that a verb returned, rather than a cube."""
+    if not isinstance(array, xr.DataArray):
+        return False
+    return read_categories(array) is not None or "class" in array.dims or str(array.name) in MAPS
+
+
+def summarise_map(array: xr.DataArray) -> Summary:
+    """Describe a map of classes, probabilities, similarity, change or colours from its attributes."""
+    classes = read_categories(array)
+    facts = _grid(array)
+    if Attribute.HEAD in array.attrs:
+        facts.append(("head", str(array.attrs[Attribute.HEAD])))
+    facts += [("comment", str(array.attrs["comment"]))] if "comment" in array.attrs else []
+    if classes is not None:
+        named = ", ".join(f"{c} {n}" for c, n in zip(classes.codes, classes.names, strict=True))
+        facts.append(("classes", named))
+        facts.append(("next", ".deo.plot() draws it; .deo.to_cog(path) writes it with its colours and names"))
+        return Summary(tuple(facts), title=f"deo_cube view of a map of {len(classes.codes)} classes", classes=classes)
+    what = str(array.attrs.get("long_name", array.name))
+    return Summary(tuple(facts), title=f"deo_cube view of a map: {what}")
+
+
+def _grid(cube: Cube) -> list[tuple[str, str]]:
+    """Return size, dates, CRS and pixel size; why not, where they are unknown."""
     facts = []
     try:
-        dims = georeference.dims(cube)
-        sizes = ", ".join(f"{d} {cube.sizes[d]}" for d in (dims.time, dims.band, dims.y, dims.x) if d)
-        facts.append(("size", sizes))
+        plane = cube.isel({d: 0 for d in ("embedding", "class") if d in cube.dims}, drop=True)
+        dims = georeference.dims(plane)
+        names = (dims.time, *(d for d in ("embedding", "class") if d in cube.dims), dims.band, dims.y, dims.x)
+        sizes = ", ".join(f"{d} {cube.sizes[d]}" for d in names if d)
+        facts.append(("size", sizes + (f"; {cube.dtype}" if isinstance(cube, xr.DataArray) else "")))
         facts += [("dates", dates)] if (dates := _dates(cube, dims.time)) else []
-        box = georeference.geobox(cube)
+        box = georeference.geobox(plane)
         dx, dy = georeference.ground_resolution(box)
         facts.append(("CRS", f"EPSG:{box.crs.epsg}" if box.crs.epsg else str(box.crs.proj.name)))
         facts.append(("pixel", f"{dx:.3g} m x {dy:.3g} m on the ground"))
     except Exception as error:
         facts.append(("grid", _reason(error)))
+    return facts
+
+
+def summarise(cube: Cube) -> Summary:
+    """Describe a cube, and try each model on it. Reads no pixel of a cube on Dask."""
+    facts = _grid(cube)
     models = []
     names = list_models()
     for alias, weights in zip(names["alias"], names["state"], strict=True):
@@ -195,7 +234,7 @@ def summarise_embeddings(emb: xr.DataArray) -> Summary:
 
     plan = json.loads(emb.attrs.get(Attribute.PLAN, "{}"))
     facts = [
-        ("size", ", ".join(f"{d} {n}" for d, n in emb.sizes.items()) + f"; {emb.dtype}"),
+        *_grid(emb),
         ("model", f"{attribute('model')}, layer {attribute('layer')}, weights {attribute('weights_status')}"),
     ]
     if plan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from deo_cube.cube import georeference
 from deo_cube.embedding import graph, transfer
 from deo_cube.embedding import runtime as processes
 from deo_cube.embedding.embed import check_device, with_runtime
-from deo_cube.embedding.match import CELL, html_table
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
 from deo_cube.embedding.rates import known_rate, measure_block_rate, measure_rate, save_rate
 from deo_cube.embedding.tiles import TilePlan
 from deo_cube.encoder.card import ModelCard
+from deo_cube.notebook import facts_html
 from deo_cube.options import Default
 from deo_cube.progress import duration, size
 
@@ -177,13 +176,7 @@ class Plan:
         return "<Plan>\n" + "\n".join(f"  {k + ':':<12}{v}" for k, v in self._rows())
 
     def _repr_html_(self) -> str:
-        return html_table(
-            "deo_cube plan",
-            "".join(
-                f'<tr><th style="{CELL}">{escape(k)}</th><td style="{CELL}">{escape(v)}</td></tr>'
-                for k, v in self._rows()
-            ),
-        )
+        return facts_html("deo_cube plan", self._rows())
 
 
 def plan(

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from deo_cube.cube.sentinel2 import band_of_name
 from deo_cube.errors import MissingBandsError, ModelCardError, UnknownModelError
+from deo_cube.notebook import facts_html
 from deo_cube.paths import local_path
 
 __all__ = [
@@ -667,6 +668,27 @@ class ModelCard:
             f"<ModelCard {self.alias}: {self.name}, {len(self.bands)} bands at {self.gsd:g} m, tile {self.tile}, "
             f"halo {self.halo}, one {la.dim}-vector per {la.stride} px ({la.name}), {state[self.weights.status]}>"
         )
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what the card states, as names and values for people."""
+        state = {"published": "published", "trained": "trained", "untrained": "UNTRAINED: random"}
+        layers = (f"{la.name}: {la.dim} numbers per {la.stride * self.gsd:g} m" for la in self.layers)
+        facts = [
+            ("name", self.name),
+            ("summary", self.summary),
+            ("bands", "\n".join(f"{s.name}: {' '.join(s.bands)}" for s in self.stems)),
+            ("vectors", "\n".join(layers)),
+            ("tile", f"{self.tile} px with a halo of {self.halo} px, at {self.gsd:g} m"),
+            ("weights", f"{state[self.weights.status]}; licence {self.license_weights or 'not stated'}"),
+            ("paper", self.paper),
+            ("scores", "\n".join(f"{s['task']}: {s['metric']} {s['value']}" for s in self.scores)),
+            ("limits", "\n".join(self.limits)),
+            ("fingerprint", self.fingerprint),
+        ]
+        return [(k, v) for k, v in facts if v]
+
+    def _repr_html_(self) -> str:
+        return facts_html(f"model {self.alias}", self.facts())
 
 
 def _whole(*values: Any) -> bool:

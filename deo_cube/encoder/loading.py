@@ -24,6 +24,7 @@ from deo_cube.encoder.registry import card as card_of
 from deo_cube.encoder.registry import resolve
 from deo_cube.encoder.weights import recorded_reference
 from deo_cube.errors import UnknownModelError, WeightsMismatchError
+from deo_cube.notebook import facts_html
 from deo_cube.paths import local_path
 
 __all__ = [
@@ -90,6 +91,22 @@ class Verification:
             said.append("the weights are UNTRAINED (random)")
         verdict = "proven" if self.proven else "not proven" if self.ok else "WRONG"
         return f"<Verification: {verdict}. {'; '.join(said)}>"
+
+    def _repr_html_(self) -> str:
+        reference = (
+            "none" if self.distance is None else f"off by {self.distance:.1e}, allowed {self.tolerance or 0:.0e}"
+        )
+        rows = [
+            (
+                "verdict",
+                "proven" if self.proven else "not proven" if self.ok else "WRONG: the reference vector is missed",
+            ),
+            ("weights", f"{self.status}, {self.file or 'made by its factory'}"),
+            ("SHA-256", f"{self.sha256[:16]}, {self.hash}"),
+            ("reference vector", reference + (" (recorded from the file)" if self.recorded else "")),
+            ("device", self.device),
+        ]
+        return facts_html(f"verification of {self.model}", rows)
 
 
 def verify(name: str | Path | ModelCard, *, weights: str | Path | None = None, device: str = "cpu") -> Verification:

@@ -198,6 +198,8 @@ def category_attrs(head: Head, *, probabilities: bool) -> dict[str, Any]:
     attrs: dict[str, Any] = {"long_name": "probability of each class" if probabilities else "class"}
     attrs[Attribute.HEAD] = head.kind
     attrs[Attribute.MODEL_FINGERPRINT] = head.model.fingerprint
+    if head.model.alias:
+        attrs[Attribute.MODEL_ALIAS] = Path(head.model.alias).name  # of a tuned model it is a folder
     # What a bundled head states of its map goes with the map (CF's names for it).
     attrs |= {k: str(head.report[k]) for k in ("comment", "references") if k in head.report}
     return attrs if probabilities else attrs | head.classes.attrs()

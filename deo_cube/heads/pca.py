@@ -19,7 +19,7 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.saved import read_json, write_json
 from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, model_fingerprint, sample
 
-__all__ = ["PCA", "fit_pca", "pca_rgb"]
+__all__ = ["PCA", "basis_of", "fit_pca", "pca_rgb"]
 
 Array = NDArray[Any]
 
@@ -117,6 +117,36 @@ def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.D
         ``pca_basis`` says which basis was used.
     """
     emb = as_embeddings(emb)
+    basis, source = _chosen(emb, basis)
+    parameters: Any = _fit_lazily(emb, 16384) if basis is None else basis.array
+    d = emb.sizes["embedding"]
+
+    def colour(v: Array, p: Array) -> Array:
+        z = (v - p[0, d : 2 * d]) @ p[:, :d].T
+        return np.asarray(((z - p[:, -2]) / np.maximum(p[:, -1] - p[:, -2], 1e-12)).clip(0, 1))
+
+    attrs = {"long_name": "principal components as colours"}
+    attrs["pca_basis"] = "fitted on a subsample of this array" if basis is None else source
+    return map_vectors(
+        colour, [emb], parameters=parameters, channels={"band": ["red", "green", "blue"]}, name="rgb", attrs=attrs
+    )
+
+
+def basis_of(emb: xr.DataArray, basis: PCA | str | Path | None = None) -> PCA:
+    """Return the basis whose colours `pca_rgb` shows: the given one, that of the model, or one fitted now.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError
+        For a basis of another model or length, and for anything else.
+    """
+    emb = as_embeddings(emb)
+    chosen = _chosen(emb, basis)[0]
+    return fit_pca(emb) if chosen is None else chosen
+
+
+def _chosen(emb: xr.DataArray, basis: PCA | str | Path | None) -> tuple[PCA | None, str]:
+    """Return the given basis or that of the model, None where there is neither; and its source."""
     if isinstance(basis, str | os.PathLike):
         basis = PCA.load(Path(basis))
     if not (basis is None or isinstance(basis, PCA)):
@@ -133,18 +163,7 @@ def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.D
     model = model_fingerprint(emb)
     if basis is not None and basis.model and model and basis.model != model:
         raise ArgumentError(f"basis must be of the model of the embeddings, {model}, got one of model {basis.model}")
-    parameters: Any = _fit_lazily(emb, 16384) if basis is None else basis.array
-    d = emb.sizes["embedding"]
-
-    def colour(v: Array, p: Array) -> Array:
-        z = (v - p[0, d : 2 * d]) @ p[:, :d].T
-        return np.asarray(((z - p[:, -2]) / np.maximum(p[:, -1] - p[:, -2], 1e-12)).clip(0, 1))
-
-    attrs = {"long_name": "principal components as colours"}
-    attrs["pca_basis"] = "fitted on a subsample of this array" if basis is None else source
-    return map_vectors(
-        colour, [emb], parameters=parameters, channels={"band": ["red", "green", "blue"]}, name="rgb", attrs=attrs
-    )
+    return basis, source
 
 
 def _check_length(emb: xr.DataArray) -> None:

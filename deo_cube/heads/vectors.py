@@ -251,6 +251,8 @@ def map_vectors(
     result = result.transpose(..., *([] if dim is None else [dim]), y, x)
     result.name = name
     result.attrs = dict(attrs)
+    if model := first.attrs.get(Attribute.MODEL_ALIAS):
+        result.attrs.setdefault(Attribute.MODEL_ALIAS, model)  # for titles and tags of files
     if "spatial_ref" in result.coords:
         result.attrs.setdefault("grid_mapping", "spatial_ref")
     return result

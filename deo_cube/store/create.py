@@ -20,7 +20,7 @@ from zarr.abc.store import Store
 from deo_cube.embedding import graph, metadata
 from deo_cube.errors import StorageRefusedError, StorageUnreachableError, StoreMismatchError
 from deo_cube.store import storage, template
-from deo_cube.store.layout import FINGERPRINT, GENERATION, ROOT, STATE, Layout, Record, Target
+from deo_cube.store.layout import FINGERPRINT, GENERATION, OVERVIEWS, ROOT, STALE, STATE, Layout, Record, Target
 from deo_cube.store.storage import is_local
 from deo_cube.store.template import BLOCKS, FORMAT, IDENTITY, WINDOW, Template, root_bytes
 
@@ -54,7 +54,9 @@ class Begun:
     """True if it existed, created by an earlier run or by another process."""
 
 
-def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overwrite: bool) -> Begun:
+def create(
+    emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overwrite: bool, shards: bool = True
+) -> Begun:
     """Create a store for `emb`, or find an existing one.
 
     Parameters
@@ -65,7 +67,7 @@ def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overw
         From `locate`.
     layout : Layout
         Of `emb`.
-    resume, overwrite : bool
+    resume, overwrite, shards : bool
         As for `to_zarr`; any `resume` but False resumes.
 
     Raises
@@ -77,7 +79,9 @@ def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overw
     fingerprint = metadata.fingerprint(fields)
     if is_local(place):
         storage.sweep(Path(place))
-    made = template.make(emb, layout, fields)
+    if not overwrite:
+        shards = _has_shards(place, shards)
+    made = template.make(emb, layout, fields, shards=shards)
     root = _root(place, made, overwrite=overwrite)
     if root is not None and overwrite:
         _check_overwrite(emb, place, root)
@@ -117,6 +121,16 @@ def create(emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overw
             _check_blocks(place, layout)
             return Begun(target(place, layout), made, found=True)
     return Begun(Target(place, layout, fingerprint, generation), made, found=False)
+
+
+def _has_shards(place: Any, default: bool) -> bool:
+    """Return whether the store that is there has shards; `default` where none is there, or it cannot be read."""
+    try:
+        data = storage.read(storage.store_at(place), f"embeddings/{ROOT}")
+        codecs = json.loads(data or b"")["codecs"]
+    except (ValueError, KeyError, TypeError):
+        return default
+    return any(codec.get("name") == "sharding_indexed" for codec in codecs)
 
 
 def _root(place: Any, made: Template, *, overwrite: bool) -> Mapping[str, Any] | None:
@@ -243,6 +257,18 @@ def restart(store: Store, sealed: Mapping[str, str] | None = None) -> None:
     """Mark a store as not complete, and give it a new generation: runs that still write to it stop."""
     text = sealed[ROOT] if sealed is not None else storage.read(store, ROOT)
     storage.write(store, ROOT, root_bytes(json.loads(text or b""), "writing", uuid.uuid4().hex))
+    _mark_stale(store)
+
+
+def _mark_stale(store: Store) -> None:
+    """Mark the overviews of a store that is written to, and remove what leads other programs to them."""
+    key = f"{OVERVIEWS}/{ROOT}"
+    data = storage.read(store, key)
+    if data is None:
+        return
+    document = json.loads(data)
+    attributes = {k: v for k, v in document["attributes"].items() if k not in ("multiscales", "zarr_conventions")}
+    storage.write(store, key, json.dumps({**document, "attributes": attributes | {STALE: True}}, indent=2).encode())
 
 
 def existing(place: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:

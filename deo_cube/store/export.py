@@ -25,6 +25,7 @@ from deo_cube import arguments
 from deo_cube.arguments import embeddings_of, refuse_foreign
 from deo_cube.constants import INT8_INVALID, Attribute
 from deo_cube.cube import georeference
+from deo_cube.cube.categories import read_categories
 from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.cube.plain import plain, text
@@ -50,6 +51,7 @@ def to_cog(
     *,
     overviews: Literal["nearest", "average", "mode"] | None = None,
     compress: str = "deflate",
+    dtype: Literal["uint8"] | None = None,
 ) -> Path:
     """Write a map, colours, or embeddings of one date as a Cloud-Optimised GeoTIFF.
 
@@ -63,15 +65,21 @@ def to_cog(
         Resampling of the reduced resolutions. Default: "average" of floats, "mode" of integers, which are classes.
     compress : str
         "deflate", "zstd", "lzw" or another of GDAL's.
+    dtype : {"uint8"}, optional
+        Write values from 0 to 1, as those of `pca_rgb`, in 8 bits: 0 and 1 become 1 and 255, and 0 marks missing
+        pixels. Any program then shows the colours as they are. Default: the dtype of the array.
 
     Returns
     -------
     Path
+        Bands have the names of the array's; a map of classes has their colours as its colour table and their names as
+        tags of the band (``class_1``, ...).
 
     Raises
     ------
     ArgumentError, ArgumentTypeError
-        For several dates, more dimensions than a GeoTIFF has, or values that it cannot hold.
+        For several dates, more dimensions than a GeoTIFF has, or values that it cannot hold; for `dtype` with values
+        beyond 0 to 1, or with integers.
     MissingCRSError
         For an array that is not on the map.
     StorageError
@@ -87,17 +95,21 @@ def to_cog(
     if overviews is not None:
         arguments.choice("overviews", overviews, ("nearest", "average", "mode"))
     arguments.choice("compress", str(compress).lower(), COMPRESSIONS)
+    if dtype is not None:
+        arguments.choice("dtype", dtype, ("uint8",))
     flat, bands = _flat(array)
+    if dtype is not None:
+        flat = _in_bytes(flat, bands)
     box = georeference.geobox(_plane(flat, bands))
     y, x = (str(d) for d in flat.dims[-2:])
     if box.transform.e > 0:
         # South-up files are valid, but many readers show them upside down.
         flat = flat.isel({y: slice(None, None, -1)})
         box = georeference.geobox(_plane(flat, bands))
-    dtype = _tiff_dtype(flat.dtype)
-    whole = dtype.kind in "iu"
+    stored = _tiff_dtype(flat.dtype)
+    whole = stored.kind in "iu"
     fill = flat.attrs.get("_FillValue", flat.attrs.get("nodata"))
-    nodata = _whole_nodata(fill, dtype) if whole else math.nan
+    nodata = _whole_nodata(fill, stored) if whole else math.nan
     target = _target(path)
     mark = uuid.uuid4().hex
     plain, made = (target.with_name(f".{target.name}.{mark}.{k}.tif") for k in ("plain", "cog"))
@@ -106,10 +118,11 @@ def to_cog(
         "height": box.shape[0],
         "width": box.shape[1],
         "count": flat.sizes[bands] if bands else 1,
-        "dtype": dtype,
+        "dtype": stored,
         "crs": box.crs.to_wkt(),
         "transform": box.transform,
         "nodata": nodata,
+        **({"photometric": "RGB"} if dtype and flat.sizes.get(bands) == 3 else {}),
         **({"tiled": True, "blockxsize": TILE, "blockysize": TILE} if min(box.shape) >= TILE else {}),
         "BIGTIFF": "IF_SAFER",
     }
@@ -118,11 +131,16 @@ def to_cog(
             stack.callback(draft.unlink, missing_ok=True)
         with rasterio.open(plain, "w", **profile) as file:
             for rows, columns in _windows(flat):
-                part = _cast(flat.isel({y: rows, x: columns}).compute().values, dtype, fill)
+                part = _cast(flat.isel({y: rows, x: columns}).compute().values, stored, fill)
                 window = ((rows.start, rows.stop), (columns.start, columns.stop))
                 file.write(part if bands else part[None], window=window)
-            if bands and bands in flat.coords:
-                file.descriptions = [str(v) for v in flat[bands].values]
+            file.descriptions = _band_names(flat, bands)
+            if (categories := read_categories(flat)) is not None and bands is None:
+                file.update_tags(
+                    1, **{f"class_{c}": n for c, n in zip(categories.codes, categories.names, strict=True)}
+                )
+                if stored == np.uint8 and (colors := categories.rgba()):
+                    file.write_colormap(1, colors | ({} if nodata is None else {int(nodata): (0, 0, 0, 0)}))
             if "scale_factor" in flat.attrs:
                 file.scales = [float(flat.attrs["scale_factor"])] * file.count
             if "add_offset" in flat.attrs:
@@ -131,7 +149,7 @@ def to_cog(
             facts = flat.attrs | ({} if derived is None else {Attribute.DERIVED: derived})
             # GDAL ends the name of a tag at a colon.
             file.update_tags(**{k.replace(":", "_"): _text(v) for k, v in facts.items() if k not in _NOT_TAGS})
-        how = overviews or ("mode" if whole and "scale_factor" not in flat.attrs else "average")
+        how = overviews or ("mode" if whole and not dtype and "scale_factor" not in flat.attrs else "average")
         options = {"compress": compress, "blocksize": TILE, "overview_resampling": how, "bigtiff": "IF_SAFER"}
         try:
             rasterio.shutil.copy(plain, made, driver="COG", **options)
@@ -139,6 +157,49 @@ def to_cog(
         except (RasterioError, OSError) as error:
             raise StorageError(f"GDAL cannot write {target} with compress={compress!r}: {error}") from error
     return target
+
+
+def _in_bytes(flat: xr.DataArray, bands: str | None) -> xr.DataArray:
+    """Return values from 0 to 1 as 1 to 255, and 0 in all bands where any is missing. Lazy."""
+    if flat.dtype.kind != "f":
+        raise ArgumentError(
+            f"dtype='uint8' is for values from 0 to 1, as those of pca_rgb, the array holds {flat.dtype}: "
+            "leave dtype out"
+        )
+
+    def scaled(values: Any) -> Any:
+        low, high = (float(f(values, initial=b, where=np.isfinite(values))) for f, b in ((np.min, 0), (np.max, 0)))
+        if low < -1e-6 or high > 1 + 1e-6:
+            raise ArgumentError(
+                f"dtype='uint8' is for values from 0 to 1, found {low:.3g} to {high:.3g}: scale them, or leave "
+                "dtype out"
+            )
+        missing = ~np.isfinite(values)
+        missing = missing.any(axis=-1, keepdims=True) if bands else missing
+        return np.where(missing, 0, 1 + np.rint(254 * np.nan_to_num(values).clip(0, 1))).astype("uint8")
+
+    core = [bands] if bands else []
+    if bands and flat.chunks is not None:
+        flat = flat.chunk({bands: -1})
+    coded: xr.DataArray = xr.apply_ufunc(
+        scaled,
+        flat.drop_vars("valid", errors="ignore"),
+        input_core_dims=[core],
+        output_core_dims=[core],
+        dask="parallelized",
+        output_dtypes=["uint8"],
+        keep_attrs=True,
+    )
+    return coded.transpose(*flat.dims).assign_attrs({"_FillValue": np.uint8(0)})
+
+
+def _band_names(flat: xr.DataArray, bands: str | None) -> list[str]:
+    """Return the descriptions of the bands: their labels, else the dimension and a number, else the array's name."""
+    if bands is None:
+        return [str(flat.name or flat.attrs.get("long_name", ""))]
+    if bands in flat.coords:
+        return [str(v) for v in flat[bands].values]
+    return [f"{bands} {i}" for i in range(flat.sizes[bands])]
 
 
 def _target(path: str | Path) -> Path:

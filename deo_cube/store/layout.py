@@ -63,9 +63,11 @@ __all__ = [
     "GENERATION",
     "GROUP",
     "Layout",
+    "OVERVIEWS",
     "PATH",
     "ROOT",
     "Record",
+    "STALE",
     "STATE",
     "Target",
     "Writer",
@@ -76,6 +78,10 @@ __all__ = [
 ]
 
 GROUP = "progress"
+#: Group of the overviews, which are derived from the store (`heads/overviews.py`).
+OVERVIEWS = "overviews"
+#: Attribute of that group, once blocks of the store may have been written since.
+STALE = Attribute.STALE
 #: Folder of the entries, in the store's group.
 PATH = f"{GROUP}/crc32"
 #: Bit that every entry has.

@@ -23,6 +23,7 @@ from deo_cube.cube import georeference
 from deo_cube.cube.open import UNREADABLE, check_codecs
 from deo_cube.embedding import metadata
 from deo_cube.errors import StorageError, StoreMismatchError
+from deo_cube.notebook import facts_html
 from deo_cube.paths import expand, is_url, local_path
 from deo_cube.progress import Progress
 from deo_cube.store import create, storage, template
@@ -68,6 +69,15 @@ class StoreStatus:
         checked += ", metadata not checked (store of an earlier version)" if checked and not self.sealed else ""
         derived = f"; {self.derived}" if self.derived else ""
         return f"<Store: {self.done} of {self.blocks} blocks done, {state}{damage}{checked}{derived}>"
+
+    def _repr_html_(self) -> str:
+        checked = "every byte of finished blocks" if self.verified else "not yet: verify_store reads every byte"
+        rows = [("blocks", f"{self.done} of {self.blocks} done"), ("checked", checked)]
+        rows += [("damaged blocks", ", ".join(map(str, self.damaged[:8])))] if self.damaged else []
+        rows += [("metadata", "\n".join(self.metadata))] if self.metadata else []
+        rows += [("repaired", "yes: the call that made the store completes it")] if self.repaired else []
+        rows += [("derived", self.derived)] if self.derived else []
+        return facts_html("store, complete" if self.complete else "store, NOT complete", rows)
 
 
 def is_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> bool:

@@ -74,7 +74,7 @@ def root_bytes(root: Mapping[str, Any], state: str, generation: str = "") -> byt
     return json.dumps({**root, "attributes": attributes}, indent=2).encode()
 
 
-def make(emb: xr.DataArray, layout: Layout, fields: Mapping[str, Any]) -> Template:
+def make(emb: xr.DataArray, layout: Layout, fields: Mapping[str, Any], *, shards: bool = True) -> Template:
     """Return the metadata of a store of `emb`.
 
     Parameters
@@ -85,16 +85,20 @@ def make(emb: xr.DataArray, layout: Layout, fields: Mapping[str, Any]) -> Templa
         Of `emb`.
     fields : mapping
         Its identity, from `metadata.identity`.
+    shards : bool
+        Store a block as a shard of small chunks; else as one plain chunk, under the same key.
     """
     memory = zarr.storage.MemoryStore()
-    _write(emb, memory, layout, fields)
+    _write(emb, memory, layout, fields, shards)
     written = dict(storage.contents(memory))
     root: dict[str, Any] = json.loads(written.pop(ROOT))
     sealed = {**written, ROOT: root_bytes(root, "writing")}
     return Template(root, {**written, SEAL: make_seal(sealed)})
 
 
-def _write(emb: xr.DataArray, store: zarr.storage.MemoryStore, layout: Layout, fields: Mapping[str, Any]) -> None:
+def _write(
+    emb: xr.DataArray, store: zarr.storage.MemoryStore, layout: Layout, fields: Mapping[str, Any], shards: bool
+) -> None:
     y, x = str(emb.dims[-2]), str(emb.dims[-1])
     box = stored_geobox(emb, layout)
     coords = _coordinates(emb, layout, box, (y, x))
@@ -119,14 +123,14 @@ def _write(emb: xr.DataArray, store: zarr.storage.MemoryStore, layout: Layout, f
     time = (emb.shape[0],) if len(layout.dims) == 4 else ()
     names = [str(d) for d in emb.dims]
     ones = (1,) * len(time)
-    inner = tuple(_inner(s) for s in layout.shard)
+    inner = tuple(_inner(s) for s in layout.shard) if shards else layout.shard
     others = " ".join(str(n) for n in coords.coords if n not in names)
     common = {"coordinates": f"valid {others}".strip(), "grid_mapping": "spatial_ref"}
     kept = {k: _plain(v) for k, v in emb.attrs.items() if k not in ("grid_mapping", "coordinates")}
     root.create_array(
         "embeddings",
         shape=(*time, dim, *layout.shape),
-        shards=(*ones, dim, *layout.shard),
+        shards=(*ones, dim, *layout.shard) if shards else None,
         chunks=(*ones, dim, *inner),
         dtype=emb.dtype,
         fill_value=fill(emb.dtype),
@@ -137,7 +141,7 @@ def _write(emb: xr.DataArray, store: zarr.storage.MemoryStore, layout: Layout, f
     root.create_array(
         "valid",
         shape=(*time, *layout.shape),
-        shards=(*ones, *layout.shard),
+        shards=(*ones, *layout.shard) if shards else None,
         chunks=(*ones, *inner),
         dtype="float32",
         fill_value=0.0,

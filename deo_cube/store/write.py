@@ -92,6 +92,7 @@ def to_zarr(
     num_workers: int | None = None,
     worker_timeout: float = 600.0,
     storage_options: Mapping[str, Any] | None = None,
+    shards: bool = True,
 ) -> xr.DataArray:
     """Write embeddings to a Zarr 3 store, block by block; resume where an earlier run stopped.
 
@@ -125,6 +126,9 @@ def to_zarr(
         Seconds to wait while a cluster has no worker, at the start or after the last one vanished.
     storage_options : mapping, optional
         Of the object store, where `path` is a URL. See `deo_cube.store.storage.locate`.
+    shards : bool
+        Store a block as a shard, of which readers fetch the parts that they need. False: as one plain chunk, for
+        readers without sharding (GDAL before 3.13). A store that is resumed stays as it was begun.
 
     Returns
     -------
@@ -154,6 +158,7 @@ def to_zarr(
     elif resume not in ("changed", "unchecked"):
         raise ArgumentError(f"resume must be True, False, 'changed' or 'unchecked', got {resume!r}")
     overwrite, progress = arguments.boolean("overwrite", overwrite), arguments.boolean("progress", progress)
+    shards = arguments.boolean("shards", shards)
     retries = arguments.integer("retries", retries, minimum=0, error=ArgumentError)
     if read_timeout is not None:
         read_timeout = arguments.number("read_timeout", read_timeout, above=0, infinite=True)
@@ -167,7 +172,7 @@ def to_zarr(
     with _explain_full_disk("the metadata", place):
         if overwrite or create.nothing_at(place):
             look.before_writing(emb, patience=read_timeout)
-        begun = create.create(emb, place, layout, resume=bool(resume), overwrite=overwrite)
+        begun = create.create(emb, place, layout, resume=bool(resume), overwrite=overwrite, shards=shards)
     token = source_token(emb)
     complete = create.is_complete(begun)
     how = _Run(emb, kind, num_workers, Reading(retries, read_timeout), worker_timeout, progress)

@@ -44,7 +44,7 @@ EXTRAS = {
     "stac": "`search`, `load_cube`, SAFE products, `publish`: STAC and signed addresses of the Planetary Computer",
     "store": "object stores (S3, GCS, Azure) for stores of embeddings",
     "benchmarks": "labelled data sets in HDF5, for `deo-cube evaluate`",
-    "view": "`deo-cube view`: stores in a browser",
+    "view": "`deo-cube view` and `deo-cube page`: stores in a browser",
     "stackstac": "cubes loaded with stackstac",
 }
 
@@ -290,14 +290,14 @@ def command_page() -> str:
         "",
         "```bash",
         "mkdir -p ~/.local/share/bash-completion/completions",
-        "deo-cube --tyro-write-completion bash ~/.local/share/bash-completion/completions/deo-cube",
+        "deo-cube completion bash > ~/.local/share/bash-completion/completions/deo-cube",
         "```",
         "",
         "For zsh, into a folder of your `fpath`:",
         "",
         "```bash",
         "mkdir -p ~/.zfunc",
-        "deo-cube --tyro-write-completion zsh ~/.zfunc/_deo-cube",
+        "deo-cube completion zsh > ~/.zfunc/_deo-cube",
         "```",
         "",
     ]

@@ -242,3 +242,54 @@ def test_values_beyond_readers_and_marks_of_missing_ones_survive(tmp_path: Path)
     whole = stored.values.reshape(stored.sizes["embedding"], -1).T
     kept = whole[(whole != -5).all(axis=1)]
     np.testing.assert_allclose(found, kept * np.float32(0.1) + 2, rtol=1e-5)
+
+
+def test_a_class_map_has_its_colours_and_names(tmp_path: Path) -> None:
+    codes = np.full((300, 520), 255, "uint8")
+    codes[:, :200], codes[:150, 200:400] = 1, 7
+    box = GeoBox.from_bbox((0, 0, 5200, 3000), "EPSG:32633", resolution=10)
+    classes = xr.DataArray(codes, dims=("y", "x"), name="class")
+    classes.attrs = {"flag_values": np.array([1, 7], "uint8"), "flag_meanings": "open_water forest"}
+    classes.attrs |= {"flag_colors": "#1f78b4 #1b7837", "_FillValue": np.uint8(255)}
+    path = to_cog(georeference.assign_grid(classes, box), tmp_path / "c.tif")
+    with rasterio.open(path) as file:
+        assert file.colormap(1)[1] == (0x1F, 0x78, 0xB4, 255)
+        assert file.colormap(1)[7] == (0x1B, 0x78, 0x37, 255)
+        assert file.colormap(1)[255][3] == 0
+        assert file.tags(1)["class_7"] == "forest"
+        assert file.descriptions == ("class",)
+        assert file.overviews(1)
+        assert set(np.unique(file.read(1, out_shape=(150, 260)))) == {1, 7, 255}
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=10)
+def test_colours_in_bytes_are_the_colours(seed: int) -> None:
+    import tempfile
+
+    rng = np.random.default_rng(seed)
+    values = rng.random((3, 20, 30)).astype("float32")
+    values[:, rng.random((20, 30)) < 0.2] = np.nan
+    rgb = xr.DataArray(values, dims=("band", "y", "x"), coords={"band": ["red", "green", "blue"]})
+    rgb = georeference.assign_grid(rgb, GeoBox.from_bbox((0, 0, 300, 200), "EPSG:32633", resolution=10))
+    lazy = rgb.chunk({"band": 1, "y": 7})
+    with tempfile.TemporaryDirectory() as folder:
+        for array in (rgb, lazy):
+            with rasterio.open(to_cog(array, Path(folder) / "rgb.tif", dtype="uint8")) as file:
+                found = file.read()
+                assert file.nodata == 0
+                assert [c.name for c in file.colorinterp] == ["red", "green", "blue"]
+                assert file.descriptions == ("red", "green", "blue")
+            missing = np.isnan(values)
+            np.testing.assert_array_equal(found == 0, missing)
+            assert np.abs((found[~missing] - 1.0) / 254 - values[~missing]).max() <= 0.5 / 254 + 1e-6
+
+
+def test_only_shares_become_bytes(tmp_path: Path) -> None:
+    emb = embeddings(1).isel(time=0)
+    with pytest.raises(ArgumentError, match="dtype"):
+        to_cog(emb, tmp_path / "a.tif", dtype="uint8")
+    with pytest.raises(ArgumentError, match="dtype"):
+        to_cog(embeddings(1, dtype="int8").isel(time=0), tmp_path / "a.tif", dtype="uint8")
+    to_cog(emb, tmp_path / "a.tif")  # the advice
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
