@@ -7,14 +7,8 @@ RMSE, MAE, bias, and the mean over the map corrected by the reference.
 
 from __future__ import annotations
 
-import html
-import json
-import os
-import re
-import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,249 +16,25 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
-from odc.geo.geobox import GeoBox
 
 from deo_cube.arguments import integer, number
 from deo_cube.errors import (
     ArgumentError,
     ArgumentTypeError,
-    InputNotFoundError,
     LabelsError,
-    StorageError,
 )
-from deo_cube.extras import require
-from deo_cube.heads.applicability import applicability, labelled_cells
 from deo_cube.heads.areas import cell_areas, mean_of
+from deo_cube.heads.assessment import ClassAssessment, QuantityAssessment
 from deo_cube.heads.base import Head
 from deo_cube.heads.classes import NO_CLASS, Classes
+from deo_cube.heads.doubt import check_leak, doubt_sources, look_first_at
 from deo_cube.heads.estimates import Interval, Sample, difference, regression_scores
-from deo_cube.heads.geometries import apply, cells_of, clean, into_grid, north_up
-from deo_cube.heads.labels import outside_message, rasterize_labels
-from deo_cube.heads.rasters import legend_of_attrs, legend_of_file
-from deo_cube.heads.regression import RegressionHead
-from deo_cube.heads.splits import warn_of_leak
-from deo_cube.heads.tables import form_of, parsed_crs, read_table
-from deo_cube.heads.targets import rasterize_targets
+from deo_cube.heads.reference_places import Places, read_map, reference_places, values_at
 from deo_cube.heads.vectors import geobox, spatial_dims
-from deo_cube.paths import local_path
 
 __all__ = ["ClassAssessment", "QuantityAssessment", "assess"]
 
 Array = NDArray[Any]
-
-LATTICE = 500
-"""Cells along a side of the map at most that are looked at to find doubtful places."""
-
-
-class _Shown(ABC):
-    """Text, HTML and JSON of an assessment, from its table and facts."""
-
-    table: pd.DataFrame
-    notes: tuple[str, ...]
-
-    @abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """Return single numbers and texts by name."""
-
-    @abstractmethod
-    def text(self) -> pd.DataFrame:
-        """Return the table with each value and its interval as one text."""
-
-    def __str__(self) -> str:
-        head = "\n".join(f"{k}: {v}" for k, v in self.facts().items())
-        notes = "".join(f"\n- {n}" for n in self.notes)
-        return f"{head}\n{self.text().to_string()}{notes}"
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<b>{html.escape(k)}</b>: {html.escape(str(v))}<br>" for k, v in self.facts().items())
-        notes = "".join(f"<li>{html.escape(n)}</li>" for n in self.notes)
-        return f"<div>{head}{self.text().to_html()}<ul>{notes}</ul></div>"
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Return the assessment as JSON, and write it to `path` where one is given.
-
-        Raises
-        ------
-        StorageError
-            If the file cannot be written.
-        """
-        text = json.dumps(_plain(self._values()), indent=1)
-        if path is not None:
-            try:
-                local_path(path).write_text(text, encoding="utf-8")
-            except OSError as error:
-                raise StorageError(f"{path} cannot be written: {error}") from error
-        return text
-
-    @abstractmethod
-    def _values(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class ClassAssessment(_Shown):
-    """Accuracy of a map of classes.
-
-    Parameters
-    ----------
-    colors : tuple of str
-        Colour of each class; classes that only the reference has come last.
-    confusion : DataFrame
-        Reference places by class of the map (rows) and of the reference (columns).
-    overall : Interval
-        Share of the area that is right.
-    table : DataFrame
-        One row per class: ``mapped_ha``, ``places`` (of the map, of the reference), and value and interval of ``users``
-        and ``producers`` accuracy, ``f1`` and ``area_ha``.
-    look_first : DataFrame
-        Doubtful places, most doubtful first: x, y, class of the map, margin between the two largest probabilities,
-        dissimilarity to the training data, reason. Empty without `probabilities` and `embeddings`.
-    notes : tuple of str
-        What the numbers rest on, and warnings.
-    confidence : float
-        Of the intervals.
-    """
-
-    colors: tuple[str, ...] = field(repr=False)
-    confusion: pd.DataFrame
-    overall: Interval
-    table: pd.DataFrame
-    look_first: pd.DataFrame = field(repr=False)
-    notes: tuple[str, ...] = ()
-    confidence: float = 0.95
-
-    def facts(self) -> dict[str, Any]:
-        """Return single numbers by name."""
-        return {
-            "overall accuracy": f"{self.overall:.3f}",
-            "reference places": int(self.confusion.to_numpy().sum()),
-            "intervals": f"{self.confidence:.0%}",
-        }
-
-    def text(self) -> pd.DataFrame:
-        """Return the table with each value and its interval as one text."""
-        out = pd.DataFrame(index=self.table.index)
-        out["mapped ha"] = [f"{v:.5g}" for v in self.table["mapped_ha"]]
-        for name, spec in (("users", ".2f"), ("producers", ".2f"), ("f1", ".2f"), ("area_ha", ".4g")):
-            columns = self.table[[name, f"{name}_low", f"{name}_high"]]
-            out[name.replace("_", " ")] = [format(Interval(*row), spec) for row in columns.itertuples(index=False)]
-        out["places"] = self.table["places_reference"]
-        return out
-
-    def plot(self) -> Any:
-        """Return a figure: the confusion in shares of each class of the map, accuracies, and areas with intervals."""
-        plt = _pyplot()
-        names, k = list(self.table.index), len(self.table)
-        figure, axes = plt.subplots(1, 3, figsize=(12, 1.6 + 0.42 * k), layout="constrained", sharey=True)
-        counts = self.confusion.to_numpy()
-        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        axes[0].imshow(share, cmap="Greens", vmin=0, vmax=1, aspect="auto")
-        for i in range(k):
-            for j in range(k):
-                if counts[i, j]:
-                    dark = "white" if share[i, j] > 0.6 else "black"
-                    axes[0].text(j, i, f"{counts[i, j]:g}", ha="center", va="center", color=dark, fontsize=8)
-        axes[0].set(xticks=range(k), yticks=range(k), yticklabels=names, ylabel="map", xlabel="reference")
-        axes[0].set_xticklabels(names, rotation=45, ha="right")
-        axes[0].set_title(f"overall {self.overall:.2f}")
-        for offset, name, color in ((-0.17, "users", "#0072b2"), (0.17, "producers", "#d55e00")):
-            _bars(axes[1], np.arange(k) + offset, self.table, name, color)
-        axes[1].set(xlim=(0, 1.02), xlabel="accuracy", title="user's and producer's accuracy")
-        axes[1].legend(["user's", "producer's"], fontsize=8, loc="lower left")
-        axes[2].barh(np.arange(k), self.table["mapped_ha"], color=list(self.colors), alpha=0.5)
-        _bars(axes[2], np.arange(k), self.table, "area_ha", "black")
-        axes[2].set(xlabel="hectares", title="mapped area (bars), estimated area (points)")
-        axes[0].set_ylim(k - 0.5, -0.5)
-        return figure
-
-    def _values(self) -> dict[str, Any]:
-        return {
-            "overall": self.overall._asdict(),
-            "confidence": self.confidence,
-            "confusion": {str(k): row.to_dict() for k, row in self.confusion.iterrows()},
-            "classes": {str(k): row.to_dict() for k, row in self.table.iterrows()},
-            "look_first": self.look_first.to_dict("records"),
-            "notes": list(self.notes),
-        }
-
-
-@dataclass(frozen=True)
-class QuantityAssessment(_Shown):
-    """Accuracy of a map of a quantity.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Value, low and high of R2, RMSE, MAE and bias (map minus reference), and of the mean over the map: the map's
-        mean, corrected by the mean residual of the reference.
-    pairs : DataFrame
-        x, y, reference and map of each place.
-    hectares : float
-        Area of the map with a value.
-    units, quantity : str
-    look_first : DataFrame
-        As in `ClassAssessment`, without margins.
-    notes : tuple of str
-        What the numbers rest on, and warnings.
-    confidence : float
-        Of the intervals.
-    """
-
-    table: pd.DataFrame
-    pairs: pd.DataFrame = field(repr=False)
-    hectares: float
-    units: str
-    quantity: str
-    look_first: pd.DataFrame = field(repr=False)
-    notes: tuple[str, ...] = ()
-    confidence: float = 0.95
-
-    def score(self, name: str) -> Interval:
-        """Return one of "r2", "rmse", "mae", "bias" and "mean" with its interval."""
-        numbers: list[float] = self.table.loc[[name]].to_numpy(dtype="float64")[0].tolist()
-        return Interval(*numbers)
-
-    def facts(self) -> dict[str, Any]:
-        """Return single numbers and texts by name."""
-        return {
-            "quantity": f"{self.quantity}{f' ({self.units})' if self.units else ''}",
-            "reference places": len(self.pairs),
-            "area": f"{self.hectares:.5g} ha",
-            "intervals": f"{self.confidence:.0%}",
-        }
-
-    def text(self) -> pd.DataFrame:
-        """Return the table with each value and its interval as one text."""
-        rows = [format(Interval(*row), ".3g") for row in self.table.itertuples(index=False)]
-        return pd.DataFrame({"value": rows}, index=self.table.index)
-
-    def plot(self) -> Any:
-        """Return a figure: the map's values against those of the reference."""
-        plt = _pyplot()
-        figure, axes = plt.subplots(figsize=(5, 4.6), layout="constrained")
-        r, m = self.pairs["reference"], self.pairs["map"]
-        low, high = float(min(r.min(), m.min())), float(max(r.max(), m.max()))
-        if len(r) > 1500:
-            axes.hexbin(r, m, gridsize=45, bins="log", cmap="Greens", mincnt=1)
-        else:
-            axes.scatter(r, m, s=10, alpha=0.5, color="#1b7837")
-        axes.plot([low, high], [low, high], color="black", lw=1)
-        unit = f" ({self.units})" if self.units else ""
-        axes.set(xlabel=f"reference{unit}", ylabel=f"map{unit}", title=self.quantity)
-        lines = "\n".join(f"{k.upper()} {self.score(k):.2f}" for k in ("r2", "rmse", "bias"))
-        axes.text(0.03, 0.97, lines, transform=axes.transAxes, va="top", fontsize=9)
-        return figure
-
-    def _values(self) -> dict[str, Any]:
-        return {
-            "scores": {str(k): row.to_dict() for k, row in self.table.iterrows()},
-            "confidence": self.confidence,
-            "hectares": self.hectares,
-            "units": self.units,
-            "quantity": self.quantity,
-            "places": len(self.pairs),
-            "look_first": self.look_first.to_dict("records"),
-            "notes": list(self.notes),
-        }
 
 
 def assess(
@@ -348,295 +118,26 @@ def assess(
     """
     confidence, look = number("confidence", confidence, minimum=0.5, maximum=0.9999), integer("look", look, minimum=0)
     reach = None if reach is None else number("reach", reach, above=0)
-    drawn, classes = _read_map(map, time)
+    drawn, classes = read_map(map, time)
     options = {"column": column, "layer": layer, "crs": crs, "nodata": nodata}
-    sources = _doubt_sources(head, embeddings, probabilities, training, time)
+    sources = doubt_sources(head, embeddings, probabilities, training, time)
     notes: list[str] = []
     if classes is None:
-        places = _reference(reference, drawn, None, options, mapping)
+        places = reference_places(reference, drawn, None, options, mapping)
         result: ClassAssessment | QuantityAssessment = _of_quantity(drawn, places, notes, confidence)
     else:
-        places = _reference(reference, drawn, classes, options, mapping)
+        places = reference_places(reference, drawn, classes, options, mapping)
         result = _of_classes(drawn, classes, places, strata, notes, confidence)
-    _check_leak(places, drawn, head, training, embeddings, reach, options, notes)
-    first = _look_first(drawn, classes, places, sources, look, notes)
+    check_leak(places, drawn, head, training, embeddings, reach, options, notes)
+    first = look_first_at(drawn, classes, places, sources, look, notes)
     return replace(result, look_first=first, notes=tuple(notes))
-
-
-# ---- the map --------------------------------------------------------------------------------------------------------
-
-
-def _read_map(map_: Any, time: Any) -> tuple[xr.DataArray, Classes | None]:
-    """Return a map (y, x) and its classes; None for a quantity. Classes are uint8, 255 where there is none."""
-    array = _opened(map_)
-    if isinstance(array, xr.Dataset):
-        names = [str(k) for k, v in array.data_vars.items() if v.ndim >= 2]
-        if len(names) != 1:
-            raise ArgumentTypeError(f"map must be one layer, got a Dataset with {names}: pass one, ds[name]")
-        array = array[names[0]]
-    if not isinstance(array, xr.DataArray):
-        raise ArgumentTypeError(f"map must be a DataArray or the path of a map, got {type(map_).__name__}")
-    if {"class", "embedding"} & set(array.dims):
-        call = "probabilities" if "class" in array.dims else "embeddings"
-        raise ArgumentTypeError(f"map must be classes or a quantity (y, x), got {call}: use head.predict(emb)")
-    if "time" in array.dims:
-        array = _one_time(array, time)
-    y, x = spatial_dims(array)
-    others = [d for d in array.dims if d not in (y, x)]
-    array = array.squeeze([d for d in others if array.sizes[d] == 1], drop=True)
-    if array.ndim != 2:
-        raise ArgumentError(f"map must have the dimensions y and x, found {array.dims}: select one index of the others")
-    array = array.transpose(y, x)
-    if "flag_values" not in array.attrs and array.dtype.kind == "f":
-        fill = array.attrs.get("_FillValue")
-        return (array if fill is None or np.isnan(fill) else array.where(array != fill)), None
-    if "flag_values" not in array.attrs and array.dtype.kind not in "iub":
-        raise ArgumentTypeError(f"map must hold classes or numbers, got dtype {array.dtype}")
-    attrs = array.attrs
-    if array.dtype.kind == "f":
-        array = array.fillna(NO_CLASS)
-    fill = attrs.get("_FillValue", array.encoding.get("_FillValue", NO_CLASS))
-    array = array.where(array != fill, NO_CLASS) if fill != NO_CLASS else array
-    array = array.astype("int64").where((array >= 0) & (array < NO_CLASS), NO_CLASS).astype("uint8")
-    legend = legend_of_attrs(attrs)
-    if "flag_values" in attrs:
-        codes = sorted(int(v) for v in np.atleast_1d(attrs["flag_values"]))
-    else:
-        codes = [int(v) for v in np.unique(array.values) if v != NO_CLASS]
-    if not codes:
-        raise ArgumentError("map must hold classes, all its values are missing")
-    classes = Classes(tuple(codes), tuple(legend.names.get(c, str(c)) for c in codes))
-    return array.assign_attrs(attrs), classes.coloured(legend.colors) if legend.colors else classes
-
-
-def _opened(map_: Any) -> Any:
-    """Return the map at a path, as it is stored; anything else as it is."""
-    if not isinstance(map_, str | os.PathLike):
-        return map_
-    path = local_path(map_)
-    if not path.exists():
-        raise InputNotFoundError(f"map not found at {path}")
-    if path.is_dir():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
-            opened = xr.open_zarr(path, mask_and_scale=False, decode_coords="all")
-        valid = [v for v in opened.data_vars if v not in ("valid", "spatial_ref")]
-        return opened[valid]
-    import rasterio
-    import rioxarray
-
-    array = rioxarray.open_rasterio(path, chunks={"y": 2048, "x": 2048})
-    if not isinstance(array, xr.DataArray) or array.sizes["band"] != 1:
-        raise ArgumentError(f"map must have one band, found several in {path}: pass rioxarray.open_rasterio(path)[0]")
-    with rasterio.open(path) as file:
-        legend = legend_of_file(file)
-    array = array.isel(band=0, drop=True)
-    if legend.names and array.dtype.kind in "iu":
-        codes = sorted(legend.names)
-        meanings = " ".join(re.sub(r"\s+", "_", legend.names[c]) for c in codes)
-        array.attrs |= {"flag_values": np.array(codes), "flag_meanings": meanings}
-        if set(legend.colors) >= set(codes):
-            array.attrs["flag_colors"] = " ".join(legend.colors[c] for c in codes)
-    return array
-
-
-def _one_time(array: xr.DataArray, time: Any) -> xr.DataArray:
-    if time is not None:
-        selected = array.sel(time=time) if not isinstance(time, int) else array.isel(time=time)
-        if selected.sizes.get("time", 1) == 1:
-            return selected.squeeze("time", drop=True) if "time" in selected.dims else selected.drop_vars("time")
-        array = selected
-    if array.sizes["time"] == 1:
-        return array.isel(time=0, drop=True)
-    dates = [str(t)[:10] for t in array["time"].values[:6]]
-    raise ArgumentError(f"time must be passed, one of the {array.sizes['time']} dates of the map: {', '.join(dates)}")
-
-
-# ---- the reference --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Reference places on the map.
-
-    Parameters
-    ----------
-    rows, cols : (n,) int
-        Cells of the map.
-    truth : (n,) int or float
-        Position of the reference class among `classes`, or the quantity.
-    mapped : (n,) int or float
-        The same of the map.
-    x, y : (n,) float
-    clusters : (n,) int or None
-        Polygon of each place.
-    names, colors : tuple of str
-        Of the classes of the map, then of those that only the reference has; empty for a quantity.
-    census : bool
-        Whether the reference is a raster.
-    """
-
-    rows: Array
-    cols: Array
-    truth: Array
-    mapped: Array
-    x: Array
-    y: Array
-    clusters: Array | None
-    names: tuple[str, ...]
-    colors: tuple[str, ...]
-    census: bool
-    left_out: int
-
-
-def _reference(
-    reference: Any, drawn: xr.DataArray, classes: Classes | None, options: Mapping[str, Any], mapping: Any
-) -> _Places:
-    if mapping is not None and not isinstance(mapping, Mapping):
-        raise ArgumentTypeError(f"mapping must be a dict of classes, got {type(mapping).__name__}")
-    form = form_of(reference)
-    clusters: Array | None = None
-    if form == "raster":
-        rows, cols, values = _of_raster(reference, drawn, classes, options)
-    else:
-        rows, cols, values, clusters = _of_table(reference, form, drawn, options)
-    keep = np.ones(len(rows), bool)
-    extra: tuple[str, ...] = ()
-    if classes is not None:
-        values, extra = _positions(values, classes, mapping)
-        keep = values >= 0
-    else:
-        values = _quantities(values)
-        keep = np.isfinite(values)
-    y, x = spatial_dims(drawn)
-    index = {y: xr.DataArray(rows, dims="place"), x: xr.DataArray(cols, dims="place")}
-    mapped = np.asarray(drawn.isel(index).values)
-    if classes is not None:
-        lookup = np.full(256, -1)
-        lookup[list(classes.codes)] = np.arange(len(classes))
-        mapped = lookup[mapped]
-        has_map = mapped >= 0
-    else:
-        mapped = mapped.astype("float64")
-        has_map = np.isfinite(mapped)
-    usable = keep & has_map
-    if not usable.any():
-        raise LabelsError(
-            f"no reference place is where the map has a value: {len(rows)} are within the map, and it is missing at "
-            "all of them. Pass other places, or another date, time="
-        )
-    xs, ys = np.asarray(drawn[x].values, "float64")[cols], np.asarray(drawn[y].values, "float64")[rows]
-    names = () if classes is None else (*classes.names, *extra)
-    colors = () if classes is None else (*classes.colors, *("#999999" for _ in extra))
-    return _Places(
-        rows[usable], cols[usable], values[usable], mapped[usable], xs[usable], ys[usable],
-        None if clusters is None else clusters[usable], names, colors, form == "raster", int((keep & ~has_map).sum()),
-    )  # fmt: skip
-
-
-def _of_raster(
-    reference: Any, drawn: xr.DataArray, classes: Classes | None, options: Mapping[str, Any]
-) -> tuple[Array, Array, Array]:
-    if classes is None:
-        target = rasterize_targets(reference, drawn, crs=options["crs"], nodata=options["nodata"]).values
-        rows, cols = np.nonzero(np.isfinite(target))
-        return rows, cols, target[rows, cols].astype(object)
-    raster = rasterize_labels(reference, drawn, crs=options["crs"], nodata=options["nodata"])
-    own = Classes.from_attrs(raster.attrs)
-    names = dict(zip(own.codes, own.names, strict=True))
-    rows, cols = np.nonzero(raster.values != NO_CLASS)
-    # A class without a name is its number.
-    named = np.empty(256, dtype=object)
-    for code, name in names.items():
-        named[code] = code if name == str(code) else name
-    return rows, cols, named[raster.values[rows, cols]]
-
-
-def _of_table(
-    reference: Any, form: Any, drawn: xr.DataArray, options: Mapping[str, Any]
-) -> tuple[Array, Array, Array, Array | None]:
-    box = geobox(drawn)
-    upright = north_up(box)
-    table = read_table(
-        reference, form, column=options["column"], layer=options["layer"], crs=parsed_crs(options["crs"])
-    )
-    nodata = options["nodata"]
-    skipped = set() if nodata is None else set(np.atleast_1d(nodata).tolist())
-    has_value = np.array([v is not None and v not in skipped for v in table.values], bool)
-    cleaned = clean(table.shapes[has_value])
-    cleaned.warn(int(has_value.sum()), "reference places")
-    if not len(cleaned.shapes):
-        raise LabelsError(f"no reference place: {table.described} has no row with both a geometry and a value")
-    with_value = [v for v, has in zip(table.values, has_value, strict=True) if has]
-    shapes = into_grid(cleaned.shapes, table.crs, upright)
-    parts, outside, areas = [], 0, False
-    for i, (shape, row) in enumerate(zip(shapes, cleaned.rows, strict=True)):
-        r, c = cells_of(shape, upright, "majority")
-        outside += not len(r)
-        areas |= "Point" not in shape.geom_type
-        parts.append((r, c, np.full(len(r), i), np.full(len(r), row)))
-    if outside == len(shapes):
-        raise LabelsError(
-            outside_message(cleaned.shapes, table, upright, "reference places").replace("the embeddings", "the map")
-        )
-    if outside:
-        warnings.warn(f"{outside} of {len(shapes)} reference places are outside the map and left out", stacklevel=4)
-    rows, cols, cluster, row = (np.concatenate(v).astype(int) for v in zip(*parts, strict=True))
-    values = np.empty(len(with_value), dtype=object)
-    values[:] = with_value
-    if box.transform.e > 0:
-        rows = box.shape[0] - 1 - rows
-    return rows, cols, values[row], cluster if areas else None
-
-
-def _quantities(values: Array) -> Array:
-    texts = [v for v in values if isinstance(v, str)]
-    if texts:
-        raise LabelsError(
-            f"reference must hold numbers for a map of a quantity, found {texts[0]!r:.60}: pass the column, column="
-        )
-    return values.astype("float64")
-
-
-def _key(name: Any) -> str:
-    return re.sub(r"\W+", "_", str(name)).strip("_").lower()
-
-
-def _positions(values: Array, classes: Classes, mapping: Mapping[Any, Any] | None) -> tuple[Array, tuple[str, ...]]:
-    """Return the position of each reference class among the classes, -1 to leave it out, and those not of the map."""
-    by_name = {_key(n): i for i, n in enumerate(classes.names)}
-    by_code = {c: i for i, c in enumerate(classes.codes)}
-    spelled = {_key(k): v for k, v in (mapping or {}).items()}
-    position: dict[Any, int] = {}
-    unknown, extra = [], dict[str, int]()
-    for value in dict.fromkeys(values.tolist()):
-        mapped = spelled.get(_key(value), value)
-        if mapped is None:
-            position[value] = -1
-        elif _key(mapped) in by_name:
-            position[value] = by_name[_key(mapped)]
-        elif isinstance(mapped, int | float) and mapped in by_code:
-            position[value] = by_code[int(mapped)]
-        elif _key(value) in spelled:
-            position[value] = len(classes) + extra.setdefault(str(mapped), len(extra))
-        else:
-            unknown.append(value)
-    if unknown:
-        first = unknown[0]
-        pairs = dict(zip(classes.codes, classes.names, strict=True))
-        raise LabelsError(
-            f"classes of the reference must be classes of the map, {pairs}; found {unknown[:6]}: pass the class of the "
-            f"map for each, mapping={{{first!r}: {classes.names[0]!r}}}; {{{first!r}: None}} leaves its places out, "
-            f"and {{{first!r}: {first!r}}} counts it as a class that the map lacks"
-        )
-    return np.array([position[v] for v in values.tolist()], dtype=int), tuple(extra)
 
 
 # ---- classes --------------------------------------------------------------------------------------------------------
 
 
 def _of_classes(
-    drawn: xr.DataArray, classes: Classes, places: _Places, strata: Any, notes: list[str], confidence: float
+    drawn: xr.DataArray, classes: Classes, places: Places, strata: Any, notes: list[str], confidence: float
 ) -> ClassAssessment:
     import dask
 
@@ -708,7 +209,7 @@ def _of_classes(
     )
 
 
-def _without_width(places: _Places, confidence: float) -> list[str]:
+def _without_width(places: Places, confidence: float) -> list[str]:
     """Return a note per class of the map of which all places are right, whose interval has no width."""
     notes = []
     for i, name in enumerate(places.names):
@@ -719,12 +220,12 @@ def _without_width(places: _Places, confidence: float) -> list[str]:
     return notes
 
 
-def _strata(strata: Any, places: _Places, drawn: xr.DataArray) -> tuple[Array, Array, Array, Sequence[Any]]:
+def _strata(strata: Any, places: Places, drawn: xr.DataArray) -> tuple[Array, Array, Array, Sequence[Any]]:
     """Return the stratum of each place, cells and share of the area of each, and their values."""
-    layer, classes = _read_map(strata, None)
+    layer, classes = read_map(strata, None)
     if classes is None:
         raise ArgumentTypeError("strata must be a map of integers, got fractions")
-    at = _at(layer, geobox(drawn), places)
+    at = values_at(layer, geobox(drawn), places)
     if (at == NO_CLASS).any() or not np.isfinite(at).all():
         raise ArgumentError(
             f"strata must cover the reference places, {int((at == NO_CLASS).sum())} are where it has no value"
@@ -736,30 +237,10 @@ def _strata(strata: Any, places: _Places, drawn: xr.DataArray) -> tuple[Array, A
     return stratum, per_row.sum(axis=1), hectares / hectares.sum(), classes.names
 
 
-def _at(layer: xr.DataArray, box: GeoBox, places: _Places) -> Array:
-    """Return the values of a layer (..., y, x) on another grid at places of the map: (n, ...), NaN outside."""
-    own = geobox(layer)
-    x, y = places.x, places.y
-    if own.crs != box.crs:
-        from pyproj import Transformer
-
-        x, y = Transformer.from_crs(box.crs.proj, own.crs.proj, always_xy=True).transform(x, y)
-    col, row = (np.floor(v + 1e-9) for v in apply(~own.transform, np.asarray(x), np.asarray(y)))
-    inside = (row >= 0) & (row < own.shape[0]) & (col >= 0) & (col < own.shape[1])
-    dims = spatial_dims(layer)
-    index = {
-        dims[0]: xr.DataArray(np.where(inside, row, 0).astype(int), dims="place"),
-        dims[1]: xr.DataArray(np.where(inside, col, 0).astype(int), dims="place"),
-    }
-    values = layer.isel(index).transpose("place", ...).values.astype("float64")
-    values[~inside] = np.nan
-    return values
-
-
 # ---- quantities -----------------------------------------------------------------------------------------------------
 
 
-def _of_quantity(drawn: xr.DataArray, places: _Places, notes: list[str], confidence: float) -> QuantityAssessment:
+def _of_quantity(drawn: xr.DataArray, places: Places, notes: list[str], confidence: float) -> QuantityAssessment:
     if len(places.truth) < 2:
         raise LabelsError(f"at least two reference places must be on the map, found {len(places.truth)}")
     weights = np.ones(len(places.truth))
@@ -784,167 +265,3 @@ def _of_quantity(drawn: xr.DataArray, places: _Places, notes: list[str], confide
         (),
         confidence,
     )
-
-
-# ---- leaks and doubt ------------------------------------------------------------------------------------------------
-
-
-def _check_leak(
-    places: _Places,
-    drawn: xr.DataArray,
-    head: Head | None,
-    training: Any,
-    embeddings: xr.DataArray | None,
-    reach: float | None,
-    options: Mapping[str, Any],
-    notes: list[str],
-) -> None:
-    """Warn where reference places are near places that the head was trained on."""
-    box = geobox(drawn)
-    grid = drawn if embeddings is None else embeddings
-    side = abs(float(geobox(grid).resolution.x))
-    if training is not None:
-        rows, cols = labelled_cells(training, grid, column=options["column"], crs=options["crs"])
-        y, x = spatial_dims(grid)
-        known = np.stack([np.asarray(grid[x].values)[cols], np.asarray(grid[y].values)[rows]], axis=1)
-        source = geobox(grid).crs
-    elif isinstance(head, RegressionHead) and len(head.tensors.get("training.places", ())):
-        known, source = head.tensors["training.places"], head.crs
-        side = float(head.tensors["training.cell_size"][0])
-    else:
-        notes.append("the places that trained the head are not known: pass training= to be warned of leaks")
-        return
-    if not len(known):
-        return
-    from pyproj import CRS, Transformer
-
-    own = CRS.from_user_input(getattr(source, "proj", source))
-    if not own.equals(box.crs.proj, ignore_axis_order=True):
-        moved = Transformer.from_crs(own, box.crs.proj, always_xy=True).transform(known[:, 0], known[:, 1])
-        known = np.stack(moved, axis=1)
-    distance = reach or max(side, abs(float(box.resolution.x)))
-    share = warn_of_leak(known, np.stack([places.x, places.y], axis=1), distance, what="the reference")
-    notes.append(f"{share:.0%} of the reference places are within {distance:g} of a training place")
-
-
-@dataclass(frozen=True)
-class _Sources:
-    probabilities: xr.DataArray | None
-    dissimilarity: xr.DataArray | None
-
-
-def _doubt_sources(head: Any, embeddings: Any, probabilities: Any, training: Any, time: Any) -> _Sources:
-    if head is not None and not isinstance(head, Head):
-        raise ArgumentTypeError(f"head must be a head of fit_head, got {type(head).__name__}")
-    if probabilities is not None and (not isinstance(probabilities, xr.DataArray) or "class" not in probabilities.dims):
-        raise ArgumentTypeError(
-            "probabilities must be a DataArray with a dimension 'class': head.predict(emb, probabilities=True)"
-        )
-    if embeddings is not None and "time" in embeddings.dims:
-        embeddings = _one_time(embeddings, time)
-    if probabilities is None and head is not None and embeddings is not None and len(head.classes):
-        probabilities = head.predict(embeddings, probabilities=True)
-    if probabilities is not None and "time" in probabilities.dims:
-        probabilities = _one_time(probabilities, time)
-    known = training if training is not None else head if isinstance(head, RegressionHead) else None
-    unlike = None if embeddings is None or known is None else applicability(embeddings, known)
-    return _Sources(probabilities, unlike)
-
-
-def _margin(p: Array) -> Array:
-    """Return the difference of the two largest probabilities along the last axis."""
-    ordered = np.sort(p, axis=-1)
-    return np.asarray(ordered[..., -1] - ordered[..., -2])
-
-
-def _look_first(
-    drawn: xr.DataArray, classes: Classes | None, places: _Places, sources: _Sources, look: int, notes: list[str]
-) -> pd.DataFrame:
-    """Return the most doubtful places of the map, apart from each other, and note what doubt says of the reference."""
-    empty = pd.DataFrame(columns=["x", "y", "map", "margin", "dissimilarity", "reason"])
-    if sources.probabilities is None and sources.dissimilarity is None:
-        return empty
-    box, (y, x) = geobox(drawn), spatial_dims(drawn)
-    right = places.mapped == places.truth if classes is not None else None
-    steps = [max(1, drawn.sizes[d] // LATTICE) for d in (y, x)]
-    rows, cols = (np.arange(s // 2, drawn.sizes[d], s) for d, s in zip((y, x), steps, strict=True))
-    grid_r, grid_c = (v.ravel() for v in np.meshgrid(rows, cols, indexing="ij"))
-    at = _Places(
-        grid_r, grid_c, grid_r, grid_r, np.asarray(drawn[x].values, "float64")[grid_c],
-        np.asarray(drawn[y].values, "float64")[grid_r], None, (), (), False, 0,
-    )  # fmt: skip
-    mapped = drawn.isel({y: rows, x: cols}).values.ravel()
-    has_map = np.isfinite(mapped) if mapped.dtype.kind == "f" else mapped != NO_CLASS
-    margin, unlike = np.full(len(grid_r), np.nan), np.full(len(grid_r), np.nan)
-    chosen: list[tuple[int, str]] = []
-    apart = max(abs(box.resolution.x) * box.shape[1], abs(box.resolution.y) * box.shape[0]) / 25
-    share = look if sources.dissimilarity is None or sources.probabilities is None else (look + 1) // 2
-    if sources.probabilities is not None:
-        margin = _margin(_at(sources.probabilities, box, at))
-        _apart(np.where(has_map, margin, np.nan), at, share, apart, "low margin", chosen)
-        if right is not None and len(right) >= 8:
-            own = _margin(_at(sources.probabilities, box, places))
-            low = own <= np.nanquantile(own, 0.25)
-            notes.append(
-                f"of the quarter of reference places with the lowest margin {right[low].mean():.0%} are right, of the "
-                f"others {right[~low].mean():.0%}"
-            )
-    if sources.dissimilarity is not None:
-        threshold = float(sources.dissimilarity.attrs["threshold"])
-        unlike = _at(sources.dissimilarity, box, at)
-        outside = np.where(has_map & (unlike > threshold), -unlike, np.nan)
-        _apart(outside, at, look - len(chosen), apart, "unlike the training data", chosen)
-        beyond = float((unlike[has_map & np.isfinite(unlike)] > threshold).mean())
-        notes.append(f"{beyond:.1%} of the map is unlike the training data (dissimilarity above {threshold:.2f})")
-    if not chosen:
-        return empty
-    index = np.array([i for i, _ in chosen])
-    shown: Any = mapped[index]
-    if classes is not None:
-        names = dict(zip(classes.codes, classes.names, strict=True))
-        shown = [names.get(int(v), str(v)) for v in shown]
-    return pd.DataFrame(
-        {
-            "x": at.x[index],
-            "y": at.y[index],
-            "map": shown,
-            "margin": margin[index],
-            "dissimilarity": unlike[index],
-            "reason": [r for _, r in chosen],
-        }
-    )
-
-
-def _apart(score: Array, at: _Places, most: int, apart: float, reason: str, chosen: list[tuple[int, str]]) -> None:
-    """Append the places with the lowest score that are not near one that was chosen before."""
-    for i in np.argsort(score, kind="stable"):
-        if most <= 0 or not np.isfinite(score[i]):
-            return
-        near = any(np.hypot(at.x[i] - at.x[j], at.y[i] - at.y[j]) < apart for j, _ in chosen)
-        if not near:
-            chosen.append((int(i), reason))
-            most -= 1
-
-
-# ---- output ---------------------------------------------------------------------------------------------------------
-
-
-def _pyplot() -> Any:
-    return require("matplotlib.pyplot", extra="viz", purpose="The plot of an assessment")
-
-
-def _bars(axes: Any, at: Array, table: pd.DataFrame, name: str, color: str) -> None:
-    value = table[name].to_numpy()
-    ends = np.abs(table[[f"{name}_low", f"{name}_high"]].to_numpy().T - value)
-    axes.errorbar(value, at, xerr=ends, fmt="o", ms=4, color=color, capsize=2, lw=1)
-
-
-def _plain(value: Any) -> Any:
-    """Return numbers of NumPy as those of Python, and NaN as None, for JSON."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,341 @@
+"""Read a map of classes or of a quantity, and the reference places on it."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+
+from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError, LabelsError
+from deo_cube.heads.classes import NO_CLASS, Classes
+from deo_cube.heads.geometries import apply, cells_of, clean, into_grid, north_up
+from deo_cube.heads.labels import outside_message, rasterize_labels
+from deo_cube.heads.rasters import legend_of_attrs, legend_of_file
+from deo_cube.heads.tables import form_of, parsed_crs, read_table
+from deo_cube.heads.targets import rasterize_targets
+from deo_cube.heads.vectors import geobox, spatial_dims
+from deo_cube.paths import local_path
+
+__all__ = ["Places", "one_time", "read_map", "reference_places", "values_at"]
+
+Array = NDArray[Any]
+
+
+def read_map(map_: Any, time: Any) -> tuple[xr.DataArray, Classes | None]:
+    """Return a map (y, x) and its classes; None for a quantity. Classes are uint8, 255 where there is none."""
+    array = _opened(map_)
+    if isinstance(array, xr.Dataset):
+        names = [str(k) for k, v in array.data_vars.items() if v.ndim >= 2]
+        if len(names) != 1:
+            raise ArgumentTypeError(f"map must be one layer, got a Dataset with {names}: pass one, ds[name]")
+        array = array[names[0]]
+    if not isinstance(array, xr.DataArray):
+        raise ArgumentTypeError(f"map must be a DataArray or the path of a map, got {type(map_).__name__}")
+    if {"class", "embedding"} & set(array.dims):
+        call = "probabilities" if "class" in array.dims else "embeddings"
+        raise ArgumentTypeError(f"map must be classes or a quantity (y, x), got {call}: use head.predict(emb)")
+    if "time" in array.dims:
+        array = one_time(array, time)
+    y, x = spatial_dims(array)
+    others = [d for d in array.dims if d not in (y, x)]
+    array = array.squeeze([d for d in others if array.sizes[d] == 1], drop=True)
+    if array.ndim != 2:
+        raise ArgumentError(f"map must have the dimensions y and x, found {array.dims}: select one index of the others")
+    array = array.transpose(y, x)
+    if "flag_values" not in array.attrs and array.dtype.kind == "f":
+        fill = array.attrs.get("_FillValue")
+        return (array if fill is None or np.isnan(fill) else array.where(array != fill)), None
+    if "flag_values" not in array.attrs and array.dtype.kind not in "iub":
+        raise ArgumentTypeError(f"map must hold classes or numbers, got dtype {array.dtype}")
+    attrs = array.attrs
+    if array.dtype.kind == "f":
+        array = array.fillna(NO_CLASS)
+    fill = attrs.get("_FillValue", array.encoding.get("_FillValue", NO_CLASS))
+    array = array.where(array != fill, NO_CLASS) if fill != NO_CLASS else array
+    array = array.astype("int64").where((array >= 0) & (array < NO_CLASS), NO_CLASS).astype("uint8")
+    legend = legend_of_attrs(attrs)
+    if "flag_values" in attrs:
+        codes = sorted(int(v) for v in np.atleast_1d(attrs["flag_values"]))
+    else:
+        codes = [int(v) for v in np.unique(array.values) if v != NO_CLASS]
+    if not codes:
+        raise ArgumentError("map must hold classes, all its values are missing")
+    classes = Classes(tuple(codes), tuple(legend.names.get(c, str(c)) for c in codes))
+    return array.assign_attrs(attrs), classes.coloured(legend.colors) if legend.colors else classes
+
+
+def _opened(map_: Any) -> Any:
+    """Return the map at a path, as it is stored; anything else as it is."""
+    if not isinstance(map_, str | os.PathLike):
+        return map_
+    path = local_path(map_)
+    if not path.exists():
+        raise InputNotFoundError(f"map not found at {path}")
+    if path.is_dir():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
+            opened = xr.open_zarr(path, mask_and_scale=False, decode_coords="all")
+        valid = [v for v in opened.data_vars if v not in ("valid", "spatial_ref")]
+        return opened[valid]
+    import rasterio
+    import rioxarray
+
+    array = rioxarray.open_rasterio(path, chunks={"y": 2048, "x": 2048})
+    if not isinstance(array, xr.DataArray) or array.sizes["band"] != 1:
+        raise ArgumentError(f"map must have one band, found several in {path}: pass rioxarray.open_rasterio(path)[0]")
+    with rasterio.open(path) as file:
+        legend = legend_of_file(file)
+    array = array.isel(band=0, drop=True)
+    if legend.names and array.dtype.kind in "iu":
+        codes = sorted(legend.names)
+        meanings = " ".join(re.sub(r"\s+", "_", legend.names[c]) for c in codes)
+        array.attrs |= {"flag_values": np.array(codes), "flag_meanings": meanings}
+        if set(legend.colors) >= set(codes):
+            array.attrs["flag_colors"] = " ".join(legend.colors[c] for c in codes)
+    return array
+
+
+def one_time(array: xr.DataArray, time: Any) -> xr.DataArray:
+    """Return one date of a map: `time`, or the only one.
+
+    Raises
+    ------
+    ArgumentError
+        If there are several dates, and `time` does not choose one.
+    """
+    if time is not None:
+        selected = array.sel(time=time) if not isinstance(time, int) else array.isel(time=time)
+        if selected.sizes.get("time", 1) == 1:
+            return selected.squeeze("time", drop=True) if "time" in selected.dims else selected.drop_vars("time")
+        array = selected
+    if array.sizes["time"] == 1:
+        return array.isel(time=0, drop=True)
+    dates = [str(t)[:10] for t in array["time"].values[:6]]
+    raise ArgumentError(f"time must be passed, one of the {array.sizes['time']} dates of the map: {', '.join(dates)}")
+
+
+# ---- the reference --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Places:
+    """Reference places on the map.
+
+    Parameters
+    ----------
+    rows, cols : (n,) int
+        Cells of the map.
+    truth : (n,) int or float
+        Position of the reference class among `classes`, or the quantity.
+    mapped : (n,) int or float
+        The same of the map.
+    x, y : (n,) float
+    clusters : (n,) int or None
+        Polygon of each place.
+    names, colors : tuple of str
+        Of the classes of the map, then of those that only the reference has; empty for a quantity.
+    census : bool
+        Whether the reference is a raster.
+    """
+
+    rows: Array
+    cols: Array
+    truth: Array
+    mapped: Array
+    x: Array
+    y: Array
+    clusters: Array | None
+    names: tuple[str, ...]
+    colors: tuple[str, ...]
+    census: bool
+    left_out: int
+
+
+def reference_places(
+    reference: Any, drawn: xr.DataArray, classes: Classes | None, options: Mapping[str, Any], mapping: Any
+) -> Places:
+    """Return the places of a reference where the map has a value.
+
+    Parameters
+    ----------
+    reference : table, path, dict, DataArray or list
+    drawn : DataArray
+        The map, as `read_map` returns it.
+    classes : Classes or None
+        Its classes; None for a quantity.
+    options : mapping
+        column, layer, crs and nodata of the reference.
+    mapping : mapping or None
+        Class of the map for a class of the reference.
+
+    Raises
+    ------
+    LabelsError
+        If no place is on the map, or a class of the reference is not one of the map.
+    """
+    if mapping is not None and not isinstance(mapping, Mapping):
+        raise ArgumentTypeError(f"mapping must be a dict of classes, got {type(mapping).__name__}")
+    form = form_of(reference)
+    clusters: Array | None = None
+    if form == "raster":
+        rows, cols, values = _of_raster(reference, drawn, classes, options)
+    else:
+        rows, cols, values, clusters = _of_table(reference, form, drawn, options)
+    keep = np.ones(len(rows), bool)
+    extra: tuple[str, ...] = ()
+    if classes is not None:
+        values, extra = _positions(values, classes, mapping)
+        keep = values >= 0
+    else:
+        values = _quantities(values)
+        keep = np.isfinite(values)
+    y, x = spatial_dims(drawn)
+    index = {y: xr.DataArray(rows, dims="place"), x: xr.DataArray(cols, dims="place")}
+    mapped = np.asarray(drawn.isel(index).values)
+    if classes is not None:
+        lookup = np.full(256, -1)
+        lookup[list(classes.codes)] = np.arange(len(classes))
+        mapped = lookup[mapped]
+        has_map = mapped >= 0
+    else:
+        mapped = mapped.astype("float64")
+        has_map = np.isfinite(mapped)
+    usable = keep & has_map
+    if not usable.any():
+        raise LabelsError(
+            f"no reference place is where the map has a value: {len(rows)} are within the map, and it is missing at "
+            "all of them. Pass other places, or another date, time="
+        )
+    xs, ys = np.asarray(drawn[x].values, "float64")[cols], np.asarray(drawn[y].values, "float64")[rows]
+    names = () if classes is None else (*classes.names, *extra)
+    colors = () if classes is None else (*classes.colors, *("#999999" for _ in extra))
+    return Places(
+        rows[usable], cols[usable], values[usable], mapped[usable], xs[usable], ys[usable],
+        None if clusters is None else clusters[usable], names, colors, form == "raster", int((keep & ~has_map).sum()),
+    )  # fmt: skip
+
+
+def _of_raster(
+    reference: Any, drawn: xr.DataArray, classes: Classes | None, options: Mapping[str, Any]
+) -> tuple[Array, Array, Array]:
+    if classes is None:
+        target = rasterize_targets(reference, drawn, crs=options["crs"], nodata=options["nodata"]).values
+        rows, cols = np.nonzero(np.isfinite(target))
+        return rows, cols, target[rows, cols].astype(object)
+    raster = rasterize_labels(reference, drawn, crs=options["crs"], nodata=options["nodata"])
+    own = Classes.from_attrs(raster.attrs)
+    names = dict(zip(own.codes, own.names, strict=True))
+    rows, cols = np.nonzero(raster.values != NO_CLASS)
+    # A class without a name is its number.
+    named = np.empty(256, dtype=object)
+    for code, name in names.items():
+        named[code] = code if name == str(code) else name
+    return rows, cols, named[raster.values[rows, cols]]
+
+
+def _of_table(
+    reference: Any, form: Any, drawn: xr.DataArray, options: Mapping[str, Any]
+) -> tuple[Array, Array, Array, Array | None]:
+    box = geobox(drawn)
+    upright = north_up(box)
+    table = read_table(
+        reference, form, column=options["column"], layer=options["layer"], crs=parsed_crs(options["crs"])
+    )
+    nodata = options["nodata"]
+    skipped = set() if nodata is None else set(np.atleast_1d(nodata).tolist())
+    has_value = np.array([v is not None and v not in skipped for v in table.values], bool)
+    cleaned = clean(table.shapes[has_value])
+    cleaned.warn(int(has_value.sum()), "reference places")
+    if not len(cleaned.shapes):
+        raise LabelsError(f"no reference place: {table.described} has no row with both a geometry and a value")
+    with_value = [v for v, has in zip(table.values, has_value, strict=True) if has]
+    shapes = into_grid(cleaned.shapes, table.crs, upright)
+    parts, outside, areas = [], 0, False
+    for i, (shape, row) in enumerate(zip(shapes, cleaned.rows, strict=True)):
+        r, c = cells_of(shape, upright, "majority")
+        outside += not len(r)
+        areas |= "Point" not in shape.geom_type
+        parts.append((r, c, np.full(len(r), i), np.full(len(r), row)))
+    if outside == len(shapes):
+        raise LabelsError(
+            outside_message(cleaned.shapes, table, upright, "reference places").replace("the embeddings", "the map")
+        )
+    if outside:
+        warnings.warn(f"{outside} of {len(shapes)} reference places are outside the map and left out", stacklevel=4)
+    rows, cols, cluster, row = (np.concatenate(v).astype(int) for v in zip(*parts, strict=True))
+    values = np.empty(len(with_value), dtype=object)
+    values[:] = with_value
+    if box.transform.e > 0:
+        rows = box.shape[0] - 1 - rows
+    return rows, cols, values[row], cluster if areas else None
+
+
+def _quantities(values: Array) -> Array:
+    texts = [v for v in values if isinstance(v, str)]
+    if texts:
+        raise LabelsError(
+            f"reference must hold numbers for a map of a quantity, found {texts[0]!r:.60}: pass the column, column="
+        )
+    return values.astype("float64")
+
+
+def _key(name: Any) -> str:
+    return re.sub(r"\W+", "_", str(name)).strip("_").lower()
+
+
+def _positions(values: Array, classes: Classes, mapping: Mapping[Any, Any] | None) -> tuple[Array, tuple[str, ...]]:
+    """Return the position of each reference class among the classes, -1 to leave it out, and those not of the map."""
+    by_name = {_key(n): i for i, n in enumerate(classes.names)}
+    by_code = {c: i for i, c in enumerate(classes.codes)}
+    spelled = {_key(k): v for k, v in (mapping or {}).items()}
+    position: dict[Any, int] = {}
+    unknown, extra = [], dict[str, int]()
+    for value in dict.fromkeys(values.tolist()):
+        mapped = spelled.get(_key(value), value)
+        if mapped is None:
+            position[value] = -1
+        elif _key(mapped) in by_name:
+            position[value] = by_name[_key(mapped)]
+        elif isinstance(mapped, int | float) and mapped in by_code:
+            position[value] = by_code[int(mapped)]
+        elif _key(value) in spelled:
+            position[value] = len(classes) + extra.setdefault(str(mapped), len(extra))
+        else:
+            unknown.append(value)
+    if unknown:
+        first = unknown[0]
+        pairs = dict(zip(classes.codes, classes.names, strict=True))
+        raise LabelsError(
+            f"classes of the reference must be classes of the map, {pairs}; found {unknown[:6]}: pass the class of the "
+            f"map for each, mapping={{{first!r}: {classes.names[0]!r}}}; {{{first!r}: None}} leaves its places out, "
+            f"and {{{first!r}: {first!r}}} counts it as a class that the map lacks"
+        )
+    return np.array([position[v] for v in values.tolist()], dtype=int), tuple(extra)
+
+
+def values_at(layer: xr.DataArray, box: GeoBox, places: Places) -> Array:
+    """Return the values of a layer (..., y, x) on another grid at places of the map: (n, ...), NaN outside."""
+    own = geobox(layer)
+    x, y = places.x, places.y
+    if own.crs != box.crs:
+        from pyproj import Transformer
+
+        x, y = Transformer.from_crs(box.crs.proj, own.crs.proj, always_xy=True).transform(x, y)
+    col, row = (np.floor(v + 1e-9) for v in apply(~own.transform, np.asarray(x), np.asarray(y)))
+    inside = (row >= 0) & (row < own.shape[0]) & (col >= 0) & (col < own.shape[1])
+    dims = spatial_dims(layer)
+    index = {
+        dims[0]: xr.DataArray(np.where(inside, row, 0).astype(int), dims="place"),
+        dims[1]: xr.DataArray(np.where(inside, col, 0).astype(int), dims="place"),
+    }
+    values = layer.isel(index).transpose("place", ...).values.astype("float64")
+    values[~inside] = np.nan
+    return values
