@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
 import xarray as xr
 
@@ -68,7 +68,7 @@ class _Accessor:
 
     def fit_head(
         self,
-        kind: Any,
+        kind: Literal["knn", "linear", "conv", "upernet", "ridge", "forest"] | Any,
         labels: Any,
         *,
         time: Any = None,

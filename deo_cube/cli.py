@@ -439,6 +439,7 @@ def assess(
         arg(help="map of the strata of the sample", help_behavior_hint="(default: the classes of MAP)"),
     ] = None,
     training: Annotated[str | None, TEXT, arg(help="labels that the head was fitted on, to be warned of leaks")] = None,
+    training_column: Annotated[str | None, TEXT, arg(help="column of the training labels")] = None,
     reach: Annotated[
         float | None, NUMBER, arg(help="distance to a training place that is too near, in units of the map's CRS")
     ] = None,
@@ -451,7 +452,6 @@ def assess(
     """Compare a map with reference places: accuracies and areas with intervals, and where to look first."""
     from deo_cube.heads.assess import assess as assess_map
     from deo_cube.heads.head import load_head
-    from deo_cube.store.open import open_embeddings
 
     result = assess_map(
         map,
@@ -462,9 +462,10 @@ def assess(
         crs=crs,
         strata=strata,
         training=training,
+        training_column=training_column,
         reach=reach,
         head=None if head is None else load_head(head),
-        embeddings=None if embeddings is None else open_embeddings(embeddings),
+        embeddings=embeddings,
         confidence=confidence,
     )
     print(result)

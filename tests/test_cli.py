@@ -185,7 +185,16 @@ def test_assess_prints_a_table_and_draws(cube: Path, tmp_path: Path, capsys: pyt
     assert run("segment", tmp_path / "emb.zarr", tmp_path / "head", tmp_path / "map.tif") == 0
     capsys.readouterr()
     arguments = ("--embeddings", tmp_path / "emb.zarr", "--head", tmp_path / "head.safetensors")
-    arguments += ("--training", tmp_path / "fit.csv", "--reach", 1, "--plot", tmp_path / "a.png")
+    arguments += (
+        "--training",
+        tmp_path / "fit.csv",
+        "--training-column",
+        "label",
+        "--reach",
+        1,
+        "--plot",
+        tmp_path / "a.png",
+    )
     assert run("assess", tmp_path / "map.tif", tmp_path / "check.csv", *arguments) == 0
     printed = capsys.readouterr().out
     for word in ("overall accuracy", "users", "look first", "margin"):

@@ -7,6 +7,7 @@ RMSE, MAE, bias, and the mean over the map corrected by the reference.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from deo_cube.heads.doubt import check_leak, doubt_sources, look_first_at
 from deo_cube.heads.estimates import Interval, Sample, difference, regression_scores
 from deo_cube.heads.reference_places import Places, read_map, reference_places, values_at
 from deo_cube.heads.vectors import geobox, spatial_dims
+from deo_cube.store.open import open_embeddings
 
 __all__ = ["ClassAssessment", "QuantityAssessment", "assess"]
 
@@ -49,9 +51,10 @@ def assess(
     mapping: Mapping[Any, Any] | None = None,
     strata: xr.DataArray | str | Path | None = None,
     probabilities: xr.DataArray | None = None,
-    embeddings: xr.DataArray | None = None,
+    embeddings: xr.DataArray | str | Path | None = None,
     head: Head | None = None,
     training: Any = None,
+    training_column: str | None = None,
     reach: float | None = None,
     look: int = 20,
     confidence: float = 0.95,
@@ -82,12 +85,12 @@ def assess(
         Map of integers whose values are the strata that the places were drawn from. Default: the classes of the map.
     probabilities : DataArray, optional
         ``head.predict(emb, probabilities=True)``, for places with a low margin. Any grid in the CRS of the map.
-    embeddings, head : DataArray, Head, optional
+    embeddings, head : DataArray or path of a store, Head, optional
         Embeddings and the head that made the map, instead of `probabilities`; and, with a regression head or
         `training`, for places unlike the training data.
     training : labels, optional
-        Labels that the head was fitted on, for the warning of leaks and the area of applicability. Default: those that
-        a regression head keeps.
+        Labels that the head was fitted on, for the warning of leaks and the area of applicability, with
+        `training_column` where a table has several. Default: those that a regression head keeps.
     reach : float, optional
         Distance in units of the map's CRS within which a reference place and a training place are not independent.
         Default: the side of a patch of `embeddings` or of the training data, else of a cell of the map.
@@ -120,15 +123,17 @@ def assess(
     reach = None if reach is None else number("reach", reach, above=0)
     drawn, classes = read_map(map, time)
     options = {"column": column, "layer": layer, "crs": crs, "nodata": nodata}
-    sources = doubt_sources(head, embeddings, probabilities, training, time)
+    of_training = {"column": training_column, "crs": crs}
+    emb = open_embeddings(embeddings) if isinstance(embeddings, str | os.PathLike) else embeddings
     notes: list[str] = []
+    sources = doubt_sources(head, emb, probabilities, training, time, of_training, notes)
     if classes is None:
         places = reference_places(reference, drawn, None, options, mapping)
         result: ClassAssessment | QuantityAssessment = _of_quantity(drawn, places, notes, confidence)
     else:
         places = reference_places(reference, drawn, classes, options, mapping)
         result = _of_classes(drawn, classes, places, strata, notes, confidence)
-    check_leak(places, drawn, head, training, embeddings, reach, options, notes)
+    check_leak(places, drawn, head, training, emb, reach, of_training, notes)
     first = look_first_at(drawn, classes, places, sources, look, notes)
     return replace(result, look_first=first, notes=tuple(notes))
 

@@ -73,13 +73,13 @@ class ModelId:
 
 @runtime_checkable
 class Head(Protocol):
-    """A fitted classifier of embeddings, as `fit_head` returns it and `load_head` reads it."""
+    """A fitted classifier or regression of embeddings, as `fit_head` returns it and `load_head` reads it."""
 
     kind: ClassVar[str]
 
     @property
     def classes(self) -> Classes:
-        """Classes that the head tells apart."""
+        """Classes that the head tells apart; none for a regression."""
         ...
 
     @property

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
+from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError
 
-from deo_cube.errors import ArgumentTypeError
+from deo_cube.errors import ArgumentTypeError, LabelsError
 from deo_cube.heads.applicability import applicability, labelled_cells
 from deo_cube.heads.base import Head
 from deo_cube.heads.classes import NO_CLASS, Classes
@@ -43,7 +45,7 @@ def check_leak(
     grid = drawn if embeddings is None else embeddings
     side = abs(float(geobox(grid).resolution.x))
     if training is not None:
-        rows, cols = labelled_cells(training, grid, column=options["column"], crs=options["crs"])
+        rows, cols = labelled_cells(training, grid, **options)
         y, x = spatial_dims(grid)
         known = np.stack([np.asarray(grid[x].values)[cols], np.asarray(grid[y].values)[rows]], axis=1)
         source = geobox(grid).crs
@@ -54,10 +56,13 @@ def check_leak(
         notes.append("the places that trained the head are not known: pass training= to be warned of leaks")
         return
     if not len(known):
+        notes.append("the places that trained the head are not within the map or the embeddings")
         return
-    from pyproj import CRS, Transformer
-
-    own = CRS.from_user_input(getattr(source, "proj", source))
+    try:
+        own = CRS.from_user_input(getattr(source, "proj", source))
+    except CRSError:
+        notes.append("the CRS of the places that trained the head is not known: pass training=")
+        return
     if not own.equals(box.crs.proj, ignore_axis_order=True):
         moved = Transformer.from_crs(own, box.crs.proj, always_xy=True).transform(known[:, 0], known[:, 1])
         known = np.stack(moved, axis=1)
@@ -74,7 +79,15 @@ class Sources:
     dissimilarity: xr.DataArray | None
 
 
-def doubt_sources(head: Any, embeddings: Any, probabilities: Any, training: Any, time: Any) -> Sources:
+def doubt_sources(
+    head: Any,
+    embeddings: Any,
+    probabilities: Any,
+    training: Any,
+    time: Any,
+    options: Mapping[str, Any],
+    notes: list[str],
+) -> Sources:
     """Return the maps that show doubt, as far as the arguments of `assess` give them; lazy on Dask."""
     if head is not None and not isinstance(head, Head):
         raise ArgumentTypeError(f"head must be a head of fit_head, got {type(head).__name__}")
@@ -89,7 +102,13 @@ def doubt_sources(head: Any, embeddings: Any, probabilities: Any, training: Any,
     if probabilities is not None and "time" in probabilities.dims:
         probabilities = one_time(probabilities, time)
     known = training if training is not None else head if isinstance(head, RegressionHead) else None
-    unlike = None if embeddings is None or known is None else applicability(embeddings, known)
+    unlike = None
+    if embeddings is not None and known is not None:
+        try:
+            unlike = applicability(embeddings, known, **options)
+        except LabelsError as error:
+            # Labels of another scene have no vectors here.
+            notes.append(f"the area of applicability is not known: {error}")
     return Sources(probabilities, unlike)
 
 

@@ -164,22 +164,27 @@ def _square(v: Array, t: Tensors) -> Array:
 
 def _trees(v: Array, t: Tensors) -> Array:
     """Return ``base + factor * sum of the leaves of all trees``; a node whose left child is itself is a leaf."""
-    x = v.astype("float32")  # as scikit-learn, which compares numbers of 32 bits with thresholds of 64
+    x = np.ascontiguousarray(v, "float32")  # as scikit-learn, which compares 32 bits with thresholds of 64
     out = np.zeros((len(x), t["values"].shape[1]))
-    feature, threshold, left, right = t["feature"], t["threshold"], t["left"], t["right"]
+    # Indices of the platform's own type, and flat arrays, which NumPy gathers from fastest.
+    feature, threshold = t["feature"].astype("intp"), t["threshold"]
+    children = np.stack([t["left"], t["right"]], axis=1).astype("intp").ravel()
+    inner = children[::2] != np.arange(len(feature))
     for start in range(0, len(x), ROWS):
         part = x[start : start + ROWS]
+        numbers, first = part.ravel(), np.arange(len(part)) * part.shape[1]
         total = np.zeros((len(part), out.shape[1]))
         for root in t["roots"]:
-            node = np.full(len(part), root)
-            moving = np.arange(len(part))
+            node = np.full(len(part), root, "intp")
+            moving = np.arange(len(part)) if inner[root] else np.empty(0, "intp")
+            at = node[moving]
             while len(moving):
-                at = node[moving]
-                inner = left[at] != at
-                moving, at = moving[inner], at[inner]
-                goes_left = part[moving, feature[at]] <= threshold[at]
-                node[moving] = np.where(goes_left, left[at], right[at])
-            total += t["values"][node]
+                beyond = numbers.take(first.take(moving) + feature.take(at)) > threshold.take(at)
+                at = children.take(2 * at + beyond)
+                node[moving] = at
+                goes_on = inner.take(at)
+                moving, at = moving[goes_on], at[goes_on]
+            total += t["values"].take(node, axis=0)
         out[start : start + ROWS] = total
     return np.asarray(t["base"] + t["factor"] * out)
 

@@ -79,6 +79,8 @@ def _opened(map_: Any) -> Any:
     path = local_path(map_)
     if not path.exists():
         raise InputNotFoundError(f"map not found at {path}")
+    if path.suffix.lower() in (".nc", ".h5", ".hdf5"):
+        return xr.open_dataset(path, mask_and_scale=False, decode_coords="all", chunks={})
     if path.is_dir():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")

@@ -305,7 +305,7 @@ def _of_array(emb: xr.DataArray, target: xr.DataArray) -> TargetVectors:
         repeated(np.asarray(emb[y].values, "float64")[rows]),
         repeated(rows * emb.sizes[x] + cols),
         abs(float(box.resolution.x)),
-        georeference.crs_name(box.crs),
+        str(box.crs),
         str(target.attrs.get("units", "")),
         "" if quantity == "target" else quantity,
     )

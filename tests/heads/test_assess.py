@@ -192,8 +192,9 @@ def test_files_dates_dask_and_missing_values(tmp_path):
     assert any("1 reference place" in n for n in result.notes)
     drawn.to_dataset(name="class").to_zarr(tmp_path / "map.zarr", zarr_format=3, consolidated=False)
     drawn.rio.to_raster(tmp_path / "map.tif")
+    drawn.to_netcdf(tmp_path / "map.nc")
     decoded = xr.open_zarr(tmp_path / "map.zarr", consolidated=False)
-    for other in (tmp_path / "map.zarr", tmp_path / "map.tif", decoded, drawn.chunk(y=7, x=9)):
+    for other in (tmp_path / "map.zarr", tmp_path / "map.tif", tmp_path / "map.nc", decoded, drawn.chunk(y=7, x=9)):
         same = assess(other, places)
         pd.testing.assert_frame_equal(same.table, result.table)
     several = xr.concat([drawn, drawn], "time").assign_coords(time=pd.to_datetime(["2020-06-01", "2021-06-01"]))
@@ -245,6 +246,10 @@ def test_doubtful_places_and_leaks():
     assert set(first["reason"]) == {"low margin", "unlike the training data"}
     margins = first[first["reason"] == "low margin"]["margin"]
     assert margins.max() < float(np.nanquantile(head.predict(emb, probabilities=True).max("class"), 0.5))
+    elsewhere = [(x + 1e5, y, k) for x, y, k in labels]
+    result = assess(drawn, checked, embeddings=emb, head=head, training=elsewhere)
+    assert sum("training" in n or "applicability" in n for n in result.notes) == 2
+    assert set(result.look_first["reason"]) == {"low margin"}
     odd = first[first["reason"] == "unlike the training data"]
     assert ((odd["x"] < float(emb.x[6])) & (odd["y"] > float(emb.y[6]))).any()
     assert any("lowest margin" in n for n in result.notes)

@@ -27,6 +27,7 @@ from sklearn.preprocessing import MinMaxScaler, Normalizer, RobustScaler, Standa
 from sklearn.svm import SVR, LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
+import deo_cube
 from deo_cube.cube.georeference import geobox
 from deo_cube.errors import ArgumentError, ArgumentTypeError, WeightsMismatchError
 from deo_cube.heads.areas import cell_areas, mean_of
@@ -262,9 +263,23 @@ def test_kinds_options_and_damaged_files_are_refused_by_name(tmp_path):
             load_head(tmp_path / "bad")
 
 
-def test_a_map_per_pixel_of_the_cube():
-    import deo_cube
+@pytest.mark.real
+@pytest.mark.slow
+def test_biomass_of_a_real_forest_is_told_from_its_vectors(shared):
+    from benchmarks.quantities import biomass
 
+    cube, target = biomass(shared / "data")
+    emb = cube.deo.embed("tiny", units="dn", offset=0).compute().squeeze(drop=True)
+    west = target.where(target.x < float(target.x.mean()) - 40)
+    head = fit_head("ridge", emb, west, limits=(0, None))
+    assert head.units == "t/ha"
+    assert head.report["targets"] == 64 * 31
+    result = deo_cube.assess(head.predict(emb), target.where(target.x > float(target.x.mean()) + 40), head=head)
+    assert result.score("r2").value > 0.4
+    assert not any("100%" in n for n in result.notes)
+
+
+def test_a_map_per_pixel_of_the_cube():
     ds = deo_cube.synthetic_cube(size=96, times=1, clouds=False, gaps=False)
     emb = ds.deo.embed("tiny").compute()
     rng = np.random.default_rng(0)
