@@ -165,6 +165,8 @@ def _square(v: Array, t: Tensors) -> Array:
 def _trees(v: Array, t: Tensors) -> Array:
     """Return ``base + factor * sum of the leaves of all trees``; a node whose left child is itself is a leaf."""
     x = np.ascontiguousarray(v, "float32")  # as scikit-learn, which compares 32 bits with thresholds of 64
+    if t["feature"].max() >= x.shape[1]:
+        raise ArgumentError(f"the trees of an estimator read number {t['feature'].max()} of vectors of {x.shape[1]}")
     out = np.zeros((len(x), t["values"].shape[1]))
     # Indices of the platform's own type, and flat arrays, which NumPy gathers from fastest.
     feature, threshold = t["feature"].astype("intp"), t["threshold"]

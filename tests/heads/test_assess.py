@@ -248,7 +248,7 @@ def test_doubtful_places_and_leaks():
     assert margins.max() < float(np.nanquantile(head.predict(emb, probabilities=True).max("class"), 0.5))
     elsewhere = [(x + 1e5, y, k) for x, y, k in labels]
     result = assess(drawn, checked, embeddings=emb, head=head, training=elsewhere)
-    assert sum("training" in n or "applicability" in n for n in result.notes) == 2
+    assert sum("trained the head" in n or "applicability" in n for n in result.notes) == 2
     assert set(result.look_first["reason"]) == {"low margin"}
     odd = first[first["reason"] == "unlike the training data"]
     assert ((odd["x"] < float(emb.x[6])) & (odd["y"] > float(emb.y[6]))).any()
