@@ -150,31 +150,42 @@ def store_parts(path: Path) -> Iterator[tuple[Array, Array]]:
             yield v / np.linalg.norm(v, axis=1, keepdims=True), numbers.ravel()
 
 
-def brute(path: Path, queries: Array, k: int, inside: Array | None = None) -> Array:
-    """Return the numbers (queries, k) of the nearest patches of a store, of those that are `inside`."""
-    best, ids = np.full((len(queries), k), -2.0, "float32"), np.zeros((len(queries), k), "int64")
+def brute(path: Path, queries: Array, k: int, inside: Array) -> tuple[Array, Array, float]:
+    """Return the numbers (queries, k) of the nearest patches, of all and of those `inside`; and seconds for one query.
+
+    The seconds are those of the first tenth of the blocks, times ten: reading, normalizing and comparing.
+    """
+    best = [np.full((len(queries), k), -2.0, "float32") for _ in range(2)]
+    ids = [np.zeros((len(queries), k), "int64") for _ in range(2)]
+    seconds, patches, start = 0.0, 0, time.perf_counter()
     for vectors, numbers in store_parts(path):
-        if inside is not None:
-            vectors, numbers = vectors[inside[numbers]], numbers[inside[numbers]]
-        if not len(numbers):
-            continue
-        scores = np.concatenate([best, queries @ vectors.T], axis=1)
-        both = np.concatenate([ids, np.broadcast_to(numbers, (len(queries), len(numbers)))], axis=1)
-        top = np.argpartition(-scores, k, axis=1)[:, :k]
-        best, ids = np.take_along_axis(scores, top, 1), np.take_along_axis(both, top, 1)
-    return np.asarray(np.take_along_axis(ids, np.argsort(-best, axis=1), 1))
+        if patches < inside.size / 10:
+            _ = np.argpartition(-(vectors @ queries[0]), k)[:k]
+            seconds += time.perf_counter() - start
+            patches += len(vectors)
+        for which, chosen in enumerate((slice(None), inside[numbers])):
+            v, n = vectors[chosen], numbers[chosen]
+            scores = np.concatenate([best[which], queries @ v.T], axis=1)
+            both = np.concatenate([ids[which], np.broadcast_to(n, (len(queries), len(n)))], axis=1)
+            top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+            best[which], ids[which] = np.take_along_axis(scores, top, 1), np.take_along_axis(both, top, 1)
+        start = time.perf_counter()
+    found = [np.take_along_axis(i, np.argsort(-b, axis=1), 1) for i, b in zip(ids, best, strict=True)]
+    return found[0], found[1], seconds * inside.size / max(patches, 1)
 
 
 def measured(search: Callable[[Array], Array], queries: Array, truth: Array) -> dict[str, float]:
-    """Return recall, and milliseconds per query."""
+    """Return recall, and milliseconds per query: of one core, and elapsed, which the load of the machine adds to."""
     search(queries[0])
-    found, seconds = [], []
+    found, seconds, cpu = [], [], []
     for query in queries:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         found.append(search(query))
         seconds.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - used)
     return {
         "recall10": round(recall(np.array(found), truth), 4),
+        "cpu_ms": round(float(np.median(cpu)) * 1e3, 2),
         "ms": round(float(np.median(seconds)) * 1e3, 2),
         "ms95": round(float(np.percentile(seconds, 95)) * 1e3, 2),
     }
@@ -187,7 +198,8 @@ def measure_index(job: Index, vectors: Array, steps: Array) -> dict[str, Any]:
     from deo_cube.heads.index import PROBES
 
     store, path = job.work / f"vectors_{job.side}.zarr", job.work / f"vectors_{job.side}.index"
-    large_store(store, vectors, steps, job.side)
+    if not store.exists():
+        large_store(store, vectors, steps, job.side)
     found: dict[str, Any] = {}
     if not (path / "built.json").exists():
         seconds, peak = peak_while(lambda: deo_cube.build_index(store, path, overwrite=True, progress=True))
@@ -202,17 +214,12 @@ def measure_index(job: Index, vectors: Array, steps: Array) -> dict[str, Any]:
     inside = np.zeros((job.side, job.side), bool)
     inside[low:high, low:high] = True
     if not truth_file.exists():
-        start = time.perf_counter()
-        truth = brute(store, queries, 10)
-        spent = time.perf_counter() - start
-        start = time.perf_counter()
-        brute(store, queries[:1], 10)
-        one = time.perf_counter() - start
-        np.savez(truth_file, all=truth, part=brute(store, queries, 10, inside.ravel()), seconds=[spent, one])
+        everywhere, within, seconds = brute(store, queries, 10, inside.ravel())
+        np.savez(truth_file, all=everywhere, part=within, seconds=seconds)
     truth = np.load(truth_file)
     bbox = (500_000 + low * 40, 5_300_000 - high * 40, 500_000 + high * 40, 5_300_000 - low * 40)
     rows = []
-    for probes in (8, 16, 32, 48, 64, 128):
+    for probes in (4, 8, 16, 24, 48, 96):
         row = measured(lambda q, p=probes: index.search(q, k=10, probes=p)["id"].to_numpy(), queries, truth["all"])
         rows.append({"search": f"{probes} lists", **row})
     row = measured(lambda q: index.search(q, k=10, bbox=bbox)["id"].to_numpy(), queries, truth["part"])
@@ -226,12 +233,186 @@ def measure_index(job: Index, vectors: Array, steps: Array) -> dict[str, Any]:
         "store_GB": round(sum(f.stat().st_size for f in store.rglob("*") if f.is_file()) / 1e9, 2),
         "lists": index._manifest.lists,
         "default_probes": PROBES,
-        "brute_force_ms": round(float(truth["seconds"][1]) * 1e3),
-        "brute_force_batch_ms": round(float(truth["seconds"][0]) * 1e3 / job.queries),
+        "brute_force_ms": round(float(truth["seconds"]) * 1e3),
         "queries": job.queries,
         "rows": rows,
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
     }
+
+
+# --- right and wrong examples ---
+
+
+def labelled_vectors(job: Index) -> list[tuple[str, Array, Array, tuple[int, ...]]]:
+    """Return name, vectors, labels and searched classes of EuroSAT's chips and of worldwide patches."""
+    cache = job.work / "feedback.npz"
+    if not cache.exists():
+        from deo_cube.evaluate.features import as_encode, encode_scenes, pool_chips
+        from deo_cube.evaluate.readers import read_eurosat, read_worldcover16
+
+        encode, rng = as_encode("tiny", device="cpu"), np.random.default_rng(0)
+        chips = read_eurosat(job.data / "eurosat_rgb", spatial=True)
+        some = rng.permutation(len(chips.labels))[:4000]
+        scenes, _ = read_worldcover16(job.data / "places" / "gcp_worldcover16", limit=2500)
+        vectors, labels = [], []
+        for scene, tokens in zip(scenes, encode_scenes(encode, scenes), strict=True):
+            h, w = tokens.values.shape[1:]
+            k = tokens.stride
+            pixels = scene.label[: h * k, : w * k].reshape(h, k, w, k).transpose(0, 2, 1, 3).reshape(h * w, -1)
+            # One patch of each chip, of which three quarters are of one class.
+            i = rng.integers(h * w)
+            most = np.bincount(np.maximum(pixels[i], 0), minlength=10).argmax()
+            if (pixels[i] >= 0).all() and (pixels[i] == most).mean() >= 0.75:
+                vectors.append(tokens.values[:, i // w, i % w])
+                labels.append(most)
+        pooled = pool_chips(encode, chips.images[some], chips.bands)
+        np.savez(cache, ez=pooled, ey=chips.labels[some], wz=np.array(vectors), wy=np.array(labels))
+    z = np.load(cache)
+    worldwide = (0, 1, 2, 4, 5, 7)  # the classes with more than a hundred patches
+    return [("EuroSAT chips", z["ez"], z["ey"], tuple(range(10))), ("worldwide patches", z["wz"], z["wy"], worldwide)]
+
+
+def rankings(x: Array, background: Array) -> dict[str, Callable[[Array, Array], Array]]:
+    """Return ways to score vectors (n, D) of length one by positives and negatives."""
+    from deo_cube.heads.examples import direction, unit
+
+    def nearest_positive(p: Array, n: Array) -> Array:
+        return np.asarray((x @ p.T).max(axis=1))
+
+    def rocchio(weight: float, p: Array, n: Array) -> Array:
+        return np.asarray(x @ (unit(p.mean(axis=0)) if not len(n) else unit(p.mean(axis=0) - weight * n.mean(axis=0))))
+
+    def difference(p: Array, n: Array) -> Array:
+        return np.asarray((x @ p.T).max(axis=1) - (0.5 * (x @ n.T).max(axis=1) if len(n) else 0))
+
+    def linear(sample: Array, p: Array, n: Array) -> Array:
+        return np.asarray(x @ direction(p, n, sample)[0]) if len(n) else nearest_positive(p, n)
+
+    return {
+        "nearest positive": nearest_positive,
+        "mean of positives": partial(rocchio, 0.0),
+        "Rocchio, negatives by 0.25": partial(rocchio, 0.25),
+        "Rocchio, negatives by 0.5": partial(rocchio, 0.5),
+        "Rocchio, negatives by 0.75": partial(rocchio, 0.75),
+        "nearest positive less half the nearest negative": difference,
+        "logistic regression": partial(linear, np.empty((0, x.shape[1]))),
+        "logistic regression with a sample of all": partial(linear, background),
+    }
+
+
+def measure_feedback(job: Index, *_: Any) -> dict[str, Any]:
+    """Return the share of right ones among the 50 best of what is not labelled, in four rounds of labelling 20."""
+    from deo_cube.heads.examples import BACKGROUND, unit
+
+    rows = []
+    for name, vectors, labels, classes in labelled_vectors(job):
+        x, rng = unit(vectors.astype("float64")), np.random.default_rng(1)
+        starts = [(c, int(rng.choice(np.flatnonzero(labels == c)))) for c in classes for _ in range(6)]
+        background = x[rng.permutation(len(x))[:BACKGROUND]]
+        for way, score in rankings(x, background).items():
+            precision = np.zeros((4, len(starts)))
+            for j, (label, start) in enumerate(starts):
+                right, wrong = [start], []
+                for i in range(4):
+                    scores = score(x[right], x[wrong]).copy()
+                    scores[right + wrong] = -np.inf
+                    best = np.argsort(-scores)
+                    precision[i, j] = (labels[best[:50]] == label).mean()
+                    right += [b for b in best[:20] if labels[b] == label]
+                    wrong += [b for b in best[:20] if labels[b] != label]
+            rows.append({"data": name, "ranking": way, "precision50": np.round(precision.mean(axis=1), 3).tolist()})
+    return {"rows": rows, "searches": 6}
+
+
+# --- engines ---
+
+
+def engines(vectors: Array) -> Iterator[tuple[str, float, int, dict[Any, Callable[[Array], Array]]]]:
+    """Build with each library that is installed; yield its name, seconds, bytes, and searches by parameter."""
+    import shutil
+    import tempfile
+
+    n, dim = vectors.shape
+    folder = Path(tempfile.mkdtemp(prefix="deo_cube_index"))
+    lists = 2 ** round(np.log2(0.4 * np.sqrt(n)))
+    try:
+        import faiss
+
+        for kind in (f"IVF{lists},SQfp16", f"IVF{lists},SQ8", f"IVF{lists},SQ4", f"IVF{lists},PQ96x4fs", "HNSW16,SQ8"):
+            start = time.perf_counter()
+            index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+            index.train(vectors[: 64 * lists])
+            index.add(vectors)
+            seconds = time.perf_counter() - start
+            faiss.write_index(index, str(folder / "faiss"))
+            searches = {}
+            for p in (16, 32, 64):
+                key, made = (
+                    ("efSearch", faiss.SearchParametersHNSW)
+                    if "HNSW" in kind
+                    else ("nprobe", faiss.SearchParametersIVF)
+                )
+                searches[p] = lambda q, i=index, m=made, k=key, p=p: i.search(q[None], 10, params=m(**{k: p}))[1][0]
+            yield f"FAISS {kind}", seconds, (folder / "faiss").stat().st_size, searches
+    except ImportError:
+        pass
+    try:
+        from usearch.index import Index as Graph
+
+        start = time.perf_counter()
+        graph = Graph(ndim=dim, metric="cos", dtype="i8", connectivity=16, expansion_add=80)
+        graph.add(np.arange(n), vectors, threads=1)
+        seconds = time.perf_counter() - start
+        graph.save(str(folder / "usearch"))
+
+        def graph_search(q: Array, p: int) -> Array:
+            graph.expansion_search = p
+            return np.asarray(graph.search(q, 10).keys).ravel()
+
+        searches = {p: partial(graph_search, p=p) for p in (32, 64, 128)}
+        yield "usearch HNSW16 i8", seconds, (folder / "usearch").stat().st_size, searches
+    except ImportError:
+        pass
+    try:
+        import lance
+        import pyarrow as pa
+
+        values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), dim)
+        start = time.perf_counter()
+        table = lance.write_dataset(pa.table({"id": np.arange(n), "v": values}), str(folder / "lance"))
+        table.create_index("v", "IVF_PQ", metric="dot", num_partitions=int(lists), num_sub_vectors=48)
+        seconds = time.perf_counter() - start
+
+        def refined(q: Array, p: int) -> Array:
+            nearest_to = {"column": "v", "q": q, "k": 10, "nprobes": p, "refine_factor": 10}
+            return np.asarray(table.to_table(nearest=nearest_to, columns=["id"])["id"].to_numpy())
+
+        size = sum(f.stat().st_size for f in (folder / "lance").rglob("*") if f.is_file())
+        yield "Lance IVF_PQ, refined", seconds, size, {p: partial(refined, p=p) for p in (16, 32, 64)}
+    except ImportError:
+        pass
+    shutil.rmtree(folder)
+
+
+def measure_engines(job: Index, vectors: Array, steps: Array) -> dict[str, Any]:
+    """Compare libraries and codes on fewer vectors, in memory."""
+    n = job.engine_vectors
+    many, queries = varied(vectors, steps, n, seed=7), varied(vectors, steps, job.queries, seed=10**6)
+    parts = np.array_split(many, max(n // 50_000, 1))
+    truth = nearest(iter(parts), queries, 10)
+    rows = []
+    for name, seconds, size, searches in engines(many):
+        for parameter, search in searches.items():
+            row = {
+                "engine": name,
+                "build_s": round(seconds),
+                "bytes_per_vector": round(size / n),
+                "parameter": parameter,
+            }
+            rows.append(row | measured(search, queries, truth))
+            print(rows[-1], flush=True)
+    return {"vectors": n, "rows": rows}
 
 
 @dataclass(frozen=True)
@@ -244,8 +425,10 @@ class Index:
     """Folder for vectors, store and index, which are kept."""
     side: int = 3200
     """Rows and columns of patches of the large store."""
-    queries: int = 200
+    queries: int = 100
     """Number of queries."""
+    engine_vectors: int = 200_000
+    """Vectors that libraries are compared on."""
     parts: tuple[str, ...] = ("index", "engines", "feedback")
     """What is measured; other parts of the file are kept."""
     out: Path = ROOT / "docs" / "data" / "index.json"
@@ -256,7 +439,12 @@ def main(job: Index) -> None:
     """Measure the parts of a job, and write them."""
     job.work.mkdir(parents=True, exist_ok=True)
     found = json.loads(job.out.read_text()) if job.out.exists() else {}
-    measures = {"index": measure_index}
+    measures: dict[str, Callable[..., dict[str, Any]]] = {
+        "index": measure_index,
+        "engines": measure_engines,
+        "feedback": measure_feedback,
+    }
+    vectors = steps = np.empty(0)
     if set(job.parts) - {"feedback"}:
         vectors, scenes = real_vectors(job.data, job.work / "real.npz")
         if not (job.work / "steps.npy").exists():

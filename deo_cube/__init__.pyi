@@ -32,8 +32,8 @@ from deo_cube.heads.change_series import change_series as change_series
 from deo_cube.heads.head import fit_head as fit_head
 from deo_cube.heads.head import load_head as load_head
 from deo_cube.heads.index import Index as Index
-from deo_cube.heads.index import build_index as build_index
 from deo_cube.heads.index import open_index as open_index
+from deo_cube.heads.index_build import build_index as build_index
 from deo_cube.heads.kmeans import cluster as cluster
 from deo_cube.heads.maps import classify as classify
 from deo_cube.heads.maps import segment as segment

@@ -511,6 +511,125 @@ def aggregate(
     print(f"{out}: {', '.join(f'{d} {n}' for d, n in stored.sizes.items())}, {stored.dtype}")
 
 
+def similar(
+    store: Annotated[Positional[str], arg(help="store of embeddings", metavar="STORE")],
+    x: Annotated[Positional[float], arg(help="of the example", metavar="X")],
+    y: Annotated[Positional[float], arg(help="of the example", metavar="Y")],
+    out: Annotated[Positional[Path], arg(help="map of similarity: .tif, or .zarr", metavar="OUT")],
+    negatives: Annotated[tuple[str, ...], arg(help="counter-examples: x,y, or a file", metavar="[X,Y|FILE ...]")] = (),
+    metric: Annotated[Literal["cosine", "euclidean"], arg(help="similarity, or distance")] = "cosine",
+    time: Annotated[
+        str | None, TEXT, arg(help="date of the map and the examples", help_behavior_hint="(default: all)")
+    ] = None,
+    crs: Annotated[
+        str | None, TEXT, arg(help="CRS of the examples, as EPSG:4326", help_behavior_hint="(default: the store's)")
+    ] = None,
+    overwrite: Annotated[bool, arg(help="replace OUT")] = False,
+) -> None:
+    """Map how similar every patch of a store is to an example."""
+    from deo_cube.heads.examples import of_texts
+    from deo_cube.heads.similar import similar as similar_map
+    from deo_cube.heads.vectors import as_embeddings, select_time
+    from deo_cube.store.export import to_cog
+    from deo_cube.store.open import open_embeddings
+
+    out = local_path(out)
+    if out.exists() and not overwrite:
+        raise ArgumentError(f"OUT {out} exists: name another path, or pass --overwrite")
+    emb = as_embeddings(open_embeddings(store))
+    emb = emb if time is None else select_time(emb, time)
+    found = similar_map(emb, (x, y), negatives=of_texts(negatives, "negatives"), metric=metric, crs=crs)
+    if out.suffix.lower() in (".tif", ".tiff"):
+        to_cog(found, out)
+    else:
+        found.to_dataset(name=found.name).to_zarr(out, mode="w", zarr_format=3, consolidated=True)
+    print(f"{out}: {', '.join(f'{d} {n}' for d, n in found.sizes.items())}")
+
+
+def index(
+    store: Annotated[Positional[str], arg(help="store of embeddings", metavar="STORE")],
+    out: Annotated[Positional[str], arg(help="search index, a folder or URL; extended if it exists", metavar="INDEX")],
+    min_valid: Annotated[float, arg(help="leave out patches with no more than this valid fraction")] = 0.0,
+    lists: Annotated[
+        int | None, INTEGER, arg(help="inverted lists", help_behavior_hint="(default: by the number of patches)")
+    ] = None,
+    overwrite: Annotated[bool, arg(help="replace the index")] = False,
+    progress: Annotated[bool, arg(help="show the progress bar")] = True,
+) -> None:
+    """Build an index of a store for `search`, or add what is new in the store, or another store."""
+    from deo_cube.heads.index_build import build_index
+
+    print(build_index(store, out, min_valid=min_valid, lists=lists, overwrite=overwrite, progress=progress))
+
+
+def search(
+    index: Annotated[Positional[str], arg(help="search index, which `index` wrote", metavar="INDEX")],
+    positives: Annotated[
+        Positional[tuple[str, ...]], arg(help="examples: x,y, or a file with points or polygons", metavar="X,Y|FILE")
+    ],
+    negatives: Annotated[tuple[str, ...], arg(help="counter-examples, as the examples", metavar="[X,Y|FILE ...]")] = (),
+    k: Annotated[int, arg(help="number of results")] = 10,
+    bbox: Annotated[
+        tuple[float, float, float, float] | None, arg(help="only patches with centres in x0 y0 x1 y1")
+    ] = None,
+    time: Annotated[
+        str | None, TEXT, arg(help="only patches of this date, month or year", help_behavior_hint="(default: all)")
+    ] = None,
+    at: Annotated[
+        str | None, TEXT, arg(help="date at which the examples are read", help_behavior_hint="(default: all)")
+    ] = None,
+    crs: Annotated[
+        str | None,
+        TEXT,
+        arg(help="CRS of x,y and bbox, as EPSG:4326", help_behavior_hint="(default: the index's)"),
+    ] = None,
+    probes: Annotated[
+        int | None, INTEGER, arg(help="inverted lists to compare with", help_behavior_hint="(default: 24)")
+    ] = None,
+    out: Annotated[Path | None, arg(help="write results there: .parquet, .geojson, .gpkg, ...")] = None,
+) -> None:
+    """Find the patches of an index that are similar to examples, and print or write them."""
+    from deo_cube.heads.examples import of_texts, write_results
+    from deo_cube.heads.index import open_index
+
+    found = open_index(index).search(
+        of_texts(positives, "positives"),
+        of_texts(negatives, "negatives"),
+        k=k,
+        bbox=bbox,
+        time=time,
+        at=at,
+        crs=crs,
+        probes=probes,
+    )
+    if out is not None:
+        write_results(found, local_path(out))
+        print(f"{out}: {len(found)} patches")
+        return
+    centres = found.geometry.centroid
+    print(found.drop(columns="geometry").assign(x=centres.x, y=centres.y).to_string(index=False))
+
+
+def mosaic(
+    stores: Annotated[
+        Positional[tuple[str, ...]],
+        arg(help="stores of embeddings, and last the Zarr store of the whole", metavar="STORE STORE ... OUT"),
+    ],
+    overwrite: Annotated[bool, arg(help="replace OUT")] = False,
+    progress: Annotated[bool, arg(help="show the progress bar")] = True,
+) -> None:
+    """Join stores of overlapping runs without the tiles along each one's own edges."""
+    from deo_cube.store.mosaic import mosaic as join
+    from deo_cube.store.write import to_zarr
+
+    *parts, out = stores or ("",)
+    if not parts:
+        raise ArgumentError(f"mosaic needs stores and OUT, got {len(stores)} path(s): deo-cube mosaic A B OUT")
+    with _log_lines(progress):
+        stored = to_zarr(join(parts), out, overwrite=overwrite, progress=progress)
+    print(f"{out}: {', '.join(f'{d} {n}' for d, n in stored.sizes.items())}, {stored.dtype}")
+
+
 def evaluate(
     model: Annotated[Positional[str], arg(help="name of a model, or folder of a training run", metavar="MODEL")],
     data: Annotated[Positional[Path], arg(help="folder that holds the labelled data sets", metavar="DATA")],
@@ -655,6 +774,10 @@ COMMANDS: dict[str, Any] = {
         change,
         change_series,
         assess,
+        similar,
+        index,
+        search,
+        mosaic,
         evaluate,
         bench,
         publish,

@@ -210,3 +210,66 @@ def test_verify_looks_at_published_weights(shared: Path, capsys: pytest.CaptureF
     assert "window 12" in said
     assert "(--data)" in said
     assert run("verify") == 2
+
+
+@pytest.fixture(scope="module")
+def store(cube: Path) -> Path:
+    path = cube.with_name("emb.zarr")
+    ds = xr.open_zarr(cube, consolidated=False, decode_coords="all", mask_and_scale=False)
+    deo_cube.to_zarr(ds.deo.embed(), path, progress=False)
+    return path
+
+
+def test_index_and_search(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("faiss")
+    gpd = pytest.importorskip("geopandas")
+    emb = deo_cube.open_embeddings(store)
+    at = f"{float(emb.x[5])},{float(emb.y[7])}"
+    assert run("index", store, tmp_path / "i", "--no-progress") == 0
+    assert "<Index: " in capsys.readouterr().out
+    assert run("search", tmp_path / "i", at, "--k", 3, "--negatives", f"{float(emb.x[40])},{float(emb.y[7])}") == 0
+    printed = capsys.readouterr().out
+    assert "score" in printed
+    assert len(printed.splitlines()) == 4
+    assert run("search", tmp_path / "i", at, "--k", 3, "--out", tmp_path / "near.geojson") == 0
+    written = gpd.read_file(tmp_path / "near.geojson")
+    expected = deo_cube.open_index(tmp_path / "i").search((float(emb.x[5]), float(emb.y[7])), k=3)
+    assert written["id"].tolist() == expected["id"].tolist()
+    # Results are examples again.
+    assert run("search", tmp_path / "i", tmp_path / "near.geojson", "--k", 2) == 0
+    capsys.readouterr()
+    for wrong in ((at, "somewhere"), ("nothing.gpkg",), ("9,47",)):
+        assert run("search", tmp_path / "i", *wrong) == 2
+    assert run("search", tmp_path / "other", at) == 2
+    assert run("search", tmp_path / "i", at, "--out", tmp_path / "near.strange") == 2
+
+
+def test_similar_writes_the_map_of_the_verb(store: Path, tmp_path: Path) -> None:
+    import rioxarray
+
+    emb = deo_cube.open_embeddings(store)
+    point = (float(emb.x[5]), float(emb.y[7]))
+    assert run("similar", store, *point, tmp_path / "s.tif") == 0
+    written = rioxarray.open_rasterio(tmp_path / "s.tif").squeeze(drop=True)
+    xr.testing.assert_allclose(
+        xr.DataArray(written.values, dims=("y", "x")),
+        xr.DataArray(deo_cube.similar(emb, point).isel(time=0).values, dims=("y", "x")),
+    )
+    assert run("similar", store, *point, tmp_path / "s.tif") == 2
+    assert (
+        run("similar", store, *point, tmp_path / "s.zarr", "--negatives", f"{float(emb.x[40])},{float(emb.y[7])}") == 0
+    )
+    assert xr.open_zarr(tmp_path / "s.zarr", consolidated=False)["similarity"].dims == ("time", "y", "x")
+    assert run("similar", store, 9, 47, tmp_path / "t.tif") == 2
+
+
+def test_mosaic_joins_stores(cube: Path, tmp_path: Path) -> None:
+    ds = xr.open_zarr(cube, consolidated=False, decode_coords="all", mask_and_scale=False)
+    options = {"tile": 64, "halo": 16}
+    for name, columns in (("a", slice(0, 128)), ("b", slice(64, 192))):
+        deo_cube.to_zarr(ds.isel(x=columns).deo.embed(**options), tmp_path / name, progress=False)
+    assert run("mosaic", tmp_path / "a", tmp_path / "b", tmp_path / "whole", "--no-progress") == 0
+    joined = deo_cube.open_embeddings(tmp_path / "whole")
+    xr.testing.assert_equal(joined.compute(), ds.deo.embed(**options).compute())
+    assert run("mosaic", tmp_path / "a", tmp_path / "nothing", tmp_path / "other") == 2
+    assert run("mosaic", tmp_path / "a") == 2

@@ -8,7 +8,9 @@ nearest negative (`python -m benchmarks.index`, docs/data/index.json).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,10 @@ from pyproj import Transformer
 
 from deo_cube.arguments import embeddings_of
 from deo_cube.constants import Attribute
-from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, StorageError
 from deo_cube.extras import require
 from deo_cube.heads.geometries import cells_of, clean, into_grid, north_up
+from deo_cube.heads.places import read_places
 from deo_cube.heads.tables import parsed_crs, stated_crs
 from deo_cube.heads.vectors import crs_or_none, geobox, select_time, spatial_dims
 
@@ -31,12 +34,16 @@ __all__ = [
     "direction",
     "has_geometries",
     "locate",
+    "of_texts",
     "read_examples",
     "unit",
     "vectors_of",
+    "write_results",
 ]
 
 Array = NDArray[Any]
+
+RESULT_SUFFIXES = (".parquet", ".geojson", ".gpkg", ".fgb")
 
 BACKGROUND = 200
 """Vectors of the sample of all patches that negatives are completed with."""
@@ -180,13 +187,19 @@ def _cases(vectors: xr.DataArray) -> xr.DataArray:
 
 def has_geometries(to: Any) -> bool:
     """Return whether examples are geometries, tables or GeoJSON, not numbers."""
+    if isinstance(to, str | os.PathLike):
+        return True  # a file
     several = isinstance(to, Sequence) and len(to) > 0 and isinstance(to[0], shapely.Geometry)
     return several or isinstance(to, Mapping) or hasattr(to, "__geo_interface__")
 
 
 def _cells(emb: xr.DataArray, to: Any, crs: Any, argument: str) -> tuple[Array, Array]:
     """Return rows and columns of the patches that geometries label."""
-    if isinstance(to, shapely.Geometry) or isinstance(to, Sequence):
+    own: Any
+    if isinstance(to, str | os.PathLike):
+        places = read_places(to, crs=crs)
+        shapes, own = list(places.shapes), places.crs
+    elif isinstance(to, shapely.Geometry) or isinstance(to, Sequence):
         shapes, own = [to] if isinstance(to, shapely.Geometry) else list(to), None
     elif hasattr(to, "geometry") and hasattr(to, "crs"):
         shapes, own = list(to.geometry), to.crs
@@ -289,3 +302,54 @@ def _edges(emb: xr.DataArray, dim: str, *, rising: bool) -> tuple[float, float, 
         t = 1.0 if box is None else (box.transform.a if rising else box.transform.e)
         size, falling = abs(t), not rising and (box is None or t < 0)
     return (float(c.min() - size / 2) if rising else float(c.max() + size / 2)), float(size), falling
+
+
+def of_texts(texts: Sequence[str], argument: str) -> Any:
+    """Return examples that a command line names: points ``x,y``, or one file; None for none.
+
+    Raises
+    ------
+    ArgumentError
+        For anything else, or both.
+    """
+    if not texts:
+        return None
+    if len(texts) == 1 and _point(texts[0]) is None:
+        return texts[0]
+    points = [_point(text) for text in texts]
+    wrong = [text for text, point in zip(texts, points, strict=True) if point is None]
+    if wrong:
+        raise ArgumentError(f"{argument} must be points x,y, or one file, got {wrong[0]!r} among {len(texts)}")
+    return points
+
+
+def _point(text: str) -> tuple[float, float] | None:
+    parts = text.split(",")
+    try:
+        x, y = (float(part) for part in parts)
+    except ValueError:
+        return None
+    return x, y
+
+
+def write_results(found: Any, path: Path) -> None:
+    """Write a table of results in the format of the path's suffix.
+
+    Raises
+    ------
+    ArgumentError
+        For a suffix that is not in `RESULT_SUFFIXES`.
+    StorageError
+        If the file cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in RESULT_SUFFIXES:
+        raise ArgumentError(f"out must be one of {', '.join(RESULT_SUFFIXES)}, got {path.name}")
+    try:
+        if suffix == ".parquet":
+            found.to_parquet(path)
+        else:
+            # As text: GDAL writes dates of GeoJSON as text anyway, and warns of it.
+            found.assign(**{k: found[k].astype(str) for k in found.columns if k == "time"}).to_file(path)
+    except (OSError, RuntimeError) as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error

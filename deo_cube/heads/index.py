@@ -1,4 +1,4 @@
-"""Build, extend and search an index of millions of patches by example.
+"""Search millions of patches by example, in an index that `build_index` wrote.
 
 The index is FAISS's inverted file with 8-bit scalar quantization, cosine similarity, in segments on disk that are
 mapped to memory when they are searched. It was chosen by measurement (`python -m benchmarks.index`,
@@ -8,12 +8,9 @@ docs/data/index.json).
 from __future__ import annotations
 
 import math
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +22,6 @@ from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
 
 from deo_cube import arguments
-from deo_cube.constants import Attribute
 from deo_cube.cube.georeference import assign_grid
 from deo_cube.cube.plain import plain, text
 from deo_cube.cube.times import read_times
@@ -33,117 +29,29 @@ from deo_cube.embedding.metadata import COMPARABLE, PREFIX
 from deo_cube.errors import ArgumentError, ArgumentTypeError, SelectionError, StoreMismatchError
 from deo_cube.extras import require
 from deo_cube.heads.examples import BACKGROUND, cells_of_examples, direction, unit, vectors_of
-from deo_cube.heads.index_files import SEGMENT, Files, Layer, Manifest, Segment, Source
+from deo_cube.heads.index_files import Files, Manifest, Source
 from deo_cube.heads.tables import parsed_crs
-from deo_cube.heads.vectors import as_embeddings, geobox, select_time, spatial_dims
+from deo_cube.heads.vectors import as_embeddings, geobox, matching_times, select_time, spatial_dims
 from deo_cube.paths import expand, is_url
-from deo_cube.progress import Progress
-from deo_cube.store import create, storage
 from deo_cube.store.open import open_embeddings
 
-__all__ = ["Index", "build_index", "open_index"]
+__all__ = [
+    "Index",
+    "check_model",
+    "faiss_library",
+    "labels_of",
+    "model_fields",
+    "open_index",
+    "opened_embeddings",
+    "source_of",
+]
 
 Array = NDArray[Any]
 
-SAMPLE_BLOCKS = 32
-"""Blocks from which the lists are trained."""
-PER_LIST = 64
-"""Vectors per list that the lists are trained on."""
-EXACT = 20_000
-"""Number of patches up to which one list holds all, so that every vector is compared."""
-PROBES = 48
+PROBES = 24
 """Lists that a query is compared with."""
 QUERIES = 32
 """Queries that many positive examples are reduced to."""
-
-
-def build_index(
-    emb: Any,
-    path: Any,
-    *,
-    min_valid: float = 0.0,
-    lists: int | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
-    storage_options: Mapping[str, Any] | None = None,
-) -> Index:
-    """Build an index of the vectors of a store, or extend it by what is new, and return it.
-
-    Blocks are read one after the other and written in segments, so that memory is bounded whatever the size of the
-    store. Called again, the same call reads only blocks and dates that the index lacks: of a store that has grown, of
-    another store of the same model, or after an interruption.
-
-    Parameters
-    ----------
-    emb : path, URL, DataArray or Dataset
-        A store of embeddings, or an array (time, embedding, y, x) or (embedding, y, x). Of an array the index does not
-        know the place: pass it to `open_index` when examples are places.
-    path : path, URL or zarr store
-        Folder of the index.
-    min_valid : float
-        Patches with no more than this valid fraction are left out; those without one valid pixel always are.
-    lists : int, optional
-        Inverted lists of a new index. Default: about 1.3 times the square root of the number of patches; one list, in
-        which every vector is compared, up to 20 000.
-    overwrite : bool
-        Replace an index that is there.
-    progress : bool
-        Show a progress bar.
-    storage_options : mapping, optional
-        Of the object stores, for URLs, as for `to_zarr`.
-
-    Returns
-    -------
-    Index
-
-    Raises
-    ------
-    MissingExtraError
-        Without FAISS.
-    StoreMismatchError
-        If `path` is something else, the index of another model, or of blocks that were written anew since.
-    ArgumentError
-        For an array without a valid vector, and arguments out of range.
-
-    Examples
-    --------
-    >>> import deo_cube
-    >>> emb = deo_cube.synthetic_cube(size=256, times=1).deo.embed()
-    >>> index = deo_cube.build_index(emb, "fields.index")  # doctest: +SKIP
-    >>> index.search((float(emb.x[5]), float(emb.y[5])), k=3)  # doctest: +SKIP
-    """
-    faiss = _faiss()
-    min_valid = arguments.number("min_valid", min_valid, minimum=0, maximum=1)
-    lists = None if lists is None else arguments.integer("lists", lists)
-    overwrite = arguments.boolean("overwrite", overwrite)
-    array, place = _opened(emb, storage_options)
-    files = Files(path, storage_options)
-    present = files.manifest()
-    source = _source(array, place)
-    before = None if overwrite else present
-    if before is not None:
-        _check_model(array, before, files)
-        if lists is not None and lists != before.lists:
-            raise ArgumentError(f"lists must be {before.lists}, that of the index, got {lists}: pass overwrite=True")
-        manifest = before
-    else:
-        count = math.prod(s for d, s in array.sizes.items() if d != "embedding")
-        manifest = Manifest(_model(array), array.sizes["embedding"], lists or _lists(count), min_valid)
-        if present is not None:
-            manifest = replace(manifest, revision=present.revision)
-    number, manifest, layers = _placed(manifest, source, array)
-    record = _record(array, place)
-    covered = _covered(files, manifest, number, record.shape)
-    blocks = _pending(record, covered, layers, files)
-    if blocks or before is None:
-        if before is None:
-            manifest = _trained(faiss, files, manifest, array, blocks, present)
-        _filled(
-            files, manifest, number, array, blocks, record, covered, layers, known=place is not None, shown=progress
-        )
-    opened = open_index(path, storage_options=storage_options)
-    opened.attach(array, number)
-    return opened
 
 
 def open_index(path: Any, *, store: Any = None, storage_options: Mapping[str, Any] | None = None) -> Index:
@@ -171,9 +79,9 @@ def open_index(path: Any, *, store: Any = None, storage_options: Mapping[str, An
     if store is not None:
         stores = list(store) if isinstance(store, list | tuple) else [store]
         for one in stores:
-            array, _ = _opened(one, storage_options)
-            _check_model(array, index._manifest, files)
-            source = _source(array, None)
+            array, _ = opened_embeddings(one, storage_options)
+            check_model(array, index._manifest, files)
+            source = source_of(array, None)
             numbers = [i for i, s in enumerate(index._manifest.sources) if s.same_grid(source)]
             if not numbers:
                 raise StoreMismatchError(f"store has a grid that no source of {files.shown} has: {source.shape}")
@@ -237,7 +145,7 @@ class Index:
 
         Parameters
         ----------
-        positives : (x, y), list of (x, y), geometry, table, former results, vectors, or DataArray
+        positives : (x, y), list of (x, y), geometry, table, file, former results, vectors, or DataArray
             As `to` of `similar`. Rows of a former result (with its column `id`) stand for exactly those patches.
         negatives : as `positives`, optional
             Counter-examples.
@@ -256,7 +164,8 @@ class Index:
             Whether the patches of the examples may be among the results.
         probes : int, optional
             Inverted lists to compare with: more are slower and more exact, `lists` of them exact but for the rounding
-            to 8 bits. Default 48, and as many times more as `bbox` and `time` leave fewer patches.
+            to 8 bits. Default 24; up to four times as many where
+            `bbox` and `time` leave few patches, and as many as `k` results need.
 
         Returns
         -------
@@ -325,7 +234,9 @@ class Index:
         """Return ids and vectors of the patches at places, from the sources that contain them."""
         numbers, vectors, refused = [], [], None
         for i, source in enumerate(self._manifest.sources):
-            own = crs if crs is not None or CRS.from_user_input(source.crs) == self.crs else self.crs
+            own = None if _states_crs(places) else crs
+            if own is None and not _states_crs(places) and CRS.from_user_input(source.crs) != self.crs:
+                own = self.crs
             try:
                 rows, cols, _ = cells_of_examples(_grid(source, self._manifest.dim), places, own, argument)
             except ArgumentError as error:
@@ -355,7 +266,7 @@ class Index:
                 if not len(at):
                     continue
                 rows, cols = np.divmod(numbers[at] - layer.first, source.shape[1])
-                one = array.isel(time=_labels(array).index(layer.time)) if "time" in array.dims else array
+                one = array.isel(time=labels_of(array).index(layer.time)) if "time" in array.dims else array
                 read = one.isel({y: xr.DataArray(rows, dims="case"), x: xr.DataArray(cols, dims="case")})
                 out[at] = read.transpose("case", "embedding").values
         return out
@@ -382,21 +293,22 @@ class Index:
 
     @cached_property
     def _segments(self) -> list[Any]:
-        faiss = _faiss()
+        faiss = faiss_library()
         paths = [self._files.fetched(self._manifest, s.file) for s in self._manifest.segments]
         # Mapped, not read: a search touches only the lists that it compares.
         return [faiss.read_index(str(p), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY) for p in paths]
 
     def _nearest(self, queries: Array, k: int, allowed: Array | None, probes: int | None) -> tuple[Array, Array]:
         """Return ids and scores of the `k` patches nearest to any query, each once, in order."""
-        faiss = _faiss()
+        faiss = faiss_library()
         lists = self._manifest.lists
         left = self._manifest.numbers if allowed is None else int(np.count_nonzero(allowed))
         if not left or not len(self):
             return np.empty(0, "int64"), np.empty(0, "float32")
         n = PROBES if probes is None else arguments.integer("probes", probes)
         if probes is None:
-            n = math.ceil(n * self._manifest.numbers / left)
+            # Of fewer patches the nearest are farther away, in more lists; more than this gains nothing measurable.
+            n = math.ceil(n * min(math.sqrt(self._manifest.numbers / left), 4))
         # Lists hold about equally many vectors: enough lists for k results of what the filters leave.
         n = min(max(n, math.ceil(4 * k * lists / left)), lists)
         selector = None
@@ -428,22 +340,16 @@ class Index:
             inside = None if window is None else _centres_within(source, window, crs)
             for layer in source.layers:
                 if dates is None or layer.time in dates:
-                    part = slice(layer.first, layer.first + source.patches)
-                    allowed[part] = True if inside is None else inside
+                    part = allowed[layer.first : layer.first + source.patches].reshape(source.shape)
+                    part[inside or ...] = True
         return allowed
 
     def _dates(self, time: Any) -> set[str]:
         labels = self.times
         if not labels:
             raise ArgumentError(f"time={time!r} needs an index with dates, this one has none")
-        values = xr.DataArray(np.arange(len(labels)), dims="time", coords={"time": _parsed(labels)})
-        if isinstance(time, slice):
-            selected = _within(values, time)
-        else:
-            # `select_time` gives the mean where a label matches several dates, so each is asked for by itself.
-            selected = [i for i in range(len(labels)) if _matches(values.isel(time=[i]), time)]
-        if not selected:
-            raise SelectionError(f"time={time!r} matches none of the {len(labels)} times: {', '.join(labels[:6])}")
+        positions = xr.DataArray(np.arange(len(labels)), dims="time", coords={"time": _parsed(labels)})
+        selected = np.atleast_1d(matching_times(positions, time).values)
         return {labels[i] for i in selected}
 
     def _table(self, ids: Array, scores: Array) -> Any:
@@ -472,10 +378,10 @@ class Index:
         return gpd.GeoDataFrame(columns, geometry=shapes, crs=self.crs)
 
 
-# --- build ---
+# --- sources ---
 
 
-def _opened(emb: Any, storage_options: Mapping[str, Any] | None) -> tuple[xr.DataArray, str | None]:
+def opened_embeddings(emb: Any, storage_options: Mapping[str, Any] | None) -> tuple[xr.DataArray, str | None]:
     """Return decoded embeddings, and the path of their store where `emb` is one."""
     if isinstance(emb, xr.DataArray | xr.Dataset):
         return as_embeddings(emb), None
@@ -488,7 +394,8 @@ def _opened(emb: Any, storage_options: Mapping[str, Any] | None) -> tuple[xr.Dat
     return as_embeddings(open_embeddings(emb, storage_options=storage_options if is_url(emb) else None)), text
 
 
-def _model(array: xr.DataArray) -> dict[str, str]:
+def model_fields(array: xr.DataArray) -> dict[str, str]:
+    """Return the attributes that decide whether vectors can be compared."""
     return {k: str(array.attrs.get(PREFIX + k, "")) for k in COMPARABLE}
 
 
@@ -496,13 +403,20 @@ def _attrs(manifest: Manifest) -> dict[str, str]:
     return {PREFIX + k: v for k, v in manifest.model.items()}
 
 
-def _check_model(array: xr.DataArray, manifest: Manifest, files: Files) -> None:
+def check_model(array: xr.DataArray, manifest: Manifest, files: Files) -> None:
+    """Raise if vectors of an array cannot be compared with those of an index.
+
+    Raises
+    ------
+    StoreMismatchError
+        For another length or model.
+    """
     if array.sizes["embedding"] != manifest.dim:
         raise StoreMismatchError(
             f"{files.shown} holds vectors of length {manifest.dim}, emb has {array.sizes['embedding']}: embed with the "
             "model of the index, or choose another path"
         )
-    ours = _model(array)
+    ours = model_fields(array)
     differ = [k for k in COMPARABLE if ours[k] != manifest.model.get(k, "")]
     if differ:
         listed = "; ".join(f"{k}: index {manifest.model.get(k, '')!r}, emb {ours[k]!r}" for k in differ)
@@ -512,7 +426,8 @@ def _check_model(array: xr.DataArray, manifest: Manifest, files: Files) -> None:
         )
 
 
-def _source(array: xr.DataArray, place: str | None) -> Source:
+def source_of(array: xr.DataArray, place: str | None) -> Source:
+    """Return an array as a source of an index: its grid, and the path of its store."""
     box = geobox(array)
     return Source(place, box.crs.wkt, tuple(box.transform)[:6], (int(box.shape[0]), int(box.shape[1])))
 
@@ -524,7 +439,7 @@ def _grid(source: Source, dim: int) -> xr.DataArray:
     return assign_grid(xr.DataArray(zeros, dims=("embedding", "y", "x")), box)
 
 
-def _labels(array: xr.DataArray) -> list[str | None]:
+def labels_of(array: xr.DataArray) -> list[str | None]:
     """Return the dates of an array as text, one None without time."""
     if "time" not in array.coords:
         return [None] * array.sizes.get("time", 1)
@@ -543,223 +458,14 @@ def _parsed(labels: Sequence[Any]) -> Array:
         return np.array(labels, dtype=object)
 
 
-def _placed(manifest: Manifest, source: Source, array: xr.DataArray) -> tuple[int, Manifest, list[int]]:
-    """Return the number of the source, the manifest with it and its dates, and the layer of each date of the array."""
-    same = [i for i, s in enumerate(manifest.sources) if s.store == source.store and s.same_grid(source)]
-    labels = _labels(array)
-    if len(set(labels)) < len(labels):
-        raise ArgumentError("emb must have each date once: select or aggregate, emb.drop_duplicates('time')")
-    number = same[0] if same else len(manifest.sources)
-    placed = manifest.sources[number] if same else source
-    layers, first = list(placed.layers), manifest.numbers
-    for label in labels:
-        if label not in [x.time for x in layers]:
-            layers.append(Layer(label, first))
-            first += placed.patches
-    sources = [*manifest.sources]
-    sources[number : number + 1] = [replace(placed, layers=tuple(layers))]
-    return number, replace(manifest, sources=tuple(sources)), [[x.time for x in layers].index(k) for k in labels]
+def faiss_library() -> Any:
+    """Return FAISS.
 
-
-def _cuts(array: xr.DataArray) -> tuple[list[slice], list[slice]]:
-    """Return the rows and the columns of the blocks of an array."""
-    cuts = []
-    for dim in spatial_dims(array):
-        sizes = array.variable.chunksizes.get(dim) or _sides(array.sizes[dim])
-        cuts.append([slice(a, b) for a, b in pairwise([0, *np.cumsum(sizes).tolist()])])
-    return cuts[0], cuts[1]
-
-
-def _sides(size: int) -> list[int]:
-    return [min(256, size - i) for i in range(0, size, 256)]
-
-
-def _record(array: xr.DataArray, place: str | None) -> NDArray[np.uint64]:
-    """Return (dates, rows, columns) of blocks: the number of each in the store's record, 0 where it is not done."""
-    rows, columns = _cuts(array)
-    shape = (array.sizes.get("time", 1), len(rows), len(columns))
-    numbers = np.ones(shape, "uint64")
-    if place is None:
-        return numbers
-    located = storage.locate(place)
-    attrs = create.attributes(located)
-    if Attribute.BLOCKS not in attrs:
-        return numbers
-    record = create.record_of(located, attrs)
-    if record.blocks != shape:
-        return numbers
-    for row, entries in record.rows():
-        numbers[:, row] = entries
-    return numbers
-
-
-def _covered(files: Files, manifest: Manifest, number: int, shape: tuple[int, ...]) -> NDArray[np.uint64]:
-    """Return what the index has of a source, (layers, rows, columns) of blocks."""
-    source = manifest.sources[number]
-    out = np.zeros((len(source.layers), *shape[1:]), "uint64")
-    if source.covered:
-        known = np.load(files.fetched(manifest, source.covered), allow_pickle=False)
-        if known.shape[1:] != shape[1:]:
-            raise StoreMismatchError(
-                f"{files.shown} was built from the same store in blocks {known.shape[1:]}, now it has {shape[1:]}: "
-                "pass overwrite=True, or the array in the same chunks"
-            )
-        out[: len(known)] = known
-    return out
-
-
-def _pending(record: Array, covered: Array, layers: Sequence[int], files: Files) -> list[tuple[int, int, int]]:
-    """Return the blocks (date, row, column) that are done and not in the index."""
-    ours = covered[list(layers)]
-    changed = (ours > 0) & (record > 0) & (ours != record)
-    if changed.any():
-        raise StoreMismatchError(
-            f"{files.shown} holds {int(changed.sum())} blocks of emb that were written anew since, such as "
-            f"{tuple(int(i) for i in np.argwhere(changed)[0])}: build it anew, overwrite=True"
-        )
-    return [(int(t), int(r), int(c)) for t, r, c in np.argwhere((record > 0) & (ours == 0))]
-
-
-def _read_block(
-    array: xr.DataArray, cuts: tuple[list[slice], list[slice]], block: tuple[int, int, int], least: float
-) -> tuple[Array, Array]:
-    """Return vectors (n, D) of length one of a block, and their numbers within the layer."""
-    y, x = spatial_dims(array)
-    rows, cols = cuts[0][block[1]], cuts[1][block[2]]
-    part = array.isel({y: rows, x: cols})
-    part = part.isel(time=block[0]) if "time" in part.dims else part
-    valid = part.coords["valid"] if "valid" in part.coords else None
-    both = xr.Dataset({"v": part.drop_vars("valid", errors="ignore")})
-    if valid is not None:
-        both["share"] = valid.drop_vars("valid")
-    read = both.compute()
-    vectors = read["v"].transpose(y, x, "embedding").values.astype("float32")
-    share = read["share"].transpose(y, x).values if valid is not None else np.ones(vectors.shape[:2], "float32")
-    norms = np.linalg.norm(vectors, axis=2)
-    keep = np.isfinite(norms) & (norms > 0) & (share > least)
-    r, c = np.nonzero(keep)
-    columns = array.sizes[x]
-    return vectors[keep] / norms[keep][:, None], (r + rows.start) * columns + c + cols.start
-
-
-def _trained(
-    faiss: Any,
-    files: Files,
-    manifest: Manifest,
-    array: xr.DataArray,
-    blocks: list[tuple[int, int, int]],
-    present: Manifest | None,
-) -> Manifest:
-    """Write a new index without vectors: its lists trained on a sample of the array, and the sample."""
-    cuts = _cuts(array)
-    chosen = (
-        [blocks[i] for i in np.unique(np.linspace(0, len(blocks) - 1, SAMPLE_BLOCKS).astype(int))] if blocks else []
-    )
-    most = max(PER_LIST * manifest.lists, 4096)
-    rng = np.random.default_rng(0)
-    parts = []
-    for block in chosen:
-        vectors, _ = _read_block(array, cuts, block, manifest.min_valid)
-        parts.append(vectors[np.sort(rng.permutation(len(vectors))[: -(-most // len(chosen))])])
-    sample = np.concatenate(parts) if parts else np.empty((0, manifest.dim), "float32")
-    if not len(sample):
-        raise ArgumentError(
-            "emb must have a valid vector: every block that was sampled is empty. Finish the store first, or lower "
-            f"min_valid={manifest.min_valid:g}"
-        )
-    lists = min(manifest.lists, max(len(sample) // 39, 1))
-    manifest = replace(manifest, lists=lists)
-    empty = faiss.index_factory(manifest.dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-    empty.train(sample)
-    path = files.folder(manifest.name) / f"segment-{uuid.uuid4().hex}.faiss"
-    faiss.write_index(empty, str(path))
-    files.written(manifest, path)
-    kept = sample[rng.permutation(len(sample))[:2048]].astype("float16")
-    written = replace(
-        manifest,
-        sources=(),
-        segments=(Segment(path.name, 0),),
-        sample=files.array(manifest, "sample", kept),
-        revision=uuid.uuid4().hex,
-    )
-    files.replace(manifest, written)
-    return replace(written, sources=manifest.sources)
-
-
-def _filled(
-    files: Files,
-    manifest: Manifest,
-    number: int,
-    array: xr.DataArray,
-    blocks: list[tuple[int, int, int]],
-    record: Array,
-    covered: Array,
-    layers: Sequence[int],
-    *,
-    known: bool,
-    shown: bool,
-) -> Manifest:
-    """Add blocks to an index, one segment after the other, and return its manifest."""
-    faiss = _faiss()
-    cuts, source = _cuts(array), manifest.sources[number]
-    segment = _Segment(faiss, files, manifest)
-    with Progress(len(blocks), title="index", shown=shown, rate_unit="patches/s") as bar, ThreadPoolExecutor(1) as pool:
-        for (t, r, c), (vectors, cells) in _ahead(pool, array, cuts, blocks, manifest.min_valid):
-            segment.index.add_with_ids(vectors, source.layers[layers[t]].first + cells)
-            if known or len(vectors):
-                covered[layers[t], r, c] = record[t, r, c]
-            bar.advance(amount=len(vectors))
-            if segment.index.ntotal >= SEGMENT:
-                manifest = segment.finish(manifest, number, covered)
-                segment = _Segment(faiss, files, manifest)
-        return segment.finish(manifest, number, covered)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, array: xr.DataArray, cuts: Any, blocks: list[tuple[int, int, int]], least: float
-) -> Iterator[Any]:
-    """Yield blocks with their vectors; the next one is read while one is added."""
-    following = None
-    for i, block in enumerate(blocks):
-        present = following or pool.submit(_read_block, array, cuts, block, least)
-        following = pool.submit(_read_block, array, cuts, blocks[i + 1], least) if i + 1 < len(blocks) else None
-        yield block, present.result()
-
-
-class _Segment:
-    """The segment that is being filled: the last one if it is less than half full, else a new one."""
-
-    def __init__(self, faiss: Any, files: Files, manifest: Manifest) -> None:
-        self._faiss, self._files = faiss, files
-        last = manifest.segments[-1]
-        self._before = last if last.vectors < SEGMENT // 2 else None
-        self.index = faiss.read_index(str(files.fetched(manifest, last.file)))
-        if self._before is None:
-            self.index.reset()  # keeps what was trained
-
-    def finish(self, manifest: Manifest, number: int, covered: Array) -> Manifest:
-        """Write the segment and the manifest with it, and return that."""
-        path = self._files.folder(manifest.name) / f"segment-{uuid.uuid4().hex}.faiss"
-        self._faiss.write_index(self.index, str(path))
-        self._files.written(manifest, path)
-        earlier = manifest.segments[:-1] if self._before is not None else manifest.segments
-        sources = list(manifest.sources)
-        sources[number] = replace(sources[number], covered=self._files.array(manifest, "covered", covered))
-        new = replace(
-            manifest,
-            sources=tuple(sources),
-            segments=(*earlier, Segment(path.name, int(self.index.ntotal))),
-            revision=uuid.uuid4().hex,
-        )
-        self._files.replace(manifest, new)
-        return new
-
-
-def _lists(count: int) -> int:
-    return 1 if count <= EXACT else 2 ** round(math.log2(1.3 * math.sqrt(count)))
-
-
-def _faiss() -> Any:
+    Raises
+    ------
+    MissingExtraError
+        Where it is not installed.
+    """
     return require("faiss", extra="index", purpose="a search index")
 
 
@@ -774,6 +480,11 @@ def _ids(given: Any) -> Array | None:
         if getattr(given, "ndim", 0) == 1 and getattr(given, "name", None) == "id":
             return np.asarray(given, "int64")
     return None
+
+
+def _states_crs(places: Any) -> bool:
+    """Return whether places are a table with a CRS, or a file, to which the CRS of points does not apply."""
+    return isinstance(places, str | os.PathLike) or getattr(places, "crs", None) is not None
 
 
 def _reduced(vectors: Array) -> Array:
@@ -794,38 +505,25 @@ def _window(bbox: Any) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def _centres_within(source: Source, window: tuple[float, float, float, float], crs: CRS) -> Array:
-    """Return for every patch of a source, flat, whether its centre is within a window in another or the same CRS."""
+def _centres_within(source: Source, window: tuple[float, float, float, float], crs: CRS) -> tuple[Any, Any]:
+    """Return the rows and columns of the patches whose centres are within a window: slices in the CRS of the source."""
     x0, y0, x1, y1 = window
     t, (rows, cols) = Affine(*source.transform), source.shape
     own = CRS.from_user_input(source.crs)
     xs, ys = t.c + (np.arange(cols) + 0.5) * t.a, t.f + (np.arange(rows) + 0.5) * t.e
     if own.equals(crs, ignore_axis_order=True):
-        inside = ((ys >= y0) & (ys <= y1))[:, None] & ((xs >= x0) & (xs <= x1))
-        return inside.ravel()
+        return _run((ys >= y0) & (ys <= y1)), _run((xs >= x0) & (xs <= x1))
     west, south, east, north = Transformer.from_crs(crs, own, always_xy=True).transform_bounds(x0, y0, x1, y1, 51)
     margin = max(abs(t.a), abs(t.e)) + 0.01 * max(east - west, north - south)
     r = np.flatnonzero((ys >= south - margin) & (ys <= north + margin))
     c = np.flatnonzero((xs >= west - margin) & (xs <= east + margin))
-    out = np.zeros((rows, cols), bool)
-    if len(r) and len(c):
-        gx, gy = np.meshgrid(xs[c], ys[r])
-        px, py = Transformer.from_crs(own, crs, always_xy=True).transform(gx, gy)
-        out[np.ix_(r, c)] = (px >= x0) & (px <= x1) & (py >= y0) & (py <= y1)
-    return out.ravel()
+    gx, gy = np.meshgrid(xs[c], ys[r])
+    px, py = Transformer.from_crs(own, crs, always_xy=True).transform(gx, gy)
+    i, j = np.nonzero((px >= x0) & (px <= x1) & (py >= y0) & (py <= y1))
+    return r[i], c[j]
 
 
-def _within(values: xr.DataArray, time: slice) -> list[int]:
-    """Return the positions of the dates within a slice of labels."""
-    try:
-        return [int(v) for v in values.sel(time=time).values]
-    except (KeyError, TypeError, ValueError):
-        return []
-
-
-def _matches(one: xr.DataArray, time: Any) -> bool:
-    try:
-        select_time(one, time)
-    except SelectionError:
-        return False
-    return True
+def _run(inside: Array) -> slice:
+    """Return a run of True as a slice."""
+    places = np.flatnonzero(inside)
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)

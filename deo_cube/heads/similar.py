@@ -32,7 +32,7 @@ def similar(
     ----------
     emb : DataArray
         Embeddings (time, embedding, y, x) or (embedding, y, x).
-    to : (x, y), list of (x, y), geometry, table, vector, or DataArray
+    to : (x, y), list of (x, y), geometry, table, file, vector, or DataArray
         Points in the CRS of the embeddings; a point selects the patch that contains it, a polygon those of which
         it covers at least half. Shapely geometries are in the CRS of the embeddings, GeoSeries and GeoDataFrames in
         their own, GeoJSON in degrees. Or a vector (D,), vectors (n, D), or a DataArray with a dimension `embedding` of

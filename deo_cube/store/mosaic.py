@@ -342,6 +342,7 @@ def _joined(runs: Sequence[_Run], box: GeoBox) -> xr.DataArray:
     if with_valid:
         share = (da.stack(shares) if times else shares[0]).rechunk({-2: chunks[0], -1: chunks[1]})
         coords["valid"] = xr.Variable([d for d in dims if d != "embedding"], share, emb.coords["valid"].attrs)
+    coords |= _along_time(runs, times)
     coords |= {str(k): c.variable for k, c in emb.coords.items() if c.ndim == 0 and k not in ("spatial_ref", "time")}
     if (
         not times
@@ -358,6 +359,19 @@ def _joined(runs: Sequence[_Run], box: GeoBox) -> xr.DataArray:
         out, GeoBox((bottom - top, right - left), placed, box.crs), dims=(y, x)
     )
     return georeferenced
+
+
+def _along_time(runs: Sequence[_Run], times: Sequence[Any]) -> dict[str, xr.Variable]:
+    """Return the coordinates along time alone that all runs have, each date from the first run with that date."""
+    names = [k for k, c in runs[0].emb.coords.items() if c.dims == ("time",) and k != "time"]
+    names = [k for k in names if all(k in r.emb.coords and r.emb.coords[k].dims == ("time",) for r in runs)]
+    first = [next((r, r.times.index(t)) for r in runs if t in r.times) for t in times]
+    found = {}
+    for name in names:
+        like = runs[0].emb.coords[name].variable
+        values = [r.emb.coords[name].values[i] for r, i in first]
+        found[str(name)] = xr.Variable("time", np.array(values, dtype=like.dtype), like.attrs)
+    return found
 
 
 def _facts(runs: Sequence[_Run]) -> dict[str, str]:

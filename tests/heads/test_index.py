@@ -18,12 +18,14 @@ import deo_cube
 from deo_cube.errors import (
     ArgumentError,
     ArgumentTypeError,
+    DeoCubeError,
     InputNotFoundError,
     SelectionError,
     StorageError,
     StoreMismatchError,
 )
-from deo_cube.heads.index import Index, build_index, open_index
+from deo_cube.heads.index import Index, open_index
+from deo_cube.heads.index_build import build_index
 from deo_cube.heads.index_files import MANIFEST
 from deo_cube.heads.similar import similar
 from deo_cube.store.create import record_of
@@ -124,6 +126,9 @@ def test_examples_of_every_form_find_the_same(index):
     forms += [(shapely.box(AT[0] - 30, AT[1] - 30, AT[0] + 30, AT[1] + 30), None)]
     for form, crs in forms:
         assert index.search(form, crs=crs)["id"].tolist() == expected["id"].tolist()
+    # A table has its own CRS, whatever that of the points and the bbox.
+    world = (lon - 1, lat - 1, lon + 1, lat + 1)
+    assert index.search(table, (lon, lat - 0.01), crs=4326, bbox=world)["id"].tolist()
     ids = index.search(AT, examples=True, k=2)["id"]
     again = index.search(index.patches(ids))
     assert again["id"].tolist() == index.search(ids)["id"].tolist()
@@ -231,7 +236,7 @@ def test_of_a_store_only_new_blocks_are_read_and_changed_ones_are_refused(tmp_pa
 
 
 def test_many_lists_and_segments(tmp_path, monkeypatch):
-    monkeypatch.setattr("deo_cube.heads.index.SEGMENT", 700)
+    monkeypatch.setattr("deo_cube.heads.index_build.SEGMENT", 700)
     index = build_index(on_dask(EMB, 10, 10), tmp_path / "i", lists=16)
     assert len(json.loads((tmp_path / "i" / MANIFEST).read_text())["segments"]) > 3
     q = EMB.isel(time=0, y=5, x=20).values
@@ -242,8 +247,8 @@ def test_many_lists_and_segments(tmp_path, monkeypatch):
 
 
 def test_a_killed_build_is_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr("deo_cube.heads.index.SEGMENT", 700)
-    read = deo_cube.heads.index._read_block
+    monkeypatch.setattr("deo_cube.heads.index_build.SEGMENT", 700)
+    read = deo_cube.heads.index_build._read_block
     calls = []
 
     def fails(*args: Any) -> Any:
@@ -252,10 +257,10 @@ def test_a_killed_build_is_resumed(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return read(*args)
 
-    monkeypatch.setattr("deo_cube.heads.index._read_block", fails)
+    monkeypatch.setattr("deo_cube.heads.index_build._read_block", fails)
     with pytest.raises(KeyboardInterrupt):
         build_index(on_dask(EMB, 10, 10), tmp_path / "i")
-    monkeypatch.setattr("deo_cube.heads.index._read_block", read)
+    monkeypatch.setattr("deo_cube.heads.index_build._read_block", read)
     done = len(open_index(tmp_path / "i"))
     assert done < 2 * 1998
     assert len(build_index(on_dask(EMB, 10, 10), tmp_path / "i")) == 2 * 1998
@@ -277,7 +282,8 @@ def test_wrong_inputs_name_the_argument(index, tmp_path):
         (lambda: index.search((9.0, 47.0)), ArgumentError, "positives"),
         (lambda: index.search(AT, (9.0, 47.0)), ArgumentError, "negatives"),
         (lambda: index.search([1.0, 2.0, 3.0]), ArgumentError, "positives"),
-        (lambda: index.search("here"), ArgumentTypeError, "positives"),
+        (lambda: index.search("here.gpkg"), InputNotFoundError, "here.gpkg"),
+        (lambda: index.search({1: 2}), DeoCubeError, "positives"),
         (lambda: index.search((float(EMB.x[0]), float(EMB.y[0]))), ArgumentError, "positives"),
         (lambda: index.search(AT, bbox=(1, 2, 3)), ArgumentError, "bbox"),
         (lambda: index.search(AT, bbox=(3, 2, 1, 4)), ArgumentError, "bbox"),
@@ -336,14 +342,14 @@ def test_a_missing_file_is_an_error_of_storage(tmp_path):
 
 def test_another_process_that_writes_meanwhile_is_noticed(tmp_path, monkeypatch):
     build_index(EMB.isel(time=[0]), tmp_path / "i")
-    read = deo_cube.heads.index._read_block
+    read = deo_cube.heads.index_build._read_block
 
     def interrupts(*args: Any) -> Any:
-        monkeypatch.setattr("deo_cube.heads.index._read_block", read)
+        monkeypatch.setattr("deo_cube.heads.index_build._read_block", read)
         build_index(EMB, tmp_path / "i")
         return read(*args)
 
-    monkeypatch.setattr("deo_cube.heads.index._read_block", interrupts)
+    monkeypatch.setattr("deo_cube.heads.index_build._read_block", interrupts)
     with pytest.raises(StoreMismatchError, match="another process"):
         build_index(EMB, tmp_path / "i")
     assert len(open_index(tmp_path / "i")) == 2 * 1998
