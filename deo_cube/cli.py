@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from deo_cube import cli_errors, cli_outputs
+from deo_cube import cli_errors, cli_help, cli_outputs
 from deo_cube.constants import PRECISIONS, RUNTIMES
 from deo_cube.embedding.options import EmbedOptions, Model, RunOptions, changed_options
 from deo_cube.errors import ArgumentError, DeoCubeError
@@ -286,13 +286,13 @@ def segment(
     pixels = open_embeddings(cube) if is_embeddings(cube) else open_cube(cube, **read.given())
     classes = segment_cube(pixels, head, **changed_options(embedding, run))
     if tif:
-        import rioxarray  # noqa: F401 - registers .rio
+        from deo_cube.store.export import to_cog
 
         flat = classes.squeeze(drop=True)
         if flat.ndim != 2:
             raise ArgumentError(f"a GeoTIFF holds one date, the cube has {classes.sizes['time']}: name OUT .zarr")
         with _log_lines(True), log_computation(classes, out):
-            flat.rio.to_raster(out)
+            to_cog(flat, out)
     else:
         with _log_lines(True), log_computation(classes, out):
             classes.to_dataset(name=str(classes.name or "class")).to_zarr(
@@ -699,6 +699,15 @@ def view(
     serve(store, cube=cube, heads=head, host=host, port=port, browser=browser, hostnames=hostnames)
 
 
+def completion(
+    shell: Annotated[Positional[Literal["bash", "zsh"]], arg(help="shell to write for", metavar="{bash,zsh}")],
+) -> None:
+    """Print the completion of this program for a shell: commands, flags, files and names of models."""
+    from deo_cube.completion import completion_script
+
+    print(completion_script(shell, COMMANDS))
+
+
 def _check_out(out: Path, *, tif: bool, inputs: tuple[str | Path, ...]) -> None:
     """Refuse to replace what is not a class map: writing deletes what was there."""
     if out.exists() and any(Path(i).exists() and out.samefile(i) for i in inputs):
@@ -783,6 +792,7 @@ COMMANDS: dict[str, Any] = {
         publish,
         doctor,
         view,
+        completion,
     )
 }
 COMMANDS |= cli_outputs.COMMANDS
@@ -796,6 +806,9 @@ def main(args: list[str] | None = None) -> None:
         print(f"deo-cube {__version__}")
         raise SystemExit(0)
     args = sys.argv[1:] if args is None else args
+    if args in (["-h"], ["--help"]):
+        print(cli_help.overview(COMMANDS, __doc__ or ""))
+        raise SystemExit(0)
     flags = _flags(args)
     try:
         # The process is the command's own.

@@ -144,15 +144,6 @@ def page(
     print(written)
 
 
-def completion(
-    shell: Annotated[Positional[Literal["bash", "zsh"]], arg(help="shell to write for", metavar="{bash,zsh}")],
-) -> None:
-    """Print the completion of this program for a shell: commands, flags, files and names of models."""
-    from deo_cube.completion import completion_script
-
-    print(completion_script(shell))
-
-
 def _class_map(path: str) -> Any:
     from deo_cube.facts import class_map
 
@@ -176,4 +167,4 @@ def _print_written(path: Path) -> None:
 
 
 #: Commands of this module by name.
-COMMANDS = {verb.__name__: verb for verb in (info, pca, export, overviews, page, completion)}
+COMMANDS = {verb.__name__: verb for verb in (info, pca, export, overviews, page)}

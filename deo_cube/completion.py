@@ -10,6 +10,7 @@ import ast
 import contextlib
 import io
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from deo_cube.errors import ArgumentError
@@ -21,8 +22,14 @@ OF_MODELS = ("bench", "evaluate", "info", "verify")
 _SPEC = re.compile(r"^COMPLETION_SPEC = (\{.*\})$", re.M)
 
 
-def completion_script(shell: Literal["bash", "zsh"]) -> str:
+def completion_script(shell: Literal["bash", "zsh"], commands: Mapping[str, Callable[..., Any]]) -> str:
     """Return the script that completes `deo-cube` in a shell.
+
+    Parameters
+    ----------
+    shell : {"bash", "zsh"}
+    commands : mapping
+        Functions of the commands by name.
 
     Raises
     ------
@@ -33,7 +40,7 @@ def completion_script(shell: Literal["bash", "zsh"]) -> str:
         raise ArgumentError(f"shell must be 'bash' or 'zsh', got {shell!r}")
     from deo_cube.encoder.registry import list_models
 
-    text = _of_tyro(shell)
+    text = _of_tyro(shell, commands)
     found = _SPEC.search(text)
     if found is None:
         return text  # of a version of tyro that writes it otherwise
@@ -43,14 +50,12 @@ def completion_script(shell: Literal["bash", "zsh"]) -> str:
     return text.replace("complete -F ", "complete -o bashdefault -o default -F ")
 
 
-def _of_tyro(shell: str) -> str:
+def _of_tyro(shell: str, commands: Mapping[str, Callable[..., Any]]) -> str:
     import tyro
-
-    from deo_cube.cli import COMMANDS
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="deo-cube", args=["--tyro-print-completion", shell])
+        tyro.extras.subcommand_cli_from_dict(dict(commands), prog="deo-cube", args=["--tyro-print-completion", shell])
     return printed.getvalue()
 
 

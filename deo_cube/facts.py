@@ -14,7 +14,9 @@ import xarray as xr
 from deo_cube.constants import Attribute
 from deo_cube.cube.categories import Categories, read_categories
 from deo_cube.embedding.match import Summary, describe, summarise_map
-from deo_cube.errors import ArgumentTypeError, DeoCubeError, InputNotFoundError, MissingExtraError
+from deo_cube.errors import ArgumentTypeError, DeoCubeError, InputNotFoundError
+from deo_cube.extras import require
+from deo_cube.heads.index_files import MANIFEST
 from deo_cube.paths import is_url, local_path
 
 __all__ = ["class_map", "info"]
@@ -76,6 +78,8 @@ def _at(path: str, group: str | None, storage_options: Mapping[str, Any] | None)
         return _tiff(path)
     if group is None and ending not in ("nc", "json") and is_embeddings(path, storage_options=storage_options):
         return _store(path, storage_options)
+    if (local_path(path) / MANIFEST).is_file() and not is_url(path):
+        return _index(path)
     if ending == "json" and (stac := _stac(path)) is not None:
         return stac
     if (classes := class_map(path)) is not None:
@@ -123,6 +127,11 @@ def _head(path: str) -> Summary:
 
     head = load_head(path)
     classes = head.classes
+    if not classes.codes:
+        what = [(k, str(getattr(head, k))) for k in ("quantity", "units") if getattr(head, k, "")]
+        facts = [("kind", head.kind), ("model", str(head.model)), *what]
+        facts += [(k, str(v)) for k, v in head.report.items()]
+        return Summary(tuple(facts), title=f"deo_cube {head.kind} head")
     cells = head.report.get("cells", {})
     named = (
         f"{c} {n}" + (f" ({cells[n]} cells)" if n in cells else "")
@@ -132,6 +141,14 @@ def _head(path: str) -> Summary:
     facts += [(k, str(v)) for k, v in head.report.items() if k != "cells"]
     colored = Categories(classes.codes, classes.names, classes.colors)
     return Summary(tuple(facts), title=f"deo_cube {head.kind} head", classes=colored)
+
+
+def _index(path: str) -> Summary:
+    from deo_cube.heads.index import open_index
+
+    index = open_index(path)
+    facts = [("patches", f"{len(index):,}"), ("dates", ", ".join(map(str, index.times))[:200]), ("CRS", str(index.crs))]
+    return Summary((*facts, ("index", repr(index).strip("<>"))), title="deo_cube index of patches")
 
 
 def class_map(path: str) -> xr.DataArray | None:
@@ -171,10 +188,7 @@ def _tiff(path: str) -> Summary:
 
 
 def _table(path: str) -> Summary:
-    try:
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError.wanted("pyarrow", "vector", "reading GeoParquet") from error
+    pq = require("pyarrow.parquet", extra="vector", purpose="Reading GeoParquet")
     file = pq.ParquetFile(path)
     stored = file.schema_arrow.metadata or {}
     facts = [

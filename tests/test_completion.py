@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def completed(script: Path, line: str, tmp_path: Path) -> list[str]:
 )
 def test_bash_completes_commands_flags_choices_and_models(line: str, offered: str, tmp_path: Path) -> None:
     script = tmp_path / "completion.bash"
-    script.write_text(completion_script("bash"))
+    script.write_text(completion_script("bash", cli.COMMANDS))
     assert offered in completed(script, line, tmp_path)
 
 
@@ -91,4 +92,13 @@ def test_zsh_knows_models_and_commands(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_other_shells_are_refused() -> None:
     with pytest.raises(ArgumentError, match="shell"):
-        completion_script("fish")  # type: ignore[arg-type]
+        completion_script("fish", cli.COMMANDS)  # type: ignore[arg-type]
+
+
+def test_help_groups_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--help"])
+    assert end.value.code in (0, None)
+    text = capsys.readouterr().out
+    for name, command in cli.COMMANDS.items():
+        assert re.search(rf"^  {name} +\S", text, re.M), command

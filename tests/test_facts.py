@@ -123,3 +123,22 @@ def test_results_show_themselves_in_notebooks(folder: Path) -> None:
         assert "<script" not in html
     assert "proven" in shown[3]._repr_html_()
     assert "complete" in shown[4]._repr_html_()
+
+
+def test_heads_of_quantities_are_described(folder: Path, tmp_path: Path) -> None:
+    emb = deo_cube.open_embeddings(folder / "emb.zarr").isel(time=0)
+    cells = [(i, j) for i in range(2, 30, 3) for j in range(2, 30, 3)]
+    targets = [(float(emb.x[i]), float(emb.y[j]), 0.1 * i + 0.37 * j) for i, j in cells]
+    head = deo_cube.fit_head("ridge", emb, targets, units="t/ha", quantity="biomass")
+    head.save(tmp_path / "biomass.safetensors")
+    found = deo_cube.info(tmp_path / "biomass.safetensors")
+    assert dict(found.facts)["units"] == "t/ha"
+    assert "ridge head" in found.title
+
+
+def test_indexes_are_described(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    deo_cube.build_index(folder / "emb.zarr", tmp_path / "index", progress=False)
+    found = deo_cube.info(tmp_path / "index")
+    assert "index" in found.title
+    assert dict(found.facts)["patches"] == "2,048"

@@ -21,7 +21,8 @@ from deo_cube.constants import Attribute
 from deo_cube.cube.categories import Categories, read_categories
 from deo_cube.cube.georeference import ground_resolution
 from deo_cube.cube.times import read_times
-from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingCRSError, MissingExtraError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingCRSError
+from deo_cube.extras import require
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.pca import pca_rgb
 from deo_cube.heads.vectors import geobox, select_time, spatial_dims
@@ -94,10 +95,7 @@ def plot(
     >>> ax.get_title().endswith("tiny")
     True
     """
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise MissingExtraError.wanted("matplotlib", "viz", "plot") from error
+    plt = require("matplotlib.pyplot", extra="viz", purpose="plot")
     legend, scale = arguments.boolean("legend", legend), arguments.boolean("scale", scale)
     height = arguments.number("height", height, above=0)
     array = _map_of(array)

@@ -34,7 +34,8 @@ from deo_cube.constants import Attribute
 from deo_cube.cube.categories import read_categories
 from deo_cube.cube.georeference import ground_resolution
 from deo_cube.cube.times import read_times
-from deo_cube.errors import ArgumentError, MissingExtraError, StorageError
+from deo_cube.errors import ArgumentError, StorageError
+from deo_cube.extras import require
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.labels import rasterize_labels
 from deo_cube.heads.pca import basis_of
@@ -139,10 +140,7 @@ def page(
     StorageError
         If the folder cannot be written.
     """
-    try:
-        import PIL  # noqa: F401
-    except ImportError as missing:
-        raise MissingExtraError.wanted("pillow", "view", "page") from missing
+    require("PIL.Image", extra="view", purpose="page")
     coarsen, dims = arguments.integer("coarsen", coarsen), arguments.integer("dims", dims, minimum=2)
     max_bytes = arguments.integer("max_bytes", max_bytes)
     overwrite, progress = arguments.boolean("overwrite", overwrite), arguments.boolean("progress", progress)

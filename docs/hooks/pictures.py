@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ DOCS = Path(__file__).parents[1]
 def draw(page: str) -> None:
     """Run the blocks of `docs/PAGE.md` and keep their pictures."""
     import matplotlib
+    from PIL import Image
 
     matplotlib.use("Agg")
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
@@ -27,7 +27,8 @@ def draw(page: str) -> None:
         for code in re.findall(r"^```python\n(.*?)```", text, re.S | re.M):
             exec(compile(code, page, "exec"), names)
         for picture in Path(folder).glob("*.png"):
-            shutil.copy(picture, DOCS / "img" / picture.name)
+            # A palette keeps maps of many colours small.
+            Image.open(picture).convert("RGB").quantize(200).save(DOCS / "img" / picture.name, optimize=True)
             print(f"docs/img/{picture.name}")
         os.chdir(DOCS)
 
