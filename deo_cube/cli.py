@@ -470,7 +470,7 @@ def assess(
     )
     print(result)
     if len(result.look_first):
-        print(f"look first:\n{result.look_first.to_string(index=False)}")
+        print(f"look first:\n{result.look_first.to_string(index=False, float_format='{:.10g}'.format)}")
     if json is not None:
         result.to_json(json)
     if plot is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,13 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 
 from deo_cube.errors import ArgumentTypeError, LabelsError
+from deo_cube.extras import require
 from deo_cube.heads.applicability import applicability, labelled_cells
 from deo_cube.heads.base import Head
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.reference_places import Places, one_time, values_at
 from deo_cube.heads.regression import RegressionHead
-from deo_cube.heads.splits import warn_of_leak
+from deo_cube.heads.splits import LeakWarning
 from deo_cube.heads.vectors import geobox, spatial_dims
 
 __all__ = ["Sources", "check_leak", "doubt_sources", "look_first_at"]
@@ -67,8 +69,26 @@ def check_leak(
         moved = Transformer.from_crs(own, box.crs.proj, always_xy=True).transform(known[:, 0], known[:, 1])
         known = np.stack(moved, axis=1)
     distance = reach or max(side, abs(float(box.resolution.x)))
-    share = warn_of_leak(known, np.stack([places.x, places.y], axis=1), distance, what="the reference")
-    notes.append(f"{share:.0%} of the reference places are within {distance:g} of a training place")
+    tree = require("scipy.spatial", extra="heads", purpose="The check for leaks").cKDTree(known)
+    near = np.isfinite(tree.query(np.stack([places.x, places.y], axis=1), distance_upper_bound=distance)[0])
+    share = f"{near.mean():.0%} of the reference places are within {distance:g} of a training place"
+    notes.append(share + (f": {_compared(places, near)}" if 0 < near.sum() < len(near) else ""))
+    if near.mean() > 0.01:
+        warnings.warn(
+            f"the reference leaks: {share}, and say little about the rest of the map. Leave them out, or check others; "
+            "reach= is the distance",
+            LeakWarning,
+            stacklevel=3,
+        )
+
+
+def _compared(places: Places, some: Array) -> str:
+    """Return how good the map is at some of the places and at the others, without the weights of strata."""
+    if places.names:
+        right = places.mapped == places.truth
+        return f"{right[some].mean():.0%} of them are right, {right[~some].mean():.0%} of the others"
+    square = (places.mapped - places.truth) ** 2
+    return f"RMSE {np.sqrt(square[some].mean()):.3g} there, {np.sqrt(square[~some].mean()):.3g} elsewhere"
 
 
 @dataclass(frozen=True)
@@ -169,8 +189,8 @@ def look_first_at(
             "x": at.x[index],
             "y": at.y[index],
             "map": shown,
-            "margin": margin[index],
-            "dissimilarity": unlike[index],
+            "margin": margin[index].round(3),
+            "dissimilarity": unlike[index].round(3),
             "reason": [r for _, r in chosen],
         }
     )

@@ -184,8 +184,8 @@ def _trees(v: Array, t: Tensors) -> Array:
                 beyond = numbers.take(first.take(moving) + feature.take(at)) > threshold.take(at)
                 at = children.take(2 * at + beyond)
                 node[moving] = at
-                goes_on = inner.take(at)
-                moving, at = moving[goes_on], at[goes_on]
+                is_inner = inner.take(at)
+                moving, at = moving[is_inner], at[is_inner]
             total += t["values"].take(node, axis=0)
         out[start : start + ROWS] = total
     return np.asarray(t["base"] + t["factor"] * out)

@@ -13,6 +13,7 @@ The rules, the same for every form of targets:
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
 from deo_cube.heads.geometries import cells_of_point, clean, covered_cells, into_grid, north_up
 from deo_cube.heads.labels import all_inside, outside_message
 from deo_cube.heads.rasters import lattice_mean, nodata_values, not_overlapping, read_around
-from deo_cube.heads.tables import form_of, parsed_crs, read_table
+from deo_cube.heads.tables import form_of, located, parsed_crs, read_table
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 
 __all__ = ["TargetOptions", "TargetVectors", "rasterize_targets", "target_vectors"]
@@ -82,7 +83,8 @@ def rasterize_targets(
     -------
     DataArray
         `target` (y, x) float32 with the coordinate `weight` (y, x), the covered share in 0..1 (points: their number);
-        NaN and 0 where there is no target. A raster's attributes `units` and `long_name` are kept.
+        NaN and 0 where there is no target. Scale and offset of a raster are applied, and its `units` and name are its
+        attributes.
 
     Raises
     ------
@@ -105,9 +107,11 @@ def _rasterize(targets: Any, like: Any, options: TargetOptions) -> xr.DataArray:
     form, crs = form_of(targets), parsed_crs(options.crs)
     attrs: dict[str, Any] = {}
     if form == "raster":
+        stated = _stated(targets)
         values, weights = _of_raster(targets, crs, upright, options)
-        kept = getattr(targets, "attrs", {})
-        attrs = {k: str(kept[k]) for k in ("units", "long_name") if k in kept}
+        # Integers are stored with a scale, which readers that decode have applied and removed.
+        values = values * stated.scale + stated.offset
+        attrs = stated.attrs
     else:
         table = read_table(targets, form, column=options.column, layer=options.layer, crs=crs)
         values, weights = _of_table(table, upright, options)
@@ -118,6 +122,31 @@ def _rasterize(targets: Any, like: Any, options: TargetOptions) -> xr.DataArray:
     target = target.assign_coords(weight=(dims, weights.astype("float32"), {"long_name": "weight of the target"}))
     placed: xr.DataArray = georeference.assign_grid(target, box, dims=dims)
     return placed
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """Scale, offset, units and name that a raster states of its values."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+def _stated(targets: Any) -> _Stated:
+    if isinstance(targets, str | os.PathLike):
+        import rasterio
+        from rasterio.errors import RasterioError
+
+        try:
+            with rasterio.open(located(targets)) as file:
+                named = {"units": file.units[0], "long_name": file.descriptions[0]}
+                return _Stated(file.scales[0], file.offsets[0], {k: v for k, v in named.items() if v})
+        except RasterioError as error:
+            raise LabelsError(f"{targets} cannot be read as a raster of targets ({error})") from error
+    array = next(iter(targets.data_vars.values())) if isinstance(targets, xr.Dataset) and targets.data_vars else targets
+    scale, offset = (float(array.attrs.get(k, v)) for k, v in (("scale_factor", 1.0), ("add_offset", 0.0)))
+    return _Stated(scale, offset, {k: str(array.attrs[k]) for k in ("units", "long_name") if k in array.attrs})
 
 
 def _of_raster(targets: Any, crs: Any, box: GeoBox, options: TargetOptions) -> tuple[Array, Array]:

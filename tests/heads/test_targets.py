@@ -113,6 +113,28 @@ def test_units_nodata_and_several_arrays():
     assert both.crs == ""
 
 
+def test_scale_offset_and_units_of_a_file_and_of_an_array_that_is_not_decoded(tmp_path):
+    import rasterio
+
+    emb, numbers = embeddings(6, 8), np.arange(48, dtype="int16").reshape(6, 8)
+    profile = {"driver": "GTiff", "height": 6, "width": 8, "count": 1, "dtype": "int16", "nodata": 47}
+    with rasterio.open(tmp_path / "t.tif", "w", crs="EPSG:32632", transform=box().transform, **profile) as file:
+        file.write(numbers, 1)
+        file.scales, file.offsets, file.units = (0.1,), (5.0,), ("t/ha",)
+        file.set_band_description(1, "biomass")
+    stored = xr.DataArray(
+        numbers, dims=("y", "x"), coords={"y": emb.y, "x": emb.x},
+        attrs={"scale_factor": 0.1, "add_offset": 5.0, "_FillValue": 47, "units": "t/ha", "long_name": "biomass"},
+    )  # fmt: skip
+    for target in (tmp_path / "t.tif", stored):
+        got = rasterize_targets(target, emb)
+        np.testing.assert_allclose(got.values.ravel()[:47], numbers.ravel()[:47] * 0.1 + 5, rtol=1e-6)
+        assert np.isnan(got.values[5, 7])
+        assert (got.attrs["units"], got.attrs["long_name"]) == ("t/ha", "biomass")
+    head = fit_head("ridge", emb, tmp_path / "t.tif")
+    assert (head.units, head.quantity) == ("t/ha", "biomass")
+
+
 def test_targets_that_are_no_numbers_or_elsewhere_are_refused():
     emb = embeddings(6, 8)
     x, y = float(emb.x[0]), float(emb.y[0])
