@@ -238,12 +238,12 @@ def verify(
         from deo_cube.evaluate.published import verify_published
 
         names = bands.split(",") if bands else None
-        said = verify_published(
+        report = verify_published(
             published, data, model=model, bands=names, offset=offset, limit=limit, sizes=(size,), device=device
         )
-        print(said)
+        print(report)
         if json is not None:
-            said.to_json(json)
+            report.to_json(json)
         return 0
     if what is None:
         raise ArgumentError("verify needs the name of a model, a store of embeddings, or --published FILE")
@@ -815,7 +815,7 @@ def main(args: list[str] | None = None) -> None:
         with cli_errors.warnings_as_lines(flags), set_options(cpu_tuning=True):
             status = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="deo-cube", description=__doc__, args=args)
     except BrokenPipeError:
-        # The reader of a pipe (head, less) has gone; what Python flushes at its end has nowhere to go either.
+        # The reader of a pipe (head, less) has ended, and what Python flushes at its end cannot be written either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except KeyboardInterrupt:

@@ -16,12 +16,14 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.errors import ArgumentError, LabelsError
-from deo_cube.heads.geometries import cells_of, clean, into_grid, north_up
+from deo_cube.heads import geometries
+from deo_cube.heads.cells import gather
+from deo_cube.heads.geometries import clean, into_grid, north_up
 from deo_cube.heads.rasters import lattice_mean, read_around
 from deo_cube.heads.regression import RegressionHead
 from deo_cube.heads.splits import blocks
 from deo_cube.heads.tables import form_of, parsed_crs, read_table
-from deo_cube.heads.vectors import as_embeddings, geobox, map_vectors, spatial_dims
+from deo_cube.heads.vectors import as_embeddings, geobox, map_vectors
 
 __all__ = ["applicability", "labelled_cells"]
 
@@ -108,16 +110,12 @@ def _of_head(head: RegressionHead, emb: xr.DataArray) -> _Training | None:
 
 
 def _of_labels(labels: Any, emb: xr.DataArray, column: Any, layer: Any, crs: Any) -> _Training:
-    y, x = spatial_dims(emb)
     first = emb.isel(time=0) if "time" in emb.dims else emb
     rows, cols = labelled_cells(labels, emb, column=column, layer=layer, crs=crs)
-    cells = first.isel({y: xr.DataArray(rows, dims="case"), x: xr.DataArray(cols, dims="case")})
-    vectors = cells.transpose("case", "embedding").values.astype("float64")
-    valid = np.isfinite(vectors).all(axis=1)
-    if valid.sum() < 2:
-        raise LabelsError(f"at least two training places must have a valid embedding, found {int(valid.sum())}")
-    xs, ys = np.asarray(emb[x].values, "float64")[cols], np.asarray(emb[y].values, "float64")[rows]
-    return _Training(vectors[valid], xs[valid], ys[valid])
+    cells = gather(first, rows, cols)
+    if len(cells.vectors) < 2:
+        raise LabelsError(f"at least two training places must have a valid embedding, found {len(cells.vectors)}")
+    return _Training(cells.vectors.astype("float64"), cells.x, cells.y)
 
 
 def labelled_cells(
@@ -137,8 +135,8 @@ def labelled_cells(
     else:
         table = read_table(labels, form, column=column, layer=layer, crs=parsed)
         has_label = np.array([v is not None for v in table.values], bool)
-        for shape in into_grid(clean(table.shapes[has_label]).shapes, table.crs, upright):
-            labelled[cells_of(shape, upright, "majority")] = True
+        shapes = into_grid(clean(table.shapes[has_label]).shapes, table.crs, upright)
+        labelled[geometries.labelled_cells(shapes, upright, "majority")[1:]] = True
     rows, cols = np.nonzero(labelled[::-1] if box.transform.e > 0 else labelled)
     return rows, cols
 

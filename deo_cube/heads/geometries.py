@@ -21,17 +21,17 @@ from pyproj import CRS, Transformer
 from rasterio.features import rasterize
 
 from deo_cube.errors import LabelsError
+from deo_cube.heads.coverage import Coverage, cover
 
 __all__ = [
     "Cleaned",
     "Rule",
     "apply",
     "cells_of",
-    "cells_of_point",
-    "cells_of_polygon",
     "clean",
     "covered_cells",
     "into_grid",
+    "labelled_cells",
     "north_up",
     "transform",
 ]
@@ -44,7 +44,7 @@ EDGE_STEP = 1000.0
 ANTIMERIDIAN_ZONE = 135.0
 """Degrees of longitude beyond which both ends of an edge must be for it to be taken to cross the antimeridian."""
 SLIVER = 1e-9
-"""Share of a cell that is float noise: two polygons that share an edge do not touch each other's cells."""
+"""Share of a cell that is float noise: a polygon that covers half of a cell may be measured this much below."""
 
 
 @dataclass(frozen=True)
@@ -327,87 +327,83 @@ def north_up(box: GeoBox) -> GeoBox:
 
 def cells_of(shape: shapely.Geometry, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
     """Return rows and columns of the cells of a north-up grid that a valid geometry of points and polygons labels."""
-    if "Point" in shape.geom_type:
-        return cells_of_point(shape, box)
-    if shape.geom_type != "GeometryCollection":
-        return cells_of_polygon(shape, box, rule)
-    parts = [cells_of(part, box, rule) for part in shape.geoms]
-    flat = np.unique(np.concatenate([r * box.shape[1] + c for r, c in parts] or [np.empty(0, int)]))
-    return flat // box.shape[1], flat % box.shape[1]
+    return labelled_cells(np.array([shape], dtype=object), box, rule)[1:]
 
 
-def cells_of_point(shape: shapely.Geometry, box: GeoBox) -> tuple[Array, Array]:
-    """Return rows and columns of the cells that contain the points; a cell includes its west and north edges."""
-    xy = shapely.get_coordinates(shape)
-    place = np.stack(apply(~box.transform, xy[:, 0], xy[:, 1]), axis=1)
-    nearest = np.round(place)
-    # Float noise of a millionth of a cell does not move a point over an edge.
-    cell = np.where(np.abs(place - nearest) < 1e-6, nearest, np.floor(place))
-    cell = cell[np.isfinite(cell).all(axis=1)].astype(int)
-    inside = (cell >= 0).all(axis=1) & (cell[:, 0] < box.shape[1]) & (cell[:, 1] < box.shape[0])
-    return cell[inside, 1], cell[inside, 0]
+def labelled_cells(shapes: Array, box: GeoBox, rule: Rule) -> tuple[Array, Array, Array]:
+    """Return the cells of a north-up grid that geometries label, in the order of the geometries.
+
+    A polygon labels at least the cell that it covers most.
+
+    Parameters
+    ----------
+    shapes : (n,) object
+        Valid points and polygons in the CRS of the grid, or collections of them.
+    box : GeoBox
+    rule : {"majority", "centre", "touch"}
+
+    Returns
+    -------
+    place, row, column : (m,) int
+        Position of the geometry, and its cell; each once.
+    """
+    covered = covered_cells(shapes, box)
+    place, row, column, share = covered.place, covered.row, covered.column, covered.share
+    pointlike = np.isin(shapely.get_type_id(shapes), _POINTS)[place]
+    if rule == "touch":
+        labelled = np.ones(len(place), bool)
+    elif rule == "majority":
+        labelled = pointlike | (share >= 0.5 - SLIVER)
+    else:
+        labelled = pointlike.copy()
+        for i in np.unique(place[~pointlike]):
+            own = np.flatnonzero(place == i) if len(shapes) > 1 else np.arange(len(place))
+            labelled[own] = _contains_centres(shapes[i], box, row[own], column[own])
+    empty = np.bincount(place[labelled], minlength=len(shapes))[place] == 0
+    # The first cell of the largest share in the order of rows, so that float noise does not choose among equals.
+    order = np.lexsort((column[empty], row[empty], -np.round(share[empty], 9), place[empty]))
+    most = np.flatnonzero(empty)[order]
+    labelled[most[np.unique(place[most], return_index=True)[1]]] = True
+    kept = np.flatnonzero(labelled)
+    place, row, column = place[kept], row[kept], column[kept]
+    collections = np.flatnonzero(shapely.get_type_id(shapes) == _COLLECTION)
+    if len(collections):
+        parts, owner = shapely.get_parts(shapes[collections], return_index=True)
+        points = np.isin(shapely.get_type_id(parts), _POINTS)
+        of_points = labelled_cells(parts[points], box, rule)
+        place = np.concatenate([place, collections[owner[points]][of_points[0]]])
+        row, column = np.concatenate([row, of_points[1]]), np.concatenate([column, of_points[2]])
+    rows, columns = box.shape
+    flat = np.unique((place * rows + row) * columns + column)
+    return flat // (rows * columns), flat // columns % rows, flat % columns
 
 
-def cells_of_polygon(shape: shapely.Geometry, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
-    """Return rows and columns of the cells that a valid polygon labels; at least the one that it covers most."""
-    window = _window_share(shape, box)
-    if window is None:
-        return np.empty(0, int), np.empty(0, int)
-    share, centre, top, left = window
-    labelled = {"centre": centre, "touch": share > SLIVER, "majority": share >= 0.5}[rule]
-    if not labelled.any() and share.max() > 0:
-        labelled = np.zeros_like(centre)
-        labelled[np.unravel_index(int(share.argmax()), share.shape)] = True
-    r, c = np.nonzero(labelled)
-    return r + top, c + left
+#: Types of shapely.
+_POINTS, _COLLECTION = (0, 4), 7
 
 
-def covered_cells(shape: shapely.Geometry, box: GeoBox) -> tuple[Array, Array, Array]:
-    """Return rows and columns of the cells of a north-up grid that a valid geometry covers, and the share covered.
+def covered_cells(shapes: Array, box: GeoBox) -> Coverage:
+    """Return the cells of a grid that valid geometries cover, with the share covered; all of a cell for a point.
 
     Points of a collection cover nothing.
     """
-    if shape.geom_type == "GeometryCollection":
-        shape = _only_polygons(shape)
-    window = None if shape.is_empty else _window_share(shape, box)
-    if window is None:
-        return np.empty(0, int), np.empty(0, int), np.empty(0)
-    share, _, top, left = window
-    r, c = np.nonzero(share > SLIVER)
-    return r + top, c + left, share[r, c]
+    finite = np.isfinite(shapely.bounds(shapes).reshape(-1, 4)).all(axis=1)
+    within = shapes.copy()
+    within[~finite] = None
+    with np.errstate(over="ignore", invalid="ignore"):  # of edges that leave the grid by many orders of magnitude
+        return cover(within, box)
 
 
-def _window_share(shape: shapely.Geometry, box: GeoBox) -> tuple[Array, Array, int, int] | None:
-    """Return `_covered_share` of the cells around a polygon, and the first row and column; None outside the grid."""
-    rows, cols = box.shape
-    x0, y0, x1, y1 = shape.bounds
-    if not np.isfinite([x0, y0, x1, y1]).all():
-        return None
-    t = box.transform
-    left, right = max(int(np.floor((x0 - t.c) / t.a)), 0), min(int(np.ceil((x1 - t.c) / t.a)), cols)
-    top, low = max(int(np.floor((y1 - t.f) / t.e)), 0), min(int(np.ceil((y0 - t.f) / t.e)), rows)
-    if left >= right or top >= low:
-        return None
+def _contains_centres(shape: shapely.Geometry, box: GeoBox, rows: Array, columns: Array) -> Array:
+    """Return whether a polygon contains the centres of cells; on its edge, as GDAL decides."""
+    t, top, left = box.transform, int(rows.min()), int(columns.min())
+    size = int(rows.max()) - top + 1, int(columns.max()) - left + 1
+    window = Affine(t.a, 0, t.c + left * t.a, 0, t.e, t.f + top * t.e)
     # GDAL takes extremely long over edges that leave the grid by many orders of magnitude.
-    margin = 2 * max(abs(t.a), abs(t.e))
-    south, west = t.f + rows * t.e, t.c
-    shape = shapely.clip_by_rect(shape, west - margin, south - margin, t.c + cols * t.a + margin, t.f + margin)
-    if shape.is_empty or shape.area == 0:
-        return None
-    share, centre = _covered_share(shape, t, slice(top, low), slice(left, right))
-    return share, centre, top, left
-
-
-def _covered_share(shape: shapely.Geometry, t: Affine, rows: slice, cols: slice) -> tuple[Array, Array]:
-    """Return the share of each cell of a window that a polygon covers, and whether it contains the cell's centre."""
-    size = rows.stop - rows.start, cols.stop - cols.start
-    window = Affine(t.a, 0, t.c + cols.start * t.a, 0, t.e, t.f + rows.start * t.e)
-    centre = rasterize([(shape, 1)], size, transform=window, dtype="uint8").astype(bool)
-    edge = rasterize([(shape.boundary, 1)], size, transform=window, all_touched=True, dtype="uint8").astype(bool)
-    r, c = np.nonzero(edge)
-    xs, ys = t.c + (cols.start + c) * t.a, t.f + (rows.start + r) * t.e
-    boxes = shapely.box(xs, ys + t.e, xs + t.a, ys)
-    # Cells inside the boundary are covered entirely; only on the boundary the share has to be measured.
-    share = np.where(centre, 1.0, 0.0)
-    share[r, c] = shapely.area(shapely.intersection(boxes, shape)) / abs(t.a * t.e)
-    return share, centre
+    x, y, margin = t.c + box.shape[1] * t.a, t.f + box.shape[0] * t.e, 2 * max(abs(t.a), abs(t.e))
+    shape = shapely.clip_by_rect(shape, t.c - margin, y - margin, x + margin, t.f + margin)
+    polygons = [p for p in _parts(shape) if p.geom_type == "Polygon"]
+    burned = (
+        rasterize([(p, 1) for p in polygons], size, transform=window, dtype="uint8") if polygons else np.zeros(size)
+    )
+    return np.asarray(burned[rows - top, columns - left], dtype=bool)

@@ -33,11 +33,12 @@ from deo_cube.arguments import choice
 from deo_cube.cube import georeference
 from deo_cube.cube.georeference import crs_name
 from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
+from deo_cube.heads.cells import gather, join
 from deo_cube.heads.classes import NO_CLASS, Classes, codes_of
-from deo_cube.heads.geometries import Rule, apply, cells_of, clean, into_grid, north_up, transform
+from deo_cube.heads.geometries import Rule, apply, clean, into_grid, labelled_cells, north_up, transform
 from deo_cube.heads.rasters import classes_in, lattice_majority, nodata_values, not_overlapping, read_around
 from deo_cube.heads.tables import Table, form_of, parsed_crs, read_table
-from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
+from deo_cube.heads.vectors import geobox, spatial_dims
 
 __all__ = [
     "LabelOptions",
@@ -284,22 +285,25 @@ def _draw_shapes(
     shapes: Array, positions: Sequence[int], values: Sequence[Any], box: GeoBox, options: LabelOptions
 ) -> tuple[Array, int]:
     """Return the position of each cell's label among `values` (-1: none), and how many shapes are outside the grid."""
-    index, outside = np.full(box.shape, -1, "int32"), 0
-    for shape, position in zip(shapes, positions, strict=True):
-        r, c = cells_of(shape, box, options.rule)
-        outside += not len(r)
-        conflicts = (index[r, c] != -1) & (index[r, c] != position)
-        if options.overlap == "raise" and conflicts.any():
-            i = int(np.flatnonzero(conflicts)[0])
+    index = np.full(box.shape, -1, "int32")
+    place, row, column = labelled_cells(shapes, box, options.rule)
+    position = np.asarray(positions, "int32")[place]
+    if options.overlap == "raise":
+        # Sorted by cell: a label disagrees where it follows another one of the same cell.
+        order = np.lexsort((place, column, row))
+        r, c, p = row[order], column[order], position[order]
+        disagree = np.flatnonzero((np.diff(r) == 0) & (np.diff(c) == 0) & (np.diff(p) != 0))
+        if len(disagree):
             names = options.names if isinstance(options.names, Mapping) else {}
-            old, new = (str(names.get(values[k], values[k])) for k in (int(index[r[i], c[i]]), position))
-            x, y = apply(box.transform, c[i] + 0.5, r[i] + 0.5)
+            old, new = (str(names.get(values[k], values[k])) for k in (p[disagree[0]], p[disagree[0] + 1]))
+            cells = len(np.unique(r[disagree] * box.shape[1] + c[disagree]))
+            x, y = apply(box.transform, c[disagree[0]] + 0.5, r[disagree[0]] + 0.5)
             raise LabelsError(
-                f"labels disagree on {int(conflicts.sum())} cells, the first at ({x:g}, {y:g}): {old!r} and {new!r}. "
+                f"labels disagree on {cells} cells, the first at ({x:g}, {y:g}): {old!r} and {new!r}. "
                 'Correct the labels, or pass overlap="last" to let the later one win'
             )
-        index[r, c] = position
-    return index, outside
+    index[row, column] = position  # in the order of the labels: the last one wins
+    return index, len(shapes) - len(np.unique(place))
 
 
 def all_inside(shapes: Array, box: GeoBox) -> bool:
@@ -436,7 +440,6 @@ def labelled_vectors(emb: xr.DataArray, raster: xr.DataArray, *, allow_one_class
     LabelsError
         If no labelled cell has a valid embedding, or all that have one are of one class.
     """
-    emb = as_embeddings(emb)
     y, x = spatial_dims(emb)
     if (raster.sizes[y], raster.sizes[x]) != (emb.sizes[y], emb.sizes[x]):
         raise LabelsError(
@@ -447,38 +450,25 @@ def labelled_vectors(emb: xr.DataArray, raster: xr.DataArray, *, allow_one_class
     rows, cols = np.nonzero(codes != NO_CLASS)
     if not len(rows):
         raise LabelsError("no label: no label covers a cell. Label places within the embeddings")
-    cells = emb.isel({y: xr.DataArray(rows, dims="case"), x: xr.DataArray(cols, dims="case")})
-    vectors = cells.transpose(..., "case", "embedding").values.astype("float32")
-    vectors = vectors.reshape(-1, vectors.shape[-1])
-    times = len(vectors) // len(rows)
-    valid = np.isfinite(vectors).all(axis=1)
-    if not valid.any():
+    cells = gather(emb, rows, cols)
+    if not len(cells.vectors):
         raise LabelsError(
             f"none of the {len(rows)} labelled cells has a valid embedding (clouds, gaps or nodata): choose another "
             "time, or label other places"
         )
-    valid_codes = np.tile(codes[rows, cols], times)[valid]
+    valid_codes = codes[rows, cols][cells.case]
     present = np.unique(valid_codes)
     every = Classes.from_attrs(raster.attrs)
     classes = every.only([i for i, c in enumerate(every.codes) if c in present])
     if len(present) < 2 and not allow_one_class:
         lost = sorted(set(every.names) - set(classes.names))
         raise LabelsError(
-            f"labels must be of at least two classes; all {int(valid.sum())} labelled cells with a valid embedding are "
-            f"of one class, {classes.names[0]!r}"
+            f"labels must be of at least two classes; all {len(cells.vectors)} labelled cells with a valid embedding "
+            f"are of one class, {classes.names[0]!r}"
             + (f" (no valid cell is left of {lost})" if lost else "")
             + ". Label some places of another class"
         )
-    xs, ys = np.asarray(emb[x].values, "float64")[cols], np.asarray(emb[y].values, "float64")[rows]
-    return LabelledVectors(
-        vectors[valid],
-        valid_codes,
-        classes,
-        np.tile(xs, times)[valid],
-        np.tile(ys, times)[valid],
-        np.tile(rows * emb.sizes[x] + cols, times)[valid],
-        abs(float(geobox(emb).resolution.x)),
-    )
+    return LabelledVectors(cells.vectors, valid_codes, classes, cells.x, cells.y, cells.cell, cells.cell_size)
 
 
 def label_vectors(arrays: Sequence[xr.DataArray], labels: Sequence[Any], options: LabelOptions) -> LabelledVectors:
@@ -503,12 +493,5 @@ def label_vectors(arrays: Sequence[xr.DataArray], labels: Sequence[Any], options
             "places of another class"
         )
     classes = Classes(tuple(present), tuple(known[c][0] for c in present), tuple(known[c][1] for c in present))
-    ends = np.cumsum([0] + [int(p.cell.max(initial=0)) + 1 for p in parts])
-    cell = np.concatenate([p.cell + e for p, e in zip(parts, ends[:-1], strict=True)])
-    # Arrays may be in different CRSs. They are placed far apart, so that no block of space holds cells of two.
-    spread = max((np.ptp(v) for p in parts for v in (p.x, p.y) if len(v)), default=0.0)
-    far = spread * 4 + 1000 * parts[0].cell_size
-    x = np.concatenate([p.x - p.x.min(initial=np.inf) + i * far if len(p.x) else p.x for i, p in enumerate(parts)])
-    y = np.concatenate([p.y - p.y.min(initial=np.inf) if len(p.y) else p.y for p in parts])
-    vectors = np.concatenate([p.vectors for p in parts])
+    vectors, x, y, cell = join(parts)
     return LabelledVectors(vectors, codes, classes, x, y, cell, parts[0].cell_size)

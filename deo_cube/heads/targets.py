@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import shapely
 import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
@@ -27,11 +28,12 @@ from odc.geo.geobox import GeoBox
 from deo_cube.arguments import number
 from deo_cube.cube import georeference
 from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
-from deo_cube.heads.geometries import cells_of_point, clean, covered_cells, into_grid, north_up
+from deo_cube.heads.cells import gather, join
+from deo_cube.heads.geometries import clean, covered_cells, into_grid, north_up
 from deo_cube.heads.labels import all_inside, outside_message
 from deo_cube.heads.rasters import lattice_mean, nodata_values, not_overlapping, read_around
 from deo_cube.heads.tables import form_of, located, parsed_crs, read_table
-from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
+from deo_cube.heads.vectors import geobox, spatial_dims
 
 __all__ = ["TargetOptions", "TargetVectors", "rasterize_targets", "target_vectors"]
 
@@ -184,21 +186,19 @@ def _of_table(table: Any, box: GeoBox, options: TargetOptions) -> tuple[Array, A
         raise MissingCRSError(
             f'{table.described} states no CRS, and its places are not all within the embeddings: pass crs="EPSG:..."'
         )
-    total, weights, outside = np.zeros(box.shape), np.zeros(box.shape), 0
-    chosen = np.zeros(box.shape, bool)
-    for shape, value in zip(shapes, numbers, strict=True):
-        if "Point" in shape.geom_type:
-            r, c = cells_of_point(shape, box)
-            share = np.ones(len(r))
-            chosen[r, c] = True
-        else:
-            r, c, share = covered_cells(shape, box)
-            if len(r) and share.max() < options.least:
-                best = int(share.argmax())
-                chosen[r[best], c[best]] = True
-        outside += not len(r)
-        np.add.at(total, (r, c), share * value)
-        np.add.at(weights, (r, c), share)
+    covered = covered_cells(shapes, box)
+    place, cells, share = covered.place, (covered.row, covered.column), covered.share
+    total, weights, chosen = np.zeros(box.shape), np.zeros(box.shape), np.zeros(box.shape, bool)
+    np.add.at(total, cells, share * numbers[place])
+    np.add.at(weights, cells, share)
+    # A place that covers too little of every cell is a target of the one that it covers most; and so is a point.
+    order = np.lexsort((-share, place))
+    most = order[np.unique(place[order], return_index=True)[1]]
+    small = most[share[most] < options.least]
+    points = np.flatnonzero(np.isin(shapely.get_type_id(shapes), (0, 4))[place])
+    chosen[covered.row[small], covered.column[small]] = True
+    chosen[covered.row[points], covered.column[points]] = True
+    outside = len(shapes) - len(most)
     if outside == len(shapes):
         raise LabelsError(outside_message(cleaned.shapes, table, box, "targets"))
     if outside:
@@ -290,51 +290,28 @@ def target_vectors(arrays: Sequence[xr.DataArray], targets: Sequence[Any], optio
         raise LabelsError(f"targets must differ, all {len(values)} are {values[0]:g}: pass other targets, or column=")
     if len(parts) == 1:
         return parts[0]
-    ends = np.cumsum([0] + [int(p.cell.max(initial=0)) + 1 for p in parts])
-    # Arrays may be in different CRSs. They are placed far apart, so that no block of space holds cells of two.
-    spread = max((float(np.ptp(v)) for p in parts for v in (p.x, p.y) if len(v)), default=0.0)
-    far = spread * 4 + 1000 * parts[0].cell_size
-    return TargetVectors(
-        np.concatenate([p.vectors for p in parts]),
-        values,
-        np.concatenate([p.weights for p in parts]),
-        np.concatenate([p.x - p.x.min(initial=np.inf) + i * far if len(p.x) else p.x for i, p in enumerate(parts)]),
-        np.concatenate([p.y - p.y.min(initial=np.inf) if len(p.y) else p.y for p in parts]),
-        np.concatenate([p.cell + e for p, e in zip(parts, ends[:-1], strict=True)]),
-        parts[0].cell_size,
-        "",
-        next((p.units for p in parts if p.units), ""),
-        next((p.quantity for p in parts if p.quantity), ""),
-    )
+    vectors, x, y, cell = join(parts)
+    weights = np.concatenate([p.weights for p in parts])
+    units, quantity = (next((getattr(p, k) for p in parts if getattr(p, k)), "") for k in ("units", "quantity"))
+    return TargetVectors(vectors, values, weights, x, y, cell, parts[0].cell_size, "", units, quantity)
 
 
 def _of_array(emb: xr.DataArray, target: xr.DataArray) -> TargetVectors:
-    emb = as_embeddings(emb)
-    y, x = spatial_dims(emb)
     own, weights = np.asarray(target.values, "float64"), np.asarray(target["weight"].values, "float64")
     rows, cols = np.nonzero(np.isfinite(own))
     if not len(rows):
         raise LabelsError("no target: no target covers a cell of the embeddings")
-    cells = emb.isel({y: xr.DataArray(rows, dims="case"), x: xr.DataArray(cols, dims="case")})
-    vectors = cells.transpose(..., "case", "embedding").values.astype("float32")
-    vectors = vectors.reshape(-1, vectors.shape[-1])
-    times = len(vectors) // len(rows)
-    valid = np.isfinite(vectors).all(axis=1)
-
-    def repeated(values: Array) -> Array:
-        return np.asarray(np.tile(values, times)[valid])
-
-    box = geobox(emb)
+    cells = gather(emb, rows, cols)
     quantity = str(target.attrs.get("long_name", ""))
     return TargetVectors(
-        vectors[valid],
-        repeated(own[rows, cols]),
-        repeated(weights[rows, cols]),
-        repeated(np.asarray(emb[x].values, "float64")[cols]),
-        repeated(np.asarray(emb[y].values, "float64")[rows]),
-        repeated(rows * emb.sizes[x] + cols),
-        abs(float(box.resolution.x)),
-        str(box.crs),
+        cells.vectors,
+        own[rows, cols][cells.case],
+        weights[rows, cols][cells.case],
+        cells.x,
+        cells.y,
+        cells.cell,
+        cells.cell_size,
+        str(geobox(emb).crs),
         str(target.attrs.get("units", "")),
         "" if quantity == "target" else quantity,
     )
