@@ -100,35 +100,25 @@ def _several(one: _Allowed) -> _Allowed:
     return _Allowed(one.kind, one.low, one.high, many=True)
 
 
+_TRANSFORMER = {"dim": _WIDTH, "patch": _SIDE, "mlp_ratio": _RATIO, "drop_path": _SHARE, "seed": _SEED}
+_CONVOLUTIONAL = {
+    "dim": _WIDTH,
+    "local": _WIDTH,
+    "depth": _Allowed("integer", 1, 13),
+    "contrast": _Allowed("name", many=True),
+    "seed": _SEED,
+}
 #: Family -> its options. Other families are made by a factory, which reads the architecture as it likes.
 OPTIONS: Mapping[str, Mapping[str, _Allowed]] = {
-    "vit": {
-        "dim": _WIDTH,
-        "depth": _DEPTH,
-        "heads": _DEPTH,
-        "patch": _SIDE,
-        "grid": _SIDE,
-        "mlp_ratio": _RATIO,
-        "drop_path": _SHARE,
-        "seed": _SEED,
-    },
+    "vit": {**_TRANSFORMER, "depth": _DEPTH, "heads": _DEPTH, "grid": _SIDE},
     "swin": {
-        "dim": _WIDTH,
+        **_TRANSFORMER,
         "depths": _several(_DEPTH),
         "heads": _several(_DEPTH),
         "window": _Allowed("integer", 1, 64),
-        "patch": _SIDE,
-        "mlp_ratio": _RATIO,
-        "drop_path": _SHARE,
-        "seed": _SEED,
     },
-    "conv": {
-        "dim": _WIDTH,
-        "local": _WIDTH,
-        "depth": _Allowed("integer", 1, 13),
-        "contrast": _Allowed("name", many=True),
-        "seed": _SEED,
-    },
+    "conv": _CONVOLUTIONAL,
+    "spectral": _CONVOLUTIONAL,
     "dynamicworld": {},
     "galileo": {
         "dim": _WIDTH,
@@ -137,13 +127,6 @@ OPTIONS: Mapping[str, Mapping[str, _Allowed]] = {
         "patch": _Allowed("integer", 1, 8),
         "month": _Allowed("integer", 0, 11),
         "mlp_ratio": _RATIO,
-    },
-    "spectral": {
-        "dim": _WIDTH,
-        "local": _WIDTH,
-        "depth": _Allowed("integer", 1, 13),
-        "contrast": _Allowed("name", many=True),
-        "seed": _SEED,
     },
     "timm": {"model": _NAME, "pretrained": _SWITCH, "options": _NAME, "seed": _SEED},
 }

@@ -71,26 +71,26 @@ class Verification:
 
     def __repr__(self) -> str:
         source = Path(self.file).name if self.file else "its factory"
-        said = [f"{self.model} loaded strictly from {source} on {self.device}"]
-        said.append(
+        facts = [f"{self.model} loaded strictly from {source} on {self.device}"]
+        facts.append(
             f"SHA-256 {self.sha256[:12]} is the card's" if self.hash == "as stated" else
             f"its card states no hash to compare {self.sha256[:12]} with"
         )  # fmt: skip
         if self.distance is None:
-            said.append("its card has no reference vector, so these weights are NOT proven")
+            facts.append("its card has no reference vector, so these weights are NOT proven")
         elif self.ok and self.recorded:
-            said.append(
+            facts.append(
                 f"the vector recorded with this file is met (off by {self.distance:.1e}), but its card has none, so "
                 "that these are the published weights is NOT proven"
             )
         elif self.ok:
-            said.append(f"the reference vector is met (off by {self.distance:.1e}, allowed {self.tolerance:.0e})")
+            facts.append(f"the reference vector is met (off by {self.distance:.1e}, allowed {self.tolerance:.0e})")
         else:
-            said.append(f"the reference vector is MISSED (off by {self.distance:.1e}, allowed {self.tolerance:.0e})")
+            facts.append(f"the reference vector is MISSED (off by {self.distance:.1e}, allowed {self.tolerance:.0e})")
         if self.status == "untrained":
-            said.append("the weights are UNTRAINED (random)")
+            facts.append("the weights are UNTRAINED (random)")
         verdict = "proven" if self.proven else "not proven" if self.ok else "WRONG"
-        return f"<Verification: {verdict}. {'; '.join(said)}>"
+        return f"<Verification: {verdict}. {'; '.join(facts)}>"
 
     def _repr_html_(self) -> str:
         reference = (

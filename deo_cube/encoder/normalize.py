@@ -60,16 +60,16 @@ def choose_normalization(
     return Normalization("given", "fixed", tuple(float(m) for m, _ in pairs), tuple(float(s) for _, s in pairs))
 
 
-def to_units(x: Tensor, found: Units, wanted: Literal["dn", "reflectance"]) -> Tensor:
+def to_units(x: Tensor, units: Units, model_units: Literal["dn", "reflectance"]) -> Tensor:
     """Return pixel values in the card's units: `dn` (reflectance x 10000, no offset) or `reflectance`.
 
     Parameters
     ----------
     x : Tensor, float32
-        Values in the units `found`.
-    found : {"dn", "reflectance", "percent", "uint8_rgb"}
+        Values in the units `units`.
+    units : {"dn", "reflectance", "percent", "uint8_rgb"}
         `percent` is reflectance from 0 to 100. `uint8_rgb` is a true-colour picture: DN = value * 2750 / 255.
-    wanted : {"dn", "reflectance"}
+    model_units : {"dn", "reflectance"}
         Units of the card.
     """
     per_unit = {
@@ -78,9 +78,9 @@ def to_units(x: Tensor, found: Units, wanted: Literal["dn", "reflectance"]) -> T
         "percent": DN_PER_REFLECTANCE / 100,
         "uint8_rgb": TCI_SCALE,
     }
-    if found not in per_unit:
-        raise ArgumentError(f"units must be one of {', '.join(per_unit)}, got {found!r}")
-    factor = per_unit[found] / per_unit[wanted]
+    if units not in per_unit:
+        raise ArgumentError(f"units must be one of {', '.join(per_unit)}, got {units!r}")
+    factor = per_unit[units] / per_unit[model_units]
     return x if factor == 1.0 else x * factor
 
 

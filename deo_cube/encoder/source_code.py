@@ -91,7 +91,7 @@ def _node(code: CodeType, lines: list[str]) -> _Node | None:
         and _first_line(n) == code.co_firstlineno
         and (isinstance(n, ast.Lambda) or n.name == code.co_name)
     ]
-    if lambdas:  # several may stand in one line: the innermost around all that the code was compiled from
+    if lambdas:  # one line may hold several: the innermost around all that the code was compiled from
         spans = [p for p in code.co_positions() if None not in p and p[3] != 0]
         first = min(((line, column) for line, _, column, _ in spans), default=None)  # type: ignore[type-var]
         last = max(((line, column) for _, line, _, column in spans), default=None)  # type: ignore[type-var]

@@ -35,7 +35,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class RawBands:
-    """The bands themselves as the features of each pixel; averaged where a chip or patch wants one vector."""
+    """The bands themselves as the features of each pixel; averaged where a chip or patch needs one vector."""
 
     name: str = "raw bands"
 

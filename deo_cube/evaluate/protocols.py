@@ -58,7 +58,7 @@ def classification(
     """Score chips by nearest neighbours, by linear probes on few labels, and by what a change of light costs.
 
     Half of the groups of each class train, the other half test. Neighbours see all training chips; a linear probe
-    sees `few` a class, drawn `seeds` times. For the light, test images only are multiplied by each of `gains`.
+    sees `few` per class, drawn `seeds` times. For the light, test images only are multiplied by each of `gains`.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def classification(
     name : str, optional
         What the encoder is called in the scores.
     few : sequence of int
-        Labels a class of the linear probes.
+        Labels per class of the linear probes.
     gains : sequence of float
         Factors of the light; none skips the test.
     seeds : int
@@ -80,7 +80,7 @@ def classification(
     list of Score
         Tasks ``<data>/knn5``, ``<data>/linear10`` ..., ``<data>/light`` (the loss of accuracy, less is better).
     """
-    start, who = stopwatch(), name_of(encode, name)
+    start, model = stopwatch(), name_of(encode, name)
     _, groups = np.unique(data.groups, return_inverse=True)
     n = int(groups.max()) + 1
     train = split_groups(groups, data.labels, 0.5, seed=0) if data.train is None else data.train
@@ -96,7 +96,7 @@ def classification(
     counts = accuracy_counts(y[test], knn(z[train], y[train], z[test], k=k), g, n)
     scores = [
         make_score(
-            who, f"{data.name}/knn{k}", "accuracy", [counts],
+            model, f"{data.name}/knn{k}", "accuracy", [counts],
             tested=int(test.sum()), labels=int(train.sum()), seconds=encoded + stopwatch() - start,
             protocol=f"{k} nearest neighbours, cosine on standardised frozen features; {runs}",
         )
@@ -109,7 +109,7 @@ def classification(
             each.append(accuracy_counts(y[test], probe.predict(z[test]), g, n))
         scores.append(
             make_score(
-                who, f"{data.name}/linear{per_class}", "accuracy", each,
+                model, f"{data.name}/linear{per_class}", "accuracy", each,
                 tested=int(test.sum()), labels=per_class * len(data.classes),
                 seconds=encoded + stopwatch() - start,
                 protocol=f"logistic regression on standardised frozen features, C by a held-out third, {per_class} "
@@ -123,7 +123,7 @@ def classification(
             after += accuracy_counts(y[test], knn(z[train], y[train], lit, k=k), g, n) / len(gains)
         scores.append(
             make_score(
-                who, f"{data.name}/light", "loss of accuracy", [np.stack([counts, after])],
+                model, f"{data.name}/light", "loss of accuracy", [np.stack([counts, after])],
                 tested=int(test.sum()), labels=int(train.sum()), seconds=stopwatch() - start,
                 protocol=f"{k} nearest neighbours as above; test images multiplied by {', '.join(map(str, gains))}, "
                 "mean loss over these",
@@ -245,7 +245,7 @@ def land_cover(
     list of Score
         `metric` of ``<task>/patch`` and ``<task>/pixel``.
     """
-    start, who = stopwatch(), name_of(encode, name)
+    start, model = stopwatch(), name_of(encode, name)
     shapes = np.array([s.image.shape[1:] for s in scenes])
     encode = fitted_on(encode, [s.image for s in scenes], scenes[0].bands)
     tokens = [encode_scene(encode, s.image, s.bands, valid=s.valid, tile=tile, halo=halo) for s in scenes]
@@ -264,7 +264,7 @@ def land_cover(
         counts, leak = _land_cover_counts(train_cases, test_cases, shapes, gap, most, size + halo)
         scores.append(
             make_score(
-                who, f"{task}/{what}", metric, counts,
+                model, f"{task}/{what}", metric, counts,
                 tested=int(np.mean([c.sum() for c in counts])), labels=min(most, len(train_cases["y"]) // 2),
                 seconds=encoded + stopwatch() - start, leak=leak,
                 protocol=f"logistic regression on standardised frozen features of {what}s"
@@ -319,7 +319,7 @@ def transfer(
     list of Score
         `metric` of ``<task>/patch`` and ``<task>/pixel``; intervals over blocks of `block` pixels of the test scenes.
     """
-    start, who = stopwatch(), name_of(encode, name)
+    start, model = stopwatch(), name_of(encode, name)
     if encoded is None:
         encode = fitted_on(encode, [s.image for s in train], train[0].bands)
         encoded = (
@@ -341,7 +341,7 @@ def transfer(
         counts = confusion_counts(truth, predicted, b["block"][known], int(b["block"].max()) + 1, len(codes))
         scores.append(
             make_score(
-                who, f"{task}/{what}", metric, [counts],
+                model, f"{task}/{what}", metric, [counts],
                 tested=len(truth), labels=len(some), seconds=encoding + stopwatch() - start, leak=leak,
                 protocol=f"logistic regression on standardised frozen features of {what}s"
                 + (f" of {patch} px" if size > 1 else f" (every {step}. row and column)")
@@ -385,7 +385,7 @@ def segmentation(
     list of Score
         Mean IoU of ``<task>/pixel``.
     """
-    start, who = stopwatch(), name_of(encode, name)
+    start, model = stopwatch(), name_of(encode, name)
     encode = fitted_on(encode, [s.image for s in train], train[0].bands)
 
     def seen(scenes: Sequence[Scene]) -> dict[str, Array]:
@@ -401,7 +401,7 @@ def segmentation(
     counts = confusion_counts(truth, found, b["scene"], len(test), len(codes))
     return [
         make_score(
-            who, f"{task}/pixel", "mean IoU", [counts],
+            model, f"{task}/pixel", "mean IoU", [counts],
             tested=len(truth), labels=len(some), seconds=stopwatch() - start, leak=leak,
             protocol="logistic regression on standardised frozen features of pixels (every second row and column), C "
             f"by held-out scenes; {len(train)} scenes train, {len(test)} test",
@@ -425,7 +425,7 @@ def _share(label: Array, valid: Array, size: int) -> tuple[Array, Array]:
 APART = 100
 """Plots nearer to each other than this, in pixels, train and test together."""
 NARROW = 300
-"""Vectors up to this length may take any strength of regularisation: bands want next to none."""
+"""Vectors up to this length may take any strength of regularisation: bands need next to none."""
 
 
 def change(
@@ -455,10 +455,10 @@ def change(
         Average precision of ``<task>/patch`` and ``<task>/pixel`` (both dates), ``<task>/second`` (pixels, the second
         date alone) and ``<task>/cosine`` (pixels, no label used).
     """
-    start, who = stopwatch(), name_of(encode, name)
+    start, model = stopwatch(), name_of(encode, name)
     if any(s.before is None for s in scenes):
         raise ArgumentError(
-            f"{next(s.name for s in scenes if s.before is None)} has one date only: change wants `before`"
+            f"{next(s.name for s in scenes if s.before is None)} has one date only: change needs `before`"
         )
     encode = fitted_on(encode, [im for s in scenes for im in (s.before, s.image) if im is not None], scenes[0].bands)
     distance = getattr(encode, "distance", _cosine_distance)
@@ -508,7 +508,7 @@ def change(
             counts.append(histogram_counts(y, score, near[plot], int(near.max()) + 1))
         scores.append(
             make_score(
-                who, f"{task}/{what}", "average precision", counts,
+                model, f"{task}/{what}", "average precision", counts,
                 tested=len(y), labels=min(most, len(y) // 2), seconds=encoded + stopwatch() - start,
                 leak=leak if what == "patch" else scores[0].leak,
                 protocol="logistic regression on standardised frozen features of "
@@ -522,7 +522,7 @@ def change(
     index = hasattr(encode, "distance")
     scores.append(
         make_score(
-            who, f"{task}/cosine", "average precision",
+            model, f"{task}/cosine", "average precision",
             [histogram_counts(y, np.concatenate(unlabelled), near[plot], int(near.max()) + 1)],
             tested=len(y), labels=0, seconds=encoded,
             protocol=("difference of the index" if index else "1 - cosine similarity of the two dates' features")
@@ -609,7 +609,7 @@ def regression(
         R2 of ``<task>/R2`` and the mean absolute error (in `unit`, less is better) of ``<task>/MAE``; intervals over
         blocks of `block` pixels of the test scenes.
     """
-    start, who = stopwatch(), name_of(encode, name)
+    start, model = stopwatch(), name_of(encode, name)
     splits: Array = np.atleast_2d(np.asarray(train, dtype=bool))
     if encoded is None:
         used = [s.image for s, trains in zip(scenes, np.any(splits, axis=0).tolist(), strict=True) if trains]
@@ -637,15 +637,15 @@ def regression(
         labels = max(labels, len(fit))
     total = np.sum(counts, axis=0)
     seconds = stopwatch() - start
-    said = (
+    protocol = (
         f"ridge regression on standardised frozen features of patches of {patch} px, its strength by held-out blocks; "
         f"{len(splits)} split(s) of {len(scenes)} scenes, none trains and tests in one; intervals over blocks of "
         f"{block} px"
     )
     return [
         make_score(
-            who, f"{task}/{short}", metric, [total], tested=int(total[:, 0].sum()), labels=labels, seconds=seconds,
-            protocol=said if metric == "R2" else f"{said}; {unit}",
+            model, f"{task}/{short}", metric, [total], tested=int(total[:, 0].sum()), labels=labels, seconds=seconds,
+            protocol=protocol if metric == "R2" else f"{protocol}; {unit}",
         )
         for short, metric in (("R2", "R2"), ("MAE", "mean absolute error"))
     ]  # fmt: skip
@@ -672,14 +672,14 @@ def series(
     Parameters
     ----------
     block, buffer : float
-        Side of a block, and distance within which no training pixel lies from a test pixel, degrees.
+        Side of a block, and distance within which no training pixel is from a test pixel, degrees.
 
     Returns
     -------
     list of Score
         Macro F1 of ``<data>/series``; intervals over blocks.
     """
-    start, who = stopwatch(), name_of(encode, name)
+    start, model = stopwatch(), name_of(encode, name)
     x = series_vectors(encode, data)
     splits = blocks(data.place[:, 0], data.place[:, 1], block, folds=folds, buffer=buffer)
     _, group = np.unique(np.floor(data.place / block), axis=0, return_inverse=True)
@@ -692,7 +692,7 @@ def series(
         )
     return [
         make_score(
-            who, f"{data.name}/series", "macro F1", [counts],
+            model, f"{data.name}/series", "macro F1", [counts],
             tested=len(x), labels=int(np.mean([t.sum() for t, _ in splits])), seconds=stopwatch() - start, leak=0.0,
             protocol="balanced logistic regression on one standardised vector per pixel, C by held-out blocks; "
             f"{folds} folds of blocks of {block:g} degrees with {buffer:g} degrees between training and test; "

@@ -91,7 +91,7 @@ class _Samples:
                 continue
             name = wrong.get(stored, stored)
             if name in found:
-                raise ArgumentError(f"{file.name}: two dates of {name}; sets with one image a sample are read")
+                raise ArgumentError(f"{file.name}: two dates of {name}; sets with one image per sample are read")
             found[name] = a.reshape(a.shape[:2])
         names = tuple(sorted(found, key=lambda b: (b[:3] + ("5" if b == "B8A" else "0")).replace("B8A", "B08")))
         if not names or (self.bands and names != self.bands):

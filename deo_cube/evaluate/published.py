@@ -181,7 +181,7 @@ class Published:
             + ("" if self.known else "; no published model has these sizes: read off the file"),
         ]
         if not self.questions:
-            lines.append("no labelled set given (--data): which preprocessing the weights want was not asked")
+            lines.append("no labelled set given (--data), so the preprocessing of the weights was not tested")
         else:
             lines += ["", f"on {self.data}; 95 % intervals, paired for differences:", ""]
             lines += [str(q) for q in self.questions]

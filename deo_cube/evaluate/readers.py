@@ -525,7 +525,7 @@ def read_chips(
     Returns
     -------
     ChipSet
-        DN. Files whose names end in a number are grouped by runs of 50, as EuroSAT's; others stand alone.
+        DN. Files whose names end in a number are grouped by runs of 50, as EuroSAT's; each other one is a group.
 
     Raises
     ------
@@ -547,7 +547,7 @@ def _canonical(names: Sequence[str], where: object, *, given: bool = False) -> t
     found = [None if p else band_of_name(str(n)) for n, p in zip(names, positional, strict=True)]
     if unknown := [n for n, f in zip(names, found, strict=True) if f is None]:
         raise MissingBandsError(
-            f"{where}: {unknown} are no names of Sentinel-2 bands. Give --bands, one name a channel in their order; "
+            f"{where}: {unknown} are not names of Sentinel-2 bands. Give --bands, one name per channel in their order; "
             "EuroSAT MS is B01,B02,B03,B04,B05,B06,B07,B08,B09,B10,B11,B12,B8A (B8A last)"
         )
     return tuple(f[0] for f in found if f is not None)

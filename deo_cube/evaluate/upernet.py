@@ -2,8 +2,8 @@
 
 As published: encoder frozen, UPerNet on several of its layers, AdamW with weight decay 0.01, 5 epochs of warm-up and
 half a cosine to 1e-6, mirrored images, the epoch that is best on validation chips is tested. Other than published:
-chips are not cropped at random (features of each are computed once, for its four mirror images), cross-entropy stands
-for all data sets, the decoder is 64 wide (published: 512), and features finer than 4 pixels are averaged to 4.
+chips are not cropped at random (features of each are computed once, for its four mirror images), cross-entropy is
+used for all data sets, the decoder is 64 wide (published: 512), and features finer than 4 pixels are averaged to 4.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def upernet_halves(
     list of Score
         Mean IoU of ``<task>/upernet``; the splits (times `seeds`) are its seeds.
     """
-    start, who = stopwatch(), name_of(encode, name)
+    start, model = stopwatch(), name_of(encode, name)
     chips, at = chips_of(scenes, chip)
     shapes = np.array([s.label.shape for s in scenes])[at[:, 0]]
     where = places(scenes, *at.T)
@@ -85,7 +85,7 @@ def upernet_halves(
             counts.append(full)
     return [
         _score(
-            who, task, counts, int(np.mean(trained)) * chip**2, stopwatch() - start, leak,
+            model, task, counts, int(np.mean(trained)) * chip**2, stopwatch() - start, leak,
             f"halves of {len(scenes)} scenes with a gap of {gap} px, four splits, chips of {chip} px; every fifth "
             "training chip chooses the epoch; intervals over chips", mirrored, options,
         )
@@ -114,7 +114,7 @@ def upernet(
     list of Score
         Mean IoU of ``<task>/upernet``; intervals over test scenes.
     """
-    start, who = stopwatch(), name_of(encode, name)
+    start, model = stopwatch(), name_of(encode, name)
     parts = [list(p) if chip is None else chips_of(p, chip)[0] for p in (train, validation, test)]
     scene_of = np.arange(len(test)) if chip is None else chips_of(test, chip)[1][:, 0]
     chips = [c for p in parts for c in p]
@@ -132,21 +132,21 @@ def upernet(
         np.add.at(each, scene_of, found)
         counts.append(each)
     pixels = int(sum(((c.label >= 0) & c.valid).sum() for c in parts[0]))
-    said = f"{len(train)} scenes train, {len(validation)} choose the epoch, {len(test)} test; intervals over scenes"
-    return [_score(who, task, counts, pixels, stopwatch() - start, None, said, mirrored, options)]
+    split = f"{len(train)} scenes train, {len(validation)} choose the epoch, {len(test)} test; intervals over scenes"
+    return [_score(model, task, counts, pixels, stopwatch() - start, None, split, mirrored, options)]
 
 
 def _score(
-    who: str, task: str, counts: list[Array], labels: int, seconds: Array, leak: float | None, said: str,
+    model: str, task: str, counts: list[Array], labels: int, seconds: Array, leak: float | None, split: str,
     mirrored: bool, options: dict[str, Any],
 ) -> Score:  # fmt: skip
     epochs, width = options.get("epochs", 50), options.get("width", 64)
     seen = "chips and their mirror images" if mirrored else "chips as they are"
     return make_score(
-        who, f"{task}/upernet", "mean IoU", counts, tested=int(np.mean([c.sum() for c in counts])), labels=labels,
+        model, f"{task}/upernet", "mean IoU", counts, tested=int(np.mean([c.sum() for c in counts])), labels=labels,
         seconds=seconds, leak=leak,
         protocol=f"UPerNet ({width} wide, windows of 3, 7, 15 tokens) on frozen features, {epochs} epochs of AdamW, "
-        f"{seen}, the best epoch on validation chips; {said}",
+        f"{seen}, the best epoch on validation chips; {split}",
     )  # fmt: skip
 
 

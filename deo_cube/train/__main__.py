@@ -16,7 +16,7 @@ __all__ = ["main", "parse"]
 def parse(arguments: Sequence[str] | None = None) -> TrainConfig:
     """Return the configuration of command-line arguments: the preset's, with the changes that they make.
 
-    ``--data`` and ``--preset`` may stand anywhere. Errors end the process with a message, as on every command line.
+    ``--data`` and ``--preset`` may be anywhere. Errors end the process with a message, as on every command line.
     """
     import tyro
 

@@ -1,6 +1,6 @@
 """Two global and L local crops of every sample, with photometric noise on the optical side: batched, on the device.
 
-All random parameters of a step are drawn at once, for the samples of all processes together, from a generator seeded by
+All random parameters of a step are drawn together, for the samples of all processes, from a generator seeded by
 the run's seed and the step, and each process takes its own rows. So two processes see the crops that one process with
 twice the batch would see, and a resumed run sees those of an undisturbed one.
 """

@@ -95,7 +95,7 @@ class Optical:
     revision: str = ""
     """Commit of timm's repository on the hub. Empty: the newest; teachers.json in the run's folder says which."""
     enlarge: float = 2.0
-    """mobilenet: images are enlarged so many times for it. 64 px tiles at 128 px score 0.87 kNN, as they come 0.7."""
+    """mobilenet: factor by which images are enlarged for it. 64 px tiles at 128 px score 0.87 kNN, as they come 0.7."""
     mid: int = -4
     """Block of the middle patches, of a ViT teacher. 8 of 12 in the published run."""
     late: int = -1
@@ -132,7 +132,7 @@ class Specialist:
     """Weight of its vector, within its terms. 0: its patches alone teach."""
     head: Literal["mlp", "linear"] = "mlp"
     """What is between the student's maps and its own: three layers, or one linear layer. A student that starts from the
-    specialist's weights wants the linear one, which starts as no change but the standardisation."""
+    specialist's weights needs the linear one, which starts as the standardisation alone."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Objective:
     eps: float = 0.05
     """Distortion of the coding rate: the published command's (argparse says 0.5)."""
     world_size: int = 16
-    """Processes whose balance of expansion and compression is wanted, whatever number runs: the paper's 16. With 1 the
+    """Processes whose balance of expansion and compression is kept, whatever number runs: the paper's 16. With 1 the
     expansion weighs ten times as much."""
     gather: bool = False
     """True: one coding rate over the samples of all processes, as if one process had them all. False as published."""
@@ -233,13 +233,13 @@ class Optimizer:
     """AdamW, its schedules, clipping and precision."""
 
     batch: int = 64
-    """Multispectral samples a process and micro-batch."""
+    """Multispectral samples per process and micro-batch."""
     rgb_batch: int = 0
-    """Further samples a process and micro-batch from RGB-only sources."""
+    """Further samples per process and micro-batch from RGB-only sources."""
     accumulate: int = 1
-    """Micro-batches a step."""
+    """Micro-batches per step."""
     lr: float = 5e-4
-    """For 256 samples a step; scaled linearly with batch x accumulate x processes."""
+    """For 256 samples per step; scaled linearly with batch x accumulate x processes."""
     min_lr: float = 1e-6
     """At the end."""
     warmup: float = 0.1
@@ -319,9 +319,9 @@ class Health:
     keep: int = 2
     """Newest checkpoints that are kept."""
     keep_every: int = 0
-    """Checkpoints of every so many steps are kept for good; 0 for none."""
+    """Steps between checkpoints that are kept for good; 0 for none."""
     patience: int = 50
-    """Steps in a row whose loss lies far above its running median before the run stops; not finite stops at once."""
+    """Steps in a row whose loss is far above its running median before the run stops; not finite stops at once."""
     tensorboard: bool = False
     """Also write events for TensorBoard."""
 
@@ -400,7 +400,7 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, mps."""
     threads: int = 0
-    """CPU threads of a process; 0 leaves torch's choice."""
+    """CPU threads per process; 0 leaves torch's choice."""
     student: Student = field(default_factory=Student)
     optical: Optical = field(default_factory=Optical)
     specialist: Specialist = field(default_factory=Specialist)
@@ -554,7 +554,7 @@ PRESETS: dict[str, TrainConfig] = {
         preset="tiny",
         steps=2_000,
         teacher="mobilenet",
-        # Statistics of the multispectral windows that it is trained on; RGB in -1..1 as MobileNet wants it.
+        # Statistics of the multispectral windows that it is trained on; RGB in -1..1 as MobileNet reads it.
         student=Student(
             family="conv",
             dim=192,

@@ -108,9 +108,9 @@ class Process:
         return self.rank == 0
 
 
-def _precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
-    if wanted != "auto":
-        return (torch.bfloat16 if wanted == "bf16" else torch.float32), f"{wanted} as asked for"
+def _precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    if name != "auto":
+        return (torch.bfloat16 if name == "bf16" else torch.float32), f"{name} as asked for"
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16, "bf16: the GPU computes in it"
     return torch.float32, f"fp32: the reference on {device.type}"
@@ -404,7 +404,7 @@ class _Step:
             batch = next(reader)
             waited += time.perf_counter() - before
             number = step * o.accumulate + micro
-            # One synchronisation a step: all but the last micro-batch only add to the gradient.
+            # One synchronisation per step: all but the last micro-batch only add to the gradient.
             quiet = p.world_size > 1 and micro + 1 < o.accumulate
             with self.model.no_sync() if quiet else contextlib.nullcontext():
                 terms, pooled = self._terms(batch, number)

@@ -83,7 +83,7 @@ def coding_rate(z: Tensor, *, eps: float, world_size: int = 1) -> Tensor:
     eps : float
         Distortion.
     world_size : int
-        N: processes whose balance is wanted, whether or not they exist.
+        N: processes whose balance is kept, whether or not they exist.
     """
     if z.shape[0] == 0:
         raise ArgumentError("coding rate of no vectors")
@@ -215,7 +215,7 @@ def masked_error(predicted: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
 def _views(student: Tensor, teacher: Tensor, views: int) -> tuple[int, Tensor, Tensor]:
     """Return the samples N, and both tensors as (views, N, D)."""
     if views < 1 or student.shape[0] % views:
-        raise ArgumentError(f"{student.shape[0]} student vectors are no whole number of samples in {views} views")
+        raise ArgumentError(f"{student.shape[0]} student vectors are not a whole number of samples in {views} views")
     n = student.shape[0] // views
     if n == 0 or teacher.shape[0] % n or teacher.shape[1] != student.shape[1]:
         raise ArgumentError(

@@ -68,7 +68,7 @@ class TrainPlan:
             f"steps        {c.steps:,} of {self.samples} samples ({o.batch} multispectral + {o.rgb_batch} RGB-only, "
             f"x {o.accumulate} micro-batches x {self.processes} processes)",
             f"samples      {seen:,} seen{passes}",
-            f"views        2 of {a.global_size} px and {a.local_crops} of {a.local_size} px a sample",
+            f"views        2 of {a.global_size} px and {a.local_crops} of {a.local_size} px per sample",
             f"learning     rate {o.lr * self.samples / 256:.3g} after {round(o.warmup * c.steps):,} steps, "
             f"then down to {o.min_lr:.3g}; EMA {o.ema[0]} to {o.ema[1]}",
             f"balance      of {c.objective.world_size} processes: expansion at most {bound:.3f} against compression 1",

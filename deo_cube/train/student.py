@@ -168,7 +168,7 @@ def describe_run(config: cfg.TrainConfig, step: int, seconds: float, history: Ma
     return dataclasses.replace(
         card,
         weights=Weights("trained", "weights.safetensors"),
-        training_data=f"{step} steps of {(o.batch + o.rgb_batch) * o.accumulate} samples a process, {seconds:.0f} s, "
+        training_data=f"{step} steps of {(o.batch + o.rgb_batch) * o.accumulate} samples per process, {seconds:.0f} s, "
         f"seed {config.seed}, teacher {config.teacher}"
         + (f" and {config.specialist.model}" if config.specialist.model else "")
         + f"; sources: {sources}"
@@ -258,7 +258,7 @@ class Student(nn.Module):
             self.specialist = nn.ModuleDict(
                 {k: LinearHead(width[k], n) if linear else ProjectionHead(width[k], o.hidden, n) for k, n in parts}
             )
-        # Convolutions are a third faster on channels that lie side by side.
+        # Convolutions are a third faster on channels that are side by side.
         self.channels_last = config.student.family in ("conv", "spectral")
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -645,9 +645,8 @@ def remember_teachers(out: Path, teachers: Sequence[FrozenTeacher | None], *, re
     ]
     file = out / "teachers.json"
     if resumed and file.is_file():
-        before, now = (
-            [(t["name"], t["sha256"]) for t in them] for them in (json.loads(file.read_text("utf-8")), records)
-        )
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        before, now = ([(t["name"], t["sha256"]) for t in each] for each in (earlier, records))
         if before != now:
             raise StoreMismatchError(
                 f"{out} was taught by {before}, now by {now}: give the weights that it began with (--optical.weights, "

@@ -11,7 +11,7 @@ Two ways of halving the grid:
     published. Output cell k of one halving is centred half an input pixel right of and below the true centre, and the
     lag adds up: 3.5 px at stride 8.
 `mean`
-    Stride 1, then the mean of each 2x2: every cell is centred on the pixels it stands for, which is what a map needs.
+    Stride 1, then the mean of each 2x2: every cell is centred on the pixels it represents, which is what a map needs.
 """
 
 # `network_hash` hashes the source of the classes and functions below, not their docstrings. Untrained networks, and the
@@ -33,7 +33,7 @@ __all__ = ["CHANNELS", "HALVING", "DeoConv", "MobileNet", "fold_batch_norm"]
 CHANNELS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 """Output channels of conv1 and of the point-wise convolutions 1 to 13."""
 HALVING = (2, 4, 6, 12)
-"""Depth-wise convolutions with stride 2 (conv1 has stride 2 as well, unless told otherwise)."""
+"""Depth-wise convolutions with stride 2 (conv1 has stride 2 as well, unless specified otherwise)."""
 EPS = 1e-3
 STRIP = 32
 """Rows that are computed at a time where maps are as fine as the input, a multiple of four."""
@@ -233,7 +233,7 @@ class DeoConv(nn.Module):
         stem : str
             Which stem reads it.
         layers : collection of str, optional
-            Names of the layers wanted, all by default, `pooled` or `parts`.
+            Names of the layers to return, all by default, `pooled` or `parts`.
 
         Returns
         -------

@@ -113,7 +113,7 @@ class DeoSwin(nn.Module):
         stem : str
             Which stem reads it.
         layers : collection of str, optional
-            Names of the layers wanted, all by default, or `pooled`; nothing beyond the deepest of them is computed.
+            Names of the layers to return, all by default, or `pooled`; nothing beyond the deepest of them is computed.
 
         Returns
         -------

@@ -98,7 +98,7 @@ class DeoViT(nn.Module):
         stem : str
             Which stem reads it.
         layers : collection of str, optional
-            Names of the layers wanted, all by default; no block beyond the deepest of them is computed.
+            Names of the layers to return, all by default; no block beyond the deepest of them is computed.
 
         Returns
         -------
@@ -141,7 +141,7 @@ class DeoViT(nn.Module):
         stem : str
             Which stem reads it.
         layers : collection of str, optional
-            Names of the layers wanted, all by default, or `pooled`; no block beyond the deepest of them is computed.
+            Names of the layers to return, all by default, or `pooled`; no block beyond the deepest of them is computed.
 
         Returns
         -------

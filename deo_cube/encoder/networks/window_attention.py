@@ -178,7 +178,7 @@ class _Axis:
     """Windows of one axis that hold the same of their positions."""
 
     places: Tensor
-    """(windows, positions held): where each lies in the map."""
+    """(windows, positions held): where each is in the map."""
     here: Tensor
     """(positions held,)"""
     regions: Tensor
