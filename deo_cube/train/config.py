@@ -434,6 +434,11 @@ class TrainConfig:
                 f"--teacher {self.teacher} takes the place of --specialist.model: give one of them",
             ),
             (
+                not self.store or self.loader.window % s.patch == 0,
+                f"--loader.window {self.loader.window} must be a multiple of --student.patch {s.patch}, the side of "
+                "the cells that the vectors of a store are averaged to",
+            ),
+            (
                 not j.multispectral or o.batch > 0,
                 "the multispectral arm needs multispectral samples: --optimizer.batch, or --objective.no-multispectral",
             ),

@@ -154,6 +154,8 @@ def test_a_store_elsewhere_or_none_is_refused(cube_source: str, store: Path, tmp
         dataclasses.replace(
             config(cube_source, store, tmp_path / "run"), specialist=dataclasses.replace(SMOKE.specialist, model="tiny")
         )
+    with pytest.raises(ArgumentError, match=r"loader\.window"):
+        dataclasses.replace(config(cube_source, store, tmp_path / "run"), loader=Loader(window=30))
     away = deo_cube.synthetic_cube(times=1)
     away.to_zarr(tmp_path / "away.zarr")
     made = dataclasses.replace(config(cube_source, store, tmp_path / "run"), data=(f"{tmp_path / 'away.zarr'}",))
