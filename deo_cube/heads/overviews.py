@@ -360,7 +360,8 @@ def _make_level(root: zarr.Group, ds: xr.Dataset, box: GeoBox, plan: _Plan, leve
         kept = {k: v for k, v in source.attrs.items() if k not in ("grid_mapping", "coordinates")}
         group.create_array(
             "embeddings", shape=(*time_shape, source.shape[-3], *shape), chunks=(*ones, source.shape[-3], *inner),
-            dtype=source.dtype, fill_value=fill(source.dtype), dimension_names=dims, attributes=kept | common,
+            dtype=source.dtype, fill_value=fill(source.dtype), dimension_names=dims,
+            attributes=kept | common | {"coordinates": "valid spatial_ref"},
         )  # fmt: skip
         group.create_array(
             "valid", shape=(*time_shape, *shape), chunks=(*ones, *inner), dtype="float32", fill_value=0.0,

@@ -276,3 +276,21 @@ def test_a_store_in_plain_chunks_holds_the_same(tmp_path: Path) -> None:
     xr.testing.assert_identical(again.compute(), sharded.compute())
     assert zarr.open_group(tmp_path / "plain.zarr", mode="r")["embeddings"].shards is None
     assert deo_cube.verify_store(tmp_path / "plain.zarr").complete
+
+
+def test_vectors_of_a_level_are_embeddings(store: Path) -> None:
+    add_overviews(store, progress=False)
+    half = xr.open_zarr(store / "overviews" / "2x", consolidated=False, decode_coords="all")["embeddings"]
+    assert "valid" in half.coords
+    assert half.attrs["deo_cube:model_alias"] == "tiny"
+    row, column = np.argwhere(half["valid"].isel(time=0).values == 1)[0]
+    similar = half.isel(time=0).deo.similar((float(half.x[column]), float(half.y[row]))).values
+    assert similar[row, column] == pytest.approx(1, abs=1e-3)
+
+
+def test_stores_of_objects(tmp_path: Path) -> None:
+    memory = pytest.importorskip("obstore.store").MemoryStore()
+    deo_cube.synthetic_cube(size=128, times=1).deo.embed().deo.to_zarr(memory, progress=False)
+    assert add_overviews(memory, progress=False).complete
+    assert not add_overviews(memory, vectors=False, progress=False).stale
+    assert deo_cube.verify_store(memory).complete
