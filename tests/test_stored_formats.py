@@ -99,11 +99,11 @@ def graph_facts(folder: Path) -> dict[str, Any]:
     return {"everywhere": sorted(layers.values()), "pinned": layers}
 
 
-def head_facts(folder: Path) -> dict[str, Any]:
+def head_facts(kind: str, folder: Path) -> dict[str, Any]:
     emb = lazy_embeddings("float32").isel(time=0).compute()
     labels = emb.isel(embedding=0, drop=True).round().astype("int64") % 3 + 1
-    file = folder / "knn.safetensors"
-    deo_cube.fit_head("knn", emb, labels).save(file)
+    file = folder / f"{kind}.safetensors"
+    deo_cube.fit_head(kind, emb, labels).save(file)
     with safetensors.safe_open(file, framework="numpy") as opened:
         tensors = {k: [str(t.dtype), *t.shape] for k, t in ((k, opened.get_tensor(k)) for k in sorted(opened.keys()))}
         fields = {k: sorted(json.loads(v)) if v.startswith("{") else "" for k, v in opened.metadata().items()}
@@ -118,7 +118,8 @@ def card_facts(folder: Path) -> dict[str, Any]:
 FACTS = {
     **{f"store {dtype}": functools.partial(store_facts, dtype) for dtype in DTYPES},
     "graph": graph_facts,
-    "head": head_facts,
+    "head": functools.partial(head_facts, "knn"),
+    "head ridge": functools.partial(head_facts, "ridge"),
     "card": card_facts,
 }
 

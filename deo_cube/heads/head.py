@@ -101,7 +101,7 @@ def fit_head(
         Of the labels (column, layer, crs, rule, overlap, names, colors, nodata) and of the head: k (knn); estimator,
         strengths, block, buffer, balanced (linear); width, steps, upsample, seed, rate (conv and upernet). Of
         the targets of a regression (column, layer, crs, nodata, least) and of its head: units, quantity, limits, block,
-        buffer, most; strengths (ridge); trees, leaf, seed (forest).
+        buffer, most, keep_training; strengths (ridge); trees, leaf, seed (forest).
 
     Returns
     -------

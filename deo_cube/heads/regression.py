@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.arguments import integer, number
+from deo_cube.arguments import boolean, integer, number
 from deo_cube.constants import Attribute
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
@@ -224,7 +224,7 @@ class RegressionHead(BaseHead):
         return cls(
             NO_CLASSES,
             model,
-            tensors | _training(data),
+            tensors | (_training(data) if own.keep_training else {}),
             json.dumps(function.steps if isinstance(function, Fitted) else []),
             own.units or data.units,
             own.quantity or options.column or data.quantity or "value",
@@ -251,6 +251,7 @@ class _Own:
     units: str = ""
     quantity: str = ""
     most: int = 50000
+    keep_training: bool = True
 
     def __post_init__(self) -> None:
         if self.block is not None:
@@ -258,6 +259,7 @@ class _Own:
         if self.buffer is not None:
             number("buffer", self.buffer, minimum=0)
         integer("most", self.most)
+        boolean("keep_training", self.keep_training)
         for name in ("units", "quantity"):
             if not isinstance(getattr(self, name), str):
                 raise ArgumentTypeError(f"{name} must be text, got {getattr(self, name)!r:.60}")
@@ -291,6 +293,7 @@ class RidgeHead(RegressionHead):
         units: str = "",
         quantity: str = "",
         most: int = 50000,
+        keep_training: bool = True,
     ) -> Self:
         """Choose the strength in blocks of space, inside each fold of the validation, then fit on all targets.
 
@@ -308,8 +311,11 @@ class RidgeHead(RegressionHead):
             Of the targets. Default: the attributes of a raster; the name of the column.
         most : int
             Fit on a random subsample of this size where there are more vectors.
+        keep_training : bool
+            Keep places and vectors of up to 1000 targets in the head, from which `assess` warns of leaks and finds the
+            area of applicability. Pass False where the places must not be published with the head.
         """
-        own = _Own(block, buffer, limits, units, quantity, most)
+        own = _Own(block, buffer, limits, units, quantity, most, keep_training)
         if not isinstance(strengths, Sequence | np.ndarray) or isinstance(strengths, str) or not len(strengths):
             raise ArgumentTypeError(f"strengths must be a list of positive numbers, got {strengths!r:.60}")
         candidates = np.array([number("strengths", s, above=0) for s in strengths])
@@ -349,6 +355,7 @@ class ForestHead(RegressionHead):
         units: str = "",
         quantity: str = "",
         most: int = 20000,
+        keep_training: bool = True,
     ) -> Self:
         """Fit a random forest.
 
@@ -360,7 +367,7 @@ class ForestHead(RegressionHead):
             Fewest targets in a leaf.
         seed : int
             Of the random numbers.
-        block, buffer, limits, units, quantity, most
+        block, buffer, limits, units, quantity, most, keep_training
             As in `RidgeHead.fit`.
         """
         ensemble = require("sklearn.ensemble", extra="heads", purpose="a forest")
@@ -371,7 +378,7 @@ class ForestHead(RegressionHead):
             max_features="sqrt",
             n_jobs=-1,
         )
-        own = _Own(block, buffer, limits, units, quantity, most)
+        own = _Own(block, buffer, limits, units, quantity, most, keep_training)
         return cls._fitted(arrays, targets, target_options, model, _fit_of(forest), own, _translated)
 
 
@@ -394,9 +401,10 @@ class RegressorHead(RegressionHead):
         units: str = "",
         quantity: str = "",
         most: int = 50000,
+        keep_training: bool = True,
     ) -> Self:
         """Fit a clone of `estimator`; further options as in `RidgeHead.fit`."""
-        own = _Own(block, buffer, limits, units, quantity, most)
+        own = _Own(block, buffer, limits, units, quantity, most, keep_training)
         return cls._fitted(arrays, targets, target_options, model, _fit_of(estimator), own, _translated)
 
 

@@ -124,6 +124,11 @@ def test_saved_and_read_without_pickle(kind, tmp_path):
     xr.testing.assert_identical(again.predict(emb), head.predict(emb))
     assert again.report == head.report
     assert again.units == "t/ha"
+    assert len(again.tensors["training.places"]) == 576
+    bare = fit_head(kind, emb, field(emb), keep_training=False, **OPTIONS[kind])
+    assert not any(k.startswith("training") for k in bare.tensors)
+    with pytest.raises(ArgumentError, match="training"):
+        deo_cube.applicability(emb, bare)
 
 
 REGRESSORS = [
