@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "howto" / "search.md"
 #: Scenes of DATA, as patterns: L2A with the ten bands of the model.
 SCENES = (
     *("scenes/aquileia*.tif", "scenes/pilbara_20181201*.tif", "places/harz/*.tif", "places/boadella/*.tif"),
@@ -435,6 +436,39 @@ class Index:
     """File of the numbers."""
 
 
+def tables(found: dict[str, Any]) -> dict[str, str]:
+    """Return the tables of the page by name, as Markdown."""
+    index, engine, feedback = (found[k] for k in ("index", "engines", "feedback"))
+    hundreds = f"{index['brute_force_ms']:,}".replace(",", " ")
+    lines = ["| search | recall@10 | ms of one core | ms elapsed |", "|---|---|---|---|"]
+    lines += [f"| {r['search']} | {r['recall10']:.3f} | {r['cpu_ms']:.0f} | {r['ms']:.0f} |" for r in index["rows"]]
+    lines += [f"| brute force over the store | 1 | | {hundreds} |"]
+    engines = [
+        "| library and codes | build, s | bytes per vector | parameter | recall@10 | ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    engines += [
+        f"| {r['engine']} | {r['build_s']} | {r['bytes_per_vector']} | {r['parameter']} "
+        f"| {r['recall10']:.3f} | {r['ms']:.2f} |"
+        for r in engine["rows"]
+    ]
+    rounds = ["| data | ranking | 1 example | round 2 | round 3 | round 4 |", "|---|---|---|---|---|---|"]
+    rounds += [
+        f"| {r['data']} | {r['ranking']} | " + " | ".join(f"{v:.2f}" for v in r["precision50"]) + " |"
+        for r in feedback["rows"]
+    ]
+    return {"index": "\n".join(lines), "engines": "\n".join(engines), "feedback": "\n".join(rounds)}
+
+
+def with_tables(text: str, found: dict[str, Any]) -> str:
+    """Return a page with the present tables between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
+    for name, table in tables(found).items():
+        mark = f"<!-- table: {name} -->"
+        before, _, rest = text.partition(mark)
+        text = f"{before}{mark}\n\n{table}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}" if rest else text
+    return text
+
+
 def main(job: Index) -> None:
     """Measure the parts of a job, and write them."""
     job.work.mkdir(parents=True, exist_ok=True)
@@ -454,6 +488,8 @@ def main(job: Index) -> None:
         found[part] = measures[part](job, vectors, steps)
         print(json.dumps(found[part], indent=1))
         job.out.write_text(json.dumps(found, indent=1) + "\n")
+    if job.out == Index.out:
+        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 
 if __name__ == "__main__":

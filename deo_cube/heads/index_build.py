@@ -29,6 +29,7 @@ from deo_cube.heads.index import (
 )
 from deo_cube.heads.index_files import SEGMENT, Files, Layer, Manifest, Segment, Source
 from deo_cube.heads.vectors import spatial_dims
+from deo_cube.paths import is_url
 from deo_cube.progress import Progress
 from deo_cube.store import create, storage
 
@@ -119,7 +120,7 @@ def build_index(
         if present is not None:
             manifest = replace(manifest, revision=present.revision)
     number, manifest, layers = _placed(manifest, source, array)
-    record = _record(array, place)
+    record = _record(array, place, storage_options)
     covered = _covered(files, manifest, number, record.shape)
     blocks = _pending(record, covered, layers, files)
     if blocks or before is None:
@@ -164,14 +165,14 @@ def _sides(size: int) -> list[int]:
     return [min(256, size - i) for i in range(0, size, 256)]
 
 
-def _record(array: xr.DataArray, place: str | None) -> NDArray[np.uint64]:
+def _record(array: xr.DataArray, place: str | None, storage_options: Mapping[str, Any] | None) -> NDArray[np.uint64]:
     """Return (dates, rows, columns) of blocks: the number of each in the store's record, 0 where it is not done."""
     rows, columns = _cuts(array)
     shape = (array.sizes.get("time", 1), len(rows), len(columns))
     numbers = np.ones(shape, "uint64")
     if place is None:
         return numbers
-    located = storage.locate(place)
+    located = storage.locate(place, storage_options if is_url(place) else None)
     attrs = create.attributes(located)
     if Attribute.BLOCKS not in attrs:
         return numbers

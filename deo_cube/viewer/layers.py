@@ -113,7 +113,7 @@ class PCALayer:
 
 @dataclass(frozen=True)
 class ScoreLayer:
-    """Cosine similarity to examples (k, D); of several the most similar counts."""
+    """Cosine similarity to examples (k, D), or to a direction (1, D); of several the most similar counts."""
 
     vectors: TileVectors
     examples: Array = field(repr=False)

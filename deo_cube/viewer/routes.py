@@ -57,6 +57,7 @@ def create_app(state: ViewerState, rules: AccessRules = LOCAL) -> Starlette:
         Route("/tiles/{layer}/{t}/{z}/{x}/{y}.png", r.tile),
         Route("/api/place", r.place),
         Route("/api/similar", r.find_similar, methods=["POST"]),
+        Route("/api/results", r.results, methods=["POST"]),
         Route("/api/layers/{layer}", r.remove_layer, methods=["DELETE"]),
         Route("/api/labels", r.labels, methods=["GET", "PUT"]),
         Route("/api/labels.geojson", r.labels_file),
@@ -116,8 +117,14 @@ class _Routes:
     async def find_similar(self, request: Request) -> Response:
         body = await _json_body(request)
         t, examples = self._date(body.get("t")), parse_places(body.get("places"))
+        negatives = parse_places(body["negatives"]) if body.get("negatives") else []
         async with self.tile_limiter:
-            return JSONResponse(await run_in_threadpool(self.state.find_similar, t, examples))
+            return JSONResponse(await run_in_threadpool(self.state.find_similar, t, examples, negatives))
+
+    async def results(self, request: Request) -> Response:
+        body = await _json_body(request)
+        count = parse_int(body.get("count", 12), "the number of results", 1, 101)
+        return JSONResponse(self.state.best(self._date(body.get("t")), count).to_dict(), 202)
 
     async def remove_layer(self, request: Request) -> Response:
         id = parse_choice(request.path_params["layer"], "a layer to remove", ("similar", "classes"))

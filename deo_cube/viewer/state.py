@@ -20,6 +20,7 @@ from deo_cube.constants import Attribute
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
 from deo_cube.heads.base import Head, check_model
+from deo_cube.heads.examples import BACKGROUND, direction
 from deo_cube.heads.head import fit_head, load_head
 from deo_cube.heads.pca import fit_pca, pca_rgb
 from deo_cube.heads.similar import similar
@@ -38,6 +39,12 @@ __all__ = ["LayerState", "ViewerState"]
 Array = NDArray[Any]
 EXPORT_BYTES = 4 * 2**30
 """Largest size of all exported files on disk, and of each while it is written."""
+BEST_PATCHES = 2**24
+"""Patches per date among which results are found without an index."""
+BEST_STRIP = 64
+"""Rows that are compared at a time for results."""
+BEST_APART = 3
+"""Patches by which results are apart."""
 AUTOMATIC_BYTES = 2**30
 """Overviews up to this size (bytes per date) are loaded automatically; larger ones only on request."""
 
@@ -221,14 +228,33 @@ class ViewerState:
         valid = bool(np.isfinite(self.source.vector(t, row, col)).all())
         return {"row": row, "column": col, "x": x, "y": y, "crs": self.crs, "valid": valid}
 
-    def find_similar(self, t: int, places: Sequence[tuple[float, float]]) -> dict[str, Any]:
-        """Compare every patch with those at `places` at date `t`, and show the scores as a layer.
+    def find_similar(
+        self, t: int, places: Sequence[tuple[float, float]], negatives: Sequence[tuple[float, float]] = ()
+    ) -> dict[str, Any]:
+        """Compare every patch with those at `places`, and against those at `negatives`, at date `t`; show the scores.
 
         Raises
         ------
         BadRequest
             For places outside or without a valid embedding.
         """
+        (examples, vectors), (counter, against) = self._examples(t, places), self._examples(t, negatives)
+        sample = self.source.sample(t)
+        fitted = direction(vectors, against, _spread(sample, BACKGROUND)) if len(against) else vectors
+        layer = ScoreLayer(self.vectors, fitted)
+        facts = _score_facts(layer.scores(sample))
+        facts["examples"] = [[e["lon"], e["lat"]] for e in examples]
+        facts["negatives"] = [[e["lon"], e["lat"]] for e in counter]
+        date = f" of {self.times[t][:10]}" if len(self.times) > 1 else ""
+        unlike = f", unlike {len(counter)}" if counter else ""
+        note = f"cosine similarity to {len(examples)} example{'s' * (len(examples) > 1)}{unlike}{date}"
+        with self.lock:
+            self.examples = examples
+            self._replace_layer("similar", "Similarity", layer, note, facts)
+        return self.layer_facts("similar")
+
+    def _examples(self, t: int, places: Sequence[tuple[float, float]]) -> tuple[list[dict[str, Any]], Array]:
+        """Return what is known of the patches at places, and their vectors (n, D)."""
         examples, vectors = [], []
         for lon, lat in places:
             row, col, x, y = self._cell_at(lon, lat)
@@ -240,15 +266,49 @@ class ViewerState:
                 )
             examples.append({"lon": lon, "lat": lat, "x": x, "y": y, "time": t})
             vectors.append(vector)
-        layer = ScoreLayer(self.vectors, np.stack(vectors))
-        facts = _score_facts(layer.scores(self.source.sample(t)))
-        facts["examples"] = [[e["lon"], e["lat"]] for e in examples]
-        date = f" of {self.times[t][:10]}" if len(self.times) > 1 else ""
-        note = f"cosine similarity to {len(examples)} example{'s' * (len(examples) > 1)}{date}"
-        with self.lock:
-            self.examples = examples
-            self._replace_layer("similar", "Similarity", layer, note, facts)
-        return self.layer_facts("similar")
+        return examples, np.stack(vectors) if vectors else np.empty((0, self.source.shape[1]), "float32")
+
+    def best(self, t: int, count: int) -> BackgroundJob:
+        """Find the patches with the greatest scores of the layer `similar` at date `t`, in the background.
+
+        The examples and their neighbours, and neighbours of better results, are left out, so that each result shows
+        another place.
+
+        Raises
+        ------
+        BadRequest
+            Before there are examples, and for stores with more patches than `BEST_PATCHES`.
+        """
+        state = self.layers.get("similar")
+        if state is None:
+            raise BadRequest("results need examples: find what is similar to a place first")
+        _, _, rows, cols = self.source.shape
+        if rows * cols > BEST_PATCHES:
+            raise BadRequest(
+                f"results are found among at most {BEST_PATCHES:,} patches, this store has {rows * cols:,} per date: "
+                "build an index, deo_cube.build_index, and search it"
+            )
+        labelled = [*state.facts["examples"], *state.facts["negatives"]]
+        taken = [self._cell_at(lon, lat)[:2] for lon, lat in labelled]
+
+        def work() -> Iterator[float]:
+            scores = np.full((rows, cols), -np.inf, "float32")
+            for top in range(0, rows, BEST_STRIP):
+                strip = slice(top, min(top + BEST_STRIP, rows))
+                scores[strip] = np.nan_to_num(state.layer.cells(t, strip, slice(0, cols))[0], nan=-np.inf)
+                yield strip.stop / rows
+            for r, c in taken:
+                _blank(scores, r, c)
+            for _ in range(count):
+                row, col = divmod(int(scores.argmax()), cols)
+                if not np.isfinite(scores[row, col]):
+                    break
+                lon, lat = self.grid.lonlat(row, col)
+                found.append({"lon": lon, "lat": lat, "score": round(float(scores[row, col]), 4)})
+                _blank(scores, row, col)
+
+        found: list[dict[str, float]] = []
+        return self.jobs.start("Finding results", work, lambda _: {"results": found, "version": state.version})
 
     def _replace_layer(self, id: str, title: str, layer: Any, note: str, facts: dict[str, Any]) -> None:
         """Show a layer instead of the one with the same id. The caller holds the lock."""
@@ -426,6 +486,16 @@ def _times(emb: xr.DataArray) -> list[str]:
 def _plain(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the report of a head as JSON takes it."""
     return {k: v.item() if isinstance(v, np.generic) else v for k, v in report.items()}
+
+
+def _spread(vectors: Array, most: int) -> Array:
+    """Return at most `most` vectors, evenly spaced among all."""
+    return np.asarray(vectors[np.linspace(0, len(vectors) - 1, min(len(vectors), most)).astype(int)])
+
+
+def _blank(scores: Array, row: int, col: int) -> None:
+    """Leave out a patch and those near it."""
+    scores[max(row - BEST_APART, 0) : row + BEST_APART + 1, max(col - BEST_APART, 0) : col + BEST_APART + 1] = -np.inf
 
 
 def _score_facts(scores: Array) -> dict[str, Any]:

@@ -125,6 +125,13 @@ class TileGrid:
             raise ArgumentError(f"the place {lat:.5f}, {lon:.5f} is outside the embeddings: choose one within them")
         return int(row), int(col), px, py
 
+    def lonlat(self, row: int, col: int) -> tuple[float, float]:
+        """Return longitude and latitude of the middle of a cell."""
+        t = self.box.transform
+        x, y = t.c + (col + 0.5) * t.a + (row + 0.5) * t.b, t.f + (col + 0.5) * t.d + (row + 0.5) * t.e
+        lon, lat = self._to_degrees.transform(x, y)
+        return float(lon), float(lat)
+
     def cells_at(self, lon: Array, lat: Array) -> tuple[Array, Array]:
         """Return rows and columns, in fractions of a cell, of places in degrees."""
         px, py = self._to_degrees.transform(lon, lat, direction="INVERSE")

@@ -367,3 +367,29 @@ def test_on_an_object_store_files_are_fetched_once(tmp_path):
         assert len(cached) == 1
         open_index(remote, store=EMB).search(AT)
         assert cached == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "two").rglob("*.faiss")}
+
+
+def test_store_and_index_on_s3(tmp_path, monkeypatch):
+    pytest.importorskip("obstore")
+    moto_server = pytest.importorskip("moto.server")
+    import urllib.request
+
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        options = {"endpoint": endpoint, "access_key_id": "x", "secret_access_key": "x", "region": "us-east-1"}
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT")).close()
+        to_zarr(on_dask(EMB, 20, 25), "s3://bucket/emb.zarr", progress=False, storage_options=options)
+        with deo_cube.set_options(cache_dir=tmp_path / "builder"):
+            built = build_index("s3://bucket/emb.zarr", "s3://bucket/emb.index", storage_options=options)
+        with deo_cube.set_options(cache_dir=tmp_path / "reader"):
+            index = open_index("s3://bucket/emb.index", storage_options=options)
+            assert index.search(AT, k=3)["id"].tolist() == built.search(AT, k=3)["id"].tolist()
+            # Extended: nothing is new, and nothing is written.
+            before = index._manifest.revision
+            assert build_index("s3://bucket/emb.zarr", "s3://bucket/emb.index", storage_options=options)
+            assert open_index("s3://bucket/emb.index", storage_options=options)._manifest.revision == before
+    finally:
+        server.stop()

@@ -118,6 +118,39 @@ def a_click_shows_what_is_similar(page: Browser, explorer: Explorer, downloads: 
     assert len(explorer.state.examples) == 2
 
 
+def results_are_marked_as_right_and_wrong(page: Browser, explorer: Explorer, downloads: Path) -> None:
+    page.press("#find-results")
+    page.wait("document.querySelectorAll('#result-list li').length === 12")
+    loaded = "[...document.querySelectorAll('#result-list img')].every((i) => i.complete && i.naturalWidth === 256)"
+    page.wait(loaded)
+    assert "Mark results" in page.text("#results-note")
+    page.press("#result-list li:nth-of-type(1) button[aria-label=Right]")
+    page.wait("deo.layers.get('similar').facts.examples.length === 3")
+    page.wait("document.getElementById('results-note').innerText.startsWith('Mark results')")
+    page.press("#result-list li:nth-of-type(2) button[aria-label=Wrong]")
+    page.wait("deo.layers.get('similar').facts.negatives.length === 1")
+    page.wait("location.hash.includes('unlike=')")
+    page.settled()
+    assert "similarity to 3 examples, unlike 1" in page.text("#overlay-similar")
+    # Each result is of another place, and none is near an example.
+    state = explorer.state
+    job = state.best(1, 12)
+    while job.open:
+        time.sleep(0.02)
+    cells = [state.grid.at(r["lon"], r["lat"])[:2] for r in job.result["results"]]
+    cells += [state.grid.at(*e)[:2] for e in state.layers["similar"].facts["examples"][-1:]]
+    apart = [max(abs(a[0] - b[0]), abs(a[1] - b[1])) for i, a in enumerate(cells) for b in cells[:i]]
+    assert min(apart) > 3
+    page.press("#close-results")
+    first, second = cell(page, explorer, 30, 10), cell(page, explorer, 30, 70)
+    page.click(*first)
+    page.wait("deo.layers.get('similar').facts.examples.length === 1")
+    page.click(*second, shift=True)
+    page.wait("deo.layers.get('similar').facts.examples.length === 2")
+    page.settled()
+    assert not page.errors
+
+
 def the_address_brings_the_view_back(page: Browser, explorer: Explorer, downloads: Path) -> None:
     page.key("[")
     page.wait("document.getElementById('date').textContent === '2019-06-15'")
@@ -244,6 +277,7 @@ def the_keyboard_is_enough(page: Browser, explorer: Explorer, downloads: Path) -
 SESSION = (
     it_opens_with_pca_tiles_and_nothing_from_elsewhere,
     a_click_shows_what_is_similar,
+    results_are_marked_as_right_and_wrong,
     the_address_brings_the_view_back,
     labels_become_a_classified_map,
     labels_and_layers_are_saved,

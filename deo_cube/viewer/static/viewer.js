@@ -2,10 +2,11 @@
 
 import { DeoLayer, palette } from "./tiles.js";
 import { Labels, Pen } from "./labels.js";
+import { Results } from "./results.js";
 import { $, ask, attempt, choosable, download, element, follow, segments, size, tilesBusy, toast } from "./page.js";
 
 const HINTS = {
-  similar: "finds all patches that are similar to the place. Shift+click adds another example.",
+  similar: "finds all patches that are similar to the place. Shift+click adds another example, Alt+click a counter-example.",
   point: "adds a point of the class that is chosen under Labels.",
   polygon: "adds a corner of an area. A double-click, or a click on the first corner, closes it. Backspace removes a corner, Esc all of them.",
   look: "shows coordinates and values. On a label, it changes its class or deletes it.",
@@ -13,7 +14,7 @@ const HINTS = {
 
 const saved = new URLSearchParams(location.hash.slice(1));
 const layers = new Map();
-let store, map, labels, pen, outline;
+let store, map, labels, pen, outline, results;
 let time = 0, tool = "similar", base = "pca", baseOpacity = 1;
 let examples = L.layerGroup(), front = 2;
 const tried = new Set();
@@ -203,18 +204,23 @@ const drop = attempt(async (id) => {
   await ask(`api/layers/${id}`, { method: "DELETE" });
   layers.get(id)?.remove();
   layers.delete(id);
-  if (id === "similar") examples.clearLayers();
+  if (id === "similar") {
+    examples.clearLayers();
+    results.close();
+    $("search").hidden = true;
+  }
   listOverlays();
   applyLayers();
 });
 
 // ---- actions of a click --------------------------------------------------------------------------------------------------
 
-const findSimilar = attempt(async (places, threshold = null) => {
+const findSimilar = attempt(async (places, threshold = null, negatives = []) => {
   tilesBusy(true);
   try {
-    const facts = await ask("api/similar", { method: "POST", body: { t: time, places } });
+    const facts = await ask("api/similar", { method: "POST", body: { t: time, places, negatives } });
     showSimilar(facts, threshold);
+    results.renew();
   } finally {
     tilesBusy([...layers.values()].some((l) => l.waiting > 0));
   }
@@ -229,15 +235,29 @@ function showSimilar(facts, threshold = null) {
     L.circleMarker([lat, lon], { radius: 8, color: "#000", weight: 4, fill: false, interactive: false }).addTo(examples);
     L.circleMarker([lat, lon], { radius: 8, color: "#f0f921", weight: 2, fill: false, interactive: false }).addTo(examples);
   }
+  for (const [lon, lat] of facts.negatives) {
+    L.circleMarker([lat, lon], { radius: 6, color: "#000", weight: 4, fill: false, interactive: false }).addTo(examples);
+    L.circleMarker([lat, lon], { radius: 6, color: "#ff6b6b", weight: 2, dashArray: "3 3", fill: false, interactive: false }).addTo(examples);
+  }
+  $("search").hidden = false;
   listOverlays();
   applyLayers();
   layer.recolour();
 }
 
-function act(latlng, { more = false } = {}) {
+// Search with one more example, or counter-example.
+function mark(place, right) {
+  const { examples: before = [], negatives = [] } = layers.get("similar")?.facts ?? {};
+  if (right) findSimilar([...before, place], null, negatives);
+  else if (before.length) findSimilar(before, null, [...negatives, place]);
+  else toast("A counter-example needs an example: click on one first", { bad: true });
+}
+
+function act(latlng, { more = false, less = false } = {}) {
   if (tool === "similar") {
-    const before = more ? layers.get("similar")?.facts.examples ?? [] : [];
-    findSimilar([...before, [latlng.lng, latlng.lat]]);
+    const place = [latlng.lng, latlng.lat];
+    if (more || less) mark(place, !less);
+    else findSimilar([place]);
   } else if (tool === "point") {
     labels.add({ type: "Point", coordinates: [latlng.lng, latlng.lat] });
   } else if (tool === "polygon") {
@@ -346,6 +366,7 @@ function address() {
   const similar = layers.get("similar");
   if (similar) {
     q.set("similar", similar.facts.examples.map((e) => e.map((v) => v.toFixed(6)).join(",")).join(";"));
+    if (similar.facts.negatives.length) q.set("unlike", similar.facts.negatives.map((e) => e.map((v) => v.toFixed(6)).join(",")).join(";"));
     q.set("from", similar.style.threshold.toFixed(4));
   }
   const off = [...layers].filter(([id, l]) => id !== "true" && id !== "pca" && !l.visible).map(([id]) => id);
@@ -418,6 +439,10 @@ async function start() {
   opacity.oninput = () => { baseOpacity = opacity.value / 100; showOpacity(); applyLayers(); };
   showOpacity();
 
+  results = new Results(
+    () => ({ layer: base === "true" ? "true" : "pca", time, zoom: Math.min(store.zoom + 1, 24), version: layers.get("pca").facts.version }),
+    { mark: ({ lon, lat }, right) => mark([lon, lat], right), show: ({ lon, lat }) => map.setView([lat, lon], Math.max(map.getZoom(), store.zoom)) },
+  );
   labels = new Labels(map, () => {});
   labels.onpick = pick;
   pen = new Pen(map, (geometry) => labels.add(geometry));
@@ -448,7 +473,7 @@ async function start() {
     }
   };
 
-  map.on("click", (event) => act(event.latlng, { more: event.originalEvent.shiftKey }));
+  map.on("click", (event) => act(event.latlng, { more: event.originalEvent.shiftKey, less: event.originalEvent.altKey }));
   map.on("dblclick", () => tool === "polygon" && pen.finish());
   const near = () => { for (const l of layers.values()) l.getContainer?.()?.classList.toggle("near", map.getZoom() > store.zoom); };
   map.on("zoomend layeradd", near);
@@ -467,8 +492,8 @@ async function start() {
   listOverlays();
   document.body.classList.remove("starting");
   labels.read(await ask("api/labels"));
-  const places = (saved.get("similar") ?? "").split(";").map((p) => p.split(",").map(Number)).filter((p) => p.length === 2 && p.every(Number.isFinite));
-  if (places.length) await findSimilar(places, number(saved.get("from"), null));
+  const [places, unlike] = ["similar", "unlike"].map((key) => (saved.get(key) ?? "").split(";").map((p) => p.split(",").map(Number)).filter((p) => p.length === 2 && p.every(Number.isFinite)));
+  if (places.length) await findSimilar(places, number(saved.get("from"), null), unlike);
   else {
     const previous = store.layers.find((l) => l.id === "similar");
     if (previous) showSimilar(previous);

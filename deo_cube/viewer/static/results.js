@@ -1,0 +1,66 @@
+// The panel of results: the best patches as pictures, each of which can be marked as right or wrong.
+
+import { $, ask, attempt, element, follow } from "./page.js";
+
+const SIDE = 76;
+
+// A picture of a place: a window of the background's tiles, with the place in its middle.
+function picture(result, { layer, time, zoom, version }) {
+  const n = 2 ** zoom;
+  const lat = (result.lat * Math.PI) / 180;
+  const x = ((result.lon + 180) / 360) * n * 256;
+  const y = ((1 - Math.asinh(Math.tan(lat)) / Math.PI) / 2) * n * 256;
+  const box = element("button", { className: "picture", title: `Show the place, similarity ${result.score.toFixed(3)}`, ariaLabel: `Show the place with similarity ${result.score.toFixed(3)}` });
+  for (let i = Math.floor((x - SIDE / 2) / 256); i <= Math.floor((x + SIDE / 2) / 256); i += 1) {
+    for (let j = Math.floor((y - SIDE / 2) / 256); j <= Math.floor((y + SIDE / 2) / 256); j += 1) {
+      if (j < 0 || j >= n) continue;
+      const image = element("img", { src: `tiles/${layer}/${time}/${zoom}/${((i % n) + n) % n}/${j}.png?v=${version}`, alt: "" });
+      image.style.left = `${i * 256 - x + SIDE / 2}px`;
+      image.style.top = `${j * 256 - y + SIDE / 2}px`;
+      box.append(image);
+    }
+  }
+  box.append(element("i"));
+  return box;
+}
+
+// `view` gives the background, date and zoom; `mark` adds a right (true) or wrong (false) example and searches again.
+export class Results {
+  constructor(view, { mark, show }) {
+    Object.assign(this, { view, mark, show });
+    this.wanted = false;
+    this.find = attempt(() => this.search());
+    $("find-results").onclick = () => { this.wanted = true; this.find(); };
+    $("close-results").onclick = () => this.close();
+  }
+
+  close() {
+    this.wanted = false;
+    $("results").hidden = true;
+    $("result-list").replaceChildren();
+  }
+
+  // After a search: results that are shown are found anew.
+  renew() {
+    if (this.wanted) this.find();
+  }
+
+  async search() {
+    const { time } = this.view();
+    const note = $("results-note");
+    $("results").hidden = false;
+    const job = await ask("api/results", { method: "POST", body: { t: time, count: 12 } });
+    const found = await follow(job, (text) => { note.textContent = text; });
+    if (!found) return;
+    note.textContent = found.results.length ? "Mark results as right or wrong: each mark searches again." : "No further results on this date.";
+    $("result-list").replaceChildren(...found.results.map((result) => this.item(result)));
+  }
+
+  item(result) {
+    const shown = picture(result, this.view());
+    shown.onclick = () => this.show(result);
+    const right = element("button", { title: "Right: an example", ariaLabel: "Right", onclick: () => this.mark(result, true) }, "+");
+    const wrong = element("button", { title: "Wrong: a counter-example", ariaLabel: "Wrong", onclick: () => this.mark(result, false) }, "−");
+    return element("li", {}, shown, element("span", { className: "quiet" }, result.score.toFixed(2)), right, wrong);
+  }
+}
