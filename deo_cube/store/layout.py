@@ -4,6 +4,7 @@ Layout of the group::
 
     embeddings   (time, embedding, y, x)       one shard per block, inner chunks of about 64 patches
     valid        (time, y, x)                  the same shards
+    count        (time, y, x)                  the same, of embeddings that `aggregate` made
     time, y, x, spatial_ref, ...               coordinates
     progress/crc32/c/<time>/<row>/<column>     one entry per block, written after its shards
     progress/sealed.json                       a copy of the metadata, to find and repair damage (`template.py`)
@@ -41,12 +42,13 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import xarray as xr
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
@@ -75,6 +77,9 @@ __all__ = [
     "fill",
     "is_whole",
     "lost_shards",
+    "planes_in",
+    "planes_of",
+    "PLANE_DTYPES",
 ]
 
 GROUP = "progress"
@@ -90,6 +95,9 @@ DONE = 1 << 32
 FOLDERS = 32
 
 Block = tuple[int, int, int]
+
+#: Dtypes of the arrays (time, y, x) of a store.
+PLANE_DTYPES = {"valid": "float32", "count": "int16"}
 
 
 @dataclass(frozen=True)
@@ -256,22 +264,20 @@ class Layout:
             cuts.append(slice(start + (lead if i == 0 else 0), min(start + shard, lead + sum(sizes))))
         return cuts[0], cuts[1]
 
-    def padded(self, block: Block, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return a block as it is stored: with the margin, if its shard begins there."""
+    def padded(self, block: Block, values: np.ndarray, *planes: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return a block and its planes as they are stored: with the margin, if their shard begins there."""
         rows, columns = self.region(block)
         top, left = rows.start - block[1] * self.shard[0], columns.start - block[2] * self.shard[1]
         if (top, left) == (0, 0):
-            return values, valid
-        filled = np.full((*values.shape[:-2], values.shape[-2] + top, values.shape[-1] + left), fill(values.dtype))
-        filled = filled.astype(values.dtype)
-        filled[..., top:, left:] = values
-        fraction = np.zeros((valid.shape[0] + top, valid.shape[1] + left), valid.dtype)
-        fraction[top:, left:] = valid
-        return filled, fraction
+            return values, *planes
+        margin = ((top, 0), (left, 0))
+        # NaN and -128 are of their dtype, as Zarr's fill value is.
+        edge = np.asarray(fill(values.dtype)).astype(values.dtype)
+        return np.pad(values, ((0, 0), *margin), constant_values=edge), *(np.pad(plane, margin) for plane in planes)
 
-    def checksum(self, block: Block, values: np.ndarray, valid: np.ndarray) -> int:
+    def checksum(self, block: Block, values: np.ndarray, *planes: np.ndarray) -> int:
         """Return the checksum that the entry of a block has."""
-        return checksum(*self.padded(block, values, valid))
+        return checksum(*self.padded(block, values, *planes))
 
 
 @dataclass(frozen=True)
@@ -339,17 +345,19 @@ class Writer:
 
     def __init__(self, target: Target, root: zarr.Group) -> None:
         self.target = target
-        self.embeddings, self.valid = root["embeddings"], root["valid"]
+        self.embeddings, self.planes = root["embeddings"], planes_in(root)
 
-    def write(self, block: Block, values: np.ndarray, valid: np.ndarray, inputs: int | None) -> None:
-        """Write one block: valid fraction, embeddings, and its entry last.
+    def write(self, block: Block, values: np.ndarray, planes: Sequence[np.ndarray], inputs: int | None) -> None:
+        """Write one block: valid fraction (and count), embeddings, and its entry last.
 
         Parameters
         ----------
         block : tuple of int
             Time, row and column.
-        values, valid : array
-            ``(D, rows, columns)`` in the store's dtype, and ``(rows, columns)`` float32.
+        values : array
+            ``(D, rows, columns)`` in the store's dtype.
+        planes : sequence of array
+            ``(rows, columns)``, those that `planes_of` names.
         inputs : int, optional
             Checksum of what the block was made from.
 
@@ -361,7 +369,8 @@ class Writer:
         layout = self.target.layout
         rows, columns = layout.region(block)
         # A shard that begins in the margin is written whole, so nothing need be read back.
-        values, valid = layout.padded(block, values, valid)
+        values, *stored = layout.padded(block, values, *planes)
+        valid = stored[0]
         rows, columns = slice(rows.stop - valid.shape[0], rows.stop), slice(columns.stop - valid.shape[1], columns.stop)
         time = (block[0],) if len(layout.dims) == 4 else ()
         embeddings = self.embeddings
@@ -369,10 +378,11 @@ class Writer:
             # No chunk is empty then, but Zarr would compare every number with the fill value to find out, in the one
             # thread that all reads and writes share.
             embeddings = embeddings.with_config({"write_empty_chunks": True})
-        entry = Entry(checksum(values, valid), inputs)
+        entry = Entry(checksum(values, *stored), inputs)
         record = self.target.record
         try:
-            _replace(self.valid, (*time, *block[1:]), (*time, rows, columns), valid)
+            for array, plane in zip(self.planes, stored, strict=True):
+                _replace(array, (*time, *block[1:]), (*time, rows, columns), plane)
             _replace(embeddings, (*time, 0, *block[1:]), (*time, slice(None), rows, columns), values)
             # Checked again for object stores, which have no rename to check before.
             complete = self.target.check()
@@ -410,21 +420,41 @@ def is_whole(root: zarr.Group, record: Record, block: Block) -> bool:
     entry = record.entry(block)
     if entry is None:
         return True
-    values, valid = root["embeddings"], root["valid"]
+    values, planes = root["embeddings"], planes_in(root)
     shards = values.shards or values.chunks
     rows, columns = (
         slice(i * s, min((i + 1) * s, n)) for i, s, n in zip(block[1:], shards[-2:], values.shape[-2:], strict=True)
     )
     time = (block[0],) if values.ndim == 4 else ()
     try:
-        crc = checksum(values[(*time, slice(None), rows, columns)], valid[(*time, rows, columns)])
+        of_block = [plane[(*time, rows, columns)] for plane in planes]
+        crc = checksum(values[(*time, slice(None), rows, columns)], *of_block)
     except Exception:
         # Codecs may raise any error on damaged bytes: a block that cannot be read is damaged.
         return False
     return entry.output == crc
 
 
-def lost_shards(store: Store, layout: Layout, dtype: np.dtype[Any], dim: int, record: Record) -> list[Block]:
+def planes_of(emb: xr.DataArray) -> list[str]:
+    """Return the coordinates of an array that are stored with each block: `valid`, and `count` of an aggregate."""
+    counted = Attribute.AGGREGATE in emb.attrs and "count" in emb.coords
+    same = counted and set(emb["count"].dims) == set(emb.dims) - {"embedding"}
+    return ["valid", "count"] if same and emb["count"].dtype.kind in "iu" else ["valid"]
+
+
+def planes_in(root: zarr.Group) -> list[Any]:
+    """Return the arrays of a store that `planes_of` named when it was made."""
+    valid = root["valid"]
+    # Asked of metadata that are open already: a look for an array that is not there is a request per block.
+    if "count" not in str(root["embeddings"].attrs.get("coordinates", "")).split():
+        return [valid]
+    count = root["count"]
+    return [valid, count] if count.ndim == valid.ndim else [valid]
+
+
+def lost_shards(
+    store: Store, layout: Layout, dtype: np.dtype[Any], dim: int, record: Record, *, planes: Sequence[str] = ("valid",)
+) -> list[Block]:
     """Return the blocks that have an entry and no shards, though the entry is not that of a block without data.
 
     Only the names of the shards are listed; what they hold is checked by `is_whole`.
@@ -442,15 +472,18 @@ def lost_shards(store: Store, layout: Layout, dtype: np.dtype[Any], dim: int, re
                 block = (t, row, int(column))
                 if str(column) in whole:
                     continue
-                if Entry.from_number(int(numbers[t, column])).output != _without_data(layout, dtype, dim, block):
+                if Entry.from_number(int(numbers[t, column])).output != _without_data(
+                    layout, dtype, dim, block, planes
+                ):
                     lost.append(block)
     return lost
 
 
-def _without_data(layout: Layout, dtype: np.dtype[Any], dim: int, block: Block) -> int:
+def _without_data(layout: Layout, dtype: np.dtype[Any], dim: int, block: Block, planes: Sequence[str]) -> int:
     """Return the checksum of a block without a valid patch, of which no shard is stored."""
     shape = tuple(s.stop - s.start for s in layout.region(block))
-    return layout.checksum(block, np.full((dim, *shape), fill(dtype)).astype(dtype), np.zeros(shape, dtype="float32"))
+    empty = [np.zeros(shape, PLANE_DTYPES[name]) for name in planes]
+    return layout.checksum(block, np.full((dim, *shape), fill(dtype)).astype(dtype), *empty)
 
 
 def _replace(array: Any, shard: tuple[int, ...], region: tuple[int | slice, ...], values: np.ndarray) -> None:
@@ -465,9 +498,12 @@ def _replace(array: Any, shard: tuple[int, ...], region: tuple[int | slice, ...]
         array[region] = values
 
 
-def checksum(values: np.ndarray, valid: np.ndarray) -> int:
+def checksum(values: np.ndarray, *planes: np.ndarray) -> int:
     """Return the CRC-32 of a block as it is stored."""
-    return zlib.crc32(np.ascontiguousarray(valid).tobytes(), zlib.crc32(np.ascontiguousarray(values).tobytes()))
+    crc = 0
+    for part in (values, *planes):
+        crc = zlib.crc32(np.ascontiguousarray(part).tobytes(), crc)
+    return crc
 
 
 def fill(dtype: np.dtype[Any]) -> float:

@@ -28,6 +28,7 @@ from deo_cube.encoder.registry import card as find_card
 from deo_cube.errors import StoreMismatchError, UnknownModelError
 from deo_cube.extras import require
 from deo_cube.paths import is_url, local_path
+from deo_cube.store.layout import planes_of
 from deo_cube.store.open import open_embeddings
 
 if TYPE_CHECKING:
@@ -328,13 +329,13 @@ def _cube(emb: xr.DataArray, box: Any) -> dict[str, Any]:
         extent = extent if Attribute.AGGREGATE in emb.attrs else [min(stamps), max(stamps)]
         dimensions["time"] = {"type": "temporal", "extent": extent, "values": stamps}
     plane = [str(d) for d in emb.dims if d != "embedding"]
-    return {
-        "cube:dimensions": dimensions,
-        "cube:variables": {
-            "embeddings": {"type": "data", "dimensions": [str(d) for d in emb.dims]},
-            "valid": {"type": "auxiliary", "dimensions": plane, "description": "valid fraction of the patch, 0..1"},
-        },
-    }
+    variables: dict[str, Any] = {"embeddings": {"type": "data", "dimensions": [str(d) for d in emb.dims]}}
+    for name in planes_of(emb):
+        variables[name] = {"type": "auxiliary", "dimensions": plane, "description": _PLANES[name]}
+    return {"cube:dimensions": dimensions, "cube:variables": variables}
+
+
+_PLANES = {"valid": "valid fraction of the patch, 0..1", "count": "number of dates that contributed to the patch"}
 
 
 def _plain(value: Any) -> Any:

@@ -25,7 +25,17 @@ from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.embedding import metadata
 from deo_cube.store import storage
-from deo_cube.store.layout import FINGERPRINT, GENERATION, GROUP, ROOT, STATE, Layout, fill
+from deo_cube.store.layout import (
+    FINGERPRINT,
+    GENERATION,
+    GROUP,
+    PLANE_DTYPES,
+    ROOT,
+    STATE,
+    Layout,
+    fill,
+    planes_of,
+)
 
 __all__ = [
     "BLOCKS",
@@ -125,7 +135,8 @@ def _write(
     ones = (1,) * len(time)
     inner = tuple(_inner(s) for s in layout.shard) if shards else layout.shard
     others = " ".join(str(n) for n in coords.coords if n not in names)
-    common = {"coordinates": f"valid {others}".strip(), "grid_mapping": "spatial_ref"}
+    planes = planes_of(emb)
+    common = {"coordinates": f"{' '.join(planes)} {others}".strip(), "grid_mapping": "spatial_ref"}
     kept = {k: _plain(v) for k, v in emb.attrs.items() if k not in ("grid_mapping", "coordinates")}
     root.create_array(
         "embeddings",
@@ -138,18 +149,23 @@ def _write(
         attributes=kept | how | common,
         compressors=_codec(),
     )
-    root.create_array(
-        "valid",
-        shape=(*time, *layout.shape),
-        shards=(*ones, *layout.shard) if shards else None,
-        chunks=(*ones, *inner),
-        dtype="float32",
-        fill_value=0.0,
-        dimension_names=[n for n in names if n != "embedding"],
-        attributes={"long_name": "valid fraction of the patch's pixels", "units": "1", "grid_mapping": "spatial_ref"},
-        compressors=_codec(),
-    )
+    for name in planes:
+        dtype = PLANE_DTYPES[name]
+        root.create_array(
+            name,
+            shape=(*time, *layout.shape),
+            shards=(*ones, *layout.shard) if shards else None,
+            chunks=(*ones, *inner),
+            dtype=dtype,
+            fill_value=np.zeros((), dtype).item(),
+            dimension_names=[n for n in names if n != "embedding"],
+            attributes={"long_name": _LONG_NAMES[name], "units": "1", "grid_mapping": "spatial_ref"},
+            compressors=_codec(),
+        )
     root.create_group(GROUP)
+
+
+_LONG_NAMES = {"valid": "valid fraction of the patch's pixels", "count": "dates that contributed"}
 
 
 def _codec() -> Any:

@@ -42,7 +42,7 @@ from deo_cube.embedding.block import EmbedBlock, compute_block
 from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
 from deo_cube.progress import duration, size
 from deo_cube.store import create, run_local, storage
-from deo_cube.store.layout import GROUP, Block, Layout, Record, Target, lost_shards
+from deo_cube.store.layout import GROUP, PLANE_DTYPES, Block, Layout, Record, Target, lost_shards, planes_of
 from deo_cube.store.open import open_embeddings
 from deo_cube.store.scheduler import choose_scheduler
 from deo_cube.store.storage import is_local
@@ -67,13 +67,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Job:
-    """One block: its graph, the keys of its two arrays, and its target."""
+    """One block: its graph, the keys of its arrays, and its target."""
 
     target: Target
     block: tuple[int, int, int]
     graph: Mapping[Any, Any]
     values: Any
-    valid: Any
+    planes: list[Any]
     reading: Reading
     run: str
     """Identifies the call of `to_zarr`, whose cached chunks are not shared with other calls."""
@@ -292,7 +292,7 @@ def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str 
 def _forget_lost_blocks(target: Target, emb: xr.DataArray) -> bool:
     """Delete the entries of blocks whose shards are missing, so that they run again; return whether there are any."""
     backend = storage.store_at(target.store)
-    lost = lost_shards(backend, target.layout, emb.dtype, emb.sizes["embedding"], target.record)
+    lost = lost_shards(backend, target.layout, emb.dtype, emb.sizes["embedding"], target.record, planes=planes_of(emb))
     if lost:
         log.warning("%s: %d finished blocks have lost their shards, and are done again", target.store, len(lost))
         create.restart(backend)  # first, so that the store never claims more than it holds
@@ -339,8 +339,9 @@ def _on_dask(emb: xr.DataArray, layout: Layout | None = None) -> xr.DataArray:
         chunks |= {y: min(128, emb.sizes[y]), x: min(128, emb.sizes[x])}
     emb = emb.chunk(chunks)
     sizes = dict(zip(emb.dims, emb.chunks or (), strict=True))
-    valid = emb["valid"].variable
-    return emb.assign_coords(valid=valid.chunk({d: sizes[d] for d in valid.dims}))
+    rest = [d for d in emb.dims if d != "embedding"]
+    planes = {name: emb[name].variable.transpose(*rest) for name in planes_of(emb)}
+    return emb.assign_coords({n: v.chunk({d: sizes[d] for d in rest}) for n, v in planes.items()})
 
 
 def _todo(record: Record, bar: run_local.ProgressBar) -> Iterator[Block]:
@@ -371,16 +372,16 @@ def _done(record: Record) -> Iterator[Block]:
 def _jobs(
     emb: xr.DataArray, target: Target, todo: Iterator[tuple[int, int, int]], reading: Reading, run: str
 ) -> Iterator[Job]:
-    whole, (values, valid) = graph.layered(emb.data, emb["valid"].data)
+    whole, (values, *planes) = graph.layered(emb.data, *(emb[name].data for name in planes_of(emb)))
     four = emb.ndim == 4
     while wave := list(itertools.islice(todo, WAVE)):
-        keys = {
-            b: ((values, *((b[0],) if four else ()), 0, *b[1:]), (valid, *((b[0],) if four else ()), *b[1:]))
-            for b in wave
-        }
-        part = graph.cut(whole, [k for pair in keys.values() for k in pair])
-        for b, (v, f) in keys.items():
-            yield Job(target, b, graph.subgraph(part, [v, f]), v, f, reading, run)
+        keys = {}
+        for b in wave:
+            date = b[:1] if four else ()
+            keys[b] = [(values, *date, 0, *b[1:]), *((plane, *date, *b[1:]) for plane in planes)]
+        part = graph.cut(whole, [key for of_block in keys.values() for key in of_block])
+        for b, of_block in keys.items():
+            yield Job(target, b, graph.subgraph(part, of_block), of_block[0], of_block[1:], reading, run)
 
 
 def run_job(job: Job) -> None:
@@ -391,10 +392,10 @@ def run_job(job: Job) -> None:
         return
     if complete:
         raise StoreMismatchError(f"{target.store} is marked complete, and lacks block {job.block}: make the call again")
-    (values, valid), inputs = _compute(job)
+    (values, *planes), inputs = _compute(job)
     try:
         with _explain_full_disk(f"block {job.block}", target.store):
-            target.open().write(job.block, values, valid, inputs)
+            target.open().write(job.block, values, planes, inputs)
     except FileNotFoundError:
         # Another process finished the store meanwhile, this block included, and removed half-written files.
         if target.record.entry(job.block) is None:
@@ -419,24 +420,26 @@ def check_job(job: Job) -> bool | None:
     entry = job.target.record.entry(job.block)
     if entry is None:
         return True  # not finished, so it cannot differ
-    (values, valid), inputs = _compute(job, encode=False)
+    (values, *planes), inputs = _compute(job, encode=False)
     if entry.inputs == inputs:
         return True
     if values is not None and not graph.has_blocks(job.graph):
         # Nothing is encoded: the block itself was computed, and its output is compared.
-        return bool(entry.output == job.target.layout.checksum(job.block, values, valid))
+        return bool(entry.output == job.target.layout.checksum(job.block, values, *planes))
     return None if entry.inputs is None else False
 
 
-def _compute(job: Job, *, encode: bool = True) -> tuple[tuple[Any, Any], int]:
-    """Return values and valid fraction of a block, without time, and the checksum of its inputs."""
+def _compute(job: Job, *, encode: bool = True) -> tuple[list[Any], int]:
+    """Return values, valid fraction (and count) of a block, without time, and the checksum of its inputs."""
     with chunks.using(job.run) as reader:
         load = partial(reader.read, retries=job.reading.retries, timeout=job.reading.timeout)
-        (values, valid), inputs = compute_block(job.graph, [job.values, job.valid], load, encode=encode)
+        (values, *planes), inputs = compute_block(job.graph, [job.values, *job.planes], load, encode=encode)
     if values is None:
-        return (None, None), inputs
-    values, valid = (values[0], valid[0]) if values.ndim == 4 else (values, valid)
-    return (np.asarray(values), np.asarray(valid, dtype="float32")), inputs
+        return [None] * (1 + len(planes)), inputs
+    dated = values.ndim == 4
+    stored = zip(planes, PLANE_DTYPES.values(), strict=False)
+    of_block = [np.asarray(plane[0] if dated else plane, dtype=dtype) for plane, dtype in stored]
+    return [np.asarray(values[0] if dated else values), *of_block], inputs
 
 
 log = logging.getLogger("deo_cube")

@@ -160,6 +160,7 @@ def test_a_store_of_periods_is_published_as_such(tmp_path):
     stored = lazy.deo.to_zarr(tmp_path / "a.zarr", progress=False)
     np.testing.assert_array_equal(stored.values, lazy.values)
     np.testing.assert_array_equal(stored["valid"], lazy["valid"])
+    np.testing.assert_array_equal(stored["count"], lazy["count"])
     for name in ("start_datetime", "end_datetime", "dates"):
         np.testing.assert_array_equal(stored[name], lazy[name])
     assert stored.attrs["deo_cube:derived"] == "median per season of tiny embeddings"
@@ -170,9 +171,29 @@ def test_a_store_of_periods_is_published_as_such(tmp_path):
     assert item.properties["start_datetime"] == "2021-03-01T00:00:00Z"
     assert item.properties["end_datetime"] == "2021-11-30T23:59:59Z"
     assert item.properties["processing:lineage"] == "median per season of tiny embeddings"
+    assert "count" in item.properties["cube:variables"]
     lazy.deo.to_zarr(tmp_path / "a.zarr", progress=False)  # resumed: the same
+    copied = stored.isel(time=[1], x=slice(3, 20)).deo.to_zarr(tmp_path / "b.zarr", progress=False)
+    np.testing.assert_array_equal(copied["count"], lazy["count"].isel(time=[1], x=slice(3, 20)))
+    one = stored.isel(time=2).deo.to_zarr(tmp_path / "c.zarr", progress=False)
+    np.testing.assert_array_equal(one["count"], lazy["count"].isel(time=2))
     with pytest.raises(deo_cube.errors.StoreMismatchError, match="aggregate"):
         emb.deo.aggregate("season").deo.to_zarr(tmp_path / "a.zarr", progress=False)
+
+
+def test_a_damaged_count_is_found_and_a_store_in_blocks_resumes(tmp_path):
+    emb = series(3, rows=40, cols=40)
+    emb = emb.assign_attrs({"deo_cube:model_alias": "make-believe", "deo_cube:model": "make-believe"})
+    lazy = on_dask(emb, 16, 16).deo.aggregate("year")
+    stored = lazy.deo.to_zarr(tmp_path / "a.zarr", progress=False)
+    np.testing.assert_array_equal(stored["count"], aggregate(emb, "year")["count"])
+    shard = next(p for p in (tmp_path / "a.zarr" / "count" / "c").rglob("*") if p.is_file())
+    shard.write_bytes(shard.read_bytes()[:-3])
+    assert len(deo_cube.verify_store(tmp_path / "a.zarr").damaged) == 1
+    deo_cube.verify_store(tmp_path / "a.zarr", repair=True)
+    again = lazy.deo.to_zarr(tmp_path / "a.zarr", progress=False)
+    np.testing.assert_array_equal(again["count"], stored["count"])
+    assert deo_cube.verify_store(tmp_path / "a.zarr").complete
 
 
 def test_the_command_writes_the_store(tmp_path, capsys):

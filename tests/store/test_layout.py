@@ -131,7 +131,7 @@ def test_a_shard_is_written_without_being_read(tmp_path: Path, monkeypatch: pyte
     starts = [np.cumsum([0, *c]) for c in layout.chunks]
     for t, r, c in product(*map(range, layout.blocks)):
         rows, columns = slice(starts[1][r], starts[1][r + 1]), slice(starts[2][c], starts[2][c + 1])
-        writer.write((t, r, c), values[t, :, rows, columns], valid[t, rows, columns], None)
+        writer.write((t, r, c), values[t, :, rows, columns], [valid[t, rows, columns]], None)
     assert reads == []
     assert verify_store(store_path).complete
 
