@@ -15,7 +15,12 @@ __all__ = ["COMMANDS"]
 
 Store = Annotated[Positional[str], arg(help="store of embeddings", metavar="STORE")]
 Time = Annotated[
-    str | None, TEXT, arg(help="date to write, as 2024-06-05 or 2024-06", help_behavior_hint="(default: the only one)")
+    str | None,
+    TEXT,
+    arg(
+        help="date to write, as 2024-06-05; of several vectors in 2024-06 the mean",
+        help_behavior_hint="(default: the only one)",
+    ),
 ]
 Overwrite = Annotated[bool, arg(help="replace OUT")]
 
@@ -51,7 +56,7 @@ def pca(
 
     _check(out, store, overwrite, (".tif", ".tiff"))
     emb = open_embeddings(store)
-    emb = emb if time is None else select_time(emb, time)
+    emb = _one_date(emb) if time is None else select_time(emb, time)
     _print_written(to_cog(pca_rgb(emb, basis=basis), out, dtype=None if floats else "uint8"))
 
 
@@ -77,10 +82,13 @@ def export(
     if not is_embeddings(store) and (classes := _class_map(store)) is not None:
         if local_path(out).suffix.lower() == ".parquet":
             raise ArgumentError(f"a table holds vectors, and {store} is a map of classes: name OUT .tif")
-        _print_written(to_cog(classes if time is None else classes.sel(time=time), out, compress=compress))
+        chosen = _one_date(classes) if time is None else classes.sel(time=time)
+        _print_written(to_cog(chosen, out, compress=compress))
         return
     emb = open_embeddings(store)
     emb = emb if time is None else select_time(emb, time)
+    if local_path(out).suffix.lower() != ".parquet":
+        emb = _one_date(emb)
     if local_path(out).suffix.lower() == ".parquet":
         _print_written(to_geoparquet(emb, out, pool=pool, geometry=geometry, min_valid=min_valid))
     else:
@@ -148,6 +156,15 @@ def _class_map(path: str) -> Any:
     from deo_cube.facts import class_map
 
     return class_map(path)
+
+
+def _one_date(array: Any) -> Any:
+    """Return an array of one date; a file of rows, columns and bands has no dates."""
+    if array.sizes.get("time", 1) > 1:
+        dates = [str(label)[:10] for label in array["time"].values]
+        shown = ", ".join(dates[:4]) + (", ..." if len(dates) > 4 else "")
+        raise ArgumentError(f"a GeoTIFF holds one date, the store has {len(dates)} ({shown}): pass time={dates[0]}")
+    return array
 
 
 def _check(out: Path, source: str, overwrite: bool, endings: tuple[str, ...]) -> None:

@@ -78,7 +78,7 @@ def _at(path: str, group: str | None, storage_options: Mapping[str, Any] | None)
         return _tiff(path)
     if group is None and ending not in ("nc", "json") and is_embeddings(path, storage_options=storage_options):
         return _store(path, storage_options)
-    if (local_path(path) / MANIFEST).is_file() and not is_url(path):
+    if not is_url(path) and _is_index(local_path(path) / MANIFEST):
         return _index(path)
     if ending == "json" and (stac := _stac(path)) is not None:
         return stac
@@ -141,6 +141,15 @@ def _head(path: str) -> Summary:
     facts += [(k, str(v)) for k, v in head.report.items() if k != "cells"]
     colored = Categories(classes.codes, classes.names, classes.colors)
     return Summary(tuple(facts), title=f"deo_cube {head.kind} head", classes=colored)
+
+
+def _is_index(manifest: Path) -> bool:
+    """Return whether a file is the manifest of an index; other folders may hold a file of that name."""
+    try:
+        document = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and "sources" in document and "segments" in document
 
 
 def _index(path: str) -> Summary:

@@ -71,9 +71,12 @@ def test_what_is_nothing_is_refused(tmp_path: Path) -> None:
         deo_cube.info(3)
 
 
-def test_pca_writes_bytes_that_are_the_colours(folder: Path, tmp_path: Path) -> None:
+def test_pca_writes_bytes_that_are_the_colours(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "pca.tif"
     assert run("pca", folder / "emb.zarr", out) == 2  # two dates
+    assert f"--time {_first(folder)}" in capsys.readouterr().err  # the advice, which the next line follows
     assert run("pca", folder / "emb.zarr", out, "--time", _first(folder)) == 0
     assert run("pca", folder / "emb.zarr", out, "--time", _first(folder)) == 2  # it exists
     assert run("pca", folder / "emb.zarr", out, "--time", _first(folder), "--overwrite") == 0
@@ -142,3 +145,10 @@ def test_indexes_are_described(folder: Path, tmp_path: Path) -> None:
     found = deo_cube.info(tmp_path / "index")
     assert "index" in found.title
     assert dict(found.facts)["patches"] == "2,048"
+
+
+def test_a_folder_with_another_index_json_is_not_an_index(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("[1, 2]")
+    with pytest.raises(deo_cube.DeoCubeError) as caught:
+        deo_cube.info(tmp_path)
+    assert "search index" not in str(caught.value)

@@ -40,6 +40,7 @@ from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.labels import rasterize_labels
 from deo_cube.heads.pca import basis_of
 from deo_cube.heads.vectors import as_embeddings, geobox, sample, select_time, spatial_dims
+from deo_cube.notebook import facts_html
 from deo_cube.paths import local_path
 from deo_cube.progress import Progress, size
 from deo_cube.store.open import open_embeddings
@@ -51,7 +52,7 @@ Array = NDArray[Any]
 MAX_BYTES = 96 * 2**20
 """Default of the largest size of all vectors of a page."""
 MAX_PATCHES = 4_000_000
-"""Largest number of patches of a date, which a browser still compares in about a second."""
+"""Largest number of patches of a date, which a browser still compares in some seconds."""
 PART = 3 * 2**20
 """Bytes of vectors in one script."""
 MESH = 17
@@ -82,6 +83,15 @@ class Page:
             f"<Page {self.path}: {dates} of {self.shape[0]} x {self.shape[1]} patches, {self.dims} numbers per patch, "
             f"cosine within {self.cosine_error:.3f}, {size(self.bytes)}{named}>"
         )
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("open", str(self.path)),
+            ("size", f"{self.dates} x {self.shape[0]} x {self.shape[1]} patches; {size(self.bytes)}"),
+            ("vectors", f"{self.dims} numbers of 8 bits; 95 % of cosines within {self.cosine_error:.3f}"),
+            ("labels", ", ".join(self.labels) or "none"),
+        ]
+        return facts_html("deo_cube page", facts)
 
 
 def page(
@@ -225,7 +235,7 @@ def _check_size(times: int, shape: tuple[int, int], coarsen: int, dims: int, max
     if fewer is not None:
         advice.append(f"dims={fewer}")
     if patches(coarsen) <= MAX_PATCHES:
-        advice.append("a larger max_bytes")
+        advice.append(f"max_bytes={times * patches(coarsen) * dims}")
     raise ArgumentError(
         f"the page would hold {size(times * patches(coarsen) * dims)} of vectors ({times} x {patches(coarsen):,} "
         f"patches), a page holds at most {size(max_bytes)} and {MAX_PATCHES:,} patches per date: pass "
