@@ -1,6 +1,7 @@
 """`python -m benchmarks.race`: everything in one process tree; see `--help`.
 
-The parts: `race` (bare encoder, embed and the alternatives, interleaved), `seams`, `peaks` (memory of each case),
+The parts: `runtimes` (torch and OpenVINO, float32 and bfloat16, beside the alternatives), `race` (bare encoder, embed
+and all alternatives, interleaved), `seams`, `peaks` (memory of each case),
 `scaling` (1 and 2 workers), `memory` (cubes of 2048 to 16384 px), `whole` (a Sentinel-2 tile and a continent, planned),
 `render` (the tables of docs/throughput.md from --out). With `--merge`, rounds are added to those that --out holds.
 """
@@ -43,9 +44,10 @@ LONG = COURSES["vit-long-0"]
 class Config:
     """What is measured."""
 
-    parts: tuple[str, ...] = ("race", "seams", "peaks", "scaling", "memory", "whole")
-    courses: tuple[str, ...] = tuple(COURSES)
-    rounds: int = 5
+    parts: tuple[str, ...] = ("runtimes", "race", "seams")
+    """Default: what takes at most ten minutes on two cores."""
+    courses: tuple[str, ...] = ("tiny",)
+    rounds: int = 3
     out: Path = Path("bench.json")
     """JSON file for the figures."""
     merge: bool = False
@@ -106,6 +108,12 @@ def _run(part: str, config: Config, figures: dict[str, Any], folder: str) -> Non
                 kept["seams"] = measure.seams(course, 320 if config.quick else 1280)
             else:
                 kept["peaks"] = measure.peaks(course, setting, most=1 if config.quick else None)
+    elif part == "runtimes":
+        variants = measure.VARIANTS[: 1 if config.quick else None]
+        for course in courses:
+            setting = Setting(course.model, course.size, folder)
+            kept = figures.setdefault("runtimes", {}).setdefault(course.model, {})
+            _merge(kept, measure.runtimes(course, setting, rounds, warm=not config.quick, variants=variants))
     elif part == "scaling":
         course = QUICK if config.quick else replace(LONG, size=config.scaling_size or LONG.size)
         kinds = ("threads",) if config.quick else config.kinds
@@ -119,7 +127,7 @@ def _run(part: str, config: Config, figures: dict[str, Any], folder: str) -> Non
     elif part == "whole":
         figures["whole"] = whole.figures(small=config.quick)
     else:
-        raise SystemExit(f"no part {part!r}: race, seams, peaks, scaling, memory, whole, or render alone")
+        raise SystemExit(f"no part {part!r}: runtimes, race, seams, peaks, scaling, memory, whole, or render alone")
 
 
 def _merge(kept: dict[str, Any], found: dict[str, Any]) -> None:

@@ -7,14 +7,17 @@ its workers; `before` is what it held once cube and encoder were there.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
 import time
 import zlib
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,23 @@ import torch
 import deo_cube
 from benchmarks.race import runners
 from benchmarks.race.setting import Setting, card_of, linked_cube, prepare, ref_of
+from deo_cube.embedding import transfer
 from deo_cube.embedding.rates import measure_rate
+from deo_cube.errors import DeoCubeError
 from deo_cube.evaluate.seam import seam_report
 
-__all__ = ["Course", "course_key", "flatness", "memory", "peaks", "race", "scaling", "seams"]
+__all__ = [
+    "Course",
+    "course_key",
+    "flatness",
+    "memory",
+    "peaks",
+    "race",
+    "runtimes",
+    "scaling",
+    "seams",
+    "torch_as_it_comes",
+]
 
 
 @dataclass(frozen=True)
@@ -84,15 +100,14 @@ def race(
 ) -> dict[str, Any]:
     """Seconds of every case in every round; the bare encoder's tiles per second; what `plan` foretold.
 
-    The alternatives multiply matrices as torch does by default, unless `same_library`: `deo_cube.encoder.devices`
-    chooses where deo_cube loads an encoder, and they would not.
+    The alternatives multiply matrices as torch does by default, unless `same_library`: `Encoder.encode` chooses
+    otherwise while it runs (`deo_cube.encoder.matmul`), and they would not.
     """
     prepare(setting)
     ref_of(setting.model).load("cpu")
     chosen = torch.get_float32_matmul_precision()
-    plain = chosen if same_library else "highest"
     out: dict[str, Any] = {
-        **asdict(course), "precision": {"ours": chosen, "theirs": plain},
+        **asdict(course), "same_library": same_library,
         "trained": setting.card.trained, "km2": setting.km2, "cases": {}, "bare": {}, "foretold": [],
         "skipped": {},
     }  # fmt: skip
@@ -123,7 +138,7 @@ def race(
         for one in todo:
             # Importing TerraTorch makes the same choice (models/backbones/clay_v15/model.py), for better or worse.
             ours = isinstance(one, (int, str)) or one[0].startswith(("deo_cube", "TerraTorch"))
-            torch.set_float32_matmul_precision(chosen if ours else plain)
+            torch.set_float32_matmul_precision(chosen)
             if one == "plan":
                 out["foretold"].append(measure_rate(ref_of(setting.model), course.tile, "cpu", seconds=2.0))
             elif isinstance(one, int):
@@ -134,7 +149,8 @@ def race(
                 path = _out(setting, name)
                 _clear(path)
                 start = time.perf_counter()
-                runners.RUNNERS[name][0](setting, course.tile, halo, block, path)
+                with contextlib.nullcontext() if ours or same_library else torch_as_it_comes():
+                    runners.RUNNERS[name][0](setting, course.tile, halo, block, path)
                 out["cases"][case_key(name, halo, block)]["seconds"].append(time.perf_counter() - start)
                 runners.check(path, setting)
         print(f"{course_key(course)}: round {round_ + 1} of {rounds}", file=sys.stderr, flush=True)
@@ -142,9 +158,97 @@ def race(
     return out
 
 
+@contextlib.contextmanager
+def torch_as_it_comes() -> Iterator[None]:
+    """Have encoders multiply matrices by torch's default library, as code without deo_cube does."""
+    from deo_cube.encoder import encoder
+
+    real = encoder.encoder_products
+    vars(encoder)["encoder_products"] = lambda device: contextlib.nullcontext()
+    try:
+        yield
+    finally:
+        vars(encoder)["encoder_products"] = real
+
+
+#: Runtimes and precisions of the part `runtimes`; the first is what torch does as it comes.
+VARIANTS = (("torch", "float32"), ("torch", "bfloat16"), ("openvino", "float32"), ("openvino", "bfloat16"))
+#: Alternatives of the part `runtimes`. In OpenVINO only the one that calls the encoder from several threads: a loop
+#: would leave all cores but one idle.
+RIVALS = {"torch": ("rasterio loop", "dask map_blocks / map_overlap"), "openvino": ("dask map_blocks / map_overlap",)}
+
+
+def runtimes(
+    course: Course,
+    setting: Setting,
+    rounds: int,
+    *,
+    warm: bool = True,
+    variants: Sequence[tuple[str, str]] = VARIANTS,
+) -> dict[str, Any]:
+    """Time the bare encoder, `embed` and alternatives in every runtime and precision that this machine has.
+
+    The alternatives are given the same encoder: in "torch" as it comes, and for "best" in the form in which deo_cube
+    runs it (its matrix library, bfloat16, or OpenVINO).
+    """
+    prepare(setting)
+    halo, block = course.halos[-1], course.blocks[0]
+    plan = _plan(setting, course, halo, block)
+    real = plan.tiling.block
+    out: dict[str, Any] = {
+        "model": course.model, "size": course.size, "tile": course.tile, "halo": halo, "block": real,
+        "km2": setting.km2, "encoded": plan.encoded_per_kept * course.size**2 / course.tile**2, "cases": {},
+        "skipped": {}, "load": [],
+    }  # fmt: skip
+    jobs: list[tuple[str, str, Setting]] = []
+    for name, precision in variants:
+        own = replace(setting, runtime=name, precision=precision, tile=course.tile)
+        try:
+            transfer.check_precision(precision, "cpu")
+            own.encoder()
+        except DeoCubeError as error:
+            out["skipped"][f"{name}, {precision}"] = str(error)
+            continue
+        for runner in ("bare", "plan", "deo_cube embed", *RIVALS[name]):
+            jobs.append((runner, f"{name}, {precision}", own))
+    jobs.append(("rasterio loop", "as it comes", setting))
+    jobs.append(("dask map_blocks / map_overlap", "as it comes", setting))
+    if warm:
+        for runner, _, own in jobs:
+            if runner in runners.RUNNERS:
+                _warm(course, own, [(runner, halo, 0)])
+    for round_ in range(rounds):
+        random.shuffle(jobs)
+        for runner, variant, own in jobs:
+            key = f"{runner} | {variant}"
+            plain = torch_as_it_comes() if variant == "as it comes" else contextlib.nullcontext()
+            path, begun = _out(setting, runner), time.process_time()
+            if runner == "bare":
+                value = max(runners.bare(own, course.tile, course.bare_tiles, n) for n in sorted({1, own.cores}))
+            elif runner == "plan":
+                found = deo_cube.plan(
+                    own.cube({}), own.card, tile=course.tile, halo=halo, block=block, anchor="array", units="dn",
+                    offset=0, runtime=own.runtime, precision=own.precision, measure=True,
+                )  # fmt: skip
+                value = found.seconds or float("nan")
+            else:
+                _clear(path)
+                start = time.perf_counter()
+                with plain:
+                    runners.RUNNERS[runner][0](own, course.tile, halo, real, path)
+                value = time.perf_counter() - start
+                runners.check(path, setting)
+            case = out["cases"].setdefault(key, {"runner": runner, "variant": variant, "values": [], "cpu": []})
+            case["values"].append(value)
+            case["cpu"].append(time.process_time() - begun)
+        out["load"].append(os.getloadavg()[0])
+        print(f"runtimes of {course.model}: round {round_ + 1} of {rounds}", file=sys.stderr, flush=True)
+    return out
+
+
 def _warm(course: Course, setting: Setting, cases: list[tuple[str, int, int]]) -> None:
     """Import, load and compile what there is, on a cube of a few tiles, before any clock starts."""
-    small = Setting(setting.model, 2 * course.tile, setting.folder, setting.workers)
+    small = replace(setting, size=2 * course.tile)
     prepare(small)
     for name, halo, _ in {(n, h, 0) for n, h, _ in cases}:
         path = _out(setting, name)

@@ -34,9 +34,9 @@ def _origins(size: int, tile: int, halo: int) -> list[int]:
     return list(range(-halo, size - halo, tile - 2 * halo))
 
 
-def _encode(encoder: Any, chips: Array) -> Array:
+def _encode(setting: Setting, chips: Array) -> Array:
     """Chips [B, C, H, W] of DN to maps [B, D, h, w]."""
-    return np.asarray(encoder.encode(torch.from_numpy(np.ascontiguousarray(chips, dtype="float32"))).numpy())
+    return np.asarray(setting.encode(torch.from_numpy(np.ascontiguousarray(chips, dtype="float32"))).numpy())
 
 
 def _strips(maps: Iterable[Array], across: int) -> Iterator[Array]:
@@ -57,22 +57,23 @@ def _batches(items: list[Any], batch: int) -> Iterator[list[Any]]:
 
 def bare(setting: Setting, tile: int, tiles: int, callers: int) -> float:
     """Tiles per second of the encoder alone on noise: `callers` threads that share the cores."""
-    encoder, batch = setting.encoder(), setting.batch(tile)
+    batch = setting.batch(tile)
     noise = torch.rand(tiles, len(setting.card.bands), tile, tile, generator=torch.Generator().manual_seed(0)) * 3000
     parts = noise.split(batch)
     each = max(1, setting.cores // callers)
     with ThreadPoolExecutor(callers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
-        list(pool.map(encoder.encode, parts[:callers]))
+        list(pool.map(setting.encode, parts[:callers]))
         start = time.perf_counter()
-        list(pool.map(encoder.encode, parts))
+        list(pool.map(setting.encode, parts))
         return tiles / (time.perf_counter() - start)
 
 
 def embed(setting: Setting, tile: int, halo: int, block: int, out: str, **options: Any) -> None:
     """deo_cube, with what it has as default but for tile, halo and block."""
     lazy = deo_cube.embed(
-        setting.cube({}), setting.card, tile=tile, halo=halo, block=block, anchor="array", units="dn", offset=0
-    )
+        setting.cube({}), setting.card, tile=tile, halo=halo, block=block, anchor="array", units="dn", offset=0,
+        runtime=setting.runtime, precision=setting.precision,
+    )  # fmt: skip
     lazy.deo.to_zarr(out, progress=False, overwrite=True, **options)
 
 
@@ -95,7 +96,7 @@ def rasterio_loop(setting: Setting, tile: int, halo: int, block: int, out: str) 
     from rasterio.windows import Window
 
     torch.set_num_threads(setting.cores)
-    encoder, p, n = setting.encoder(), setting.card.patch, setting.size
+    p, n = setting.card.patch, setting.size
     origins, side = _origins(n, tile, halo), -(-n // p)
     h, k = halo // p, (tile - 2 * halo) // p
 
@@ -106,7 +107,7 @@ def rasterio_loop(setting: Setting, tile: int, halo: int, block: int, out: str) 
 
     with rasterio.open(setting.tif) as src, _output(setting, side, side, out) as dst:
         parts = _batches([(y, x) for y in origins for x in origins], setting.batch(tile))
-        maps = (_encode(encoder, np.stack([read(src, y, x) for y, x in part])) for part in parts)
+        maps = (_encode(setting, np.stack([read(src, y, x) for y, x in part])) for part in parts)
         cores = (m[:, :, h : h + k, h : h + k] for m in maps)
         for i, strip in enumerate(_strips(cores, len(origins))):
             strip = strip[:, : side - i * k, :side]
@@ -116,7 +117,7 @@ def rasterio_loop(setting: Setting, tile: int, halo: int, block: int, out: str) 
 def _encode_block(block: Array, *, setting: Setting, tile: int, halo: int) -> Array:
     """All tiles of a block that comes with its halo: what a user hands to map_blocks and map_overlap."""
     torch.set_num_threads(1)
-    encoder, p, core = setting.encoder(), setting.card.patch, tile - 2 * halo
+    p, core = setting.card.patch, tile - 2 * halo
     h, k = halo // p, core // p
     height, width = (s - 2 * halo for s in block.shape[1:])
     rows, columns = -(-height // core), -(-width // core)
@@ -125,7 +126,7 @@ def _encode_block(block: Array, *, setting: Setting, tile: int, halo: int) -> Ar
     out = np.empty((setting.card.dim, rows * k, columns * k), "float32")
     for part in _batches([(y, x) for y in range(rows) for x in range(columns)], setting.batch(tile)):
         chips = np.stack([padded[:, y * core : y * core + tile, x * core : x * core + tile] for y, x in part])
-        for (y, x), m in zip(part, _encode(encoder, chips), strict=True):
+        for (y, x), m in zip(part, _encode(setting, chips), strict=True):
             out[:, y * k : (y + 1) * k, x * k : (x + 1) * k] = m[:, h : h + k, h : h + k]
     return out[:, : -(-height // p), : -(-width // p)].astype("float16")
 
@@ -164,7 +165,7 @@ def xbatcher_loop(setting: Setting, tile: int, halo: int, block: int, out: str) 
     import zarr
 
     torch.set_num_threads(setting.cores)
-    encoder, p, core, n = setting.encoder(), setting.card.patch, tile - 2 * halo, setting.size
+    p, core, n = setting.card.patch, tile - 2 * halo, setting.size
     side, h, k, across = -(-n // p), halo // p, core // p, len(_origins(n, tile, halo))
     after = across * core - n + halo
     cube = setting.cube({})
@@ -177,7 +178,7 @@ def xbatcher_loop(setting: Setting, tile: int, halo: int, block: int, out: str) 
     target = zarr.create_array(out, shape=shape, chunks=chunks, dtype="float16", overwrite=True)
     with dask.config.set(scheduler="threads", num_workers=setting.cores):
         parts = _batches(list(range(across * across)), setting.batch(tile))
-        maps = (_encode(encoder, np.stack([patches[i].values for i in part])) for part in parts)
+        maps = (_encode(setting, np.stack([patches[i].values for i in part])) for part in parts)
         cores = (m[:, :, h : h + k, h : h + k] for m in maps)
         for i, strip in enumerate(_strips(cores, across)):
             target[:, i * k : (i + 1) * k] = strip[:, : side - i * k, :side].astype("float16")
@@ -195,7 +196,7 @@ def torchgeo_sampler(setting: Setting, tile: int, halo: int, block: int, out: st
     from torchgeo.samplers import GridGeoSampler
 
     torch.set_num_threads(setting.cores)
-    encoder, p, core, n = setting.encoder(), setting.card.patch, tile - 2 * halo, setting.size
+    p, core, n = setting.card.patch, tile - 2 * halo, setting.size
     side, h, k = -(-n // p), halo // p, core // p
     dataset = type("Cube", (RasterDataset,), {"filename_glob": "cube.tif"})(paths=str(Path(setting.tif).parent))
     loader = DataLoader(
@@ -220,7 +221,7 @@ def torchgeo_sampler(setting: Setting, tile: int, halo: int, block: int, out: st
             nonlocal seen
             for sample in loader:
                 chips = sample["image"]
-                yield list(cut(encoder.encode(chips).numpy(), seen))  # type: ignore[misc]
+                yield list(cut(setting.encode(chips).numpy(), seen))  # type: ignore[misc]
                 seen += len(chips)
 
         for strip in _strips(maps(), across):
@@ -241,12 +242,12 @@ def terratorch_tiled(setting: Setting, tile: int, halo: int, block: int, out: st
     from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
     torch.set_num_threads(setting.cores)
-    encoder, p = setting.encoder(), setting.card.patch
+    p = setting.card.patch
     with rasterio.open(setting.tif) as src:
         image = torch.from_numpy(src.read().astype("float32"))[None]
     with torch.inference_mode():
         maps = tiled_inference(
-            lambda folded: encoder.encode(pixel_shuffle(folded, p)), pixel_unshuffle(image, p), crop=tile // p,
+            lambda folded: setting.encode(pixel_shuffle(folded, p)), pixel_unshuffle(image, p), crop=tile // p,
             stride=(tile - 2 * halo) // p, delta=halo // p, batch_size=setting.batch(tile), blend_overlaps=False,
             padding="reflect" if halo else False,
         )  # fmt: skip

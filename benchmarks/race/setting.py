@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 import deo_cube
-from deo_cube.embedding import runtime
+from deo_cube.embedding import runtime, transfer
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef, describe_timm, resolve
 
@@ -36,6 +36,11 @@ class Setting:
     folder: str
     workers: int = 0
     """Cores to use; 0: all that the process may."""
+    runtime: str = "torch"
+    """Library that runs the network: "torch" or "openvino"."""
+    precision: str = "float32"
+    tile: int | None = None
+    """Tiles that OpenVINO compiles, pixels; the model's by default."""
 
     @property
     def zarr(self) -> str:
@@ -64,7 +69,15 @@ class Setting:
 
     def encoder(self) -> Any:
         """The encoder on the CPU: one a process, the same that `embed` uses."""
-        return runtime.encoder(ref_of(self.model), "cpu")
+        ref = ref_of(self.model)
+        tile = self.tile or ref.card.tile
+        chosen = runtime.choose_runtime(self.runtime, ref, device="cpu", precision=self.precision, tile=tile)
+        return runtime.encoder(ref, "cpu", precision=self.precision, runtime=chosen, tile=tile)
+
+    def encode(self, pixels: Any) -> Any:
+        """A tensor [B, C, H, W] of DN to float32 maps [B, D, h, w], in this setting's runtime and precision."""
+        with transfer.precise(self.precision, "cpu"):
+            return self.encoder().encode(pixels).float()
 
     def batch(self, tile: int) -> int:
         """Tiles a forward pass: what deo_cube finds best, given to every runner."""

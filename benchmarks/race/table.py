@@ -72,6 +72,50 @@ def _race(race: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _runtimes(found: dict[str, Any]) -> list[str]:
+    """Return the table of runtimes and precisions: speed, share of the bare encoder, and lead over the alternatives."""
+    cases = found["cases"]
+
+    def seconds(runner: str, variant: str) -> list[float]:
+        own = cases.get(f"{runner} | {variant}")
+        return own["values"] if own else []
+
+    def best(variant: str) -> list[float]:
+        rivals = {c["runner"] for c in cases.values()} - {"bare", "plan", OURS}
+        known = [seconds(r, variant) for r in sorted(rivals) if seconds(r, variant)]
+        return min(known, key=statistics.median) if known else []
+
+    plain = best("as it comes")
+    tile_km2 = 109.8**2
+    lines = [
+        f"**{found['model']}**: {found['size']} x {found['size']} px ({found['km2']:.0f} km²), tiles of "
+        f"{found['tile']} px, halo {found['halo']} px, {len(found['load'])} round{'s' * (len(found['load']) > 1)}, "
+        f"load of the machine {statistics.median(found['load']):.1f}. Best alternative with torch as it comes: "
+        f"{found['km2'] / statistics.median(plain):.0f} km²/s.",
+        "",
+        "| runtime, precision | km²/s | minutes per Sentinel-2 tile | share of the bare encoder | faster than the best "
+        "alternative as it comes | ... given the same encoder | predicted by `plan` |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for key in cases:
+        runner, _, variant = key.partition(" | ")
+        if runner != OURS:
+            continue
+        own, bare, same = seconds(OURS, variant), seconds("bare", variant), best(variant)
+        speed = found["km2"] / statistics.median(own)
+        rates = [found["encoded"] / s for s in own]
+        predicted = seconds("plan", variant)
+        error = 100 * (statistics.median(predicted) / statistics.median(own) - 1)
+        cells = [
+            variant, f"{speed:.0f}", f"{tile_km2 / speed / 60:.1f}", _with_interval(ratio(rates, bare)),
+            _with_interval(ratio(plain, own)), _with_interval(ratio(same, own)) if same else "", f"{error:+.0f} %",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    if found["skipped"]:
+        lines += ["", *(f"Left out: {name}: {why}" for name, why in found["skipped"].items())]
+    return lines
+
+
 def _foretold(races: Sequence[dict[str, Any]]) -> list[str]:
     lines = ["| model | halo | block | predicted by `plan` | measured | error |", "|---|---|---|---|---|---|"]
     for race in races:
@@ -141,6 +185,8 @@ def tables(figures: dict[str, Any]) -> dict[str, str]:
     if races:
         found["race"] = [line for race in races for line in [*_race(race), ""]][:-1]
         found["foretold"] = _foretold(races)
+    if "runtimes" in figures:
+        found["runtimes"] = [line for r in figures["runtimes"].values() for line in [*_runtimes(r), ""]][:-1]
     if "scaling" in figures:
         sizes = sorted(figures["scaling"].values(), key=lambda s: s["size"])
         found["scaling"] = [line for s in sizes for line in [*_scaling(s), ""]][:-1]

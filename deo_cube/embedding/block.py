@@ -186,6 +186,8 @@ class EmbedBlock:
         transfer.check_precision(self.precision, device)
         encoder = runtime.encoder(self.ref, device, self.compiled, self.precision, runtime=self.runtime, tile=plan.tile)
         hidden = self._hidden(windows)
+        # Most blocks have no blank pixel, which is known here and need not be searched for in every tile.
+        whole = hidden is None and bool(good.all())
         per_core = plan.rows.patches_per_core
         half = self.dtype == "float16"
         shape = (dim, rows.tiles * per_core, columns.tiles * per_core)
@@ -212,7 +214,7 @@ class EmbedBlock:
 
         def run(staged: transfer.Staged) -> Any:
             batch, masked = staged.take()
-            pixels = self._canonical(batch, masked, index.time, bands.dtype)
+            pixels = self._canonical(batch, masked, index.time, bands.dtype, whole=whole)
             with transfer.precise(self.precision, device):
                 return encoder.encode(pixels)
 
@@ -291,10 +293,10 @@ class EmbedBlock:
             masks.append(hidden_classes(windows[1][0], self.radiometry.scl_invalid))
         return np.logical_or.reduce(masks) if masks else None
 
-    def _canonical(self, batch: Any, hidden: Any, time: int, stored: np.dtype[Any]) -> Any:
+    def _canonical(self, batch: Any, hidden: Any, time: int, stored: np.dtype[Any], *, whole: bool = False) -> Any:
         """Convert the stored values of a batch to the input of the encoder: ``(B, C, tile, tile)`` float32.
 
-        An array becomes a tensor on the CPU; a tensor is converted on its device.
+        An array becomes a tensor on the CPU; a tensor is converted on its device. `whole` says that no pixel is blank.
         """
         import torch
 
@@ -305,7 +307,7 @@ class EmbedBlock:
         short = stored.kind in "iu" and stored.itemsize <= 2
         if on_host:
             # The same with NumPy: torch is ten times slower at casting and comparing uint16.
-            blank = torch.from_numpy(blank_pixels(batch, r.nodata))
+            blank: Any = None if whole else torch.from_numpy(blank_pixels(batch, r.nodata))
             x = torch.from_numpy(batch.astype(np.float32 if short else np.float64))
         else:
             x = batch.to(torch.float32 if short else torch.float64)
@@ -324,7 +326,7 @@ class EmbedBlock:
             x = x * 1e-4
         fill = self.ref.stem.fill
         # On a device, selecting is cheaper than a test, which waits for the device.
-        if not on_host or blank.numpy().any():
+        if blank is not None and (not on_host or blank.numpy().any()):
             neutral = constant(tuple(fill[c] for c in self.channels), torch.float32, x.device)
             x = torch.where(blank, neutral[:, None, None], x)
         if self.channels == tuple(range(len(fill))):
@@ -354,7 +356,8 @@ class EmbedBlock:
             out: Array = np.clip(np.rint(values / np.float32(scale)), -127, 127).astype(np.int8)
             out[:, nothing] = INT8_INVALID
         else:
-            out = values.astype(self.dtype, order="C")
+            # A block at no edge of the cube is its canvas, which is not copied.
+            out = values.astype(self.dtype, order="C", copy=False)
             out[:, nothing] = np.nan
         return out[None], valid[None]
 

@@ -110,12 +110,33 @@ def test_the_smoke_test_runs_writes_json_and_fills_a_page(tmp_path: Path, monkey
     (run,) = figures["races"].values()
     assert all(len(c["seconds"]) == 1 for c in run["cases"].values())
     page = tmp_path / "page.md"
-    page.write_text("# T\n<!-- bench: race -->\n<!-- /bench -->\n<!-- bench: memory -->\n<!-- /bench -->\n")
+    page.write_text("".join(f"<!-- bench: {n} -->\n<!-- /bench -->\n" for n in ("race", "memory")))
     race.main(race.Config(parts=("render",), out=out, page=page))
     text = page.read_text()
     assert "| 16 | dask map_blocks / map_overlap |" in text
     assert "Not measured." in text
     assert table.render(page, figures) == text
+
+
+def test_runtimes_are_compared_with_alternatives_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "RIVALS", {"torch": ("rasterio loop",)})
+    course = measure.Course("tiny", 128, 64, (0,), (128,), bare_tiles=2)
+    setting = Setting("tiny", 128, str(tmp_path))
+    found = measure.runtimes(course, setting, 1, warm=False, variants=measure.VARIANTS[:1])
+    assert {c["variant"] for c in found["cases"].values()} == {"torch, float32", "as it comes"}
+    assert all(len(c["values"]) == 1 for c in found["cases"].values())
+    text = table.tables({"runtimes": {"tiny": found}})["runtimes"]
+    assert "| torch, float32 |" in text
+    assert "minutes per Sentinel-2 tile" in text
+
+
+def test_torch_as_it_comes_uses_its_own_library_and_is_restored() -> None:
+    from deo_cube.encoder import encoder
+
+    real = encoder.encoder_products
+    with measure.torch_as_it_comes():
+        assert encoder.encoder_products is not real
+    assert encoder.encoder_products is real
 
 
 def test_a_continent_is_planned_without_reading() -> None:

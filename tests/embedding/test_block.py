@@ -27,6 +27,7 @@ from deo_cube.embedding.prepare import prepare
 from deo_cube.encoder import registry
 from deo_cube.errors import EncoderOutputError
 from deo_cube.store.write import to_zarr
+from deo_cube.testing import cube_at
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +153,15 @@ def test_what_lies_where_nothing_is_valid_or_in_a_halo_is_no_error(registered) -
     model = registered(encoder)
     emb = embed(cube_of(1000, (0, 0)), model=model, dtype="float32", halo=8, tile=48, units="dn", offset=0, nodata=None)
     np.testing.assert_allclose(emb.values, 1e36, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_blocks_without_a_blank_pixel_have_the_vectors_of_others(dtype: str) -> None:
+    """One blank pixel in the north-west tile changes no other tile of its block."""
+    cube = cube_at((96, 96), times=1, row=0, col=0).astype(dtype)
+    gap = cube.copy(deep=True)
+    gap["B08"][0, 0, 0] = 0 if dtype == "uint16" else np.nan
+    options = {"model": "means", "dtype": "float32", "halo": 0, "tile": 32, "block": 96, "units": "dn", "nodata": 0}
+    whole, holed = (deo_cube.embed(c, **options).compute() for c in (cube, gap))
+    np.testing.assert_array_equal(whole[..., 8:], holed[..., 8:])
+    assert not np.array_equal(whole[..., :8, :8], holed[..., :8, :8])
