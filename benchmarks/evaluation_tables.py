@@ -168,7 +168,17 @@ def quantities() -> str:
     return table(["target", "head", "R2, cross-validated", "R2", "RMSE", "bias"], rows)
 
 
+def precision() -> str:
+    """Scores and vectors in other runtimes and precisions, as differences from PyTorch in float32."""
+    from benchmarks.precision import distance_table, score_table
+
+    found = read("precision")
+    scored = "\n".join(f"`{model}`:\n\n{score_table(own)}" for model, own in found.items())
+    return scored + "\n" + distance_table([*found.values()])
+
+
 TABLES = {
+    "precision": precision,
     "apart": apart,
     "pooling": pooling,
     "quantities": quantities,

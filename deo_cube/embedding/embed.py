@@ -162,6 +162,7 @@ def embed(
     check_device(run.device, p.precision, p.runtime)
     cube = graph.with_loaded_coordinates(cube)
     _warn_of_level(cube, p.ref.card)
+    _warn_of_precision(p)
     _warn_of_chunks(p)
     embed_block = EmbedBlock(
         p.ref,
@@ -226,6 +227,17 @@ def _warn_of_level(cube: Cube, card: ModelCard) -> None:
         warnings.warn(
             f"the cube holds {' and '.join(other)} products, {card.alias} was trained on {card.product_level}: L1C is "
             "reflectance at the top of the atmosphere, L2A at the surface, and their embeddings are not to be compared",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_precision(p: Prepared) -> None:
+    distance = transfer.tolerance(p.precision, p.ref.card, p.ref.stem.name)
+    if distance > transfer.TOLERANCE[p.precision]:
+        warnings.warn(
+            f"in {p.precision} vectors of stem {p.ref.stem.name!r} of {p.ref.card.alias} differ from float32 by a "
+            f"cosine distance of up to {distance:.2g} (measured, in its card): pass precision='float32'",
             UserWarning,
             stacklevel=3,
         )

@@ -123,7 +123,7 @@ def provenance(p: Prepared, cube: xr.Dataset | xr.DataArray) -> dict[str, Any]:
         "masks": to_json({"scl": p.scl, "hide_scl": p.hide_scl, "mask": len(p.window_reader.groups) > 1 + p.scl}),
         "dtype": p.dtype,
         "precision": p.precision,
-        "tolerance": transfer.TOLERANCE[p.precision],
+        "tolerance": transfer.tolerance(p.precision, card, p.ref.stem.name),
     }
     if p.runtime != "torch":  # absent for torch, as in stores from before there were others
         facts["runtime"] = p.runtime

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.constants import PRECISIONS
+from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.devices import cpu_has_bfloat16
 from deo_cube.errors import ArgumentError, DeviceError
 
@@ -37,12 +38,19 @@ __all__ = [
     "precise",
     "stack",
     "stage",
+    "tolerance",
 ]
 
 Array = NDArray[Any]
 
 #: What vectors may differ by from float32 on the CPU, as cosine distance: bfloat16 has 8 bits of mantissa.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
+
+
+def tolerance(precision: str, card: ModelCard, stem: str) -> float:
+    """Return what vectors of a stem may differ by from float32, as cosine distance: what its card measured, if more."""
+    measured = card.reference.bfloat16 if card.reference is not None and precision == "bfloat16" else None
+    return max(TOLERANCE[precision], (measured or {}).get(stem, 0.0))
 
 
 class Streams:

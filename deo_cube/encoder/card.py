@@ -440,12 +440,19 @@ class Reference:
     size: int
     vector: tuple[float, ...]
     tolerance: float = 1e-3
+    bfloat16: Mapping[str, float] | None = None
+    """Largest cosine distance of a vector in bfloat16 from float32 on real images, by stem. None: not measured."""
 
     def __post_init__(self) -> None:
         check(0 < self.size <= 1024, f"reference: expected a size of 1 to 1024 pixels, got {self.size}")
         check(
             _finite(self.vector) and any(self.vector),
             "reference: the vector must be finite numbers, not all of them 0",
+        )
+        measured = self.bfloat16 or {}
+        check(
+            _finite(measured.values()) and all(0 <= v <= 2 for v in measured.values()),
+            f"reference: distances in bfloat16 must be numbers from 0 to 2, got {dict(measured)}",
         )
         check(0 < self.tolerance <= 0.1, f"reference: expected a tolerance above 0, up to 0.1, got {self.tolerance}")
 
@@ -584,6 +591,8 @@ class ModelCard:
         # Absent where empty: cards from before the field keep their JSON, and with it their fingerprint.
         if not self.weights.alternatives:
             d["weights"].pop("alternatives")
+        if self.reference is not None and self.reference.bfloat16 is None:
+            d["reference"].pop("bfloat16")
         return typing.cast(dict[str, Any], json.loads(json.dumps(d)))
 
     def to_json(self) -> str:

@@ -7,6 +7,7 @@ tensors) give the same bits as the CPU's own path, by taking them on the CPU.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -180,6 +181,19 @@ def test_bfloat16_gives_other_numbers_within_what_it_states_and_is_another_store
     whole.deo.to_zarr(f"{tmp_path}/a.zarr", progress=False)
     with pytest.raises(StoreMismatchError, match="precision"):
         short.deo.to_zarr(f"{tmp_path}/a.zarr", progress=False)
+
+
+def test_a_stem_that_is_coarse_in_bfloat16_by_its_card_warns_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "_no_bfloat16", lambda device: "")
+    cube = deo_cube.synthetic_cube(size=64, times=1, clouds=False, gaps=False)
+    options = {"model": "tiny", "tile": 64, "precision": "bfloat16", "device": "cpu"}
+    with pytest.warns(UserWarning, match="'rgb'.*precision='float32'"):
+        coarse = embed(cube, **options, bands=["B04", "B03", "B02"])
+    assert coarse.attrs["deo_cube:tolerance"] == deo_cube.card("tiny").reference.bfloat16["rgb"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert embed(cube, **options).attrs["deo_cube:tolerance"] == transfer.TOLERANCE["bfloat16"]
+        embed(cube, **(options | {"precision": "float32"}), bands=["B04", "B03", "B02"])
 
 
 def test_compiled_networks_give_the_same_vectors_under_the_same_key() -> None:
