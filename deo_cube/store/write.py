@@ -437,7 +437,7 @@ def _compute(job: Job, *, encode: bool = True) -> tuple[list[Any], int]:
     if values is None:
         return [None] * (1 + len(planes)), inputs
     dated = values.ndim == 4
-    stored = zip(planes, PLANE_DTYPES.values(), strict=False)
+    stored = zip(planes, [*PLANE_DTYPES.values()][: len(planes)], strict=True)
     of_block = [np.asarray(plane[0] if dated else plane, dtype=dtype) for plane, dtype in stored]
     return [np.asarray(values[0] if dated else values), *of_block], inputs
 
