@@ -18,12 +18,12 @@ from rasterio.windows import Window
 
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.classes import NO_CLASS
-from deo_cube.viewer.layers import ClassLayer, PCALayer, ScoreLayer
+from deo_cube.viewer.layers import ClassLayer, ColourLayer, ScoreLayer
 
 __all__ = ["write_cog", "write_geojson"]
 
 Array = NDArray[Any]
-Layer = PCALayer | ScoreLayer | ClassLayer
+Layer = ColourLayer | ScoreLayer | ClassLayer
 
 MAX_CELLS = 16_000_000
 """Largest number of cells that are turned into polygons."""
@@ -82,7 +82,7 @@ def write_cog(layer: Layer, t: int, path: Path, *, tags: dict[str, str]) -> Iter
 def _stored(layer: Layer) -> tuple[str, float]:
     if isinstance(layer, ScoreLayer):
         return "float32", float("nan")
-    return "uint8", 0 if isinstance(layer, PCALayer) else NO_CLASS
+    return "uint8", 0 if isinstance(layer, ColourLayer) else NO_CLASS
 
 
 def _rgba(color: str) -> tuple[int, int, int, int]:

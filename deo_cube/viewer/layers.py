@@ -8,6 +8,7 @@ no value. Alpha is 255 throughout, because browsers alter the colours of transpa
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,9 +25,22 @@ from deo_cube.heads.pca import PCA, pca_rgb
 from deo_cube.heads.similar import similar
 from deo_cube.viewer.tiles import SIZE, SampledVectors, TileGrid, TileSource
 
-__all__ = ["ClassLayer", "PCALayer", "ScoreLayer", "Tile", "TileVectors", "colour_png", "read_scores"]
+__all__ = [
+    "ClassLayer",
+    "ColourLayer",
+    "PCALayer",
+    "QuantityLayer",
+    "ScoreLayer",
+    "Tile",
+    "TileVectors",
+    "colour_png",
+    "read_scores",
+]
 
 Array = NDArray[Any]
+
+#: Red, green and blue of the lowest to the highest quantity (ColorBrewer's YlGn).
+QUANTITY_COLORS = ((255, 255, 229), (217, 240, 163), (120, 198, 121), (35, 132, 67), (0, 69, 41))
 
 
 @dataclass(frozen=True)
@@ -83,19 +97,35 @@ class TileVectors:
         return np.concatenate([self.source.sample(t) for t in times])
 
 
-@dataclass(frozen=True)
-class PCALayer:
-    """Principal components as colours; `basis` None selects the basis bundled with the model."""
+class ColourLayer(ABC):
+    """Colours of vectors, which are drawn as they are."""
 
     vectors: TileVectors
-    basis: PCA | None
     kind: Literal["colour"] = "colour"
     bands: tuple[str, ...] = ("red", "green", "blue")
+
+    @abstractmethod
+    def colours(self, vectors: Array) -> Array:
+        """Return the colours (n, 3) of vectors (n, D) in 0..1, NaN for none."""
 
     def tile(self, t: int, z: int, x: int, y: int) -> Tile:
         """Return the colours of a tile."""
         sampled = self.vectors.sampled(t, z, x, y)
         return Tile(colour_png(sampled.spread(self.colours(sampled.vectors), np.nan)), sampled.complete)
+
+    def cells(self, t: int, rows: slice, cols: slice) -> Array:
+        """Return the colours (3, h, w) of a window, 1 to 255; 0 for none."""
+        block = self.vectors.source.block(t, rows, cols)
+        rgb = self.colours(block.reshape(len(block), -1).T).T.reshape(3, *block.shape[1:])
+        return np.where(np.isfinite(rgb), np.nan_to_num(rgb) * 254 + 1, 0).round().astype("uint8")
+
+
+@dataclass(frozen=True)
+class PCALayer(ColourLayer):
+    """Principal components as colours; `basis` None selects the basis bundled with the model."""
+
+    vectors: TileVectors
+    basis: PCA | None
 
     def colours(self, vectors: Array) -> Array:
         """Return the colours (n, 3) of vectors (n, D)."""
@@ -104,11 +134,39 @@ class PCALayer:
         rgb = pca_rgb(self.vectors.frame(vectors), basis=self.basis).transpose("y", "x", "band")
         return np.asarray(rgb.values[:, 0])
 
-    def cells(self, t: int, rows: slice, cols: slice) -> Array:
-        """Return the colours (3, h, w) of a window, 1 to 255; 0 for none."""
-        block = self.vectors.source.block(t, rows, cols)
-        rgb = self.colours(block.reshape(len(block), -1).T).T.reshape(3, *block.shape[1:])
-        return np.where(np.isfinite(rgb), np.nan_to_num(rgb) * 254 + 1, 0).round().astype("uint8")
+
+@dataclass(frozen=True)
+class QuantityLayer(ColourLayer):
+    """A quantity of a regression head, from `low` (yellow) to `high` (dark green)."""
+
+    vectors: TileVectors
+    head: Head
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, vectors: TileVectors, head: Head) -> QuantityLayer:
+        """Return the layer whose colours span the middle 96 % of a sample."""
+        values = cls(vectors, head, 0.0, 1.0).values(vectors.sample(range(vectors.emb.sizes.get("time", 1))))
+        values = values[np.isfinite(values)]
+        low, high = np.quantile(values, [0.02, 0.98]) if len(values) else (0.0, 1.0)
+        return cls(vectors, head, float(low), float(high) if high > low else float(low) + 1)
+
+    def values(self, vectors: Array) -> Array:
+        """Return the quantity (n,) of vectors (n, D)."""
+        if not len(vectors):
+            return np.empty(0, "float32")
+        return np.asarray(self.head.predict(self.vectors.frame(vectors)).values[:, 0])
+
+    def colours(self, vectors: Array) -> Array:
+        """Return the colours (n, 3) of vectors (n, D)."""
+        place = (self.values(vectors) - self.low) / (self.high - self.low)
+        stops = np.linspace(0, 1, len(QUANTITY_COLORS))
+        return np.stack([np.interp(place, stops, c) for c in np.array(QUANTITY_COLORS).T / 255], axis=1)
+
+    def note(self) -> str:
+        """Return what the colours mean."""
+        return f"{self.low:.3g} (yellow) to {self.high:.3g} (green) {getattr(self.head, 'units', '')}".strip()
 
 
 @dataclass(frozen=True)

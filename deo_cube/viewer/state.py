@@ -29,7 +29,7 @@ from deo_cube.store.open import is_embeddings, open_embeddings
 from deo_cube.store.storage import locate
 from deo_cube.viewer.export import write_cog, write_geojson
 from deo_cube.viewer.jobs import BackgroundJob, JobQueue
-from deo_cube.viewer.layers import ClassLayer, PCALayer, ScoreLayer, Tile, TileVectors
+from deo_cube.viewer.layers import ClassLayer, ColourLayer, PCALayer, QuantityLayer, ScoreLayer, Tile, TileVectors
 from deo_cube.viewer.requests import BadRequest, LabelSet
 from deo_cube.viewer.tiles import TILE_BYTES, TileGrid, TileSource
 from deo_cube.viewer.truecolour import TrueColour
@@ -56,7 +56,7 @@ class LayerState:
     Parameters
     ----------
     title : str
-    layer : PCALayer, ScoreLayer, ClassLayer or TrueColour
+    layer : ColourLayer, ScoreLayer, ClassLayer or TrueColour
     version : int
         Increases with each change, so that browsers drop old tiles.
     note : str
@@ -122,10 +122,9 @@ class ViewerState:
                 raise ArgumentTypeError(f"heads[{name!r}] must be a head or the path of one, got {type(head).__name__}")
             check_model(head, self.emb)
             if not len(head.classes):
-                raise ArgumentError(
-                    f"heads[{name!r}] must be a head of classes, got a regression: open its map in a GIS, "
-                    "head.predict(emb).rio.to_raster(path)"
-                )
+                quantity = QuantityLayer.of(self.vectors, head)
+                self.layers[f"head{n}"] = LayerState(name, quantity, note=quantity.note())
+                continue
             layer = ClassLayer(self.vectors, head)
             self.layers[f"head{n}"] = LayerState(name, layer, facts={"classes": layer.legend()})
 
@@ -396,7 +395,7 @@ class ViewerState:
     def export(self, id: str, t: int, form: str, threshold: float) -> BackgroundJob:
         """Write a layer to a file in the background; the result of the job names the file."""
         state = self.layers[id]
-        if isinstance(state.layer, TrueColour) or (form == "geojson" and isinstance(state.layer, PCALayer)):
+        if isinstance(state.layer, TrueColour) or (form == "geojson" and isinstance(state.layer, ColourLayer)):
             raise BadRequest(f"{state.title} is not exported as {form.upper()}: export a layer made of the embeddings")
         date = self.times[t]
         stem = "_".join(re.sub(r"[^A-Za-z0-9-]+", "-", p).strip("-") for p in (self.title, state.title, date[:10]) if p)

@@ -273,6 +273,29 @@ def test_saved_heads_are_layers(store: Path, tmp_path: Path) -> None:
         ViewerState(embeddings(), heads={"mine": head})
 
 
+def test_a_quantity_is_a_layer_of_colours(tmp_path: Path) -> None:
+    emb = embeddings(rows=48, cols=64, dim=6, noise=1.0, invalid=[(3, 4)])
+    target = emb.isel(embedding=0, drop=True) * 10 + 50
+    head = fit_head("ridge", emb, target, units="t/ha")
+    view = ViewerState(emb, heads={"biomass": head})
+    client = client_of(view)
+    (facts,) = (layer for layer in client.get("/api/store").json()["layers"] if layer["id"] == "head0")
+    assert facts["kind"] == "colour"
+    assert "t/ha" in facts["note"]
+    url = tile_url(view, "head0", dz=3)
+    r, c, inside = cells_under(view, url)
+    shown, values = pixels(client.get(url).content, "RGBA"), head.predict(emb).values[r, c]
+    assert (shown[inside][:, 3] == 255 * np.isfinite(values[inside])).all()
+    # A larger quantity is darker.
+    dark = shown[inside][:, :3].sum(axis=1).astype(float)
+    seen = np.isfinite(values[inside])
+    order = np.argsort(values[inside][seen])
+    assert (np.diff(dark[seen][order]) <= 2).all()
+    job = finished(client, client.post("/api/export", json={"layer": "head0", "t": 0, "format": "cog"}).json())
+    with rasterio.MemoryFile(client.get(f"/api/jobs/{job['id']}/file").content) as memory, memory.open() as tif:
+        assert tif.count == 3
+
+
 def test_heads_that_see_neighbours_have_no_seams_and_wait_for_zoom(tmp_path: Path) -> None:
     emb = embeddings(rows=48, cols=64, dim=6)
     fitted = fit_head(
