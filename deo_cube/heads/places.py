@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 from pyproj import CRS
 
 from deo_cube.cube.georeference import crs_name
-from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, MissingCRSError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError, LabelsError, MissingCRSError
 from deo_cube.heads.coverage import Coverage, cover
 from deo_cube.heads.geometries import clean, into_grid, transform
 from deo_cube.heads.tables import parsed_crs, read_frame, read_table, stated_crs
@@ -62,7 +62,11 @@ def read_places(places: Any, *, layer: Any = None, crs: Any = None) -> Places:
     """
     own = parsed_crs(crs)
     if isinstance(places, str | os.PathLike):
-        return _of_frame(read_frame(places, layer), own)
+        try:
+            frame = read_frame(places, layer)
+        except InputNotFoundError as error:
+            raise InputNotFoundError(f"places not found at {os.fsdecode(places)}") from error
+        return _of_frame(frame, own)
     if layer is not None:
         raise ArgumentError(f"layer={layer!r} is for files with layers, but places are a {type(places).__name__}")
     if isinstance(places, shapely.Geometry):

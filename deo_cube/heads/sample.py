@@ -32,6 +32,7 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
 from deo_cube.heads.coverage import Coverage
 from deo_cube.heads.places import Places, coverage_of, read_places
+from deo_cube.heads.tables import coordinate_columns
 from deo_cube.heads.vectors import as_embeddings, geobox, matching_times, spatial_dims
 
 __all__ = ["How", "sample", "to_table", "write_table"]
@@ -565,7 +566,8 @@ def write_table(
     path.parent.mkdir(parents=True, exist_ok=True)
     if gpd is None:
         points = [g if g is not None and g.geom_type == "Point" else None for g in read.shapes]
-        if any(g is not None for g in points) and not {"x", "y"} & set(table.columns):
+        located = coordinate_columns(read.columns, None) is not None
+        if any(g is not None for g in points) and not located and not {"x", "y"} & set(table.columns):
             xy = np.array([(np.nan, np.nan) if g is None or g.is_empty else (g.x, g.y) for g in points])[position]
             table.insert(0, "x", xy[:, 0])
             table.insert(1, "y", xy[:, 1])

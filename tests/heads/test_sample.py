@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 import deo_cube
 from deo_cube.cli import main
-from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, MissingCRSError, SelectionError
+from deo_cube.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    InputNotFoundError,
+    LabelsError,
+    MissingCRSError,
+    SelectionError,
+)
 from deo_cube.heads.sample import sample
 from tests.heads.fields import embeddings, no_compute, on_dask
 
@@ -306,6 +313,7 @@ def test_wrong_inputs():
         (SelectionError, "time", lambda: sample(emb, (x, y), time="1999")),
         (MissingCRSError, "crs", lambda: sample(emb, gpd.GeoDataFrame(geometry=[shapely.Point(x, y)]))),
         (LabelsError, "places", lambda: sample(emb, pd.DataFrame({"a": [1]}))),
+        (InputNotFoundError, "places", lambda: sample(emb, "nowhere.gpkg")),
         (ArgumentError, "layer", lambda: sample(emb, (x, y), layer="fields")),
         (ArgumentError, "crs", lambda: sample(emb, (x, y), crs="EPSG:x")),
     ):
@@ -329,6 +337,12 @@ def test_the_command_writes_the_table(ending, tmp_path, capsys):
     assert table["crop"].tolist() == ["rye", "rye", "oats", "oats"]
     expected = emb.deo.sample(points).values.reshape(4, -1)
     np.testing.assert_allclose(table[[f"e{i}" for i in range(192)]], expected, rtol=1e-5)
+    lonlat = fields.to_crs(4326)
+    frame = pd.DataFrame({"lon": lonlat.geometry.x, "lat": lonlat.geometry.y})
+    frame.to_csv(tmp_path / "p.csv", index=False)
+    with pytest.raises(SystemExit):
+        main(["sample", str(tmp_path / "e.zarr"), str(tmp_path / "p.csv"), str(tmp_path / "u.csv")])
+    assert list(pd.read_csv(tmp_path / "u.csv").columns[:5]) == ["lon", "lat", "time", "valid", "count"]
     with pytest.raises(SystemExit) as end:
         main(["sample", str(tmp_path / "e.zarr"), str(tmp_path / "f.gpkg"), str(tmp_path / "t.xyz")])
     assert end.value.code == 2
