@@ -592,6 +592,8 @@ def search(
     from deo_cube.heads.examples import of_texts, write_results
     from deo_cube.heads.index import open_index
 
+    if not positives:
+        raise ArgumentError("positives must be points x,y, or a file with places, got none")
     found = open_index(index).search(
         of_texts(positives, "positives"),
         of_texts(negatives, "negatives"),
@@ -606,8 +608,9 @@ def search(
         write_results(found, local_path(out))
         print(f"{out}: {len(found)} patches")
         return
-    centres = found.geometry.centroid
-    print(found.drop(columns="geometry").assign(x=centres.x, y=centres.y).to_string(index=False))
+    edges = found.bounds  # not the centroid, which warns of degrees
+    centres = {"x": (edges.minx + edges.maxx) / 2, "y": (edges.miny + edges.maxy) / 2}
+    print(found.drop(columns="geometry").assign(**centres).to_string(index=False))
 
 
 def mosaic(

@@ -238,7 +238,7 @@ def test_index_and_search(store: Path, tmp_path: Path, capsys: pytest.CaptureFix
     # Results are examples again.
     assert run("search", tmp_path / "i", tmp_path / "near.geojson", "--k", 2) == 0
     capsys.readouterr()
-    for wrong in ((at, "somewhere"), ("nothing.gpkg",), ("9,47",)):
+    for wrong in ((at, "somewhere"), ("nothing.gpkg",), ("9,47",), ()):
         assert run("search", tmp_path / "i", *wrong) == 2
     assert run("search", tmp_path / "other", at) == 2
     assert run("search", tmp_path / "i", at, "--out", tmp_path / "near.strange") == 2
