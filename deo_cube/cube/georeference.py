@@ -510,7 +510,9 @@ def ground_resolution(geobox: GeoBox) -> tuple[float, float]:
     return float(dx), float(dy)
 
 
-def check_resolution(geobox: GeoBox, gsd: float, *, model: str = "", nodata: float | None = None) -> None:
+def check_resolution(
+    geobox: GeoBox, gsd: float, *, model: str = "", nodata: float | None = None, finer: bool = False, hint: str = ""
+) -> None:
     """Refuse pixels far from those that a model was trained on.
 
     Parameters
@@ -524,6 +526,10 @@ def check_resolution(geobox: GeoBox, gsd: float, *, model: str = "", nodata: flo
     nodata : float, optional
         Value of the cube that means "no data". The call in the message passes it on, since values interpolated between
         it and data would count as data.
+    finer : bool
+        Whether smaller pixels pass, as those of aerial imagery do.
+    hint : str
+        Added to the message for smaller pixels.
 
     Raises
     ------
@@ -531,7 +537,8 @@ def check_resolution(geobox: GeoBox, gsd: float, *, model: str = "", nodata: flo
         Where the pixel on the ground (geometric mean of its sides) is less than half or more than twice the GSD.
     """
     dx, dy = ground_resolution(geobox)
-    if 0.5 <= math.sqrt(dx * dy) / gsd <= 2:
+    ratio = math.sqrt(dx * dy) / gsd
+    if 0.5 <= ratio <= 2 or (finer and ratio < 0.5):
         return
     raise ResolutionMismatchError(
         f"{model or 'the model'} was trained on pixels of {gsd:g} m; the cube's are {dx:.3g} m x {dy:.3g} m on the "
@@ -539,7 +546,7 @@ def check_resolution(geobox: GeoBox, gsd: float, *, model: str = "", nodata: flo
         f"outside {gsd / 2:g} to {2 * gsd:g} m. Load it with load_cube(items, resolution={gsd:g}); or resample it: "
         f'cube.odc.reproject("{_metric_crs(geobox)}", resolution={gsd:g}, resampling="{_resampling(dx, dy, gsd)}"'
         f"{'' if nodata is None else f', src_nodata={nodata:g}'}), "
-        'a scene classification by itself with resampling="nearest"'
+        'a scene classification by itself with resampling="nearest"' + (hint if ratio < 0.5 else "")
     )
 
 

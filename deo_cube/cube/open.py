@@ -770,8 +770,20 @@ def _open_raster(text: str, options: dict[str, Any]) -> xr.DataArray:
             f"{text} holds several rasters, not one. List them, rasterio.open(path).subdatasets, and open one with "
             "rioxarray.open_rasterio"
         )
+    raster = _with_colours(raster, text)
     # The name of the product is evidence of its sensor, whose band numbers may mean other bands than Sentinel-2's.
     return raster if other_sensor(Path(text).name) is None else raster.assign_attrs(id=Path(text).stem)
+
+
+def _with_colours(raster: xr.DataArray, text: str) -> xr.DataArray:
+    """Name the bands of an 8-bit image without descriptions by the colours that its file states (photometric RGB)."""
+    import rasterio
+
+    if raster.dtype != np.uint8 or raster.ndim != 3 or raster.shape[0] not in (3, 4) or "long_name" in raster.attrs:
+        return raster
+    with _plain_errors(text, "rasterio.open", {}), rasterio.open(text) as file:
+        colours = tuple(c.name for c in file.colorinterp)
+    return raster.assign_attrs(long_name=colours) if colours[:3] == ("red", "green", "blue") else raster
 
 
 def _unsigned(variable: xr.DataArray) -> xr.DataArray:

@@ -163,6 +163,7 @@ def embed(
     cube = graph.with_loaded_coordinates(cube)
     _warn_of_level(cube, p.ref.card)
     _warn_of_precision(p)
+    _warn_of_resolution(p)
     _warn_of_chunks(p)
     embed_block = EmbedBlock(
         p.ref,
@@ -238,6 +239,20 @@ def _warn_of_precision(p: Prepared) -> None:
         warnings.warn(
             f"in {p.precision} vectors of stem {p.ref.stem.name!r} of {p.ref.card.alias} differ from float32 by a "
             f"cosine distance of up to {distance:.2g} (measured, in its card): pass precision='float32'",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_resolution(p: Prepared) -> None:
+    """Warn of pixels that are finer than those of the training, which only 8-bit RGB may have."""
+    dx, dy = georeference.ground_resolution(p.geobox)
+    gsd, size = p.ref.card.gsd, math.sqrt(dx * dy)
+    if size < gsd / 2:
+        warnings.warn(
+            f"{p.ref.card.alias} was trained on pixels of {gsd:g} m, and the cube's are of {size:.3g} m: a vector "
+            f"describes {p.plan.patch * dx:.3g} m x {p.plan.patch * dy:.3g} m, and is not to be compared with vectors "
+            f"of {gsd:g} m pixels",
             UserWarning,
             stacklevel=3,
         )

@@ -109,7 +109,16 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True) -> Prepar
     with _collected(problems):
         geobox = georeference.geobox(cube)
         void = radiometry.nodata if radiometry is not None else None
-        georeference.check_resolution(geobox, card.gsd, model=card.alias, nodata=void)
+        # Aerial images are 8-bit RGB: the stem for RGB takes them at their own resolution, of which `embed` warns.
+        rgb = set(ref.stem.bands) <= {"B02", "B03", "B04"}
+        georeference.check_resolution(
+            geobox,
+            card.gsd,
+            model=card.alias,
+            nodata=void,
+            finer=rgb and radiometry is not None and radiometry.units == "uint8_rgb",
+            hint='; or embed 8-bit RGB at its own resolution: units="uint8_rgb"' if rgb else "",
+        )
     with _collected(problems):
         # Sizes that do not fit each other are reported for a cube without a grid, too.
         world = georeference.anchor(geobox) if geobox is not None and options.anchor == "grid" else None
