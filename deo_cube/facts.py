@@ -184,6 +184,7 @@ def _tiff(path: str) -> Summary:
         place = [("size", f"{bands} bands of {file.height} x {file.width}; {dtype}"), ("CRS", str(file.crs))]
         place += [("pixel", f"{file.res[0]:g} x {file.res[1]:g} in units of the CRS")]
         place += [("overviews", ", ".join(f"1:{n}" for n in file.overviews(1)))] if file.overviews(1) else []
+    place += [("date", tags["time"])] if "time" in tags else []
     model = tags.get(Attribute.MODEL_ALIAS.replace(":", "_")) or tags.get(Attribute.MODEL.replace(":", "_"))
     if "flag_values" in tags:
         classes = read_categories({"flag_values": json.loads(tags["flag_values"])} | flags)

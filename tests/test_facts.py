@@ -42,7 +42,7 @@ def run(*args: object) -> int:
         ("emb.zarr", "store of embeddings", {"size", "dates", "CRS", "model", "blocks"}, ("2 of 2", "EPSG:32633")),
         ("cube.zarr", "cube", {"size", "dates", "CRS"}, ("time 2",)),
         ("classes.zarr", "map of 2 classes", {"size", "dates", "classes"}, ("0 a, 1 b",)),
-        ("classes.tif", "GeoTIFF of classes", {"size", "CRS", "classes"}, ("0 a",)),
+        ("classes.tif", "GeoTIFF of classes", {"size", "CRS", "classes", "date"}, ("0 a", "2021-05-26")),
         ("head.safetensors", "knn head", {"kind", "model", "classes"}, ("tiny", "0 a")),
         ("table.parquet", "table of vectors", {"rows", "columns"}, ("embedding",)),
     ],

@@ -73,7 +73,7 @@ def to_cog(
     -------
     Path
         Bands have the names of the array's; a map of classes has their colours as its colour table and their names as
-        tags of the band (``class_1``, ...).
+        tags of the band (``class_1``, ...). The date is the tag ``time``.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def to_cog(
     nodata = _whole_nodata(fill, stored) if whole else math.nan
     target = _target(path)
     mark = uuid.uuid4().hex
-    plain, made = (target.with_name(f".{target.name}.{mark}.{k}.tif") for k in ("plain", "cog"))
+    unoptimized, made = (target.with_name(f".{target.name}.{mark}.{k}.tif") for k in ("plain", "cog"))
     profile = {
         "driver": "GTiff",
         "height": box.shape[0],
@@ -127,9 +127,9 @@ def to_cog(
         "BIGTIFF": "IF_SAFER",
     }
     with contextlib.ExitStack() as stack:
-        for draft in (plain, made):
+        for draft in (unoptimized, made):
             stack.callback(draft.unlink, missing_ok=True)
-        with rasterio.open(plain, "w", **profile) as file:
+        with rasterio.open(unoptimized, "w", **profile) as file:
             for rows, columns in _windows(flat):
                 part = _cast(flat.isel({y: rows, x: columns}).compute().values, stored, fill)
                 window = ((rows.start, rows.stop), (columns.start, columns.stop))
@@ -147,12 +147,14 @@ def to_cog(
                 file.offsets = [float(flat.attrs["add_offset"])] * file.count
             derived = derivation(flat)
             facts = flat.attrs | ({} if derived is None else {Attribute.DERIVED: derived})
+            if "time" in flat.coords and flat["time"].ndim == 0:
+                facts |= {"time": text(plain(flat["time"].values[()]))}
             # GDAL ends the name of a tag at a colon.
             file.update_tags(**{k.replace(":", "_"): _text(v) for k, v in facts.items() if k not in _NOT_TAGS})
         how = overviews or ("mode" if whole and not dtype and "scale_factor" not in flat.attrs else "average")
         options = {"compress": compress, "blocksize": TILE, "overview_resampling": how, "bigtiff": "IF_SAFER"}
         try:
-            rasterio.shutil.copy(plain, made, driver="COG", **options)
+            rasterio.shutil.copy(unoptimized, made, driver="COG", **options)
             made.replace(target)
         except (RasterioError, OSError) as error:
             raise StorageError(f"GDAL cannot write {target} with compress={compress!r}: {error}") from error
