@@ -141,12 +141,7 @@ class CatalogueError(DeoCubeError, ConnectionError):
 
 
 class MissingExtraError(DeoCubeError, ImportError):
-    """An optional dependency is not installed."""
-
-    @classmethod
-    def wanted(cls, module: str, extra: str, purpose: str) -> MissingExtraError:
-        """Build the error for `module`, which comes with the package's `extra` and serves `purpose`."""
-        return cls(f"{purpose} needs {module}, which is not installed: pip install 'deo-cube[{extra}]'")
+    """An optional dependency is not installed. `deo_cube.extras.require` raises it."""
 
 
 class CubeProblemsError(DeoCubeError):

@@ -16,9 +16,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.errors import ArgumentError, LabelsError
-from deo_cube.heads import geometries
 from deo_cube.heads.cells import gather
-from deo_cube.heads.geometries import clean, into_grid, north_up
+from deo_cube.heads.geometries import cells_of, clean, into_grid, north_up
 from deo_cube.heads.rasters import lattice_mean, read_around
 from deo_cube.heads.regression import RegressionHead
 from deo_cube.heads.splits import blocks
@@ -136,7 +135,7 @@ def labelled_cells(
         table = read_table(labels, form, column=column, layer=layer, crs=parsed)
         has_label = np.array([v is not None for v in table.values], bool)
         shapes = into_grid(clean(table.shapes[has_label]).shapes, table.crs, upright)
-        labelled[geometries.labelled_cells(shapes, upright, "majority")[1:]] = True
+        labelled[cells_of(shapes, upright, "majority")[1:]] = True
     rows, cols = np.nonzero(labelled[::-1] if box.transform.e > 0 else labelled)
     return rows, cols
 

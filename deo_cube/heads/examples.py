@@ -25,7 +25,7 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError, StorageError
 from deo_cube.extras import require
 from deo_cube.heads.geometries import cells_of, clean, into_grid, north_up
 from deo_cube.heads.places import read_places
-from deo_cube.heads.tables import parsed_crs, stated_crs
+from deo_cube.heads.tables import located, parsed_crs, stated_crs
 from deo_cube.heads.vectors import crs_or_none, geobox, select_time, spatial_dims
 
 __all__ = [
@@ -197,7 +197,7 @@ def _cells(emb: xr.DataArray, to: Any, crs: Any, argument: str) -> tuple[Array, 
     """Return rows and columns of the patches that geometries label."""
     own: Any
     if isinstance(to, str | os.PathLike):
-        places = read_places(to, crs=crs)
+        places = read_places(located(to, argument), crs=crs)
         shapes, own = list(places.shapes), places.crs
     elif isinstance(to, shapely.Geometry) or isinstance(to, Sequence):
         shapes, own = [to] if isinstance(to, shapely.Geometry) else list(to), None
@@ -212,8 +212,7 @@ def _cells(emb: xr.DataArray, to: Any, crs: Any, argument: str) -> tuple[Array, 
     cleaned.warn(len(shapes), f"geometries of `{argument}`")
     box = geobox(emb)
     placed = into_grid(cleaned.shapes, parsed_crs(own if crs is None else crs), box)
-    cells = [cells_of(s, north_up(box), "majority") for s in placed]
-    rows, cols = (np.concatenate([c[i] for c in cells] or [np.empty(0, int)]) for i in (0, 1))
+    _, rows, cols = cells_of(placed, north_up(box), "majority")
     if not len(rows):
         raise ArgumentError(f"{argument} must be within the embeddings, but no geometry is: pass their CRS, crs=")
     return (box.shape[0] - 1 - rows if box.transform.e > 0 else rows), cols

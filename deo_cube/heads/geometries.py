@@ -31,7 +31,6 @@ __all__ = [
     "clean",
     "covered_cells",
     "into_grid",
-    "labelled_cells",
     "north_up",
     "transform",
 ]
@@ -325,12 +324,7 @@ def north_up(box: GeoBox) -> GeoBox:
     return GeoBox(box.shape, Affine(t.a, 0, t.c, 0, -t.e, t.f + box.shape[0] * t.e), box.crs)
 
 
-def cells_of(shape: shapely.Geometry, box: GeoBox, rule: Rule) -> tuple[Array, Array]:
-    """Return rows and columns of the cells of a north-up grid that a valid geometry of points and polygons labels."""
-    return labelled_cells(np.array([shape], dtype=object), box, rule)[1:]
-
-
-def labelled_cells(shapes: Array, box: GeoBox, rule: Rule) -> tuple[Array, Array, Array]:
+def cells_of(shapes: Array, box: GeoBox, rule: Rule) -> tuple[Array, Array, Array]:
     """Return the cells of a north-up grid that geometries label, in the order of the geometries.
 
     A polygon labels at least the cell that it covers most.
@@ -356,8 +350,9 @@ def labelled_cells(shapes: Array, box: GeoBox, rule: Rule) -> tuple[Array, Array
         labelled = pointlike | (share >= 0.5 - SLIVER)
     else:
         labelled = pointlike.copy()
+        ends = np.searchsorted(place, np.arange(len(shapes) + 1))
         for i in np.unique(place[~pointlike]):
-            own = np.flatnonzero(place == i) if len(shapes) > 1 else np.arange(len(place))
+            own = slice(ends[i], ends[i + 1])
             labelled[own] = _contains_centres(shapes[i], box, row[own], column[own])
     empty = np.bincount(place[labelled], minlength=len(shapes))[place] == 0
     # The first cell of the largest share in the order of rows, so that float noise does not choose among equals.
@@ -370,7 +365,7 @@ def labelled_cells(shapes: Array, box: GeoBox, rule: Rule) -> tuple[Array, Array
     if len(collections):
         parts, owner = shapely.get_parts(shapes[collections], return_index=True)
         points = np.isin(shapely.get_type_id(parts), _POINTS)
-        of_points = labelled_cells(parts[points], box, rule)
+        of_points = cells_of(parts[points], box, rule)
         place = np.concatenate([place, collections[owner[points]][of_points[0]]])
         row, column = np.concatenate([row, of_points[1]]), np.concatenate([column, of_points[2]])
     rows, columns = box.shape

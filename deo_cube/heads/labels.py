@@ -35,7 +35,7 @@ from deo_cube.cube.georeference import crs_name
 from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
 from deo_cube.heads.cells import gather, join
 from deo_cube.heads.classes import NO_CLASS, Classes, codes_of
-from deo_cube.heads.geometries import Rule, apply, clean, into_grid, labelled_cells, north_up, transform
+from deo_cube.heads.geometries import Rule, apply, cells_of, clean, into_grid, north_up, transform
 from deo_cube.heads.rasters import classes_in, lattice_majority, nodata_values, not_overlapping, read_around
 from deo_cube.heads.tables import Table, form_of, parsed_crs, read_table
 from deo_cube.heads.vectors import geobox, spatial_dims
@@ -286,7 +286,7 @@ def _draw_shapes(
 ) -> tuple[Array, int]:
     """Return the position of each cell's label among `values` (-1: none), and how many shapes are outside the grid."""
     index = np.full(box.shape, -1, "int32")
-    place, row, column = labelled_cells(shapes, box, options.rule)
+    place, row, column = cells_of(shapes, box, options.rule)
     position = np.asarray(positions, "int32")[place]
     if options.overlap == "raise":
         # Sorted by cell: a label disagrees where it follows another one of the same cell.

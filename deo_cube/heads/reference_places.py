@@ -260,24 +260,20 @@ def _of_table(
         raise LabelsError(f"no reference place: {table.described} has no row with both a geometry and a value")
     with_value = [v for v, has in zip(table.values, has_value, strict=True) if has]
     shapes = into_grid(cleaned.shapes, table.crs, upright)
-    parts, outside, areas = [], 0, False
-    for i, (shape, row) in enumerate(zip(shapes, cleaned.rows, strict=True)):
-        r, c = cells_of(shape, upright, "majority")
-        outside += not len(r)
-        areas |= "Point" not in shape.geom_type
-        parts.append((r, c, np.full(len(r), i), np.full(len(r), row)))
+    cluster, rows, cols = cells_of(shapes, upright, "majority")
+    areas = any("Point" not in shape.geom_type for shape in shapes)
+    outside = len(shapes) - len(np.unique(cluster))
     if outside == len(shapes):
         raise LabelsError(
             outside_message(cleaned.shapes, table, upright, "reference places").replace("the embeddings", "the map")
         )
     if outside:
         warnings.warn(f"{outside} of {len(shapes)} reference places are outside the map and left out", stacklevel=4)
-    rows, cols, cluster, row = (np.concatenate(v).astype(int) for v in zip(*parts, strict=True))
     values = np.empty(len(with_value), dtype=object)
     values[:] = with_value
     if box.transform.e > 0:
         rows = box.shape[0] - 1 - rows
-    return rows, cols, values[row], cluster if areas else None
+    return rows, cols, values[cleaned.rows[cluster]], cluster if areas else None
 
 
 def _quantities(values: Array) -> Array:

@@ -134,13 +134,13 @@ def suffix_of(path: Any) -> str:
     return Path(urlsplit(text).path if "://" in text else text).suffix.lower()
 
 
-def located(path: Any) -> str:
+def located(path: Any, what: str = "labels") -> str:
     """Return a path that exists, or an address that GDAL follows (``https://``, ``s3://``, ``/vsi...``) as it is."""
     text = expand(path)
     if is_url(text) or text.startswith("/vsi"):
         return text
     if not Path(text).exists():
-        raise InputNotFoundError(f"labels not found at {text}")
+        raise InputNotFoundError(f"{what} not found at {text}")
     return text
 
 
