@@ -128,7 +128,9 @@ def fit_head(
     label_type: Any = getattr(head_of, "reads", LabelOptions)
     names = [f.name for f in fields(label_type)]
     label_options = {k: options.pop(k) for k in names if k in options}
-    own_options = [k for k in list(inspect.signature(head_of.fit).parameters)[4:] if k != "estimator" or name == kind]
+    own_options = list(inspect.signature(head_of.fit).parameters)[4:]
+    if name != kind:
+        own_options.remove("estimator")  # it is `kind`
     if head_of not in CLASS_HEADS.values() and finetune:
         raise ArgumentError(f"finetune must be 0 for {name}: blocks are trained on classes, with {list(CLASS_HEADS)}")
     if integer("finetune", finetune, minimum=0):
