@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from graphlib import TopologicalSorter
 from itertools import product
 from math import prod
@@ -25,6 +26,7 @@ from numbers import Integral
 from operator import getitem
 from typing import Any, TypeAlias
 
+import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -36,6 +38,7 @@ from dask.core import flatten
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.task_spec import Alias, DataNode, GraphNode, List, Task, TaskRef
+from dask.utils import SerializableLock
 from numpy.typing import NDArray
 
 from deo_cube.embedding.windows import BandSource, BlockIndex, WindowReader, band_sources, read_amplification
@@ -451,6 +454,13 @@ def gather_chunks(
         results.append(TaskRef((name, k)))
     tasks[f"{name}-joined"] = Task(f"{name}-joined", join, List(*results))
     made = []
+    if da.ARRAY_EXPR_ENABLED:  # which refuses graphs: their result is an array that is computed when it is read
+        joined = HighLevelGraph(
+            {**graph.layers, name: MaterializedLayer(tasks)}, {**graph.dependencies, name: set(names)}
+        )
+        result = _Result(joined, f"{name}-joined")
+        arrays = [_Deferred(result, k, shape, np.dtype(dtype)) for k, (shape, dtype) in enumerate(outputs)]
+        return [da.from_array(array, chunks=-1, name=f"{name}-{k}") for k, array in enumerate(arrays)]
     for k, (shape, dtype) in enumerate(outputs):
         key = f"{name}-{k}"
         layers = {**graph.layers, name: MaterializedLayer(tasks)}
@@ -460,6 +470,42 @@ def gather_chunks(
         )
         made.append(da.from_delayed(Delayed(key, whole, layer=key), shape, dtype))
     return made
+
+
+class _Result:
+    """The value of one key of a graph, computed once."""
+
+    def __init__(self, graph: HighLevelGraph, key: str) -> None:
+        self._graph, self._key = graph, key
+        self._lock = SerializableLock()
+
+    def __call__(self) -> tuple[Array, ...]:
+        with self._lock:
+            return self._value
+
+    @cached_property
+    def _value(self) -> tuple[Array, ...]:
+        value: tuple[Array, ...] = dask.get(self._graph, self._key)
+        return value
+
+
+@dataclass(frozen=True)
+class _Deferred:
+    """One array of a result, as `from_array` takes it."""
+
+    result: _Result
+    position: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def __getitem__(self, index: Any) -> Array:
+        part: Array = self.result()[self.position][index]
+        return part
 
 
 def _node(key: Any, value: Any, keys: Container[Any]) -> GraphNode:

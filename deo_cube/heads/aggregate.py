@@ -214,7 +214,7 @@ def _valid(emb: xr.DataArray, dims: tuple[str, str]) -> Any:
 def _reduced(values: Any, valid: Any, positions: list[int], how: str) -> Any:
     """Return the numbers of one period (D + 3, y, x), as `aggregate_step` describes them."""
     _, length, rows, columns = values.shape
-    lazy = isinstance(values, da.Array)
+    lazy, meta = isinstance(values, da.Array), np.empty((0, 0, 0), "float32")
     if how == "mean" or not positions:
         shape = (length + 3, rows, columns)
         state: Any = np.zeros(shape, "float32")
@@ -223,15 +223,18 @@ def _reduced(values: Any, valid: Any, positions: list[int], how: str) -> Any:
         for t in positions:
             if lazy:
                 state = da.map_blocks(
-                    aggregate_step, state, values[t], valid[t][None], dtype="float32", chunks=state.chunks
+                    aggregate_step, state, values[t], valid[t][None], chunks=state.chunks, dtype="float32", meta=meta
                 )
             else:
                 state = aggregate_step(state, values[t], valid[t][None])
-        return da.map_blocks(aggregate_finished, state, dtype="float32") if lazy else aggregate_finished(state)
+        return (
+            da.map_blocks(aggregate_finished, state, dtype="float32", meta=meta) if lazy else aggregate_finished(state)
+        )
     function = _STATISTICS[how]
-    some, fractions = values[positions], valid[positions]
     if not lazy:
-        return aggregate_dates(some, fractions[:, None], function)
+        return aggregate_dates(values[positions], valid[positions][:, None], function)
+    # Date by date: Dask's array expressions do not take a list of positions.
+    some, fractions = (da.stack([each[t] for t in positions]) for each in (values, valid))
     return da.map_blocks(
         aggregate_dates,
         some.rechunk({0: -1}),
@@ -240,7 +243,7 @@ def _reduced(values: Any, valid: Any, positions: list[int], how: str) -> Any:
         dtype="float32",
         drop_axis=0,
         chunks=((length + 3,), *values.chunks[2:]),
-        meta=np.empty((0, 0, 0), "float32"),
+        meta=meta,
     )
 
 
