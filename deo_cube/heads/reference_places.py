@@ -58,9 +58,12 @@ def read_map(map_: Any, time: Any) -> tuple[xr.DataArray, Classes | None]:
     attrs = array.attrs
     if array.dtype.kind == "f":
         array = array.fillna(NO_CLASS)
+    if array.dtype != np.uint8:
+        array = array.astype("int64")
     fill = attrs.get("_FillValue", array.encoding.get("_FillValue", NO_CLASS))
     array = array.where(array != fill, NO_CLASS) if fill != NO_CLASS else array
-    array = array.astype("int64").where((array >= 0) & (array < NO_CLASS), NO_CLASS).astype("uint8")
+    if array.dtype != np.uint8:
+        array = array.where((array >= 0) & (array < NO_CLASS), NO_CLASS).astype("uint8")
     legend = legend_of_attrs(attrs)
     if "flag_values" in attrs:
         codes = sorted(int(v) for v in np.atleast_1d(attrs["flag_values"]))

@@ -194,7 +194,9 @@ def test_files_dates_dask_and_missing_values(tmp_path):
     drawn.rio.to_raster(tmp_path / "map.tif")
     drawn.to_netcdf(tmp_path / "map.nc")
     decoded = xr.open_zarr(tmp_path / "map.zarr", consolidated=False)
-    for other in (tmp_path / "map.zarr", tmp_path / "map.tif", tmp_path / "map.nc", decoded, drawn.chunk(y=7, x=9)):
+    small = drawn.where(drawn != 255, 9).astype("int8").assign_attrs(drawn.attrs | {"_FillValue": 9})
+    files = (tmp_path / "map.zarr", tmp_path / "map.tif", tmp_path / "map.nc")
+    for other in (*files, decoded, small, drawn.chunk(y=7, x=9)):
         same = assess(other, places)
         pd.testing.assert_frame_equal(same.table, result.table)
     several = xr.concat([drawn, drawn], "time").assign_coords(time=pd.to_datetime(["2020-06-01", "2021-06-01"]))
