@@ -287,12 +287,8 @@ PRODUCERS: Sequence[Producer] = (
     ),
     Producer(
         "sentinelhub, array", GROUP, "NumPy `(y, x, band)` without coordinates",
-        "values = request.get_data()[0]\n"
-        "west, south, east, north = bbox\n"
-        "y, x = north - 10 * (np.arange(len(values)) + 0.5), west + 10 * (np.arange(values.shape[1]) + 0.5)\n"
-        'da = xr.DataArray(values, {"y": y, "x": x, "band": BANDS}, ("y", "x", "band"))\n'
-        "emb = da.rio.write_crs(bbox.crs.pyproj_crs()).deo.embed(offset=0)",
-        "nothing: an array says neither where nor what it is",
+        "emb = deo_cube.from_array(request.get_data()[0], BANDS, bbox=bbox).deo.embed(offset=0)",
+        "CRS from the box, the axis of bands from their number; the offset is asked for",
         'Ask for `units: "DN"`: floats are reflectance, `units="reflectance"`. Values are harmonised.',
         sentinelhub, ("sentinelhub",), ("sentinelhub",), service=True,
     ),
