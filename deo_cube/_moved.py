@@ -15,7 +15,6 @@ __all__ = ["MOVED", "install"]
 #: New module by old one; an empty string for a removed package, of which only modules are imported.
 MOVED = {
     "deo_cube.cube.catalogues": "deo_cube.cube.stac_catalogs",
-    "deo_cube.cube.files": "deo_cube.cube.open",
     "deo_cube.cube.grid": "deo_cube.cube.georeference",
     "deo_cube.cube.radiometry": "deo_cube.cube.units",
     "deo_cube.encoder.catalog": "deo_cube.encoder.registry",

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from deo_cube.encoder.random_convolutions import RandomConvolutions
 from deo_cube.errors import ArgumentError
@@ -134,6 +132,9 @@ class UntrainedNetwork:
 
     def __call__(self, array: Array, bands: Sequence[str]) -> Array:
         """(B, C, H, W) -> (B, width, H / 4, W / 4)."""
+        import torch
+        from torch import nn
+
         if self.mean is None or self.std is None:
             raise ArgumentError("the untrained network has no statistics yet: call fitted(images, bands) first")
         x = (np.asarray(array, dtype="float32") - self.mean[:, None, None]) / self.std[:, None, None]

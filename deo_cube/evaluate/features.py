@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from deo_cube.encoder.card import ModelCard, choose_stem
-from deo_cube.encoder.encoder import Encoder
-from deo_cube.encoder.matmul import encoder_products
-from deo_cube.encoder.networks.adapters import seeded_network
 from deo_cube.encoder.normalize import normalize, to_units
 from deo_cube.encoder.registry import load_encoder
 from deo_cube.errors import ArgumentError, ArgumentTypeError
+
+if TYPE_CHECKING:
+    from deo_cube.encoder.encoder import Encoder
 
 __all__ = [
     "Encode",
@@ -215,6 +214,10 @@ class ModelEncode:
 
     def pyramid(self, array: Array, bands: Sequence[str]) -> list[Array]:
         """Return a map (B, D, h, w) per layer of the card, which UPerNet decodes."""
+        import torch
+
+        from deo_cube.encoder.matmul import encoder_products
+
         e = self.encoder
         stem, order = choose_stem(self.card, list(bands))
         x = torch.from_numpy(np.asarray(array, "float32")).to(e.device)
@@ -245,5 +248,8 @@ def as_encode(model: Any, *, device: str | None = None) -> Any:
 
 def untrained(card: ModelCard, *, device: str = "cpu") -> ModelEncode:
     """Return the network of a card with the random weights of its initialisation."""
+    from deo_cube.encoder.encoder import Encoder
+    from deo_cube.encoder.networks.adapters import seeded_network
+
     network: Any = seeded_network(card, None).to(device).eval()
     return ModelEncode(Encoder(card, network, device=device), f"{card.alias}, untrained")

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from deo_cube.evaluate.features import fitted_on, name_of, places
 from deo_cube.evaluate.readers import Scene
@@ -193,6 +191,8 @@ def _target(chip: Scene, codes: Array) -> Array:
 
 
 def _logits(tensors: Any, x: Any, scales: tuple[int, ...], stride: int) -> Any:
+    from torch.nn import functional as F
+
     out = upernet_logits(tensors, x, 1, scales)
     return F.interpolate(out, scale_factor=stride, mode="bilinear", align_corners=False) if stride > 1 else out
 
@@ -202,6 +202,9 @@ def _train(
     seed: int, width: int = 64, epochs: int = 50, batch: int = 64, rate: float = 1e-4,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the tensors of the epoch with the best mean IoU on the chips `held`."""
+    import torch
+    from torch.nn import functional as F
+
     blank = upernet_tensors(maps.shape[2], width, len(codes), scales, seed)
     tensors = {k: torch.from_numpy(v) for k, v in blank.items()}
     learnt = [t.requires_grad_() for k, t in tensors.items() if k not in ("mean", "std") and not k.startswith("fine")]
@@ -241,6 +244,8 @@ def _confusions(
     stride: int,
 ) -> tuple[Array, float]:  # fmt: skip
     """Return counts (n, K, K) of the chips `which`, and their mean IoU together."""
+    import torch
+
     counts = []
     with torch.inference_mode():
         for i in which:
