@@ -165,11 +165,14 @@ def look_first_at(
         _apart(np.where(has_map, margin, np.nan), at, share, apart, "low margin", chosen)
         if right is not None and len(right) >= 8:
             own = _margin(values_at(sources.probabilities, box, places))
-            low = own <= np.nanquantile(own, 0.25)
-            notes.append(
-                f"of the quarter of reference places with the lowest margin {right[low].mean():.0%} are right, of the "
-                f"others {right[~low].mean():.0%}"
-            )
+            limit = np.quantile(own[np.isfinite(own)], 0.25) if np.isfinite(own).any() else np.nan
+            low, high = own <= limit, own > limit
+            # Heads that vote give most places the same margin, and then there are no others to compare with.
+            if low.any() and high.any():
+                notes.append(
+                    f"of the quarter of reference places with the lowest margin {right[low].mean():.0%} are right, of "
+                    f"the others {right[high].mean():.0%}"
+                )
     if sources.dissimilarity is not None:
         threshold = float(sources.dissimilarity.attrs["threshold"])
         unlike = values_at(sources.dissimilarity, box, at)

@@ -257,6 +257,18 @@ def test_doubtful_places_and_leaks():
     assert any("lowest margin" in n for n in result.notes)
 
 
+@pytest.mark.parametrize("margin", [1.0, np.nan])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_places_of_one_margin_are_not_compared(margin):
+    emb = embeddings(30, 30)
+    head = fit_head("linear", emb, clicks(emb, n=10))
+    probabilities = head.predict(emb, probabilities=True)
+    votes = xr.zeros_like(probabilities).load()
+    votes[{"class": 0}] = margin
+    result = assess(head.predict(emb), clicks(emb, n=12), probabilities=votes)
+    assert not any("lowest margin" in n for n in result.notes)
+
+
 def test_applicability_is_that_of_the_paper():
     emb = embeddings(20, 22, noise=0.5, dim=5)
     labels = clicks(emb, n=15)
