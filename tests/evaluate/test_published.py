@@ -117,7 +117,8 @@ def test_every_published_key_form_is_read_and_named(prefix: str, tmp_path: Path)
     assert found.card.architecture == {
         "family": "swin", "dim": 8, "depths": [1, 1], "heads": [1, 2], "window": 2, "patch": 4, "mlp_ratio": 4.0
     }  # fmt: skip
-    assert "not asked" in str(found)
+    assert found.questions == ()
+    assert str(tmp_path / "w.pth") in str(found)
 
 
 @pytest.mark.parametrize("file", ["swin_weights", "vit_weights"])
