@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from deo_cube.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["check_input"]
 
