@@ -3,7 +3,8 @@
 The neck of a `conv` student is fitted without labels and in closed form on training windows: principal components,
 partly whitened, turned by a fixed rotation, so that every channel carries an equal share of the variance. Whitening
 brings out what is rare (neighbours on EuroSAT gain three points), the rotation keeps a probe that standardises channels
-from blowing up the weakest component, and rounds int8 evenly.
+from blowing up the weakest component, and rounds int8 evenly. With `Neck.changes`, the metric of its local components
+is fitted to known changes afterwards (`train.metric`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from deo_cube.encoder.random_convolutions import RandomConvolutions
 from deo_cube.errors import ArgumentError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.paths import local_path
 from deo_cube.train.config import Neck, TrainConfig
+from deo_cube.train.metric import altered, cell_shares, fit_metric, read_pairs
 
 __all__ = ["fit_local", "fit_necks", "keep_local", "neck_of"]
 
@@ -81,23 +83,73 @@ def fit_necks(network: nn.Module, windows: Mapping[str, Tensor], config: TrainCo
             torch.cat([_parts(network, part.to(device), stem, neck) for part in torch.split(x, 16)]).double().cpu()
         )
         weight, bias = neck_of(features, network.seen[stem], config.student.dim, neck)
+        if neck.changes and stem == "ms":
+            weight, bias = _with_metric(network, x, weight, bias, config)
         conv: Any = network.necks[stem]
         conv.weight.copy_(weight[:, :, None, None])
         conv.bias.copy_(bias)
     network.train(training)
 
 
+def _stacked(network: DeoConv, x: Tensor, stem: str) -> Tensor:
+    """Return features (n, D, h, w) before the neck."""
+    if isinstance(network, DeoSpectral):
+        return network.stack_of(x, stem)
+    maps = network.trunk(x, stem)
+    maps["local"] = network.local_map(x, stem)
+    return network.stack(maps, stem)
+
+
 def _parts(network: DeoConv, x: Tensor, stem: str, neck: Neck) -> Tensor:
     """Return features (n, D) before the neck: of chips, or of every fifth token."""
-    if isinstance(network, DeoSpectral):
-        stacked = network.stack_of(x, stem)
-    else:
-        maps = network.trunk(x, stem)
-        maps["local"] = network.local_map(x, stem)
-        stacked = network.stack(maps, stem)
-    if neck.of == "chips":
-        return stacked.mean(dim=(2, 3))
-    return stacked.permute(0, 2, 3, 1).flatten(0, 2)[::5]
+    stacked = _stacked(network, x, stem)
+    return stacked.mean(dim=(2, 3)) if neck.of == "chips" else _cells(stacked)[::5]
+
+
+def _cells(stacked: Tensor) -> Tensor:
+    return stacked.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _with_metric(
+    network: DeoConv, x: Tensor, weight: Tensor, bias: Tensor, config: TrainConfig
+) -> tuple[Tensor, Tensor]:
+    """Return the neck with its local and contrast components in the metric of known changes."""
+    neck = config.neck_ms
+    device = next(network.parameters()).device
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (config.student.ms_mean, config.student.ms_std))
+    leading = neck.local + neck.contrast
+    head, shift = weight[:leading].to(device), bias[:leading].to(device)
+
+    def components(images: Tensor) -> Tensor:
+        """Return leading components (n, leading) of the cells of normalised images."""
+        parts = torch.split(images, 16)
+        return torch.cat([_cells(_stacked(network, part.to(device), "ms")) @ head.T + shift for part in parts])
+
+    pairs = read_pairs(neck.changes)
+    # Cells of 4 px: the grid of the embedding.
+    share = torch.from_numpy(cell_shares(pairs.changed, 4)).flatten().to(device)
+    fill = np.asarray(config.student.ms_mean, "float32")[:, None, None]
+    dates = [
+        components((torch.from_numpy(np.where(v > 0, v, fill).astype("float32")) - mean) / std)
+        for v in (pairs.before, pairs.after)
+    ]
+    known = torch.isfinite(share)
+    windows = x[::2]
+    cells, other = components(windows), components((altered(windows * std + mean, config.seed) - mean) / std)
+    number = torch.arange(len(windows), device=device).repeat_interleave(len(cells) // len(windows))
+    with torch.enable_grad():
+        transform, added = fit_metric(
+            dates[0][known].float(), dates[1][known].float(), share[known],
+            (cells.float(), other.float(), number), general=neck.general, seed=config.seed,
+        )  # fmt: skip
+    transform, added = transform.cpu(), added.cpu()
+    first, constant = transform @ weight[:leading].double(), transform @ (bias[:leading].double() + added)
+    # As many channels at a variance of one, on average, as before: the deep components keep their part in a distance.
+    spread = ((cells.double().cpu() + added) @ transform.T).var(0).mean().sqrt()
+    before = cells.double().cpu().var(0).mean().sqrt()
+    weight, bias = weight.clone(), bias.clone()
+    weight[:leading], bias[:leading] = (first * before / spread).float(), (constant * before / spread).float()
+    return weight, bias
 
 
 def neck_of(features: Tensor, parts: Mapping[str, int], dim: int, neck: Neck) -> tuple[Tensor, Tensor]:
