@@ -67,7 +67,7 @@ def completed(script: Path, line: str, tmp_path: Path) -> list[str]:
     ("line", "offered"),
     [
         ("deo-cube pag", "page"),
-        ("deo-cube embed a b --model tiny_", "tiny_v2"),
+        ("deo-cube embed a b --model tiny_", "tiny_v1"),
         ("deo-cube verify vit", "vitb"),
         ("deo-cube info swi", "swinb"),
         ("deo-cube embed a b --resu", "--resume"),

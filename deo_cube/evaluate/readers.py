@@ -34,6 +34,7 @@ __all__ = [
     "read_terramesh",
     "read_worldcereal",
     "read_worldcover16",
+    "worldcover16_training",
 ]
 
 Array = NDArray[Any]
@@ -416,7 +417,8 @@ def read_worldcover16(path: str | Path, *, limit: int | None = None) -> tuple[li
 
     Images are medians of the year 2020 of L1C, without offset. The coordinates of the points were not kept: 5000 of
     them in 79 boxes of 8 degrees are some 100 km apart, and chips in a random split have no neighbour on its other
-    side. The last of every five chips (1000 of 5000) is the part that is tested here: keep it out of training.
+    side. A fifth of the chips, drawn once, is the part that is tested here: keep it out of training, as that of `tiny`
+    did.
 
     Parameters
     ----------
@@ -436,11 +438,19 @@ def read_worldcover16(path: str | Path, *, limit: int | None = None) -> tuple[li
     path = _npz(path, "gcp_worldcover16*.npz", "worldwide WorldCover chips")
     with np.load(path, allow_pickle=False) as z:
         x, label, bands = z["x"][:limit], z["label"][:limit], tuple(map(str, z["bands"]))
+        train = worldcover16_training(len(z["label"]))[:limit]
     scenes = [
         Scene(str(i), im.astype("float32"), lab.astype("int16"), (im != 0).all(axis=0), bands)
         for i, (im, lab) in enumerate(zip(x, label, strict=True))
     ]
-    return scenes, np.arange(len(scenes)) % 5 != 4
+    return scenes, train
+
+
+def worldcover16_training(count: int) -> Array:
+    """Return which of `count` worldwide chips train, (count,) bool: four in five, drawn once."""
+    train = np.zeros(count, bool)
+    train[np.random.default_rng(0).permutation(count)[: count * 4 // 5]] = True
+    return train
 
 
 def read_biomassters(path: str | Path) -> tuple[list[Scene], list[Array]]:

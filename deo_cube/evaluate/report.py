@@ -170,7 +170,7 @@ def _land_cover(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
 
 
 WORLD_CHIPS = 2500
-"""Worldwide chips that are read, the first of the file (their order is random): 2000 train, 500 test."""
+"""Worldwide chips that are read, the first of the file (their order is random): about 2000 train, 500 test."""
 
 
 def _world(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:

@@ -54,7 +54,7 @@ def test_one_date_and_none(cube) -> None:
 def test_embeddings(cube) -> None:
     facts = dict(summarise_embeddings(cube.deo.embed("tiny")).facts)
     assert facts["size"] == "time 2, embedding 192, y 16, x 16; float16"
-    assert "deo_conv_tiny" in facts["model"]
+    assert "deo_spectral_tiny" in facts["model"]
 
 
 def test_a_path_is_no_cube() -> None:

@@ -15,6 +15,7 @@ from deo_cube.evaluate.readers import (
     read_terramesh,
     read_worldcereal,
     read_worldcover16,
+    worldcover16_training,
 )
 
 
@@ -166,7 +167,9 @@ def test_the_test_part_of_the_spatial_split_is_read_whole_and_apart(shared):
 def test_worldwide_chips_biomass_and_series_are_read(shared):
     places = shared / "data" / "places"
     scenes, train = read_worldcover16(places / "gcp_worldcover16", limit=50)
-    assert (len(scenes), train.sum(), scenes[0].image.shape) == (50, 40, (10, 16, 16))
+    assert (len(scenes), len(train), scenes[0].image.shape) == (50, 50, (10, 16, 16))
+    assert train.tolist() == worldcover16_training(5000)[:50].tolist()
+    assert worldcover16_training(5000).sum() == 4000
     assert scenes[0].label.max() <= 8
     chips, values = read_biomassters(places / "biomassters")
     assert [c.image.shape for c in chips] == [(10, 256, 256)] * 2

@@ -171,7 +171,7 @@ def test_what_was_computed_from_embeddings_says_how(tmp_path: Path) -> None:
         part = part if "time" in part.coords else part.assign_coords(time=emb.time[0])
         to_geoparquet(part, tmp_path / f"{name}.parquet")
         said = json.loads(pq.read_schema(tmp_path / f"{name}.parquet").metadata[b"deo_cube"])
-        assert said["model"] == "deo_conv_tiny.v1"
+        assert said["model"] == "deo_spectral_tiny.v2"
         assert (said.get("derived") or "").startswith("mean") == (expected is not None)
 
 

@@ -240,7 +240,7 @@ def test_similarity_is_exported_with_its_numbers(client: TestClient, view: Viewe
     job = finished(client, client.post("/api/export", json={"layer": "similar", "t": 1, "format": "cog"}).json())
     with rasterio.MemoryFile(client.get(f"/api/jobs/{job['id']}/file").content) as memory, memory.open() as tif:
         np.testing.assert_allclose(tif.read(1), view.similarity.isel(time=1).values, atol=1e-6)
-        assert tif.tags()["model"] == "deo_conv_tiny.v1"
+        assert tif.tags()["model"] == "deo_spectral_tiny.v2"
     ask = {"layer": "similar", "t": 1, "format": "geojson", "threshold": 0.5}
     job = finished(client, client.post("/api/export", json=ask).json())
     features = client.get(f"/api/jobs/{job['id']}/file").json()["features"]
