@@ -28,7 +28,7 @@ def _load(name: str) -> Any:
 
 
 def _race() -> dict[str, Any]:
-    """Return the race of `tiny`: the cube's area and the seconds of each case."""
+    """Return the race of `tiny`, at the time its first version: the cube's area and the seconds of each case."""
     return next(race for race in _load("bench")["races"].values() if race["model"] == "tiny")
 
 
@@ -45,7 +45,7 @@ def rows() -> Iterator[tuple[str, str, str]]:
     others = {c["runner"] for c in race["cases"].values()} - {"deo_cube embed"}
     best, runner = max((_speed(race, name), name) for name in others)
     yield (
-        "One Sentinel-2 tile (110 x 110 km) with `tiny`, two CPU cores, read, embed and write",
+        "One Sentinel-2 tile (110 x 110 km) with `tiny_v1` (`tiny` is faster), two CPU cores, read, embed and write",
         f"{TILE_KM2 / ours / 60:.1f} minutes; {ours / best:.2f} times as fast as the best alternative ({runner})",
         "throughput.md",
     )
