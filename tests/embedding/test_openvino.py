@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -180,10 +181,12 @@ def test_nan_is_within_no_tolerance() -> None:
 def test_openvino_that_is_missing_or_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     cube = cube_at((32, 32), times=1)
     other = embed(cube, **SMALL, runtime="openvino")
-    monkeypatch.setattr(runtime, "_installed_openvino", lambda: None)
-    with pytest.raises(MissingExtraError, match=r"deo-cube\[cpu\]"):
-        embed(cube, "means", runtime="openvino")
-    assert "deo_cube:runtime" not in embed(cube, "means", runtime="auto").attrs
+    with monkeypatch.context() as without:
+        without.setattr(runtime, "_installed_openvino", lambda: None)
+        without.setitem(sys.modules, "openvino", None)
+        with pytest.raises(MissingExtraError, match=r"deo-cube\[cpu\]"):
+            embed(cube, "means", runtime="openvino")
+        assert "deo_cube:runtime" not in embed(cube, "means", runtime="auto").attrs
     monkeypatch.setattr(runtime, "_installed_openvino", lambda: "openvino 1.0")
     monkeypatch.setattr(runtime, "_encoders", {})
     with pytest.raises(DeviceError, match="same version"):

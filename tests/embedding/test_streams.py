@@ -115,7 +115,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Simulated:
             simulated.give(simulated._compute, lambda: out.copy_(result))
             return out
 
-    monkeypatch.setattr(runtime, "encoder", lambda *args: Late(real(*args)))
+    monkeypatch.setattr(runtime, "encoder", lambda *args, **options: Late(real(*args, **options)))
     return simulated
 
 
