@@ -1,6 +1,6 @@
 """Draw docs/img/default_map.png: python -m benchmarks.default_map_picture DATA.
 
-True colour, the map of `segment()` and the probability of the drawn class at three places that trained nothing, on the
+True colour, the map of `segment()` and the probability of the drawn class at three places whose labels trained nothing, on the
 dates shown.
 """
 
