@@ -316,7 +316,7 @@ def _open_one(path: Any, group: str | None, options: dict[str, Any]) -> xr.Datas
     local = not is_url(text)
     gdal = text.startswith("/vsi")
     if local and not gdal and not Path(text).exists():
-        raise InputNotFoundError(f"no cube at {text}")
+        raise InputNotFoundError(f"path: no cube at {text}")
     ending = Path(text).suffix.lower()
     if gdal or ending in RASTERS:
         _no_group(group, text)

@@ -196,7 +196,7 @@ class EmbedBlock:
         apart = transfer.apart(device)
         # Of a network of convolutions cuDNN prepares each new shape of batch, for a second or more: batches of one
         # size spare that at the edges of blocks.
-        pad = apart and self.ref.card.architecture["family"] == "conv"
+        pad = apart and self.ref.card.architecture["family"] in ("conv", "spectral")
 
         # lcm(0, n) is 0: tiles of models with position embeddings are never cut shorter.
         cuts = TileCuts(plan, rows, columns, math.lcm(self.ref.card.trim, plan.patch))

@@ -244,6 +244,14 @@ def _block_names(network: Any) -> list[str]:
     from torch import nn
 
     modules = dict(network.named_modules())
+    if "spectral.block1" in modules:
+        # Two trunks, of which the layer depends on one.
+        return [
+            "spectral.block1",
+            "spectral.block2",
+            "spectral.block3",
+            *(f"trunk.pairs.{i}" for i in range(len(network.trunk.pairs))),
+        ]
     for name in ("blocks", "features", "trunk.pairs", "model.blocks", "model.stages", "model.layers"):
         if isinstance(modules.get(name), nn.ModuleList | nn.Sequential):
             names = []
@@ -253,7 +261,7 @@ def _block_names(network: Any) -> list[str]:
             return names
     raise ArgumentError(
         f"finetune must be 0 for a {type(network).__name__}, whose blocks are not known: it works for the families "
-        "vit, swin, conv and timm"
+        "vit, swin, conv, spectral and timm"
     )
 
 

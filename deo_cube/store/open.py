@@ -109,7 +109,7 @@ def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> S
 def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
     found = existing(store, mode)
     if found is None:
-        raise StoreMismatchError(f"{store} does not exist")
+        raise StoreMismatchError(f"store: {store} does not exist")
     if IDENTITY not in found.attrs:
         raise StoreMismatchError(
             f"{store} was not made by deo_cube (no {IDENTITY} in its attributes, which a copy by xarray may lack): "

@@ -11,6 +11,7 @@ import torch
 from benchmarks.gpu import embed, setting
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.setting import Config
+from deo_cube.encoder.devices import cpu_has_bfloat16
 
 
 def test_without_a_gpu_it_ends_with_a_line_that_says_so() -> None:
@@ -27,16 +28,16 @@ def test_it_runs_on_the_cpu_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFi
     )  # fmt: skip
     report = main(config)
     assert json.loads((tmp_path / "gpu.json").read_text())["embed"] == json.loads(json.dumps(report["embed"]))
-    (row,) = report["embed"]
+    row = report["embed"][0]
     assert row["tiles_per_s"] > 0
     assert row["fraction_of_bare"] == pytest.approx(row["tiles_per_s"] / row["bare_tiles_per_s"])
     assert row["gflop_per_tile"] > 0.01
     assert row["busy"] is None
-    (alone,) = report["encoder"]
+    alone = report["encoder"][0]
     assert set(alone["tiles_per_s"]) == {1, 2}
     assert all(step["losses"][-1] < step["losses"][0] for step in report["training"])
     output = capsys.readouterr().out
-    assert "skipped: tiny in bfloat16" in output
+    assert ("skipped: tiny in bfloat16" in output) != cpu_has_bfloat16()
     assert "no figure of a GPU" in output
 
 

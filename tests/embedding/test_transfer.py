@@ -186,10 +186,10 @@ def test_bfloat16_gives_other_numbers_within_what_it_states_and_is_another_store
 def test_a_stem_that_is_coarse_in_bfloat16_by_its_card_warns_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "_no_bfloat16", lambda device: "")
     cube = deo_cube.synthetic_cube(size=64, times=1, clouds=False, gaps=False)
-    options = {"model": "tiny", "tile": 64, "precision": "bfloat16", "device": "cpu"}
+    options = {"model": "tiny_v1", "tile": 64, "precision": "bfloat16", "device": "cpu"}
     with pytest.warns(UserWarning, match="'rgb'.*precision='float32'"):
         coarse = embed(cube, **options, bands=["B04", "B03", "B02"])
-    assert coarse.attrs["deo_cube:tolerance"] == deo_cube.card("tiny").reference.bfloat16["rgb"]
+    assert coarse.attrs["deo_cube:tolerance"] == deo_cube.card("tiny_v1").reference.bfloat16["rgb"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert embed(cube, **options).attrs["deo_cube:tolerance"] == transfer.TOLERANCE["bfloat16"]

@@ -74,7 +74,7 @@ def objects() -> dict[str, Any]:
         "numpy": np.zeros((1, 2, 4, 4)),
         "none": None,
         "number": 3,
-        "tree": xr.DataTree.from_dict({"/a": cube()}),
+        "tree": xr.DataTree.from_dict({"/a": cube(), "/b": cube()}),
         "list": [cube(), cube()],
         "table": gpd.GeoDataFrame(geometry=[Point(0, 0)], crs=4326),
         "variable": cube().B02.variable,
