@@ -38,8 +38,8 @@ LIMITS = (
     "change where something else than forests changes. The scores are of the other plots.",
     "Its neck's shares were chosen with scores of land cover on worldwide chips and of change in view: other places "
     "may give less.",
-    "Land cover of patches and pixels is not told apart from 512 random convolutions (+0.02 and -0.04); from L2A to L1C, "
-    "in change and on RGB chips it is far better than they are.",
+    "Land cover of patches and pixels is not told apart from 512 random convolutions (+0.02 and -0.04); from L2A to "
+    "L1C, in change and on RGB chips it is far better than they are.",
     "The two trunks share nothing: vectors of the stem `ms` and of the stem `rgb` cannot be compared.",
     "The scenes are on grids of 6 to 14 m; it has not been measured beyond.",
     "Clouds, snow and night were not in the training data on purpose.",

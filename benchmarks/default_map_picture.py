@@ -1,7 +1,7 @@
 """Draw docs/img/default_map.png: python -m benchmarks.default_map_picture DATA.
 
-True colour, the map of `segment()` and the probability of the drawn class at three places whose labels trained nothing, on
-the dates shown.
+True colour, the map of `segment()` and the probability of the drawn class at three places whose labels trained nothing,
+on the dates shown.
 """
 
 from __future__ import annotations
