@@ -22,7 +22,7 @@ from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.loading import write_model
 from deo_cube.encoder.registry import CARDS, load_encoder
 from deo_cube.evaluate.baselines import RandomConvolutions
-from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift
+from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift, plots_apart
 from deo_cube.evaluate.readers import read_beetle, read_eurosat, read_terramesh
 from deo_cube.evaluate.scores import Score, compare
 from deo_cube.train.samples import open_source
@@ -75,9 +75,9 @@ class Encode:
 
 
 def measure(encode: Any, data: Path, *, seeds: int = 3) -> list[Score]:
-    """All tasks of the card on `data`: every second bark-beetle plot (the others served training), all land cover."""
+    """All tasks of the card on `data`: bark-beetle plots apart from those that served training, all land cover."""
     l2a, l1c = (read_terramesh(data / "landcover_terramesh", level=level) for level in ("L2A", "L1C"))
-    plots = read_beetle(data / "change_barkbeetle")[1::2]
+    plots = plots_apart(read_beetle(data / "change_barkbeetle"))
     return [
         *classification(encode, read_eurosat(data / "eurosat_rgb"), seeds=seeds),
         *land_cover(encode, l2a),

@@ -36,6 +36,7 @@ __all__ = [
     "land_cover",
     "level_shift",
     "patch_means",
+    "plots_apart",
     "regression",
     "segmentation",
     "series",
@@ -530,6 +531,13 @@ def change(
         )
     )  # fmt: skip
     return scores
+
+
+def plots_apart(scenes: Sequence[Scene]) -> list[Scene]:
+    """Return every second plot, from the second, without those near one of the others, which serve to train `tiny`."""
+    near = _neighbours(scenes)
+    served = set(near[::2])
+    return [s for s, own in zip(scenes[1::2], near[1::2], strict=True) if own not in served]
 
 
 def _neighbours(scenes: Sequence[Scene]) -> Array:

@@ -21,6 +21,7 @@ from deo_cube.evaluate.protocols import (
     classification,
     land_cover,
     level_shift,
+    plots_apart,
     regression,
     segmentation,
     series,
@@ -222,7 +223,7 @@ def _series(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
 
 
 def _beetle(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
-    plots = readers.read_beetle(folder)
+    plots = plots_apart(readers.read_beetle(folder))
     plots = plots[: LIGHT_RUN["plots"]] if quick else plots
     return lambda e: change(e, plots, seeds=1 if quick else 3, **_cut(e))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deo_cube.evaluate.baselines import ImageStatistics, RandomConvolutions, RawBands, UntrainedNetwork
-from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift
+from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift, plots_apart
 from deo_cube.evaluate.readers import ChipSet, Scene, read_beetle, read_eurosat, read_terramesh
 
 BANDS = ("B04", "B03", "B02")
@@ -44,6 +44,20 @@ def scenes(n=3, seed=0, two=False):
 
 def by_task(scores):
     return {s.task: s for s in scores}
+
+
+@pytest.mark.real
+def test_plots_that_train_tiny_and_their_neighbours_are_not_scored(shared):
+    plots = read_beetle(shared / "data" / "change_barkbeetle")
+    scored = plots_apart(plots)
+    assert len(scored) == 73
+    for own in scored:
+        for other in plots[::2]:
+            gaps = [
+                max(a - (b + n), b - (a + m))
+                for a, m, b, n in zip(own.corner, own.label.shape, other.corner, other.label.shape, strict=True)
+            ]
+            assert max(gaps) >= 100
 
 
 def test_classes_that_colour_tells_apart_are_found_and_chance_is_chance():
