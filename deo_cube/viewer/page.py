@@ -29,7 +29,6 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
 from deo_cube import arguments
-from deo_cube.arguments import embeddings_of
 from deo_cube.constants import Attribute
 from deo_cube.cube.categories import read_categories
 from deo_cube.cube.georeference import ground_resolution
@@ -43,7 +42,7 @@ from deo_cube.heads.vectors import as_embeddings, geobox, sample, select_time, s
 from deo_cube.notebook import facts_html
 from deo_cube.paths import local_path
 from deo_cube.progress import Progress, size
-from deo_cube.store.open import open_embeddings
+from deo_cube.store.open import opened
 
 __all__ = ["Page", "page"]
 
@@ -154,8 +153,8 @@ def page(
     coarsen, dims = arguments.integer("coarsen", coarsen), arguments.integer("dims", dims, minimum=2)
     max_bytes = arguments.integer("max_bytes", max_bytes)
     overwrite, progress = arguments.boolean("overwrite", overwrite), arguments.boolean("progress", progress)
-    opened = open_embeddings(emb) if isinstance(emb, str | Path) else embeddings_of(emb)
-    array = as_embeddings(opened if time is None else select_time(opened, time))
+    given = opened(emb)
+    array = as_embeddings(given if time is None else select_time(given, time))
     y, x = spatial_dims(array)
     if geobox(array).transform.e > 0:
         array = array.isel({y: slice(None, None, -1)})  # the picture is north-up

@@ -126,7 +126,9 @@ def results_are_marked_as_right_and_wrong(page: Browser, explorer: Explorer, dow
     assert "Mark results" in page.text("#results-note")
     page.press("#result-list li:nth-of-type(1) button[aria-label=Right]")
     page.wait("deo.layers.get('similar').facts.examples.length === 3")
-    page.wait("document.getElementById('results-note').innerText.startsWith('Mark results')")
+    # No second mark is taken until the list shows what the first one found.
+    page.wait("!document.getElementById('result-list').inert")
+    page.wait(loaded)
     page.press("#result-list li:nth-of-type(2) button[aria-label=Wrong]")
     page.wait("deo.layers.get('similar').facts.negatives.length === 1")
     page.wait("location.hash.includes('unlike=')")

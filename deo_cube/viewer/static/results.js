@@ -29,7 +29,8 @@ export class Results {
   constructor(view, { mark, show }) {
     Object.assign(this, { view, mark, show });
     this.wanted = false;
-    this.find = attempt(() => this.search());
+    this.searches = 0;
+    this.find = attempt(() => this.held(() => this.search()));
     $("find-results").onclick = () => { this.wanted = true; this.find(); };
     $("close-results").onclick = () => this.close();
   }
@@ -38,6 +39,22 @@ export class Results {
     this.wanted = false;
     $("results").hidden = true;
     $("result-list").replaceChildren();
+  }
+
+  // While a search runs, the list takes no clicks: it is about to be replaced, and a second mark would miss the first.
+  async held(search) {
+    const list = $("result-list");
+    const show = (change) => {
+      this.searches += change;
+      list.inert = this.searches > 0;
+      list.setAttribute("aria-busy", String(list.inert));
+    };
+    show(1);
+    try {
+      return await search();
+    } finally {
+      show(-1);
+    }
   }
 
   // After a search: results that are shown are found anew.

@@ -215,7 +215,7 @@ const drop = attempt(async (id) => {
 
 // ---- actions of a click --------------------------------------------------------------------------------------------------
 
-const findSimilar = attempt(async (places, threshold = null, negatives = []) => {
+const findSimilar = attempt((places, threshold = null, negatives = []) => results.held(async () => {
   tilesBusy(true);
   try {
     const facts = await ask("api/similar", { method: "POST", body: { t: time, places, negatives } });
@@ -224,7 +224,7 @@ const findSimilar = attempt(async (places, threshold = null, negatives = []) => 
   } finally {
     tilesBusy([...layers.values()].some((l) => l.waiting > 0));
   }
-});
+}));
 
 function showSimilar(facts, threshold = null) {
   const layer = addLayer(facts);
