@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -135,6 +135,28 @@ class _StoreFlags:
     progress: Annotated[bool, arg(help="show the progress bar")] = True
 
 
+def _write(made: Callable[[], Any], out: str, store: _StoreFlags) -> None:
+    """Write what `made` returns to a store, and print its sizes."""
+    from deo_cube.store.write import to_zarr
+
+    # The cluster first: a device that this machine lacks may be one of its workers'.
+    with _log_lines(store.progress), _cluster(store.scheduler) as scheduler:
+        stored = to_zarr(
+            made(),
+            out,
+            resume=True if store.resume == "check" else store.resume,
+            overwrite=store.overwrite,
+            shards=store.shards,
+            progress=store.progress,
+            retries=store.retries,
+            read_timeout=store.read_timeout,
+            scheduler=scheduler,
+            num_workers=store.workers,
+            worker_timeout=store.worker_timeout,
+        )
+    print(f"{out}: {', '.join(f'{d} {n}' for d, n in stored.sizes.items())}, {stored.dtype}")
+
+
 def demo(
     out: Annotated[Path, arg(help="folder for the Zarr store and the picture")] = Path("demo"),
     size: Annotated[int, arg(help="pixels on a side")] = 1024,
@@ -169,24 +191,8 @@ def embed(
     """Embed a cube into a Zarr store. The same command resumes an interrupted run."""
     from deo_cube.cube.open import open_cube
     from deo_cube.embedding.embed import embed as embed_cube
-    from deo_cube.store.write import to_zarr
 
-    # The cluster first: a device that this machine lacks may be one of its workers'.
-    with _log_lines(store.progress), _cluster(store.scheduler) as scheduler:
-        stored = to_zarr(
-            embed_cube(open_cube(cube, **read.given()), **changed_options(embedding, run)),
-            out,
-            resume=True if store.resume == "check" else store.resume,
-            overwrite=store.overwrite,
-            shards=store.shards,
-            progress=store.progress,
-            retries=store.retries,
-            read_timeout=store.read_timeout,
-            scheduler=scheduler,
-            num_workers=store.workers,
-            worker_timeout=store.worker_timeout,
-        )
-    print(f"{out}: {', '.join(f'{d} {n}' for d, n in stored.sizes.items())}, {stored.dtype}")
+    _write(lambda: embed_cube(open_cube(cube, **read.given()), **changed_options(embedding, run)), out, store)
 
 
 def plan(
@@ -361,8 +367,8 @@ def change(
 ) -> None:
     """Map how much each patch changed between two stores, or between two times of one."""
     from deo_cube.heads.change import change as change_of
-    from deo_cube.heads.change import opened
     from deo_cube.heads.vectors import select_time
+    from deo_cube.store.open import opened
 
     stores = [opened(path, name) for path, name in ((first, "A"), (second, "B"))]
     times = [
@@ -493,22 +499,8 @@ def aggregate(
 ) -> None:
     """Join the dates of each year, season or month of a store to one vector per patch, as a store of its own."""
     from deo_cube.heads.aggregate import aggregate as aggregate_store
-    from deo_cube.store.write import to_zarr
 
-    with _log_lines(store.progress), _cluster(store.scheduler) as scheduler:
-        stored = to_zarr(
-            aggregate_store(data, freq, how=how),
-            out,
-            resume=True if store.resume == "check" else store.resume,
-            overwrite=store.overwrite,
-            progress=store.progress,
-            retries=store.retries,
-            read_timeout=store.read_timeout,
-            scheduler=scheduler,
-            num_workers=store.workers,
-            worker_timeout=store.worker_timeout,
-        )
-    print(f"{out}: {', '.join(f'{d} {n}' for d, n in stored.sizes.items())}, {stored.dtype}")
+    _write(lambda: aggregate_store(data, freq, how=how), out, store)
 
 
 def similar(

@@ -9,7 +9,6 @@ sum of the valid fractions and the number of dates. Dask names the steps after t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from deo_cube.cube.times import dates
 from deo_cube.embedding import metadata
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
+from deo_cube.store.open import opened
 
 __all__ = ["Period", "aggregate", "periods"]
 
@@ -100,11 +100,7 @@ def aggregate(emb: Any, freq: str | Sequence[tuple[Any, Any]], *, how: How = "me
     1
     """
     arguments.choice("how", how, ("mean", "median", "medoid", "trimmed"))
-    if isinstance(emb, str | os.PathLike):
-        from deo_cube.store.open import open_embeddings
-
-        emb = open_embeddings(emb)
-    emb = as_embeddings(emb)
+    emb = as_embeddings(opened(emb))
     y, x = spatial_dims(emb)
     if "time" not in emb.dims:
         raise ArgumentError(f"emb must have a dimension 'time' to aggregate, found {tuple(map(str, emb.dims))}")

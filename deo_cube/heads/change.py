@@ -12,7 +12,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.arguments import embeddings_of
 from deo_cube.constants import Attribute
 from deo_cube.cube.georeference import crs_name, same_crs
 from deo_cube.errors import ArgumentError, ArgumentTypeError
@@ -28,8 +27,9 @@ from deo_cube.heads.vectors import (
     spatial_dims,
 )
 from deo_cube.paths import is_url
+from deo_cube.store.open import opened
 
-__all__ = ["Calibration", "change", "fit_calibration", "fit_ranks", "opened", "rank"]
+__all__ = ["Calibration", "change", "fit_calibration", "fit_ranks", "rank"]
 
 Array = NDArray[Any]
 
@@ -185,15 +185,6 @@ def _check_calibration(calibration: Any, emb: xr.DataArray) -> None:
             f"calibration must be for vectors of length {emb.sizes['embedding']}, got one for length "
             f"{len(calibration.weights) - 1}"
         )
-
-
-def opened(value: Any, argument: str = "emb") -> xr.DataArray:
-    """Return embeddings, read from their store where `value` is its path."""
-    if isinstance(value, str | os.PathLike):
-        from deo_cube.store.open import open_embeddings
-
-        value = open_embeddings(value)
-    return embeddings_of(value, argument=argument)
 
 
 def _operands(emb: Any, before: Any, after: Any) -> tuple[xr.DataArray, Any, Any]:

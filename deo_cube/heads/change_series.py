@@ -19,8 +19,9 @@ from deo_cube import arguments
 from deo_cube.constants import Attribute
 from deo_cube.cube.times import read_times
 from deo_cube.errors import ArgumentError, ArgumentTypeError
-from deo_cube.heads.change import fit_ranks, opened, rank
+from deo_cube.heads.change import fit_ranks, rank
 from deo_cube.heads.vectors import as_embeddings, sample, spatial_dims
+from deo_cube.store.open import opened
 
 __all__ = ["change_series"]
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.examples import direction, locate, read_examples
 from deo_cube.heads.vectors import as_embeddings, map_vectors, sample
+from deo_cube.store.open import opened
 
 __all__ = ["locate", "similar"]
 
@@ -30,7 +31,7 @@ def similar(
 
     Parameters
     ----------
-    emb : DataArray
+    emb : DataArray, or path of a store
         Embeddings (time, embedding, y, x) or (embedding, y, x).
     to : (x, y), list of (x, y), geometry, table, file, vector, or DataArray
         Points in the CRS of the embeddings; a point selects the patch that contains it, a polygon those of which
@@ -71,7 +72,7 @@ def similar(
     >>> similar(emb, (0.5, 1.5)).values.ravel()
     array([0., 1., 0.], dtype=float32)
     """
-    emb = as_embeddings(emb)
+    emb = as_embeddings(opened(emb))
     if metric not in ("cosine", "euclidean"):
         raise ArgumentError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
     examples, described = read_examples(emb, to, time=time, crs=crs)

@@ -26,13 +26,11 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
-from deo_cube.arguments import embeddings_of
 from deo_cube.constants import INT8_INVALID, Attribute
 from deo_cube.cube import georeference
 from deo_cube.embedding.metadata import COMPARABLE, PREFIX, to_json
 from deo_cube.errors import ArgumentError, StoreMismatchError
-from deo_cube.paths import is_url
-from deo_cube.store.open import open_embeddings
+from deo_cube.store.open import opened
 
 __all__ = ["mosaic"]
 
@@ -144,18 +142,18 @@ def mosaic(embs: Sequence[Any], *, storage_options: Mapping[str, Any] | None = N
     given = list(arguments.sequence("embs", embs, "stores or arrays"))
     if not given:
         raise ArgumentError("embs must hold at least one store or array, got none")
-    opened = [_opened(e, storage_options) for e in given]
+    arrays = [_opened(e, storage_options) for e in given]
     names = [_name(e, i) for i, e in enumerate(given)]
-    for emb, name in zip(opened[1:], names[1:], strict=True):
-        _check_alike(opened[0], emb, names[0], name)
-    south_up = georeference.geobox(_plane(opened[0])).transform.e > 0
-    upright = [_north_up(e) for e in opened]
+    for emb, name in zip(arrays[1:], names[1:], strict=True):
+        _check_alike(arrays[0], emb, names[0], name)
+    south_up = georeference.geobox(_plane(arrays[0])).transform.e > 0
+    upright = [_north_up(e) for e in arrays]
     box = georeference.geobox(_plane(upright[0]))
     runs = [_run(e, box, n) for e, n in zip(upright, names, strict=True)]
     _warn_of_seams(runs, names)
     joined = _joined(runs, box)
     joined = joined if not south_up else joined.isel({joined.dims[-2]: slice(None, None, -1)})
-    lazy = any(e.chunks is not None for e in opened)
+    lazy = any(e.chunks is not None for e in arrays)
     return joined if lazy else joined.compute()
 
 
@@ -179,12 +177,9 @@ def _missing(values: Array) -> Array:
 
 
 def _opened(emb: Any, storage_options: Mapping[str, Any] | None) -> xr.DataArray:
-    if isinstance(emb, xr.DataArray | xr.Dataset):
-        opened = embeddings_of(emb, argument="embs")
-    else:
-        opened = open_embeddings(emb, storage_options=storage_options if is_url(emb) else None)
-    y, x = _dims(opened)
-    return opened.transpose(*(("time",) if "time" in opened.dims else ()), "embedding", y, x)
+    array = opened(emb, "embs", storage_options=storage_options)
+    y, x = _dims(array)
+    return array.transpose(*(("time",) if "time" in array.dims else ()), "embedding", y, x)
 
 
 def _name(emb: Any, i: int) -> str:

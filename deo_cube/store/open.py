@@ -17,7 +17,9 @@ import xarray as xr
 import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from zarr.abc.store import Store
 
+from deo_cube.arguments import embeddings_of
 from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.open import UNREADABLE, check_codecs
@@ -32,7 +34,7 @@ from deo_cube.store.layout import FINGERPRINT, GENERATION, GROUP, PATH, STATE, R
 from deo_cube.store.storage import locate
 from deo_cube.store.template import BLOCKS, FORMAT, IDENTITY, WINDOW
 
-__all__ = ["StoreStatus", "is_embeddings", "open_embeddings", "status", "verify_store"]
+__all__ = ["StoreStatus", "is_embeddings", "open_embeddings", "opened", "status", "verify_store"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> S
 def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
     found = existing(store, mode)
     if found is None:
-        raise StoreMismatchError(f"store: {store} does not exist")
+        raise StoreMismatchError(f"{store} does not exist")
     if IDENTITY not in found.attrs:
         raise StoreMismatchError(
             f"{store} was not made by deo_cube (no {IDENTITY} in its attributes, which a copy by xarray may lack): "
@@ -233,6 +235,24 @@ def _of_others(store: Any) -> xr.DataArray | None:
     from deo_cube.store.products import open_layout
 
     return open_layout(expand(store))
+
+
+def opened(emb: Any, argument: str = "emb", *, storage_options: Mapping[str, Any] | None = None) -> xr.DataArray:
+    """Return embeddings, read from their store where `emb` is its path; errors name `argument`.
+
+    Raises
+    ------
+    ArgumentTypeError, ArgumentError
+        For what is neither embeddings nor a path.
+    StoreMismatchError
+        For a path that is not a store of embeddings.
+    """
+    if isinstance(emb, str | os.PathLike | Store):
+        try:
+            emb = open_embeddings(emb, storage_options=storage_options if is_url(emb) else None)
+        except StoreMismatchError as error:
+            raise StoreMismatchError(f"{argument}: {error}") from error
+    return embeddings_of(emb, argument=argument)
 
 
 def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> xr.DataArray:

@@ -31,7 +31,6 @@ ALSO = {
     "labels": "label",
     "card": "model",
     "items": "item|a mapping",
-    "emb|before": "store",
 }
 
 TABLE = [

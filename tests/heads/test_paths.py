@@ -1,0 +1,50 @@
+"""Verbs on embeddings take the path of a store as they take the array that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+
+import deo_cube
+from deo_cube.errors import StoreMismatchError
+
+VERBS: dict[str, Callable[[Any], xr.DataArray]] = {
+    "similar": lambda emb: deo_cube.similar(emb, to=(600100.0, 4999900.0)),
+    "pca_rgb": deo_cube.pca_rgb,
+    "cluster": lambda emb: deo_cube.cluster(emb, 3),
+    "aggregate": lambda emb: deo_cube.aggregate(emb, "year"),
+    "change": lambda emb: deo_cube.change(emb, *times()),
+    "mosaic": lambda emb: deo_cube.mosaic([emb]),
+}
+
+
+def times() -> list[str]:
+    return [str(t)[:10] for t in cube().time.values]
+
+
+def cube() -> xr.Dataset:
+    return deo_cube.synthetic_cube(size=128, times=2, clouds=False, gaps=False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("paths") / "emb.zarr"
+    cube().deo.embed("tiny").deo.to_zarr(path, progress=False)
+    return path
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("kind", [Path, str])
+def test_a_path_gives_what_the_opened_store_gives(verb: str, kind: type, store: Path) -> None:
+    expected = VERBS[verb](deo_cube.open_embeddings(store))
+    xr.testing.assert_equal(VERBS[verb](kind(store)).compute(), expected.compute())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_path_without_a_store_is_refused_by_name(verb: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreMismatchError, match=r"^embs?: .*none\.zarr"):
+        VERBS[verb](tmp_path / "none.zarr")
