@@ -397,6 +397,8 @@ class Weights:
     """Address of the file itself, where the card states its hash; otherwise of a page that leads to it."""
     alternatives: tuple[WeightsFile, ...] = ()
     """Other files with the same weights, for example in another format. Each is as good as `file`."""
+    unused: tuple[str, ...] = ()
+    """Tensors that `file` may hold and the network does not have, for example those of a classification head."""
 
     def __post_init__(self) -> None:
         check(self.status in ("published", "trained", "untrained"), f"unknown weights status {self.status!r}")
@@ -589,8 +591,9 @@ class ModelCard:
         d.pop("folder")
         d["architecture"] = dict(self.architecture)
         # Absent where empty: cards from before the field keep their JSON, and with it their fingerprint.
-        if not self.weights.alternatives:
-            d["weights"].pop("alternatives")
+        for name in ("alternatives", "unused"):
+            if not d["weights"][name]:
+                d["weights"].pop(name)
         if self.reference is not None and self.reference.bfloat16 is None:
             d["reference"].pop("bfloat16")
         return typing.cast(dict[str, Any], json.loads(json.dumps(d)))

@@ -52,6 +52,10 @@ HEADER_BYTES = 16 * 2**20
 #: Files of bare values that only their size and hash tell: bytes -> (SHA-256, kind). Dynamic World's is the values file
 #: of a TensorFlow checkpoint.
 BARE_FILES = {964710: ("c4a38299f2c0a741682cbe48810d55afdc832ff451e3d3708082751fe655fcb1", "dynamicworld")}
+#: Counter of a batch normalization, which files may lack and which decides nothing once training is over.
+COUNTER = "num_batches_tracked"
+#: Where a network that wraps a model of timm holds it. Published files name the tensors of the model alone.
+WRAPPER = "model."
 INDEX = "relative_position_index"
 BIAS = "relative_position_bias_table"
 
@@ -183,6 +187,7 @@ def match_state(
     where: str | Path,
     prefixes: Sequence[str] = (),
     indices: Mapping[str, Tensor] | None = None,
+    unused: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """Return the tensors of a file under the names of the network, with each one accounted for.
 
@@ -198,6 +203,8 @@ def match_state(
         Prefixes of this file beyond the usual ones.
     indices : mapping of str -> Tensor, optional
         The network's own relative position indices, which copies in the file must equal.
+    unused : sequence of str
+        Names of tensors that the file may hold and the network does not have.
 
     Raises
     ------
@@ -213,7 +220,9 @@ def match_state(
         if name in named:
             raise WeightsMismatchError(f"{where} contains {name!r} twice, once as {key!r}: two networks in one file")
         named[name] = tensor
-    used = {name: t for name, t in named.items() if name in expected or not _of_no_use(name, expected)}
+    used = {
+        name: t for name, t in named.items() if name in expected or not (name in unused or _of_no_use(name, expected))
+    }
     used = {name: t for name, t in used.items() if not _is_index(name, t, expected, indices, where)}
 
     _check_window(used, expected, where)
@@ -243,7 +252,9 @@ def match_state(
     return used
 
 
-def load_weights(network: nn.Module, path: str | Path, *, prefixes: Sequence[str] = ()) -> None:
+def load_weights(
+    network: nn.Module, path: str | Path, *, prefixes: Sequence[str] = (), unused: Sequence[str] = ()
+) -> None:
     """Fill `network` from the file `path`, strictly, in the network's own dtype.
 
     Raises
@@ -253,24 +264,40 @@ def load_weights(network: nn.Module, path: str | Path, *, prefixes: Sequence[str
     """
     import torch
 
-    state = matched_state(network, path, prefixes=prefixes)
+    state = matched_state(network, path, prefixes=prefixes, unused=unused)
     broken = [name for name, t in state.items() if not bool(torch.isfinite(t).all())]
     if broken:
         raise WeightsMismatchError(f"{path}: {len(broken)} tensors hold NaN or infinite values{_list(broken)}")
-    network.load_state_dict(state, strict=True)
+    counters = {name: t for name, t in network.state_dict().items() if name.endswith(COUNTER)}
+    network.load_state_dict({**counters, **state}, strict=True)
 
 
-def matched_state(network: nn.Module, path: str | Path, *, prefixes: Sequence[str] = ()) -> dict[str, Tensor]:
+def matched_state(
+    network: nn.Module, path: str | Path, *, prefixes: Sequence[str] = (), unused: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """Return the tensors of a file under the names of `network`, which may be on the meta device.
+
+    Counters of batch normalizations are left out. The tensors of a wrapped model of timm are known by the names of that
+    model, with and without the name of the wrapper.
 
     Raises
     ------
     WeightsMismatchError
         See `read_state` and `match_state`.
     """
-    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    shapes = {name: t.shape for name, t in network.state_dict().items() if not name.endswith(COUNTER)}
     indices = {n: b for n, b in network.named_buffers() if n.endswith(INDEX) and not b.is_meta}
-    return match_state(read_state(path), shapes, where=path, prefixes=prefixes, indices=indices)
+    state = {name: t for name, t in read_state(path).items() if not name.endswith(COUNTER)}
+    wrapper = WRAPPER if shapes and all(name.startswith(WRAPPER) for name in shapes) else ""
+    matched = match_state(
+        state,
+        {name.removeprefix(wrapper): shape for name, shape in shapes.items()},
+        where=path,
+        prefixes=(*prefixes, wrapper) if wrapper else prefixes,
+        indices={name.removeprefix(wrapper): b for name, b in indices.items()},
+        unused=unused,
+    )
+    return {wrapper + name: t for name, t in matched.items()}
 
 
 def _of_no_use(name: str, expected: Mapping[str, Any]) -> bool:

@@ -54,6 +54,7 @@ from deo_cube.errors import (
     WeightsMismatchError,
     WeightsNotFoundError,
 )
+from deo_cube.options import get_option
 from deo_cube.paths import local_path
 
 if TYPE_CHECKING:
@@ -309,7 +310,7 @@ class EncoderRef:
         else:
             path = self.weights_path()
             network = build_network(card)
-            load_weights(network, path, prefixes=card.weights.key_prefixes)
+            load_weights(network, path, prefixes=card.weights.key_prefixes, unused=card.weights.unused)
         network.eval().requires_grad_(False).to(device)
         made: Any = network
         encoder = Encoder(
@@ -494,9 +495,17 @@ def _weights(entry: Entry, weights: str | Path | None) -> tuple[str | None, str,
     sha256 = file_sha256(path)
     if c.weights.sha256 is None:
         _check_structure_once(c, str(path), sha256)
-        address = place_in_cache(location)
-        if address is not None and c.reference is None and recorded_reference(c, sha256) is None:
-            remember(c, address, path, sha256)
+    address = place_in_cache(location)
+    if address is not None and c.reference is None and recorded_reference(c, sha256) is None:
+        remember(c, address, path, sha256)
+        stated = "has the SHA-256 that its card states" if c.weights.sha256 else f"has SHA-256 {sha256[:16]}"
+        warnings.warn(
+            f"{c.alias}: {address} {stated} and fills its network strictly. The card states no reference vector, so "
+            "that it gives the published numbers is NOT PROVEN. Its vector is recorded in "
+            f"{get_option('cache_dir')} and compared from now on",
+            UserWarning,
+            stacklevel=2,
+        )
     return str(path), sha256, ()
 
 

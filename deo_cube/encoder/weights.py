@@ -470,12 +470,12 @@ def check_structure(card: ModelCard, path: str | Path) -> None:
     WeightsMismatchError
         See `checkpoint_format.matched_state`.
     """
-    matched_state(_empty_network(card), path, prefixes=card.weights.key_prefixes)
+    matched_state(_empty_network(card), path, prefixes=card.weights.key_prefixes, unused=card.weights.unused)
 
 
 def _content(card: ModelCard, path: Path) -> str:
     """Return a hash of the tensors that fill the network, equal for equal values in whatever format."""
-    state = matched_state(_empty_network(card), path, prefixes=card.weights.key_prefixes)
+    state = matched_state(_empty_network(card), path, prefixes=card.weights.key_prefixes, unused=card.weights.unused)
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())
@@ -488,7 +488,7 @@ def _reference(card: ModelCard, path: Path) -> Reference:
     from deo_cube.encoder.reference import with_reference
 
     network = build_network(card)
-    load_weights(network, path, prefixes=card.weights.key_prefixes)
+    load_weights(network, path, prefixes=card.weights.key_prefixes, unused=card.weights.unused)
     reference = with_reference(card, network).reference
     assert reference is not None
     return reference

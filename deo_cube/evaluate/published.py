@@ -236,7 +236,7 @@ def verify_published(
         raise WeightsNotFoundError(f"no weights at {path}: give the file, not its folder")
     card = card_for(path, model=model)
     network = build_network(card)
-    load_weights(network, path, prefixes=card.weights.key_prefixes)
+    load_weights(network, path, prefixes=card.weights.key_prefixes, unused=card.weights.unused)
     network.eval().requires_grad_(False).to(device)
     known = not card.name.endswith(".file")
     sha256 = file_sha256(path)
