@@ -150,6 +150,7 @@ def explore(
     port: int = 0,
     height: int = 640,
     hostnames: Sequence[str] = (),
+    index: Any = None,
 ) -> Explorer:
     """Show embeddings on a map, in the notebook or in a browser at `.url`.
 
@@ -171,6 +172,9 @@ def explore(
     hostnames : sequence of str
         Further names under which browsers reach the page, for example of a proxy. Names that are not this machine's are
         refused, so that no other page reads this one through a name of its own.
+    index : Index, path or URL, optional
+        Search index of the same model (`build_index`): the most similar places are found in it, so that they may be of
+        other places, dates and stores.
 
     Returns
     -------
@@ -184,6 +188,8 @@ def explore(
         Without starlette and uvicorn.
     MissingCRSError, ArgumentError
         For an array without a CRS, or a head of another model.
+    StoreMismatchError
+        For an index of another model.
     """
     from deo_cube.viewer.state import ViewerState
     from deo_cube.viewer.truecolour import open_for_viewing
@@ -195,7 +201,7 @@ def explore(
     if cube is not None and not isinstance(cube, str | Path):
         cube = cube_of(cube)
     opened = open_for_viewing(cube) if isinstance(cube, str | Path) else cube
-    state = ViewerState(emb, cube=opened, heads=heads, title=title)
+    state = ViewerState(emb, cube=opened, heads=heads, title=title, index=index)
     return Explorer(state, host=host, port=port, height=height, hostnames=hostnames)
 
 
@@ -208,6 +214,7 @@ def serve(
     port: int = 0,
     browser: bool = True,
     hostnames: Sequence[str] = (),
+    index: str | None = None,
 ) -> None:
     """Serve the page of a store until interrupted or terminated. See `deo-cube view --help`."""
     from deo_cube.viewer.state import ViewerState
@@ -217,7 +224,7 @@ def serve(
     named = {h.stem if h.suffix else h.name: h for h in heads}
     if len(named) < len(heads):
         named = {str(h): h for h in heads}
-    state = ViewerState.of_store(store, cube=opened, heads=named, title=Path(str(store).rstrip("/")).stem)
+    state = ViewerState.of_store(store, cube=opened, heads=named, title=Path(str(store).rstrip("/")).stem, index=index)
     viewer = Explorer(state, host=host, port=port, hostnames=hostnames)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the signal that stops services and containers
     try:

@@ -15,7 +15,16 @@ from shapely.validation import explain_validity
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.classes import NO_CLASS
 
-__all__ = ["BadRequest", "LabelSet", "parse_choice", "parse_int", "parse_place", "parse_places", "read_json"]
+__all__ = [
+    "BadRequest",
+    "LabelSet",
+    "parse_choice",
+    "parse_ids",
+    "parse_int",
+    "parse_place",
+    "parse_places",
+    "read_json",
+]
 
 MAX_BYTES = 16 * 2**20
 """Largest body of a request."""
@@ -87,6 +96,15 @@ def parse_places(value: Any) -> list[tuple[float, float]]:
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_PLACES:
         raise BadRequest(f"places must be a list of 1 to {MAX_PLACES} places [longitude, latitude]")
     return [parse_place(p) for p in value]
+
+
+def parse_ids(value: Any) -> list[int]:
+    """Return the ids of at most `MAX_PLACES` patches of an index; none for None."""
+    if value is None:
+        return []
+    if not isinstance(value, list) or len(value) > MAX_PLACES:
+        raise BadRequest(f"ids must be a list of at most {MAX_PLACES} ids of results")
+    return [parse_int(v, "the id of a result", 0, 2**53) for v in value]
 
 
 def _ring(value: Any) -> list[tuple[float, float]]:

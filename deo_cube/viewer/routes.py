@@ -25,6 +25,7 @@ from deo_cube.viewer.requests import (
     BadRequest,
     LabelSet,
     parse_choice,
+    parse_ids,
     parse_int,
     parse_place,
     parse_places,
@@ -116,10 +117,12 @@ class _Routes:
 
     async def find_similar(self, request: Request) -> Response:
         body = await _json_body(request)
-        t, examples = self._date(body.get("t")), parse_places(body.get("places"))
+        t, ids = self._date(body.get("t")), parse_ids(body.get("ids"))
+        examples = parse_places(body.get("places")) if body.get("places") or not ids else []
         negatives = parse_places(body["negatives"]) if body.get("negatives") else []
+        unlike = parse_ids(body.get("negative_ids"))
         async with self.tile_limiter:
-            return JSONResponse(await run_in_threadpool(self.state.find_similar, t, examples, negatives))
+            return JSONResponse(await run_in_threadpool(self.state.find_similar, t, examples, negatives, ids, unlike))
 
     async def results(self, request: Request) -> Response:
         body = await _json_body(request)

@@ -28,6 +28,7 @@ from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 from deo_cube.store.open import is_embeddings, open_embeddings
 from deo_cube.store.storage import locate
 from deo_cube.viewer.export import write_cog, write_geojson
+from deo_cube.viewer.index_search import IndexSearch
 from deo_cube.viewer.jobs import BackgroundJob, JobQueue
 from deo_cube.viewer.layers import ClassLayer, ColourLayer, PCALayer, QuantityLayer, ScoreLayer, Tile, TileVectors
 from deo_cube.viewer.requests import BadRequest, LabelSet
@@ -86,6 +87,8 @@ class ViewerState:
     source : TileSource, optional
         How vectors are read. Default: through `emb`.
     title : str
+    index : Index or path, optional
+        Results are found in it instead of the store.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class ViewerState:
         heads: Mapping[str, Head | str | Path] | None = None,
         source: TileSource | None = None,
         title: str = "embeddings",
+        index: Any = None,
     ) -> None:
         order = ("time", "embedding", *spatial_dims(emb))
         emb = emb.transpose(*(d for d in order if d in emb.dims))
@@ -107,6 +111,8 @@ class ViewerState:
         self.source = TileSource.of(self.emb) if source is None else source
         self.vectors = TileVectors(self.emb, self.grid, self.source)
         self.times = _times(self.emb)
+        apart = (BEST_APART + 0.5) * self.grid.cell
+        self.index = None if index is None else IndexSearch.of(index, self.emb, apart)
         self.jobs, self.lock, self.labels = JobQueue(self._delete_file), threading.Lock(), LabelSet()
         self.examples: list[dict[str, Any]] = []
         self.layers: dict[str, LayerState] = {}
@@ -189,6 +195,7 @@ class ViewerState:
             "outline": self.grid.outline,
             "zoom": self.grid.native_zoom,
             "layers": [self.layer_facts(k) for k in self.layers],
+            "index": None if self.index is None else self.index.describe(),
         }
 
     @property
@@ -228,9 +235,16 @@ class ViewerState:
         return {"row": row, "column": col, "x": x, "y": y, "crs": self.crs, "valid": valid}
 
     def find_similar(
-        self, t: int, places: Sequence[tuple[float, float]], negatives: Sequence[tuple[float, float]] = ()
+        self,
+        t: int,
+        places: Sequence[tuple[float, float]],
+        negatives: Sequence[tuple[float, float]] = (),
+        ids: Sequence[int] = (),
+        negative_ids: Sequence[int] = (),
     ) -> dict[str, Any]:
         """Compare every patch with those at `places`, and against those at `negatives`, at date `t`; show the scores.
+
+        `ids` and `negative_ids` are patches of the index that are examples too.
 
         Raises
         ------
@@ -238,15 +252,25 @@ class ViewerState:
             For places outside or without a valid embedding.
         """
         (examples, vectors), (counter, against) = self._examples(t, places), self._examples(t, negatives)
+        marked: list[dict[str, Any]] = []
+        unlike: list[dict[str, Any]] = []
+        if ids or negative_ids:
+            if self.index is None:
+                raise BadRequest("ids are patches of an index, and none is open: pass index=, or examples as places")
+            (marked, more), (unlike, others) = self.index.examples(ids), self.index.examples(negative_ids)
+            vectors, against = np.concatenate([vectors, more]), np.concatenate([against, others])
         sample = self.source.sample(t)
-        fitted = direction(vectors, against, _spread(sample, BACKGROUND)) if len(against) else vectors
+        background = _spread(sample, BACKGROUND) if self.index is None else self.index.background
+        fitted = direction(vectors, against, background) if len(against) else vectors
         layer = ScoreLayer(self.vectors, fitted)
         facts = _score_facts(layer.scores(sample))
         facts["examples"] = [[e["lon"], e["lat"]] for e in examples]
         facts["negatives"] = [[e["lon"], e["lat"]] for e in counter]
+        facts |= {"marked": marked, "unlike": unlike}
         date = f" of {self.times[t][:10]}" if len(self.times) > 1 else ""
-        unlike = f", unlike {len(counter)}" if counter else ""
-        note = f"cosine similarity to {len(examples)} example{'s' * (len(examples) > 1)}{unlike}{date}"
+        n = len(vectors)
+        others_note = f", unlike {len(against)}" if len(against) else ""
+        note = f"cosine similarity to {n} example{'s' * (n > 1)}{others_note}{date}"
         with self.lock:
             self.examples = examples
             self._replace_layer("similar", "Similarity", layer, note, facts)
@@ -281,6 +305,8 @@ class ViewerState:
         state = self.layers.get("similar")
         if state is None:
             raise BadRequest("results need examples: find what is similar to a place first")
+        if self.index is not None:
+            return self._best_of_index(state, count)
         _, _, rows, cols = self.source.shape
         if rows * cols > BEST_PATCHES:
             raise BadRequest(
@@ -308,6 +334,25 @@ class ViewerState:
 
         found: list[dict[str, float]] = []
         return self.jobs.start("Finding results", work, lambda _: {"results": found, "version": state.version})
+
+    def _best_of_index(self, state: LayerState, count: int) -> BackgroundJob:
+        """Find results in the index, on any date and in any of its stores."""
+        index, f = self.index, state.facts
+        assert index is not None
+        marked = [(e["lon"], e["lat"]) for e in (*f["marked"], *f["unlike"])]
+        taken = [(lon, lat) for lon, lat in (*f["examples"], *f["negatives"], *marked)]
+        backgrounds = {"pca": self.grid} | ({"true": self.layers["true"].layer.grid} if "true" in self.layers else {})
+
+        def work() -> list[dict[str, Any]]:
+            results = index.search(state.layer.examples, count, taken)
+            for r in results:
+                r["inside"] = _contains(self.grid, r["lon"], r["lat"])
+                dates = [n for n, time in enumerate(self.times) if not time or not r["date"] or time == r["date"]]
+                r["t"] = dates[0] if dates else None
+                r["pictures"] = [id for id, grid in backgrounds.items() if _contains(grid, r["lon"], r["lat"])]
+            return results
+
+        return self.jobs.start("Searching the index", work, lambda r: {"results": r, "version": state.version})
 
     def _replace_layer(self, id: str, title: str, layer: Any, note: str, facts: dict[str, Any]) -> None:
         """Show a layer instead of the one with the same id. The caller holds the lock."""
@@ -490,6 +535,12 @@ def _plain(report: Mapping[str, Any]) -> dict[str, Any]:
 def _spread(vectors: Array, most: int) -> Array:
     """Return at most `most` vectors, evenly spaced among all."""
     return np.asarray(vectors[np.linspace(0, len(vectors) - 1, min(len(vectors), most)).astype(int)])
+
+
+def _contains(grid: TileGrid, lon: float, lat: float) -> bool:
+    """Return whether a place in degrees is on a grid."""
+    rows, cols = grid.cells_at(np.array([lon]), np.array([lat]))
+    return bool(0 <= rows[0] < grid.box.shape[0] and 0 <= cols[0] < grid.box.shape[1])
 
 
 def _blank(scores: Array, row: int, col: int) -> None:

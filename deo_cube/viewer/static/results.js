@@ -24,10 +24,17 @@ function picture(result, { layer, time, zoom, version }) {
   return box;
 }
 
+// A result that the background does not cover: its date and coordinates.
+function placeholder(result, coordinates) {
+  const place = `${coordinates}${result.date ? `, ${result.date.slice(0, 10)}` : ""}`;
+  return element("button", { className: "picture plain", title: `Show the place, ${place}, similarity ${result.score.toFixed(3)}`, ariaLabel: `Show the place with similarity ${result.score.toFixed(3)}: ${place}` },
+    element("span", {}, result.date.slice(0, 10)), element("span", {}, `${result.lat.toFixed(4)}`), element("span", {}, `${result.lon.toFixed(4)}`));
+}
+
 // `view` gives the background, date and zoom; `mark` adds a right (true) or wrong (false) example and searches again.
 export class Results {
-  constructor(view, { mark, show }) {
-    Object.assign(this, { view, mark, show });
+  constructor(view, { mark, show, coordinates }) {
+    Object.assign(this, { view, mark, show, coordinates });
     this.wanted = false;
     this.searches = 0;
     this.find = attempt(() => this.held(() => this.search()));
@@ -69,15 +76,19 @@ export class Results {
     const job = await ask("api/results", { method: "POST", body: { t: time, count: 12 } });
     const found = await follow(job, (text) => { note.textContent = text; });
     if (!found) return;
-    note.textContent = found.results.length ? "Mark results as right or wrong: each mark searches again." : "No further results on this date.";
+    note.textContent = found.results.length ? "Mark results as right or wrong: each mark searches again." : job.title.includes("index") ? "No further results in the index." : "No further results on this date.";
     $("result-list").replaceChildren(...found.results.map((result) => this.item(result)));
   }
 
   item(result) {
-    const shown = picture(result, this.view());
+    const view = this.view();
+    const elsewhere = result.id !== undefined;
+    const covered = !elsewhere || (result.t !== null && result.pictures.includes(view.layer));
+    const shown = covered ? picture(result, elsewhere ? { ...view, time: result.t } : view) : placeholder(result, this.coordinates(result));
     shown.onclick = () => this.show(result);
     const right = element("button", { title: "Right: an example", ariaLabel: "Right", onclick: () => this.mark(result, true) }, "+");
     const wrong = element("button", { title: "Wrong: a counter-example", ariaLabel: "Wrong", onclick: () => this.mark(result, false) }, "−");
-    return element("li", {}, shown, element("span", { className: "quiet" }, result.score.toFixed(2)), right, wrong);
+    const facts = elsewhere ? [element("span", { className: "quiet place", title: `${result.store}, ${result.crs} ${result.x.toFixed(1)}, ${result.y.toFixed(1)}` }, `${result.date.slice(0, 10)} ${result.store}`)] : [];
+    return element("li", {}, shown, ...facts, element("span", { className: "quiet" }, result.score.toFixed(2)), right, wrong);
   }
 }

@@ -215,10 +215,10 @@ const drop = attempt(async (id) => {
 
 // ---- actions of a click --------------------------------------------------------------------------------------------------
 
-const findSimilar = attempt((places, threshold = null, negatives = []) => results.held(async () => {
+const findSimilar = attempt((places, threshold = null, negatives = [], ids = [], negativeIds = []) => results.held(async () => {
   tilesBusy(true);
   try {
-    const facts = await ask("api/similar", { method: "POST", body: { t: time, places, negatives } });
+    const facts = await ask("api/similar", { method: "POST", body: { t: time, places, negatives, ids, negative_ids: negativeIds } });
     showSimilar(facts, threshold);
     results.renew();
   } finally {
@@ -231,11 +231,11 @@ function showSimilar(facts, threshold = null) {
   layer.style.threshold = threshold ?? facts.threshold;
   layer.style.top = facts.top;
   examples.clearLayers();
-  for (const [lon, lat] of facts.examples) {
+  for (const [lon, lat] of [...facts.examples, ...facts.marked.map((e) => [e.lon, e.lat])]) {
     L.circleMarker([lat, lon], { radius: 8, color: "#000", weight: 4, fill: false, interactive: false }).addTo(examples);
     L.circleMarker([lat, lon], { radius: 8, color: "#f0f921", weight: 2, fill: false, interactive: false }).addTo(examples);
   }
-  for (const [lon, lat] of facts.negatives) {
+  for (const [lon, lat] of [...facts.negatives, ...facts.unlike.map((e) => [e.lon, e.lat])]) {
     L.circleMarker([lat, lon], { radius: 6, color: "#000", weight: 4, fill: false, interactive: false }).addTo(examples);
     L.circleMarker([lat, lon], { radius: 6, color: "#ff6b6b", weight: 2, dashArray: "3 3", fill: false, interactive: false }).addTo(examples);
   }
@@ -246,11 +246,25 @@ function showSimilar(facts, threshold = null) {
 }
 
 // Search with one more example, or counter-example.
-function mark(place, right) {
-  const { examples: before = [], negatives = [] } = layers.get("similar")?.facts ?? {};
-  if (right) findSimilar([...before, place], null, negatives);
-  else if (before.length) findSimilar(before, null, [...negatives, place]);
+function mark(place, right, id = undefined) {
+  const { examples: before = [], negatives = [], marked = [], unlike = [] } = layers.get("similar")?.facts ?? {};
+  const [ids, counterIds] = [marked, unlike].map((some) => some.map((e) => e.id));
+  // A result of the index is that patch on its own date, which may be outside the store.
+  const [places, more] = id === undefined ? [[place], []] : [[], [id]];
+  if (right) findSimilar([...before, ...places], null, negatives, [...ids, ...more], counterIds);
+  else if (before.length + ids.length) findSimilar(before, null, [...negatives, ...places], ids, [...counterIds, ...more]);
   else toast("A counter-example needs an example: click on one first", { bad: true });
+}
+
+// Move to a result; one of an index may be outside the store, or of a date that the store does not have.
+function showResult({ lon, lat, id, inside, t, date, store: from }) {
+  if (id !== undefined && !inside) {
+    toast(`Outside the store that is shown: ${shown({ lat, lng: lon })}${date ? `, ${date.slice(0, 10)}` : ""}, in ${from}`);
+    return;
+  }
+  if (id !== undefined && t !== null && t !== time) setTime(t);
+  map.setView([lat, lon], Math.max(map.getZoom(), store.zoom));
+  if (id !== undefined && t === null) toast(`This result is of ${date.slice(0, 10)}, which is not a date of the store that is shown`);
 }
 
 function act(latlng, { more = false, less = false } = {}) {
@@ -366,6 +380,9 @@ function address() {
   const similar = layers.get("similar");
   if (similar) {
     q.set("similar", similar.facts.examples.map((e) => e.map((v) => v.toFixed(6)).join(",")).join(";"));
+    for (const [key, some] of [["marked", similar.facts.marked], ["unmarked", similar.facts.unlike]]) {
+      if (some.length) q.set(key, some.map((e) => e.id).join(","));
+    }
     if (similar.facts.negatives.length) q.set("unlike", similar.facts.negatives.map((e) => e.map((v) => v.toFixed(6)).join(",")).join(";"));
     q.set("from", similar.style.threshold.toFixed(4));
   }
@@ -441,8 +458,10 @@ async function start() {
 
   results = new Results(
     () => ({ layer: base === "true" ? "true" : "pca", time, zoom: Math.min(store.zoom + 1, 24), version: layers.get("pca").facts.version }),
-    { mark: ({ lon, lat }, right) => mark([lon, lat], right), show: ({ lon, lat }) => map.setView([lat, lon], Math.max(map.getZoom(), store.zoom)) },
+    { mark: ({ lon, lat, id }, right) => mark([lon, lat], right, id), show: showResult, coordinates: ({ lon, lat }) => shown({ lat, lng: lon }) },
   );
+  if (store.index) $("index-note").textContent = `Searched in an index of ${store.index.patches.toLocaleString("en")} patches of ${store.index.stores} ${store.index.stores > 1 ? "stores" : "store"}, on all dates.`;
+  $("index-note").hidden = !store.index;
   labels = new Labels(map, () => {});
   labels.onpick = pick;
   pen = new Pen(map, (geometry) => labels.add(geometry));
@@ -493,7 +512,8 @@ async function start() {
   document.body.classList.remove("starting");
   labels.read(await ask("api/labels"));
   const [places, unlike] = ["similar", "unlike"].map((key) => (saved.get(key) ?? "").split(";").map((p) => p.split(",").map(Number)).filter((p) => p.length === 2 && p.every(Number.isFinite)));
-  if (places.length) await findSimilar(places, number(saved.get("from"), null), unlike);
+  const [marked, unmarked] = ["marked", "unmarked"].map((key) => (store.index ? saved.get(key) ?? "" : "").split(",").filter(Boolean).map(Number));
+  if (places.length + marked.length) await findSimilar(places, number(saved.get("from"), null), unlike, marked, unmarked);
   else {
     const previous = store.layers.find((l) => l.id === "similar");
     if (previous) showSimilar(previous);
