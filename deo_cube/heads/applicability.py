@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from deo_cube.heads.regression import RegressionHead
 from deo_cube.heads.splits import blocks
 from deo_cube.heads.tables import form_of, parsed_crs, read_table
 from deo_cube.heads.vectors import as_embeddings, geobox, map_vectors
+from deo_cube.store.open import opened
 
 __all__ = ["applicability", "labelled_cells"]
 
@@ -33,7 +35,7 @@ MAX_TRAINING = 2000
 
 
 def applicability(
-    embeddings: xr.DataArray,
+    embeddings: xr.DataArray | str | Path,
     training: Any,
     *,
     column: str | None = None,
@@ -45,7 +47,7 @@ def applicability(
 
     Parameters
     ----------
-    embeddings : DataArray
+    embeddings : DataArray, or path of a store
         (time, embedding, y, x) or (embedding, y, x).
     training : RegressionHead, table, raster, path or list
         A regression head, which keeps a part of its training vectors; or the labels that a head was fitted on, within
@@ -68,7 +70,7 @@ def applicability(
     ArgumentError
         For a regression head of another model.
     """
-    emb = as_embeddings(embeddings)
+    emb = as_embeddings(opened(embeddings, "embeddings"))
     known = _of_head(training, emb) if isinstance(training, RegressionHead) else None
     if known is None:
         known = _of_labels(training, emb, column, layer, crs)

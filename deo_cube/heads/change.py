@@ -22,9 +22,9 @@ from deo_cube.heads.vectors import (
     fit_lazily,
     map_vectors,
     model_fingerprint,
-    sample,
     select_time,
     spatial_dims,
+    subsample,
 )
 from deo_cube.paths import is_url
 from deo_cube.store.open import opened
@@ -291,7 +291,7 @@ def _fit_lazily(
         )
     d = emb.sizes["embedding"]
     share = max(16384 // len(pairs), 1024)
-    cases = [xr.concat([sample(u, share), sample(v, share)], dim="embedding") for u, v in pairs]
+    cases = [xr.concat([subsample(u, share), subsample(v, share)], dim="embedding") for u, v in pairs]
     vectors = xr.concat(cases, dim="case").rename(embedding="pair")
     if vectors.chunks is not None:
         vectors = vectors.chunk(case=-1, pair=-1)

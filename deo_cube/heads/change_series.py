@@ -20,7 +20,7 @@ from deo_cube.constants import Attribute
 from deo_cube.cube.times import read_times
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.change import fit_ranks, rank
-from deo_cube.heads.vectors import as_embeddings, sample, spatial_dims
+from deo_cube.heads.vectors import as_embeddings, spatial_dims, subsample
 from deo_cube.store.open import opened
 
 __all__ = ["change_series"]
@@ -228,7 +228,7 @@ def _cases(emb: xr.DataArray, stable: xr.DataArray | None) -> xr.DataArray:
     y, x = spatial_dims(emb)
     if stable is None:
         steps = [
-            sample(emb.isel(time=t, drop=True), MOST_CASES).transpose("case", "embedding")
+            subsample(emb.isel(time=t, drop=True), MOST_CASES).transpose("case", "embedding")
             for t in range(emb.sizes["time"])
         ]
         return xr.concat(steps, dim="time", coords="minimal", compat="override")

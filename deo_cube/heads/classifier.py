@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,9 +16,8 @@ from deo_cube.arguments import integer, number
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.base import BaseHead, ModelId, category_attrs, check_model
 from deo_cube.heads.classes import NO_CLASS, Classes
-from deo_cube.heads.estimators import Fitted, Opaque, as_arrays, fitted_copy
+from deo_cube.heads.estimators import Fitted, Opaque, as_arrays, checked_function, fitted_copy, refuse_opaque
 from deo_cube.heads.labels import LabelledVectors, LabelOptions, label_vectors
-from deo_cube.heads.regression import not_saved
 from deo_cube.heads.splits import blocks
 from deo_cube.heads.vectors import map_vectors
 
@@ -49,22 +49,14 @@ class ClassifierHead(BaseHead):
     estimator: Opaque | None = field(default=None, repr=False, compare=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
-        steps = json.loads(self.steps)
-        if not isinstance(steps, list) or not all(isinstance(s, str) for s in steps):
-            raise ArgumentError("steps of a classifier head must be a JSON list of names")
-        try:
-            shape = self.function(np.zeros((1, self.model.dim))).shape
-        except (ValueError, IndexError, KeyError) as error:
-            raise ArgumentError(f"the tensors of a classifier head do not fit each other: {error}") from error
-        if shape != (1, len(self.classes)):
-            raise ArgumentError(
-                f"a classifier head must return {len(self.classes)} numbers per vector, got {shape[1:]}"
-            )
+        _ = self.function
 
-    @property
-    def function(self) -> Callable[[Array], Array]:
+    @cached_property
+    def function(self) -> Fitted | Opaque:
         """Function of vectors (n, D) that returns probabilities (n, K)."""
-        return self.estimator or Fitted(tuple(json.loads(self.steps)), self.tensors)
+        return checked_function(
+            self.steps, self.tensors, self.estimator, dim=self.model.dim, outputs=len(self.classes), kind="classifier"
+        )
 
     @classmethod
     def fit(
@@ -113,8 +105,7 @@ class ClassifierHead(BaseHead):
         ArgumentError
             For an estimator without a form as arrays, with the reason.
         """
-        if self.estimator is not None:
-            raise ArgumentError(not_saved(self.estimator))
+        refuse_opaque(self.estimator)
         return super().save(path)
 
 

@@ -10,6 +10,7 @@ and filled when it is read, which heads never do, and it is bound to the release
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,16 @@ from numpy.typing import NDArray
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
 
-__all__ = ["Fitted", "Opaque", "as_arrays", "checked_estimator", "fitted_copy", "is_estimator"]
+__all__ = [
+    "Fitted",
+    "Opaque",
+    "as_arrays",
+    "checked_estimator",
+    "checked_function",
+    "fitted_copy",
+    "is_estimator",
+    "refuse_opaque",
+]
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
@@ -103,6 +113,57 @@ class Opaque:
         if not self.classes:
             return np.asarray(self.estimator.predict(v), "float64").reshape(len(v), 1)
         return class_outputs(self.estimator, v, self.classes)
+
+
+def checked_function(
+    steps: str, tensors: Tensors, estimator: Opaque | None, *, dim: int, outputs: int, kind: str
+) -> Fitted | Opaque:
+    """Return the function of a head from the fields of its file.
+
+    Parameters
+    ----------
+    steps : str
+        Kinds of the steps, as a JSON list.
+    tensors : mapping
+        Those of the steps.
+    estimator : Opaque, optional
+        Taken instead of `steps` and `tensors`.
+    dim, outputs : int
+        Length of a vector, and numbers that the function must return per vector.
+    kind : str
+        Of the head, for messages.
+
+    Raises
+    ------
+    ArgumentError
+        For steps and tensors that do not give such a function.
+    """
+    names = json.loads(steps)
+    if not isinstance(names, list) or not all(isinstance(s, str) for s in names):
+        raise ArgumentError(f"steps of a {kind} head must be a JSON list of names")
+    function = estimator or Fitted(tuple(names), tensors)
+    try:
+        shape = function(np.zeros((1, dim))).shape
+    except (ValueError, IndexError, KeyError) as error:
+        raise ArgumentError(f"the tensors of a {kind} head do not fit each other: {error}") from error
+    if shape != (1, outputs):
+        raise ArgumentError(f"a {kind} head must return {outputs} numbers per vector, got {shape[1:]}")
+    return function
+
+
+def refuse_opaque(estimator: Opaque | None) -> None:
+    """Raise if a head cannot be saved.
+
+    Raises
+    ------
+    ArgumentError
+        For an estimator without a form as arrays, with the reason.
+    """
+    if estimator is not None:
+        raise ArgumentError(
+            f"path: this head cannot be saved, because {estimator.reason}. Heads are saved as arrays, never as "
+            "pickles; the head predicts in this process. Save the map instead, head.predict(emb).to_zarr(path)"
+        )
 
 
 def class_outputs(estimator: Any, vectors: Array, classes: Sequence[Any]) -> Array:

@@ -32,8 +32,8 @@ from deo_cube.heads.examples import BACKGROUND, cells_of_examples, direction, un
 from deo_cube.heads.index_files import Files, Manifest, Source
 from deo_cube.heads.tables import parsed_crs
 from deo_cube.heads.vectors import as_embeddings, geobox, matching_times, select_time, spatial_dims
-from deo_cube.paths import expand, is_url
-from deo_cube.store.open import open_embeddings
+from deo_cube.paths import expand
+from deo_cube.store.open import opened
 
 __all__ = [
     "Index",
@@ -279,9 +279,7 @@ class Index:
                     f"store must be passed where examples are places, since {self._files.shown} was built from an "
                     "array: open_index(path, store=emb); or pass vectors"
                 )
-            self._arrays[number] = as_embeddings(
-                open_embeddings(store, storage_options=self._storage_options if is_url(store) else None)
-            )
+            self._arrays[number] = as_embeddings(opened(store, "store", storage_options=self._storage_options))
         return self._arrays[number]
 
     @cached_property
@@ -391,7 +389,7 @@ def opened_embeddings(emb: Any, storage_options: Mapping[str, Any] | None) -> tu
         raise ArgumentTypeError(
             f"emb must be the path of a store of embeddings, or a DataArray, got {type(emb).__name__}"
         ) from None
-    return as_embeddings(open_embeddings(emb, storage_options=storage_options if is_url(emb) else None)), text
+    return as_embeddings(opened(emb, storage_options=storage_options)), text
 
 
 def model_fields(array: xr.DataArray) -> dict[str, str]:

@@ -16,7 +16,7 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.saved import read_json, write_json
-from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, model_fingerprint, sample
+from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, model_fingerprint, subsample
 from deo_cube.store.open import opened
 
 __all__ = ["Clusters", "cluster", "fit_clusters"]
@@ -129,4 +129,4 @@ def _fit(emb: xr.DataArray, k: int, seed: int, most: int) -> xr.DataArray:
         frequency = np.bincount(fitted.labels_, minlength=k)
         return np.asarray(fitted.cluster_centers_[np.argsort(-frequency, kind="stable")])
 
-    return fit_lazily(fit, sample(emb, most), ["cluster", "loading"], [k, emb.sizes["embedding"]])
+    return fit_lazily(fit, subsample(emb, most), ["cluster", "loading"], [k, emb.sizes["embedding"]])

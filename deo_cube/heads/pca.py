@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from deo_cube.arguments import integer
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.saved import read_json, write_json
-from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, model_fingerprint, sample
+from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, model_fingerprint, subsample
 from deo_cube.store.open import opened
 
 __all__ = ["PCA", "basis_of", "fit_pca", "pca_rgb"]
@@ -95,7 +95,7 @@ def fit_pca(emb: xr.DataArray | Sequence[xr.DataArray], *, most: int = 16384) ->
     if len(models) != 1 or len({a.sizes["embedding"] for a in arrays}) != 1:
         raise ArgumentError(f"emb must be embeddings of one model and length, got models {sorted(models)}")
     _check_length(arrays[0])
-    vectors = np.concatenate([np.asarray(sample(a, most).values, dtype="float64") for a in arrays])
+    vectors = np.concatenate([np.asarray(subsample(a, most).values, dtype="float64") for a in arrays])
     return _unpacked(_fit(vectors[np.isfinite(vectors).all(axis=1)]), models.pop())
 
 
@@ -175,7 +175,7 @@ def _check_length(emb: xr.DataArray) -> None:
 def _fit_lazily(emb: xr.DataArray, most: int) -> xr.DataArray:
     _check_length(emb)
     d = emb.sizes["embedding"]
-    return fit_lazily(_fit, sample(emb, most), ["rgb", "loading"], [3, 2 * d + 2])
+    return fit_lazily(_fit, subsample(emb, most), ["rgb", "loading"], [3, 2 * d + 2])
 
 
 def _fit(v: Array) -> Array:

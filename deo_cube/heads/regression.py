@@ -10,6 +10,7 @@ import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,7 +25,7 @@ from deo_cube.heads.areas import mean_of
 from deo_cube.heads.base import BaseHead, ModelId, check_model
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.estimates import Interval, difference, normal_quantile, regression_scores
-from deo_cube.heads.estimators import Fitted, Opaque, as_arrays, fitted_copy
+from deo_cube.heads.estimators import Fitted, Opaque, as_arrays, checked_function, fitted_copy, refuse_opaque
 from deo_cube.heads.splits import blocks
 from deo_cube.heads.targets import TargetOptions, TargetVectors, target_vectors
 from deo_cube.heads.vectors import map_vectors
@@ -111,20 +112,14 @@ class RegressionHead(BaseHead):
     estimator: Opaque | None = field(default=None, repr=False, compare=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
-        steps = json.loads(self.steps)
-        if not isinstance(steps, list) or not all(isinstance(s, str) for s in steps):
-            raise ArgumentError("steps of a regression head must be a JSON list of names")
-        try:
-            shape = self.function(np.zeros((1, self.model.dim))).shape
-        except (ValueError, IndexError, KeyError) as error:
-            raise ArgumentError(f"the tensors of a regression head do not fit each other: {error}") from error
-        if shape != (1, 1):
-            raise ArgumentError(f"a regression head must return one number per vector, got {shape[1:]}")
+        _ = self.function
 
-    @property
-    def function(self) -> Callable[[Array], Array]:
+    @cached_property
+    def function(self) -> Fitted | Opaque:
         """Function of vectors (n, D) that returns (n, 1)."""
-        return self.estimator or Fitted(tuple(json.loads(self.steps)), self.tensors)
+        return checked_function(
+            self.steps, self.tensors, self.estimator, dim=self.model.dim, outputs=1, kind="regression"
+        )
 
     def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
         """Return the quantity (time, y, x) float32, NaN where the embeddings are missing; lazy on Dask.
@@ -193,8 +188,7 @@ class RegressionHead(BaseHead):
         ArgumentError
             For an estimator without a form as arrays, with the reason.
         """
-        if self.estimator is not None:
-            raise ArgumentError(not_saved(self.estimator))
+        refuse_opaque(self.estimator)
         return super().save(path)
 
     @classmethod
@@ -406,14 +400,6 @@ class RegressorHead(RegressionHead):
         """Fit a clone of `estimator`; further options as in `RidgeHead.fit`."""
         own = _Own(block, buffer, limits, units, quantity, most, keep_training)
         return cls._fitted(arrays, targets, target_options, model, _fit_of(estimator), own, _translated)
-
-
-def not_saved(estimator: Opaque) -> str:
-    """Return the message for an estimator that is not saved."""
-    return (
-        f"path: this head cannot be saved, because {estimator.reason}. Heads are saved as arrays, never as pickles; "
-        "the head predicts in this process. Save the map instead, head.predict(emb).to_zarr(path)"
-    )
 
 
 def _fit_of(estimator: Any) -> Fit:

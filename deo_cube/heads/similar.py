@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.examples import direction, locate, read_examples
-from deo_cube.heads.vectors import as_embeddings, map_vectors, sample
+from deo_cube.heads.vectors import as_embeddings, map_vectors, subsample
 from deo_cube.store.open import opened
 
 __all__ = ["locate", "similar"]
@@ -109,7 +109,7 @@ def similar(
 
 def _separated(emb: xr.DataArray, positives: xr.DataArray, negatives: xr.DataArray) -> xr.DataArray:
     """Return the direction (case, embedding) or (time, case, embedding) between examples. Lazy."""
-    vectors = [positives, negatives.rename(case="negative"), sample(emb).rename(case="sample")]
+    vectors = [positives, negatives.rename(case="negative"), subsample(emb).rename(case="sample")]
     cases = ("case", "negative", "sample")
     # One chunk along all but time: the direction is fitted on all examples.
     whole = [v if v.chunks is None else v.chunk({k: -1, "embedding": -1}) for v, k in zip(vectors, cases, strict=True)]

@@ -1,4 +1,4 @@
-"""Check, decode and sample embeddings, and apply functions to their vectors without losing the grid.
+"""Check, decode and subsample embeddings, and apply functions to their vectors without losing the grid.
 
 A head takes any DataArray with a dimension `embedding` and two spatial dimensions, with or without `time`; NaN marks
 invalid vectors. Everything here is lazy on Dask: functions run chunk by chunk through `xarray.apply_ufunc`, and a fit
@@ -27,9 +27,9 @@ __all__ = [
     "map_vectors",
     "matching_times",
     "model_fingerprint",
-    "sample",
     "select_time",
     "spatial_dims",
+    "subsample",
 ]
 
 Array = NDArray[Any]
@@ -258,7 +258,7 @@ def map_vectors(
     return result
 
 
-def sample(array: xr.DataArray, most: int = 16384) -> xr.DataArray:
+def subsample(array: xr.DataArray, most: int = 16384) -> xr.DataArray:
     """Return vectors (case, embedding) of a fixed subsample: at most 8 x 8 windows on a lattice, and 4 times. Lazy.
 
     The subsample depends only on the shape of the array, never on its chunks, of which it reads few.

@@ -38,7 +38,7 @@ from deo_cube.extras import require
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.labels import rasterize_labels
 from deo_cube.heads.pca import basis_of
-from deo_cube.heads.vectors import as_embeddings, geobox, sample, select_time, spatial_dims
+from deo_cube.heads.vectors import as_embeddings, geobox, select_time, spatial_dims, subsample
 from deo_cube.notebook import facts_html
 from deo_cube.paths import local_path
 from deo_cube.progress import Progress, size
@@ -168,7 +168,7 @@ def page(
     _check_size(times, (rows, columns), coarsen, dims, max_bytes)
     folder = _folder(out, overwrite)
     legend, codes = _labelled(labels, box)
-    vectors = np.asarray(sample(array, 16384).values, dtype="float64")
+    vectors = np.asarray(subsample(array, 16384).values, dtype="float64")
     vectors = vectors[np.isfinite(vectors).all(axis=1)]
     vectors = vectors[np.linalg.norm(vectors, axis=1) > 0]
     if len(vectors) < 2:
