@@ -35,15 +35,16 @@ def test_a_cube_that_fits_says_what_it_gives_and_which_weights_are_absent(cube, 
 
 def test_what_does_not_fit_is_told_once_with_what_mends_it(cube, monkeypatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})  # by other tests
-    models = summarise(cube.drop_vars("B08")).models
+    summary = summarise(cube.drop_vars("B08"))
+    models = summary.models
     (only,) = [m for m in models if "tiny" in m[0].split(", ")]
     names, ok, why = only
     assert not ok
     assert {"swinb", "tiny", "vitb"} <= set(names.split(", "))
     assert 'missing="nearest"' in why
-    shown = summarise(cube.drop_vars("B08"))._repr_html_()
+    shown = summary._repr_html_()
     assert "missing=&quot;nearest&quot;" in shown
-    assert shown.count("<tr>") == 4 + len(models)
+    assert shown.count("<tr>") == len(summary.facts) + len(models)
 
 
 def test_one_date_and_none(cube) -> None:
