@@ -688,11 +688,22 @@ def view(
     browser: Annotated[bool, arg(help="open the page in the browser")] = True,
     hostnames: Annotated[tuple[str, ...], arg(help="further names of this machine that browsers may use")] = (),
     index: Annotated[str | None, arg(help="search index of the same model: results are found in it")] = None,
+    reference: Annotated[str | None, arg(help="reference places, for the assessment of a map of classes")] = None,
 ) -> None:
     """Show a store on a map in the browser: similar places, labels, classes. Serves this machine only."""
     from deo_cube.viewer.explore import serve
 
-    serve(store, cube=cube, heads=head, host=host, port=port, browser=browser, hostnames=hostnames, index=index)
+    serve(
+        store,
+        cube=cube,
+        heads=head,
+        host=host,
+        port=port,
+        browser=browser,
+        hostnames=hostnames,
+        index=index,
+        reference=reference,
+    )
 
 
 def completion(

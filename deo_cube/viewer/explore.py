@@ -102,6 +102,11 @@ class Explorer:
         classes: xr.DataArray | None = self.state.classes
         return classes
 
+    @property
+    def assessment(self) -> Any:
+        """Last `ClassAssessment` of the page; None before."""
+        return self.state.assessment
+
     def stop(self) -> None:
         """Stop the server; labels, similarity, head and classes remain available."""
         self._server.should_exit = True
@@ -151,6 +156,7 @@ def explore(
     height: int = 640,
     hostnames: Sequence[str] = (),
     index: Any = None,
+    reference: Any = None,
 ) -> Explorer:
     """Show embeddings on a map, in the notebook or in a browser at `.url`.
 
@@ -175,12 +181,14 @@ def explore(
     index : Index, path or URL, optional
         Search index of the same model (`build_index`): the most similar places are found in it, so that they may be of
         other places, dates and stores.
+    reference : table or path, optional
+        Reference places with a column "label" or "class", as `assess` takes them, for *Is my map right?*.
 
     Returns
     -------
     Explorer
-        With `url`, `stop()`, and the results from the page: `labels`, `similarity`, `head`, `classes`. In a notebook it
-        shows the page.
+        With `url`, `stop()`, and the results from the page: `labels`, `similarity`, `head`, `classes`, `assessment`. In
+        a notebook it shows the page.
 
     Raises
     ------
@@ -201,7 +209,7 @@ def explore(
     if cube is not None and not isinstance(cube, str | Path):
         cube = cube_of(cube)
     opened = open_for_viewing(cube) if isinstance(cube, str | Path) else cube
-    state = ViewerState(emb, cube=opened, heads=heads, title=title, index=index)
+    state = ViewerState(emb, cube=opened, heads=heads, title=title, index=index, reference=reference)
     return Explorer(state, host=host, port=port, height=height, hostnames=hostnames)
 
 
@@ -215,6 +223,7 @@ def serve(
     browser: bool = True,
     hostnames: Sequence[str] = (),
     index: str | None = None,
+    reference: str | None = None,
 ) -> None:
     """Serve the page of a store until interrupted or terminated. See `deo-cube view --help`."""
     from deo_cube.viewer.state import ViewerState
@@ -224,7 +233,8 @@ def serve(
     named = {h.stem if h.suffix else h.name: h for h in heads}
     if len(named) < len(heads):
         named = {str(h): h for h in heads}
-    state = ViewerState.of_store(store, cube=opened, heads=named, title=Path(str(store).rstrip("/")).stem, index=index)
+    title = Path(str(store).rstrip("/")).stem
+    state = ViewerState.of_store(store, cube=opened, heads=named, title=title, index=index, reference=reference)
     viewer = Explorer(state, host=host, port=port, hostnames=hostnames)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the signal that stops services and containers
     try:

@@ -63,6 +63,7 @@ def create_app(state: ViewerState, rules: AccessRules = LOCAL) -> Starlette:
         Route("/api/labels", r.labels, methods=["GET", "PUT"]),
         Route("/api/labels.geojson", r.labels_file),
         Route("/api/fit", r.fit, methods=["POST"]),
+        Route("/api/assess", r.assess, methods=["POST"]),
         Route("/api/overview", r.load_overview, methods=["POST"]),
         Route("/api/export", r.export, methods=["POST"]),
         Route("/api/jobs/{id}", r.job, methods=["GET", "DELETE"]),
@@ -150,6 +151,17 @@ class _Routes:
         kind = parse_choice(body.get("kind"), "the kind of head", ("knn", "linear"))
         t = None if body.get("t") is None else self._date(body["t"])
         return JSONResponse((await run_in_threadpool(self.state.fit, kind, t)).to_dict(), 202)
+
+    async def assess(self, request: Request) -> Response:
+        body = await _json_body(request)
+        source = parse_choice(body.get("reference"), "the reference", ("given", "labels", "file"))
+        labels = None
+        if source == "file":
+            if not isinstance(body.get("labels"), dict):
+                raise BadRequest('the labels of a file must be {"classes": [...], "features": [...]}')
+            labels = await run_in_threadpool(LabelSet.of, body["labels"])
+        layer, t = self._layer(body.get("layer")), self._date(body.get("t"))
+        return JSONResponse((await run_in_threadpool(self.state.assess, layer, t, source, labels)).to_dict(), 202)
 
     async def load_overview(self, request: Request) -> Response:
         body = await _json_body(request)

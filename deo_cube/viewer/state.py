@@ -19,14 +19,17 @@ from numpy.typing import NDArray
 from deo_cube.constants import Attribute
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
+from deo_cube.heads.assessment import ClassAssessment
 from deo_cube.heads.base import Head, check_model
 from deo_cube.heads.examples import BACKGROUND, direction
 from deo_cube.heads.head import fit_head, load_head
 from deo_cube.heads.pca import fit_pca, pca_rgb
 from deo_cube.heads.similar import similar
+from deo_cube.heads.tables import form_of, located
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 from deo_cube.store.open import is_embeddings, open_embeddings
 from deo_cube.store.storage import locate
+from deo_cube.viewer.assessments import assess_layer, mapping_by_name, result_of, without_training
 from deo_cube.viewer.export import write_cog, write_geojson
 from deo_cube.viewer.index_search import IndexSearch
 from deo_cube.viewer.jobs import BackgroundJob, JobQueue
@@ -89,6 +92,8 @@ class ViewerState:
     title : str
     index : Index or path, optional
         Results are found in it instead of the store.
+    reference : table or path, optional
+        Reference places for an assessment of class layers.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class ViewerState:
         source: TileSource | None = None,
         title: str = "embeddings",
         index: Any = None,
+        reference: Any = None,
     ) -> None:
         order = ("time", "embedding", *spatial_dims(emb))
         emb = emb.transpose(*(d for d in order if d in emb.dims))
@@ -115,6 +121,11 @@ class ViewerState:
         self.index = None if index is None else IndexSearch.of(index, self.emb, apart)
         self.jobs, self.lock, self.labels = JobQueue(self._delete_file), threading.Lock(), LabelSet()
         self.examples: list[dict[str, Any]] = []
+        if reference is not None:
+            form_of(reference)
+        self.reference = located(reference, "reference") if isinstance(reference, str | Path) else reference
+        self.training: LabelSet | None = None
+        self.assessment: ClassAssessment | None = None
         self.layers: dict[str, LayerState] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="deo_cube_view_", ignore_cleanup_errors=True)
         if cube is not None:
@@ -195,6 +206,7 @@ class ViewerState:
             "outline": self.grid.outline,
             "zoom": self.grid.native_zoom,
             "layers": [self.layer_facts(k) for k in self.layers],
+            "reference": self._reference_name(),
             "index": None if self.index is None else self.index.describe(),
         }
 
@@ -404,9 +416,66 @@ class ViewerState:
             note = f"{kind} head, fitted on {'all dates' if t is None else self.times[t][:10] or 'these embeddings'}"
             with self.lock:
                 self._replace_layer("classes", "My classes", layer, note, facts)
+                self.training = labels
             return self.layer_facts("classes")
 
         return self.jobs.start(f"Fitting the {kind} head", work, finish)
+
+    def _reference_name(self) -> str | None:
+        if self.reference is None:
+            return None
+        return Path(self.reference).name if isinstance(self.reference, str | Path) else "the reference that was passed"
+
+    def assess(self, id: str, t: int, source: str, labels: LabelSet | None = None) -> BackgroundJob:
+        """Assess a class layer at date `t` in the background.
+
+        Parameters
+        ----------
+        id : str
+        t : int
+        source : {"given", "labels", "file"}
+            The reference: `reference`, the labels of the page that did not train the layer, or `labels`.
+        labels : LabelSet, optional
+
+        Raises
+        ------
+        BadRequest
+            For layers that are not classes, a reference without places, and stores of more than `BEST_PATCHES` patches.
+        """
+        state, (_, _, rows, cols) = self.layers[id], self.source.shape
+        layer = state.layer
+        if not isinstance(layer, ClassLayer):
+            raise BadRequest(f"{state.title} is not a map of classes: assess a layer of classes")
+        if rows * cols > BEST_PATCHES:
+            raise BadRequest(
+                f"maps of at most {BEST_PATCHES:,} patches are assessed on the page, this one has {rows * cols:,}: use "
+                "deo_cube.assess"
+            )
+        training = self.training if id == "classes" else None
+        reference, options = self.reference, {}
+        if source == "given":
+            if reference is None:
+                raise BadRequest("there is no reference: pass reference=, or choose labels or a file")
+        else:
+            places = without_training(self.labels, training) if source == "labels" else labels
+            if places is None or not len(places):
+                raise BadRequest(
+                    "a reference must have at least one place that did not train the map: draw labels after "
+                    "classifying, or choose a file"
+                )
+            require("geopandas", "sklearn", extra="view", purpose="an assessment")
+            reference = places.to_geopandas()
+            options = {"column": "label", "mapping": mapping_by_name(layer, places)}
+
+        def work() -> tuple[ClassAssessment, str]:
+            emb = self.emb.isel(time=t) if "time" in self.emb.dims else self.emb
+            return assess_layer(layer, emb, reference, training, **options)
+
+        def finish(assessed: tuple[ClassAssessment, str]) -> dict[str, Any]:
+            self.assessment, leak = assessed
+            return result_of(self.assessment, leak, layer, self.grid.box.crs.proj)
+
+        return self.jobs.start(f"Assessing {state.title}", work, finish)
 
     def _window_around(self, table: Any) -> xr.DataArray:
         """Return the window of the embeddings around labels, so that not all of a large store is rasterized."""

@@ -5,6 +5,37 @@ import { $, ask, attempt, download, element, toast } from "./page.js";
 // Okabe and Ito's colours, as in the maps of the package.
 const COLORS = ["#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#666666"];
 
+// The labels of a GeoJSON file, with the classes that are known and those that it adds.
+export function classified(text, known = []) {
+  let found;
+  try {
+    found = JSON.parse(text);
+  } catch {
+    throw new Error("The file must be GeoJSON");
+  }
+  const features = (found.features ?? []).filter((f) => f?.geometry);
+  if (!features.length) throw new Error("The file must be a GeoJSON FeatureCollection in WGS 84 with at least one feature");
+  const classes = [...known];
+  const added = [];
+  for (const f of features) {
+    const parts = { Point: [f.geometry], Polygon: [f.geometry] }[f.geometry.type]
+      ?? (f.geometry.type === "MultiPoint" ? f.geometry.coordinates.map((c) => ({ type: "Point", coordinates: c }))
+        : f.geometry.type === "MultiPolygon" ? f.geometry.coordinates.map((c) => ({ type: "Polygon", coordinates: c })) : null);
+    if (!parts) throw new Error(`Labels must be points or polygons; the file has a ${f.geometry.type}`);
+    const name = String(f.properties?.label ?? f.properties?.class ?? f.properties?.name ?? "imported");
+    let one = classes.find((c) => c.name === name);
+    if (!one) {
+      const code = [...Array(255).keys()].find((k) => !classes.some((c) => c.code === k));
+      const given = /^#[0-9a-f]{6}$/i.test(f.properties?.color ?? "") ? f.properties.color : COLORS[code % COLORS.length];
+      one = { code, name, color: given };
+      classes.push(one);
+    }
+    const flat = (c) => (typeof c[0] === "number" ? c.slice(0, 2) : c.map(flat));
+    for (const g of parts) added.push({ type: "Feature", properties: { class: one.code }, geometry: { type: g.type, coordinates: flat(g.coordinates) } });
+  }
+  return { classes, features: added };
+}
+
 export class Labels {
   constructor(map, changed) {
     this.map = map;
@@ -101,38 +132,13 @@ export class Labels {
   }
 
   async load(text) {
-    let found;
-    try {
-      found = JSON.parse(text);
-    } catch {
-      throw new Error("The file must be GeoJSON");
-    }
-    const features = (found.features ?? []).filter((f) => f?.geometry);
-    if (!features.length) throw new Error("The file must be a GeoJSON FeatureCollection in WGS 84 with at least one feature");
     const before = JSON.stringify([this.classes, this.features]);
-    const classes = [...this.classes];
-    const added = [];
-    for (const f of features) {
-      const parts = { Point: [f.geometry], Polygon: [f.geometry] }[f.geometry.type]
-        ?? (f.geometry.type === "MultiPoint" ? f.geometry.coordinates.map((c) => ({ type: "Point", coordinates: c }))
-          : f.geometry.type === "MultiPolygon" ? f.geometry.coordinates.map((c) => ({ type: "Polygon", coordinates: c })) : null);
-      if (!parts) throw new Error(`Labels must be points or polygons; the file has a ${f.geometry.type}`);
-      const name = String(f.properties?.label ?? f.properties?.class ?? f.properties?.name ?? "imported");
-      let one = classes.find((c) => c.name === name);
-      if (!one) {
-        const code = [...Array(255).keys()].find((k) => !classes.some((c) => c.code === k));
-        const given = /^#[0-9a-f]{6}$/i.test(f.properties?.color ?? "") ? f.properties.color : COLORS[code % COLORS.length];
-        one = { code, name, color: given };
-        classes.push(one);
-      }
-      const flat = (c) => (typeof c[0] === "number" ? c.slice(0, 2) : c.map(flat));
-      for (const g of parts) added.push({ type: "Feature", properties: { class: one.code }, geometry: { type: g.type, coordinates: flat(g.coordinates) } });
-    }
-    const merged = { classes, features: [...this.features, ...added] };
+    const { classes, features } = classified(text, this.classes);
+    const merged = { classes, features: [...this.features, ...features] };
     this.read(await ask("api/labels", { method: "PUT", body: merged }));
     this.past.push(before);
     this.show();
-    toast(`${added.length} labels imported`);
+    toast(`${features.length} labels imported`);
   }
 
   // Requests are sent one after the other, so that the server ends with the last state.

@@ -3,6 +3,7 @@
 import { DeoLayer, palette } from "./tiles.js";
 import { Labels, Pen } from "./labels.js";
 import { Results } from "./results.js";
+import { Assessment } from "./assess.js";
 import { $, ask, attempt, choosable, download, element, follow, segments, size, tilesBusy, toast } from "./page.js";
 
 const HINTS = {
@@ -14,7 +15,7 @@ const HINTS = {
 
 const saved = new URLSearchParams(location.hash.slice(1));
 const layers = new Map();
-let store, map, labels, pen, outline, results;
+let store, map, labels, pen, outline, results, assessment;
 let time = 0, tool = "similar", base = "pca", baseOpacity = 1;
 let examples = L.layerGroup(), front = 2;
 const tried = new Set();
@@ -118,6 +119,7 @@ function listOverlays() {
     if (layer) rows.push(overlayRow(id, layer));
   }
   $("overlays").replaceChildren(...rows);
+  assessment?.list();
   for (const layer of layers.values()) layer.drawLegend?.();
 }
 
@@ -322,6 +324,7 @@ const fit = attempt(async () => {
     const job = await ask("api/fit", { method: "POST", body: { kind: $("kind").value, t: scope } });
     const facts = await follow(job, (text) => { note.textContent = text; });
     if (!facts) return;
+    assessment.close();
     const fresh = !layers.has("classes");
     const layer = addLayer(facts, { opacity: 0.75 });
     if (fresh) layer.style.threshold = 0;
@@ -464,6 +467,8 @@ async function start() {
   $("index-note").hidden = !store.index;
   labels = new Labels(map, () => {});
   labels.onpick = pick;
+  const classLayers = () => ["classes", ...[...layers.keys()].filter((k) => k.startsWith("head"))].map((id) => layers.get(id)?.facts).filter((facts) => facts?.kind === "class");
+  assessment = new Assessment(() => ({ map, time, zoom: store.zoom, layers: classLayers() }), { ready: () => labels.saving, reference: store.reference });
   pen = new Pen(map, (geometry) => labels.add(geometry));
   setToolButton = choosable($("tools"), Object.keys(HINTS), tool, setTool);
   setTool(saved.get("tool") in HINTS ? saved.get("tool") : "similar");
