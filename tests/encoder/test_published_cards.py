@@ -21,6 +21,7 @@ from deo_cube.encoder.networks.timm_import import import_timm
 from deo_cube.encoder.registry import bundled_cards, load_encoder
 from deo_cube.encoder.weights import find_weights, recorded_reference, weights_state
 from deo_cube.errors import MissingBandsError, WeightsMismatchError
+from deo_cube.evaluate.published import verify_published
 from deo_cube.options import set_options
 from tests.encoder.test_hub import Hub
 
@@ -51,6 +52,11 @@ PUBLISHED = {
         94361669,
         265,
         {"conv1.weight": (64, 3, 7, 7), "layer3.5.bn3.running_mean": (1024,), "bn1.bias": (64,)},
+    ),
+    "ssl4eo_resnet18_moco": (
+        44915225,
+        100,
+        {"conv1.weight": (64, 13, 7, 7), "layer4.0.downsample.0.weight": (512, 256, 1, 1), "bn1.weight": (64,)},
     ),
     "softcon_resnet50": (
         94472581,
@@ -157,6 +163,13 @@ def test_fetched_checked_filled_and_run(hub: Publisher, tmp_path: Path, alias: s
     assert emb.shape == (1, layer.dim, 96 // layer.stride, 96 // layer.stride)
     assert np.isfinite(emb.values).all()
     assert float(emb.std()) > 0
+    contribution = verify_published(find_weights(card), model=card).contribution
+    assert contribution.weights.sha256 == card.weights.sha256
+    assert contribution.reference is not None
+    assert contribution.reference.vector == pytest.approx(
+        recorded_reference(card, card.weights.sha256 or "").vector,
+        abs=1e-5,  # type: ignore[union-attr]
+    )
     with pytest.raises(MissingBandsError, match="B10"):  # as of L2A
         cube.drop_vars("B10").deo.embed(card, device="cpu")
 
