@@ -14,7 +14,7 @@ import xarray as xr
 from deo_cube.constants import Attribute
 from deo_cube.cube.categories import Categories, read_categories
 from deo_cube.embedding.match import Summary, describe, summarise_map
-from deo_cube.errors import ArgumentTypeError, DeoCubeError, InputNotFoundError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, InputNotFoundError
 from deo_cube.extras import require
 from deo_cube.heads.index_files import MANIFEST
 from deo_cube.paths import is_url, local_path
@@ -58,6 +58,8 @@ def info(x: Any, *, group: str | None = None, storage_options: Mapping[str, Any]
     if not isinstance(x, str | os.PathLike):
         raise ArgumentTypeError(f"x must be a path, the name of a model, or an xarray object; got {type(x).__name__}")
     text = str(x)
+    if not text:
+        raise ArgumentError("x must be a path, the name of a model, or an xarray object; got an empty text")
     if is_url(text):
         return _at(text, group, storage_options)
     path = local_path(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from deo_cube.arguments import sequence
 from deo_cube.cube import georeference
 from deo_cube.cube.files import dates_of
 from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingCRSError
@@ -70,7 +71,7 @@ def from_array(
     (('band', 'y', 'x'), (3, 64, 48))
     """
     array = _array(values)
-    if isinstance(bands, str) or not all(isinstance(b, str) for b in bands):
+    if isinstance(bands, str) or not isinstance(bands, Iterable) or not all(isinstance(b, str) for b in bands):
         raise ArgumentTypeError(f'bands must be a sequence of names, such as ["B02", "B03"]; got {bands!r:.60}')
     names = [str(b) for b in bands]
     if len(set(names)) < len(names) or not names:
@@ -111,7 +112,7 @@ def _order(shape: tuple[int, ...], names: list[str], steps: int | None, dims: Se
     """Return the names of the axes."""
     n = len(names)
     if dims is not None:
-        order = tuple(map(str, dims))
+        order = tuple(map(str, sequence("dims", dims, "names of axes")))
         if len(order) != len(shape) or len(set(order)) < len(order) or not {"y", "x"} <= set(order) <= set(_NAMES):
             raise ArgumentError(
                 f"dims must name the {len(shape)} axes of values, once each, from {', '.join(_NAMES)}; got {order}"

@@ -152,7 +152,10 @@ def periods(of_time: pd.DatetimeIndex, freq: Any) -> list[Period]:
         For a frequency that is unknown or does not start a period, and for periods that are not pairs of dates.
     """
     if not isinstance(freq, str):
-        return [_own(of_time, pair) for pair in arguments.sequence("freq", freq, "(start, end), or a frequency")]
+        pairs = arguments.sequence("freq", freq, "(start, end), or a frequency")
+        if not pairs:
+            raise ArgumentError("freq must have at least one period (start, end), got an empty list")
+        return [_own(of_time, pair) for pair in pairs]
     name = _NAMES.get(freq.strip().lower(), freq)
     advice = (
         "'year', 'season', 'quarter', 'month', a frequency of pandas that starts a period ('YS', 'QS-DEC', 'MS', 'W', "

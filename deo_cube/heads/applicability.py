@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from deo_cube.arguments import number
 from deo_cube.errors import ArgumentError, LabelsError
 from deo_cube.heads.cells import gather
 from deo_cube.heads.geometries import cells_of, clean, into_grid, north_up
@@ -71,6 +72,7 @@ def applicability(
         For a regression head of another model.
     """
     emb = as_embeddings(opened(embeddings, "embeddings"))
+    block = None if block is None else number("block", block, above=0)
     known = _of_head(training, emb) if isinstance(training, RegressionHead) else None
     if known is None:
         known = _of_labels(training, emb, column, layer, crs)
@@ -125,7 +127,7 @@ def labelled_cells(
     """Return rows and columns of the cells with a label of any kind: the places of the rules of `rasterize_labels`."""
     box = geobox(like)
     upright = north_up(box)
-    form, parsed = form_of(labels), parsed_crs(crs)
+    form, parsed = form_of(labels, "training"), parsed_crs(crs)
     labelled = np.zeros(box.shape, bool)
     if form == "raster":
         raster = read_around(labels, parsed, upright)
@@ -134,7 +136,10 @@ def labelled_cells(
             missing = raster.missing | ~np.isfinite(numbers)
             labelled = lattice_mean(numbers, missing, raster.transform, raster.crs, upright)[1] >= 0.5
     else:
-        table = read_table(labels, form, column=column, layer=layer, crs=parsed)
+        try:
+            table = read_table(labels, form, column=column, layer=layer, crs=parsed)
+        except LabelsError as error:
+            raise LabelsError(f"training: {error}") from error
         has_label = np.array([v is not None for v in table.values], bool)
         shapes = into_grid(clean(table.shapes[has_label]).shapes, table.crs, upright)
         labelled[cells_of(shapes, upright, "majority")[1:]] = True

@@ -226,7 +226,7 @@ def _without_width(places: Places, confidence: float) -> list[str]:
 
 def _strata(strata: Any, places: Places, drawn: xr.DataArray) -> tuple[Array, Array, Array, Sequence[Any]]:
     """Return the stratum of each place, cells and share of the area of each, and their values."""
-    layer, classes = read_map(strata, None)
+    layer, classes = read_map(strata, None, "strata")
     if classes is None:
         raise ArgumentTypeError("strata must be a map of integers, got fractions")
     at = values_at(layer, geobox(drawn), places)

@@ -98,6 +98,10 @@ def plot(
     plt = require("matplotlib.pyplot", extra="viz", purpose="plot")
     legend, scale = arguments.boolean("legend", legend), arguments.boolean("scale", scale)
     height = arguments.number("height", height, above=0)
+    if title is not None and not isinstance(title, str):
+        raise ArgumentTypeError(f"title must be text, got {title!r:.60}")
+    if ax is not None and not hasattr(ax, "imshow"):
+        raise ArgumentTypeError(f"ax must be Axes of matplotlib, got {type(ax).__name__}")
     array = _map_of(array)
     if time is not None and "time" in array.dims:
         array = _one_time(array, time)

@@ -29,32 +29,37 @@ __all__ = ["Places", "one_time", "read_map", "reference_places", "values_at"]
 Array = NDArray[Any]
 
 
-def read_map(map_: Any, time: Any) -> tuple[xr.DataArray, Classes | None]:
-    """Return a map (y, x) and its classes; None for a quantity. Classes are uint8, 255 where there is none."""
-    array = _opened(map_)
+def read_map(map_: Any, time: Any, argument: str = "map") -> tuple[xr.DataArray, Classes | None]:
+    """Return a map (y, x) and its classes; None for a quantity. Classes are uint8, 255 where there is none.
+
+    Errors name `argument`.
+    """
+    array = _opened(map_, argument)
     if isinstance(array, xr.Dataset):
         names = [str(k) for k, v in array.data_vars.items() if v.ndim >= 2]
         if len(names) != 1:
-            raise ArgumentTypeError(f"map must be one layer, got a Dataset with {names}: pass one, ds[name]")
+            raise ArgumentTypeError(f"{argument} must be one layer, got a Dataset with {names}: pass one, ds[name]")
         array = array[names[0]]
     if not isinstance(array, xr.DataArray):
-        raise ArgumentTypeError(f"map must be a DataArray or the path of a map, got {type(map_).__name__}")
+        raise ArgumentTypeError(f"{argument} must be a DataArray or the path of a map, got {type(map_).__name__}")
     if {"class", "embedding"} & set(array.dims):
         call = "probabilities" if "class" in array.dims else "embeddings"
-        raise ArgumentTypeError(f"map must be classes or a quantity (y, x), got {call}: use head.predict(emb)")
+        raise ArgumentTypeError(f"{argument} must be classes or a quantity (y, x), got {call}: use head.predict(emb)")
     if "time" in array.dims:
         array = one_time(array, time)
     y, x = spatial_dims(array)
     others = [d for d in array.dims if d not in (y, x)]
     array = array.squeeze([d for d in others if array.sizes[d] == 1], drop=True)
     if array.ndim != 2:
-        raise ArgumentError(f"map must have the dimensions y and x, found {array.dims}: select one index of the others")
+        raise ArgumentError(
+            f"{argument} must have the dimensions y and x, found {array.dims}: select one index of the others"
+        )
     array = array.transpose(y, x)
     if "flag_values" not in array.attrs and array.dtype.kind == "f":
         fill = array.attrs.get("_FillValue")
         return (array if fill is None or np.isnan(fill) else array.where(array != fill)), None
     if "flag_values" not in array.attrs and array.dtype.kind not in "iub":
-        raise ArgumentTypeError(f"map must hold classes or numbers, got dtype {array.dtype}")
+        raise ArgumentTypeError(f"{argument} must hold classes or numbers, got dtype {array.dtype}")
     attrs = array.attrs
     if array.dtype.kind == "f":
         array = array.fillna(NO_CLASS)
@@ -70,18 +75,18 @@ def read_map(map_: Any, time: Any) -> tuple[xr.DataArray, Classes | None]:
     else:
         codes = [int(v) for v in np.unique(array.values) if v != NO_CLASS]
     if not codes:
-        raise ArgumentError("map must hold classes, all its values are missing")
+        raise ArgumentError(f"{argument} must hold classes, all its values are missing")
     classes = Classes(tuple(codes), tuple(legend.names.get(c, str(c)) for c in codes))
     return array.assign_attrs(attrs), classes.coloured(legend.colors) if legend.colors else classes
 
 
-def _opened(map_: Any) -> Any:
+def _opened(map_: Any, argument: str) -> Any:
     """Return the map at a path, as it is stored; anything else as it is."""
     if not isinstance(map_, str | os.PathLike):
         return map_
     path = local_path(map_)
     if not path.exists():
-        raise InputNotFoundError(f"map not found at {path}")
+        raise InputNotFoundError(f"{argument} not found at {path}")
     if path.suffix.lower() in (".nc", ".h5", ".hdf5"):
         return xr.open_dataset(path, mask_and_scale=False, decode_coords="all", chunks={})
     if path.is_dir():
@@ -95,7 +100,9 @@ def _opened(map_: Any) -> Any:
 
     array = rioxarray.open_rasterio(path, chunks={"y": 2048, "x": 2048})
     if not isinstance(array, xr.DataArray) or array.sizes["band"] != 1:
-        raise ArgumentError(f"map must have one band, found several in {path}: pass rioxarray.open_rasterio(path)[0]")
+        raise ArgumentError(
+            f"{argument} must have one band, found several in {path}: pass rioxarray.open_rasterio(path)[0]"
+        )
     with rasterio.open(path) as file:
         legend = legend_of_file(file)
     array = array.isel(band=0, drop=True)
@@ -117,7 +124,11 @@ def one_time(array: xr.DataArray, time: Any) -> xr.DataArray:
         If there are several dates, and `time` does not choose one.
     """
     if time is not None:
-        selected = array.sel(time=time) if not isinstance(time, int) else array.isel(time=time)
+        try:
+            selected = array.sel(time=time) if not isinstance(time, int) else array.isel(time=time)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            known = ", ".join(str(t)[:10] for t in array["time"].values[:6])
+            raise ArgumentError(f"time must be one of the dates of the map, {known}; got {time!r:.60}") from error
         if selected.sizes.get("time", 1) == 1:
             return selected.squeeze("time", drop=True) if "time" in selected.dims else selected.drop_vars("time")
         array = selected
@@ -188,7 +199,7 @@ def reference_places(
     """
     if mapping is not None and not isinstance(mapping, Mapping):
         raise ArgumentTypeError(f"mapping must be a dict of classes, got {type(mapping).__name__}")
-    form = form_of(reference)
+    form = form_of(reference, "reference")
     clusters: Array | None = None
     if form == "raster":
         rows, cols, values = _of_raster(reference, drawn, classes, options)
@@ -251,9 +262,11 @@ def _of_table(
 ) -> tuple[Array, Array, Array, Array | None]:
     box = geobox(drawn)
     upright = north_up(box)
-    table = read_table(
-        reference, form, column=options["column"], layer=options["layer"], crs=parsed_crs(options["crs"])
-    )
+    crs = parsed_crs(options["crs"])
+    try:
+        table = read_table(reference, form, column=options["column"], layer=options["layer"], crs=crs)
+    except LabelsError as error:
+        raise LabelsError(f"reference: {error}") from error
     nodata = options["nodata"]
     skipped = set() if nodata is None else set(np.atleast_1d(nodata).tolist())
     has_value = np.array([v is not None and v not in skipped for v in table.values], bool)

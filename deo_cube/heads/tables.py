@@ -75,8 +75,8 @@ class Table:
     assumed: bool = False
 
 
-def form_of(labels: Any) -> Form:
-    """Return which form labels have: a raster, a table, or a list of points or of geometries.
+def form_of(labels: Any, argument: str = "labels") -> Form:
+    """Return the form of labels: a raster, a table, or a list of points or of geometries; errors name `argument`.
 
     Raises
     ------
@@ -93,8 +93,8 @@ def form_of(labels: Any) -> Form:
         return "table"
     if isinstance(labels, np.ndarray) and labels.ndim == 2 and labels.shape[1] != 3 and labels.dtype.kind in "iubf":
         raise ArgumentTypeError(
-            f"labels must have a place, got an array {labels.shape}: put it on the grid of the embeddings, "
-            'xr.DataArray(labels, {"y": emb.y, "x": emb.x}, dims=("y", "x"))'
+            f"{argument} must have a place, got an array {labels.shape}: put it on the grid of the embeddings, "
+            f'xr.DataArray({argument}, {{"y": emb.y, "x": emb.x}}, dims=("y", "x"))'
         )
     if isinstance(labels, Sequence | np.ndarray) and not isinstance(labels, bytes | bytearray) and len(labels):
         if all(isinstance(p, Mapping) for p in labels):
@@ -105,8 +105,8 @@ def form_of(labels: Any) -> Form:
             return "points"
     size = (f" of {len(labels)}" if len(labels) else " (empty)") if hasattr(labels, "__len__") else ""
     raise ArgumentTypeError(
-        "labels must be a table (GeoDataFrame, DataFrame, GeoJSON, or the path of a file that holds one), a raster "
-        f"(DataArray or path), or a list of (x, y, label); got {type(labels).__name__}{size}"
+        f"{argument} must be a table (GeoDataFrame, DataFrame, GeoJSON, or the path of a file that holds one), a "
+        f"raster (DataArray or path), or a list of (x, y, label); got {type(labels).__name__}{size}"
         + ("; geometries alone have no class: make a GeoDataFrame" if isinstance(labels, pd.Series) else "")
     )
 

@@ -33,7 +33,7 @@ from deo_cube.constants import Attribute
 from deo_cube.cube.categories import read_categories
 from deo_cube.cube.georeference import ground_resolution
 from deo_cube.cube.times import read_times
-from deo_cube.errors import ArgumentError, StorageError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, StorageError
 from deo_cube.extras import require
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.labels import rasterize_labels
@@ -153,6 +153,8 @@ def page(
     coarsen, dims = arguments.integer("coarsen", coarsen), arguments.integer("dims", dims, minimum=2)
     max_bytes = arguments.integer("max_bytes", max_bytes)
     overwrite, progress = arguments.boolean("overwrite", overwrite), arguments.boolean("progress", progress)
+    if title is not None and not isinstance(title, str):
+        raise ArgumentTypeError(f"title must be text, got {title!r:.60}")
     given = opened(emb)
     array = as_embeddings(given if time is None else select_time(given, time))
     y, x = spatial_dims(array)

@@ -41,6 +41,16 @@ def head() -> Any:
     return deo_cube.fit_head("knn", emb().isel(time=0), points())
 
 
+@cache
+def classes() -> xr.DataArray:
+    return deo_cube.classify(emb().isel(time=[0]), head()).compute()
+
+
+def _stored(folder: Path) -> Path:
+    emb().deo.to_zarr(folder / "store.zarr", progress=False)
+    return folder / "store.zarr"
+
+
 def points() -> list[tuple[float, float, str]]:
     return [(float(emb().x[i]), float(emb().y[j]), "a" if i < 8 else "b") for i in (2, 5, 11, 14) for j in (3, 12)]
 
@@ -307,6 +317,133 @@ def verbs() -> list[Verb]:
             catalogue=("no such", 3, ""),
         ),
         _verb(
+            "sample",
+            lambda _, **k: deo_cube.sample(**{"data": e, "places": [place()], **k}),
+            data=(3, None, "no such.zarr", np.zeros((2, 2)), [1]),
+            places=(None, 3, "no such.gpkg", [], (1,), ("a", "b"), pd.DataFrame()),
+            how=NOT_WORDS,
+            weights=("none", 3, ["x"], NAN),
+            time=("1999", 3.5, "x"),
+            crs=("EPSG:0", "no such", 3),
+            table=NOT_FLAGS,
+        ),
+        _verb(
+            "aggregate",
+            lambda _, **k: deo_cube.aggregate(**{"emb": e, "freq": "year", **k}),
+            emb=(3, None, "no such.zarr", np.zeros((2, 2))),
+            freq=(None, 3, "", "no such", [], [1], [("2024", "x")], NAN),
+            how=NOT_WORDS,
+        ),
+        _verb(
+            "change_series",
+            lambda _, **k: deo_cube.change_series(**{"emb": e, "min_dates": 1, **k}),
+            emb=(3, None, "no such.zarr", np.zeros((2, 2))),
+            season=NOT_WORDS,
+            stable=(3, "x", True, np.zeros((4, 4), bool), e.isel(time=0)),
+            false_alarms=(0, 0.6, -1, *NOT_NUMBERS),
+            min_dates=(0, *NOT_SIZES),
+        ),
+        _verb(
+            "applicability",
+            lambda _, **k: deo_cube.applicability(**{"embeddings": e, "training": points(), **k}),
+            embeddings=(3, None, "no such.zarr", np.zeros((2, 2))),
+            training=(None, 3, "no such.gpkg", [], [(0, 0)], [(NAN, NAN, "a")], pd.DataFrame()),
+            crs=("EPSG:0", "no such", 3),
+            block=(0, -1, *NOT_NUMBERS),
+        ),
+        _verb(
+            "assess",
+            lambda _, **k: deo_cube.assess(**{"map": classes(), "reference": points(), **k}),
+            map=(3, None, "no such.tif", np.zeros((4, 4)), e),
+            reference=(None, 3, "no such.gpkg", [], [(0, 0)], [(NAN, NAN, "a")], pd.DataFrame()),
+            time=("1999", "x"),
+            crs=("EPSG:0", "no such", 3),
+            mapping=(3, "x", [1]),
+            strata=(3, "no such.tif", np.zeros((4, 4))),
+            probabilities=(3, "x", e.isel(time=0)),
+            embeddings=(3, "no such.zarr", np.zeros((4, 4))),
+            head=(3, "no such", np.zeros(3)),
+            training=(3, "no such.gpkg", []),
+            reach=(0, -1, *NOT_NUMBERS),
+            look=(-1, *NOT_SIZES),
+            confidence=(0, 1, 2, *NOT_NUMBERS),
+        ),
+        _verb(
+            "build_index",
+            lambda f, **k: deo_cube.build_index(**{"emb": e, "path": f / "e.index", **k}),
+            emb=(3, None, "no such.zarr", np.zeros((2, 2))),
+            path=(None, 3, "", ["x"]),
+            min_valid=(-1, 2, *NOT_NUMBERS),
+            lists=(0, *NOT_SIZES),
+            overwrite=NOT_FLAGS,
+        ),
+        _verb(
+            "open_index",
+            lambda _, **k: deo_cube.open_index(**{"path": "no such.index", **k}),
+            path=("no such", 3, None, "", ["x"]),
+        ),
+        _verb(
+            "add_overviews",
+            lambda f, **k: deo_cube.add_overviews(**{"store": _stored(f), "progress": False, **k}),
+            store=("no such", 3, None, "", ["x"]),
+            levels=(0, *NOT_SIZES),
+            vectors=NOT_FLAGS,
+            colors=NOT_FLAGS,
+            basis=(3, "no such", ["x"], np.zeros(3)),
+        ),
+        _verb(
+            "mosaic",
+            lambda _, **k: deo_cube.mosaic(**{"embs": [e, e], **k}),
+            embs=(3, None, [], "no such", ["no such.zarr"], [3], [np.zeros((2, 2))]),
+        ),
+        _verb(
+            "page",
+            lambda f, **k: deo_cube.page(**{"emb": e, "out": f / "page", "progress": False, **k}),
+            emb=(3, None, "no such.zarr", np.zeros((2, 2))),
+            out=(None, 3, ""),
+            time=("1999", 3.5, "x"),
+            labels=(3, "no such.gpkg", [], [(0, 0)], pd.DataFrame()),
+            coarsen=(0, *NOT_SIZES),
+            dims=(0, *NOT_SIZES),
+            title=(3, ["x"]),
+            max_bytes=(0, -1, 1.5, NAN, "3", True),
+            overwrite=NOT_FLAGS,
+        ),
+        _verb(
+            "plot",
+            lambda _, **k: deo_cube.plot(**{"array": classes(), **k}),
+            array=(3, None, "no such.tif", np.zeros((4, 4))),
+            time=("1999", "x"),
+            ax=(3, "x"),
+            title=(3, ["x"]),
+            legend=NOT_FLAGS,
+            scale=NOT_FLAGS,
+            height=(0, -1, *NOT_NUMBERS),
+        ),
+        _verb(
+            "info",
+            lambda _, **k: deo_cube.info(**{"x": "tiny", **k}),
+            x=(3, None, "", "no such.zarr", ["x"], np.zeros(3)),
+        ),
+        _verb(
+            "from_array",
+            lambda _, **k: deo_cube.from_array(
+                **{
+                    "values": np.zeros((8, 6, 3)),
+                    "bands": ["B02", "B03", "B04"],
+                    "bbox": (500000, 5200000, 500060, 5200080),
+                    "crs": 32632,
+                    **k,
+                }
+            ),
+            values=(3, None, "x", np.zeros(3), np.zeros((2, 2)), [], [np.zeros(3), np.zeros(4)], np.array(["x"])),
+            bands=("B02", 3, None, [], ["B02"], ["B02"] * 3, [1, 2, 3]),
+            bbox=(3, None, "x", (1, 2), ("a",) * 4, (NAN,) * 4, (1, 1, 1, 1), (2, 2, 1, 1)),
+            crs=("EPSG:0", "no such", None),
+            time=("no such", 3.5, ["2024-01-01", "2024-02-01"], ["x"]),
+            dims=(3, "yxb", ["y", "x"], ["y", "x", "no such"], ["y", "y", "band"]),
+        ),
+        _verb(
             "explore",
             lambda _, **k: deo_cube.explore(**{"emb": e, **k}),
             port=(-1, 70000, "x", 1.5, True),
@@ -345,3 +482,8 @@ def of_objects() -> Iterator[tuple[str, Callable[[Any], Any], str]]:
     yield "cluster", deo_cube.cluster, "emb"
     yield "explore", deo_cube.explore, "emb"
     yield "fit_head", lambda o: deo_cube.fit_head("knn", o, points()), "emb"
+    yield "aggregate", lambda o: deo_cube.aggregate(o, "year"), "emb"
+    yield "change_series", deo_cube.change_series, "emb"
+    yield "applicability", lambda o: deo_cube.applicability(o, points()), "emb"
+    yield "build_index", lambda o: deo_cube.build_index(o, "never.index"), "emb"
+    yield "page", lambda o: deo_cube.page(o, "never"), "emb"
