@@ -151,7 +151,8 @@ def test_fetched_checked_filled_and_run(hub: Publisher, tmp_path: Path, alias: s
     network: Any = encoder.network
     filled = {k.removeprefix("model."): t for k, t in network.state_dict().items()}
     torch.testing.assert_close(filled, state)
-    assert recorded_reference(card, card.weights.sha256 or "") is not None
+    recorded = recorded_reference(card, card.weights.sha256 or "")
+    assert recorded is not None
     found = verify(card)
     assert found.recorded
     assert found.ok
@@ -166,10 +167,7 @@ def test_fetched_checked_filled_and_run(hub: Publisher, tmp_path: Path, alias: s
     contribution = verify_published(find_weights(card), model=card).contribution
     assert contribution.weights.sha256 == card.weights.sha256
     assert contribution.reference is not None
-    assert contribution.reference.vector == pytest.approx(
-        recorded_reference(card, card.weights.sha256 or "").vector,
-        abs=1e-5,  # type: ignore[union-attr]
-    )
+    assert contribution.reference.vector == pytest.approx(recorded.vector, abs=1e-5)
     with pytest.raises(MissingBandsError, match="B10"):  # as of L2A
         cube.drop_vars("B10").deo.embed(card, device="cpu")
 
