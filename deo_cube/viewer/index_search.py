@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import shapely
 import xarray as xr
 from numpy.typing import NDArray
 from pyproj import Transformer
@@ -119,8 +120,8 @@ class IndexSearch:
         """Return place, date, score and store of each row of a result."""
         if not len(table):
             return []
-        centres = table.geometry.centroid
-        x, y = centres.x.to_numpy(), centres.y.to_numpy()
+        centres = shapely.centroid(table.geometry.to_numpy())
+        x, y = shapely.get_x(centres), shapely.get_y(centres)
         lon, lat = Transformer.from_crs(self.index.crs, 4326, always_xy=True).transform(x, y)
         sources = self.index._manifest.sources
         crs = self.index.crs.to_authority()

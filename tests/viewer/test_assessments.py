@@ -147,7 +147,7 @@ def test_an_assessment_in_the_browser(view: ViewerState, width: int) -> None:
         page.press("#run-assess")
         page.wait("!document.getElementById('assessment').hidden")
         assert "Overall accuracy" in page.text("#assess-note")
-        assert "30 places" in page.text("#assess-note")
+        assert "30 reference places" in page.text("#assess-note")
         assert page.js("document.querySelectorAll('#accuracies tbody tr').length") == 3
         assert page.js("document.querySelectorAll('.doubt').length") == page.js(
             "document.querySelectorAll('#look-list li').length"

@@ -68,7 +68,10 @@ export class Assessment {
   show(found) {
     const { overall, classes } = found;
     const level = Math.round(100 * found.confidence);
-    $("assess-note").textContent = `Overall accuracy ${percent(overall.value)} (${range(overall.low, overall.high)}) from ${found.places} places; ${level} % intervals.`;
+    $("assess-note").replaceChildren(
+      element("strong", {}, `Overall accuracy ${percent(overall.value)} (${range(overall.low, overall.high)})`),
+      `${found.places} reference places; ${level} % intervals below each value.`,
+    );
     $("leak").textContent = found.leak;
     $("leak").hidden = !found.leak;
     $("accuracies").replaceChildren(

@@ -88,7 +88,7 @@ export class Results {
     shown.onclick = () => this.show(result);
     const right = element("button", { title: "Right: an example", ariaLabel: "Right", onclick: () => this.mark(result, true) }, "+");
     const wrong = element("button", { title: "Wrong: a counter-example", ariaLabel: "Wrong", onclick: () => this.mark(result, false) }, "−");
-    const facts = elsewhere ? [element("span", { className: "quiet place", title: `${result.store}, ${result.crs} ${result.x.toFixed(1)}, ${result.y.toFixed(1)}` }, `${result.date.slice(0, 10)} ${result.store}`)] : [];
+    const facts = elsewhere ? [element("span", { className: "quiet place", title: `${result.store}, ${result.crs} ${result.x.toFixed(1)}, ${result.y.toFixed(1)}` }, ...[result.date.slice(0, 10), result.store].filter(Boolean).map((text) => element("span", {}, text)))] : [];
     return element("li", {}, shown, ...facts, element("span", { className: "quiet" }, result.score.toFixed(2)), right, wrong);
   }
 }

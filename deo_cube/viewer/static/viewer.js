@@ -259,8 +259,9 @@ function mark(place, right, id = undefined) {
 }
 
 // Move to a result; one of an index may be outside the store, or of a date that the store does not have.
-function showResult({ lon, lat, id, inside, t, date, store: from }) {
+function showResult({ lon, lat, id, inside, pictures, t, date, store: from }) {
   if (id !== undefined && !inside) {
+    if (pictures.includes(base)) map.setView([lat, lon], Math.max(map.getZoom(), store.zoom));
     toast(`Outside the store that is shown: ${shown({ lat, lng: lon })}${date ? `, ${date.slice(0, 10)}` : ""}, in ${from}`);
     return;
   }
