@@ -17,7 +17,7 @@ from deo_cube.heads.change_series import _design, _steps, _unit, change_series
 from tests.heads.fields import embeddings, no_compute, on_dask, truth
 
 
-def scene(seed=0, *, changed=0.1, dates=24, years=3.0, missing=0.2, season=0.8, noise=0.3, side=64, dim=16):
+def scene(seed=0, *, changed=0.1, dates=24, years=3.0, missing=0.2, season=0.8, noise=0.3, side=64, dim=16, memory=0.0):
     """A series with a season per class, noise that differs between classes, gaps, and steps at known dates."""
     rng = np.random.default_rng(seed)
     grid, label = embeddings(side, side, dim), truth(side, side)
@@ -31,7 +31,11 @@ def scene(seed=0, *, changed=0.1, dates=24, years=3.0, missing=0.2, season=0.8, 
 
     v = of_class(base) + np.cos(angle)[:, None, None, None] * of_class(cosine)
     v = v + np.sin(angle)[:, None, None, None] * of_class(sine)
-    v = v + (noise * np.array([0.6, 1, 1.5]))[label] * rng.normal(size=v.shape)
+    errors = rng.normal(size=v.shape)
+    for t in range(1, dates if memory else 0):
+        share = memory ** ((days[t] - days[t - 1]) / 45)  # correlation of dates 45 days apart
+        errors[t] = share * errors[t - 1] + np.sqrt(1 - share**2) * errors[t]
+    v = v + (noise * np.array([0.6, 1, 1.5]))[label] * errors
     where = rng.random((side, side)) < changed
     step = rng.integers(min(4, dates // 2), max(dates - 4, dates // 2 + 1), (side, side))
     later = np.arange(dates)[:, None, None] >= step
@@ -62,6 +66,19 @@ def test_a_threshold_is_a_false_alarm_rate_and_steps_are_found(kind, season):
         expected = step[where & found.changed.values]
         assert (np.abs(at - expected) <= 2).mean() > 0.95
     assert float(found.season.mean()) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("dates", "season"), [(4, "scene"), (6, "scene"), (12, "scene"), (24, "scene"), (24, "harmonic")]
+)
+@pytest.mark.parametrize("memory", [0.0, 0.6])
+def test_the_rate_holds_for_noise_with_memory_in_short_and_long_series(dates, season, memory):
+    """Stationary series with a season: no more marks than 1.5 times the rate, within the error of their number."""
+    emb, _, _ = scene(7, changed=0.0, dates=dates, years=1.2 if dates < 8 else 3.0, missing=0.0, memory=memory)
+    level = change_series(emb, season=season).level.values
+    for rate in (0.05, 0.01):
+        bound = 1.5 * rate + 3 * np.sqrt(1.5 * rate / level.size)
+        assert (level > 1 - rate).mean() < bound
 
 
 def test_one_year_does_not_pass_for_change():
@@ -212,6 +229,18 @@ def test_forest_that_was_cut_is_found_in_a_real_series(shared):
     known = np.isfinite(level) & np.isfinite(fell)
     assert np.median(level[known & (fell > 0.3)]) > 0.95
     assert np.median(level[known & (np.abs(fell) < 0.05)]) < 0.7
+
+
+@pytest.mark.slow
+def test_no_more_marks_than_stated_where_real_dates_are_exchanged(shared):
+    """Each half then has an image from before and one from after the change: marks on calm patches are false."""
+    from benchmarks.change_series_picture import burn_ratio, exchanged, series
+
+    cube = series(shared / "data", "harz").isel(y=slice(100, 360), x=slice(100, 460))
+    emb = cube.deo.embed(offset=0).compute()
+    found = exchanged(emb, burn_ratio(cube, emb.isel(time=0, embedding=0)))
+    assert found["0.01"] < 0.015
+    assert found["0.05"] < 0.075
 
 
 def _nbr(image):
