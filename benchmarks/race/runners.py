@@ -297,7 +297,7 @@ def tasks_per_block(name: str, setting: Setting, tile: int, halo: int, block: in
     """Tasks of the optimised graph for each block; None where there is no graph."""
     blocks = (-(-setting.size // block)) ** 2
     if name == "deo_cube embed":
-        # to_zarr hands the scheduler one task a block, which reads, encodes and writes it.
+        # to_zarr hands the scheduler one task per block, which reads, encodes and writes it.
         return 1.0
     if name in BLOCKED:
         (lazy,) = dask.optimize(lazy_mapped(setting, tile, halo, block))

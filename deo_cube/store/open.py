@@ -269,7 +269,7 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     Returns
     -------
     DataArray
-        As it was written: `embeddings` ``(time, embedding, y, x)`` on Dask, a chunk a shard, with the coordinate
+        As it was written: `embeddings` ``(time, embedding, y, x)`` on Dask, one chunk per shard, with the coordinate
         `valid`. int8 stores are decoded to float32.
 
     Raises
