@@ -1,6 +1,6 @@
 """Write the tables of docs/evaluation.md and heads.md from docs/data/*.json: python -m benchmarks.evaluation_tables.
 
-``deo-cube evaluate tiny_v1 DATA --out docs/data/evaluation_tiny.json``, `benchmarks.seams` and `benchmarks.clicks`
+``deo-cube evaluate tiny DATA --out docs/data/evaluation_tiny.json``, `benchmarks.seams` and `benchmarks.clicks`
 write them.
 """
 
