@@ -98,7 +98,7 @@ def card_of(model: str) -> ModelCard:
     try:
         return deo_cube.card(model)
     except deo_cube.errors.UnknownModelError:
-        options = {"dynamic_img_size": True} if model.startswith("vit") else {}
+        options = {"img_size": 256} if model.startswith("vit") else {}
         bands = deo_cube.card("tiny").bands
         card = describe_timm(f"race_{model}", model, bands=bands, tile=256, halo=0, options=options)
         return deo_cube.register_encoder(card)

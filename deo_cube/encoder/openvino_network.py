@@ -273,7 +273,14 @@ def _some_patches(maps: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _refusal(card: ModelCard, why: str) -> str:
-    return f"runtime='openvino' was requested for {card.alias}, but {why}: pass runtime='torch'"
+    advice = "pass runtime='torch'"
+    if card.architecture.get("options", {}).get("dynamic_img_size"):
+        # The bicubic interpolation of position embeddings is another in OpenVINO, by some thousandths of a vector.
+        advice += (
+            f", or describe the model with options={{'img_size': {card.tile}}} instead of 'dynamic_img_size', which "
+            "enlarges position embeddings once"
+        )
+    return f"runtime='openvino' was requested for {card.alias}, but {why}: {advice}"
 
 
 def _first_line(error: BaseException) -> str:

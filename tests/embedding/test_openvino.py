@@ -172,6 +172,22 @@ def test_a_network_whose_trace_holds_constants_is_refused(no_encoders: None) -> 
     assert "deo_cube:runtime" not in embed(cube, "numpy", runtime="auto").attrs
 
 
+def test_a_vit_that_enlarges_its_positions_is_refused_with_advice_that_works(no_encoders: None) -> None:
+    cube = cube_at((64, 64), times=1)
+
+    def run(alias: str, options: dict[str, Any], runtime: Any) -> xr.DataArray:
+        # Positions of 14 x 14 patches are enlarged to 2 x 2.
+        card = deo_cube.describe_timm(
+            alias, "vit_tiny_patch16_224", bands=("B02", "B03", "B04"), tile=32, options=options, pretrained=False
+        )
+        return embed(cube, card, dtype="float32", block=64, runtime=runtime).compute()
+
+    with pytest.raises(DeviceError, match=r"options=\{'img_size': 32\}"):
+        run("enlarging", {"dynamic_img_size": True}, "openvino")
+    by_torch, by_openvino = (run("of_one_size", {"img_size": 32}, each) for each in ("torch", "openvino"))
+    np.testing.assert_allclose(by_openvino, by_torch, atol=1e-4)
+
+
 def test_nan_is_within_no_tolerance() -> None:
     some = np.ones((3, 4), np.float32)
     assert openvino_network.relative_error(some, some) == 0
