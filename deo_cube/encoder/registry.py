@@ -642,7 +642,7 @@ def describe_timm(
     pretrained : bool
         Use timm's published weights, from the hub. timm adapts the first convolution to other than three bands.
     options : mapping, optional
-        Further arguments of ``timm.create_model``, for example ``{"dynamic_img_size": True}``.
+        Further arguments of ``timm.create_model``, for example ``{"img_size": 320}`` for a ViT at tiles of 320 pixels.
     **fields
         See `describe`.
 

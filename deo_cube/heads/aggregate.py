@@ -26,7 +26,6 @@ from deo_cube.cube.times import dates
 from deo_cube.embedding import metadata
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
-from deo_cube.store.open import opened
 
 __all__ = ["Period", "aggregate", "periods"]
 
@@ -100,7 +99,7 @@ def aggregate(emb: Any, freq: str | Sequence[tuple[Any, Any]], *, how: How = "me
     1
     """
     arguments.choice("how", how, ("mean", "median", "medoid", "trimmed"))
-    emb = as_embeddings(opened(emb))
+    emb = as_embeddings(emb)
     y, x = spatial_dims(emb)
     if "time" not in emb.dims:
         raise ArgumentError(f"emb must have a dimension 'time' to aggregate, found {tuple(map(str, emb.dims))}")

@@ -25,7 +25,6 @@ from deo_cube.heads.regression import RegressionHead
 from deo_cube.heads.splits import blocks
 from deo_cube.heads.tables import form_of, parsed_crs, read_table
 from deo_cube.heads.vectors import as_embeddings, geobox, map_vectors
-from deo_cube.store.open import opened
 
 __all__ = ["applicability", "labelled_cells"]
 
@@ -71,7 +70,7 @@ def applicability(
     ArgumentError
         For a regression head of another model.
     """
-    emb = as_embeddings(opened(embeddings, "embeddings"))
+    emb = as_embeddings(embeddings, "embeddings")
     block = None if block is None else number("block", block, above=0)
     known = _of_head(training, emb) if isinstance(training, RegressionHead) else None
     if known is None:

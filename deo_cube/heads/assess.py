@@ -31,7 +31,6 @@ from deo_cube.heads.doubt import check_leak, doubt_sources, look_first_at
 from deo_cube.heads.estimates import Interval, Sample, difference, regression_scores
 from deo_cube.heads.reference_places import Places, read_map, reference_places, values_at
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
-from deo_cube.store.open import opened
 
 __all__ = ["ClassAssessment", "QuantityAssessment", "assess"]
 
@@ -123,7 +122,7 @@ def assess(
     drawn, classes = read_map(map, time)
     options = {"column": column, "layer": layer, "crs": crs, "nodata": nodata}
     of_training = {"column": training_column, "crs": crs}
-    emb = None if embeddings is None else as_embeddings(opened(embeddings, "embeddings"))
+    emb = None if embeddings is None else as_embeddings(embeddings, "embeddings")
     notes: list[str] = []
     sources = doubt_sources(head, emb, probabilities, training, time, of_training, notes)
     if classes is None:

@@ -21,7 +21,6 @@ from deo_cube.cube.times import read_times
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.change import fit_ranks, rank
 from deo_cube.heads.vectors import as_embeddings, spatial_dims, subsample
-from deo_cube.store.open import opened
 
 __all__ = ["change_series"]
 
@@ -149,7 +148,7 @@ def change_series(
 
 def _series(emb: Any) -> tuple[xr.DataArray, bool]:
     """Return the decoded embeddings, and whether they were opened here."""
-    array = as_embeddings(opened(emb))
+    array = as_embeddings(emb)
     if "time" not in array.dims:
         raise ArgumentError(
             f"change_series needs embeddings with a dimension 'time', got {array.dims}: embed a cube of several dates, "

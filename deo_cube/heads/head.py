@@ -47,7 +47,7 @@ TUNE_OPTIONS = ("folder", "model", "embed_options", "tune_steps", "tune_rate", "
 @overload
 def fit_head(
     kind: Literal["ridge", "forest"],
-    embeddings: xr.DataArray | xr.Dataset | Sequence[xr.DataArray],
+    embeddings: xr.DataArray | xr.Dataset | str | Path | Sequence[xr.DataArray | str | Path],
     labels: Any,
     *,
     time: Any = None,
@@ -57,7 +57,7 @@ def fit_head(
 @overload
 def fit_head(
     kind: Any,
-    embeddings: xr.DataArray | xr.Dataset | Sequence[xr.DataArray],
+    embeddings: xr.DataArray | xr.Dataset | str | Path | Sequence[xr.DataArray | str | Path],
     labels: Any,
     *,
     time: Any = None,
@@ -66,7 +66,7 @@ def fit_head(
 ) -> Head: ...
 def fit_head(
     kind: Any,
-    embeddings: xr.DataArray | xr.Dataset | Sequence[xr.DataArray],
+    embeddings: xr.DataArray | xr.Dataset | str | Path | Sequence[xr.DataArray | str | Path],
     labels: Any,
     *,
     time: Any = None,
@@ -84,7 +84,7 @@ def fit_head(
         of the model (`deo_cube.heads.conv.multiscale`), as in the paper. "ridge", "forest": regression of numbers,
         linear or by a random forest, scored by cross-validation in blocks of space. Or an estimator of scikit-learn
         that is not fitted: a classifier, a regressor, or a pipeline.
-    embeddings : DataArray or list of DataArray
+    embeddings : DataArray, path of a store, or list of them
         Embeddings (time, embedding, y, x) or (embedding, y, x). Of a lazy array only chunks with labels are computed.
     labels : see `deo_cube.heads.labels.rasterize_labels`
         Points, polygons or rasters; a list of equally many where `embeddings` is a list. For a regression they are
@@ -163,17 +163,17 @@ def fit_head(
 
 
 def _paired(
-    embeddings: xr.DataArray | xr.Dataset | Sequence[xr.DataArray], labels: Any
+    embeddings: xr.DataArray | xr.Dataset | str | Path | Sequence[xr.DataArray | str | Path], labels: Any
 ) -> tuple[list[xr.DataArray], list[Any]]:
     """Return embeddings and labels as lists of equal length."""
-    if not isinstance(embeddings, Sequence):
-        return [as_embeddings(embeddings)], [labels]
+    if isinstance(embeddings, str) or not isinstance(embeddings, Sequence):
+        return [as_embeddings(embeddings, "embeddings")], [labels]
     if not isinstance(labels, Sequence) or isinstance(labels, str):
         raise ArgumentTypeError(
             f"labels must be a list of {len(embeddings)} sets of labels, as embeddings are a list; got "
             f"{type(labels).__name__}"
         )
-    arrays, label_sets = [as_embeddings(e) for e in embeddings], list(labels)
+    arrays, label_sets = [as_embeddings(e, "embeddings") for e in embeddings], list(labels)
     if len(label_sets) != len(arrays) or not arrays:
         raise ArgumentError(
             f"labels must be one set per array of embeddings, got {len(arrays)} embeddings, {len(label_sets)} sets of "

@@ -17,7 +17,6 @@ from deo_cube.extras import require
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.saved import read_json, write_json
 from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, model_fingerprint, subsample
-from deo_cube.store.open import opened
 
 __all__ = ["Clusters", "cluster", "fit_clusters"]
 
@@ -58,7 +57,7 @@ class Clusters:
 
 def fit_clusters(emb: xr.DataArray, k: int = 8, *, seed: int = 0, most: int = 32768) -> Clusters:
     """Fit clusters now, on a fixed subsample of at most about `most` vectors."""
-    emb = as_embeddings(opened(emb))
+    emb = as_embeddings(emb)
     model = model_fingerprint(emb)
     seed, most = integer("seed", seed, minimum=0), integer("most", most)
     return Clusters(np.asarray(_fit(emb, _checked(k), seed, most).values), model)
@@ -86,7 +85,7 @@ def cluster(
     DataArray
         `cluster` (time, y, x) uint8 with CF flags; 0 is the most frequent in the subsample, 255 (`_FillValue`) invalid.
     """
-    emb = as_embeddings(opened(emb))
+    emb = as_embeddings(emb)
     if isinstance(clusters, str | os.PathLike):
         clusters = Clusters.load(Path(clusters))
     if not (clusters is None or isinstance(clusters, Clusters)):

@@ -18,7 +18,6 @@ from deo_cube.arguments import integer
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.saved import read_json, write_json
 from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, model_fingerprint, subsample
-from deo_cube.store.open import opened
 
 __all__ = ["PCA", "basis_of", "fit_pca", "pca_rgb"]
 
@@ -87,7 +86,7 @@ def fit_pca(emb: xr.DataArray | Sequence[xr.DataArray], *, most: int = 16384) ->
     >>> basis = fit_pca(store)                      # doctest: +SKIP
     >>> pca_rgb(store.isel(time=3), basis=basis)    # doctest: +SKIP
     """
-    arrays = [as_embeddings(opened(e)) for e in (emb if isinstance(emb, list | tuple) else [emb])]
+    arrays = [as_embeddings(e) for e in (emb if isinstance(emb, list | tuple) else [emb])]
     if not arrays:
         raise ArgumentError("emb must be embeddings, or a list of them; got an empty list")
     integer("most", most, minimum=3)
@@ -117,7 +116,7 @@ def pca_rgb(emb: xr.DataArray, *, basis: PCA | str | Path | None = None) -> xr.D
         `rgb` (time, band, y, x) float32 in 0..1, bands "red", "green", "blue"; NaN where invalid. The attribute
         ``pca_basis`` says which basis was used.
     """
-    emb = as_embeddings(opened(emb))
+    emb = as_embeddings(emb)
     basis, source = _chosen(emb, basis)
     parameters: Any = _fit_lazily(emb, 16384) if basis is None else basis.array
     d = emb.sizes["embedding"]
@@ -141,7 +140,7 @@ def basis_of(emb: xr.DataArray, basis: PCA | str | Path | None = None) -> PCA:
     ArgumentError, ArgumentTypeError
         For a basis of another model or length, and for anything else.
     """
-    emb = as_embeddings(opened(emb))
+    emb = as_embeddings(emb)
     chosen = _chosen(emb, basis)[0]
     return fit_pca(emb) if chosen is None else chosen
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.examples import direction, locate, read_examples
 from deo_cube.heads.vectors import as_embeddings, map_vectors, subsample
-from deo_cube.store.open import opened
 
 __all__ = ["locate", "similar"]
 
@@ -72,7 +71,7 @@ def similar(
     >>> similar(emb, (0.5, 1.5)).values.ravel()
     array([0., 1., 0.], dtype=float32)
     """
-    emb = as_embeddings(opened(emb))
+    emb = as_embeddings(emb)
     if metric not in ("cosine", "euclidean"):
         raise ArgumentError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
     examples, described = read_examples(emb, to, time=time, crs=crs)

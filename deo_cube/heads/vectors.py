@@ -16,10 +16,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from deo_cube.arguments import embeddings_of
 from deo_cube.constants import INT8_INVALID, Attribute
 from deo_cube.cube import georeference
 from deo_cube.errors import ArgumentError, MissingCRSError, SelectionError
+from deo_cube.store.open import opened
 
 __all__ = [
     "as_embeddings",
@@ -38,7 +38,7 @@ VECTORS_PER_CALL = 16384
 """Vectors that a function gets at once, which bounds the memory within a chunk."""
 
 
-def as_embeddings(array: Any) -> xr.DataArray:
+def as_embeddings(array: Any, argument: str = "emb") -> xr.DataArray:
     """Return embeddings as heads read them: one chunk along `embedding`, stored numbers decoded lazily.
 
     Values equal to `_FillValue` of the attributes (for int8 without one: -128) become NaN, integers become float32 by
@@ -46,17 +46,21 @@ def as_embeddings(array: Any) -> xr.DataArray:
 
     Parameters
     ----------
-    array : DataArray or Dataset
+    array : DataArray, Dataset, or path of a store
         A Dataset (a store opened with `xarray.open_zarr`) must hold one array of embeddings.
+    argument : str
+        Argument that errors name.
 
     Raises
     ------
     ArgumentTypeError
         For anything else.
+    StoreMismatchError
+        For a path that is not a store of embeddings.
     ArgumentError, MissingCRSError
         Without a dimension `embedding`, without a pair of spatial dimensions, or with others than time.
     """
-    array = embeddings_of(array)
+    array = opened(array, argument)
     y, x = spatial_dims(array)
     others = [d for d in array.dims if d not in ("embedding", y, x, "time")]
     if others:

@@ -455,7 +455,7 @@ class ViewerState:
         reference, options = self.reference, {}
         if source == "given":
             if reference is None:
-                raise BadRequest("there is no reference: pass reference=, or choose labels or a file")
+                raise BadRequest("a reference is missing: pass reference=, or choose labels or a file")
         else:
             places = without_training(self.labels, training) if source == "labels" else labels
             if places is None or not len(places):

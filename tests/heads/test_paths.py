@@ -19,7 +19,14 @@ VERBS: dict[str, Callable[[Any], xr.DataArray]] = {
     "aggregate": lambda emb: deo_cube.aggregate(emb, "year"),
     "change": lambda emb: deo_cube.change(emb, *times()),
     "mosaic": lambda emb: deo_cube.mosaic([emb]),
+    "predict": lambda emb: fitted(cube().deo.embed("tiny")).predict(emb),
+    "fit_head": lambda emb: fitted(emb).predict(cube().deo.embed("tiny")),
 }
+
+
+def fitted(emb: Any) -> Any:
+    places = [(600100.0 + 120 * n, 4999900.0 - 80 * n, "ab"[n % 2]) for n in range(8)]
+    return deo_cube.fit_head("linear", emb, places)
 
 
 def times() -> list[str]:
@@ -46,5 +53,5 @@ def test_a_path_gives_what_the_opened_store_gives(verb: str, kind: type, store: 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_path_without_a_store_is_refused_by_name(verb: str, tmp_path: Path) -> None:
-    with pytest.raises(StoreMismatchError, match=r"^embs?: .*none\.zarr"):
+    with pytest.raises(StoreMismatchError, match=r"^emb(s|eddings)?: .*none\.zarr"):
         VERBS[verb](tmp_path / "none.zarr")

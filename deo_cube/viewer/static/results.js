@@ -76,7 +76,7 @@ export class Results {
     const job = await ask("api/results", { method: "POST", body: { t: time, count: 12 } });
     const found = await follow(job, (text) => { note.textContent = text; });
     if (!found) return;
-    note.textContent = found.results.length ? "Mark results as right or wrong: each mark searches again." : job.title.includes("index") ? "No further results in the index." : "No further results on this date.";
+    note.textContent = found.results.length ? "Mark results as right or wrong: each mark searches again." : this.view().indexed ? "No further results in the index." : "No further results on this date.";
     $("result-list").replaceChildren(...found.results.map((result) => this.item(result)));
   }
 

@@ -461,7 +461,7 @@ async function start() {
   showOpacity();
 
   results = new Results(
-    () => ({ layer: base === "true" ? "true" : "pca", time, zoom: Math.min(store.zoom + 1, 24), version: layers.get("pca").facts.version }),
+    () => ({ layer: base === "true" ? "true" : "pca", time, zoom: Math.min(store.zoom + 1, 24), version: layers.get("pca").facts.version, indexed: Boolean(store.index) }),
     { mark: ({ lon, lat, id }, right) => mark([lon, lat], right, id), show: showResult, coordinates: ({ lon, lat }) => shown({ lat, lng: lon }) },
   );
   if (store.index) $("index-note").textContent = `Searched in an index of ${store.index.patches.toLocaleString("en")} patches of ${store.index.stores} ${store.index.stores > 1 ? "stores" : "store"}, on all dates.`;
