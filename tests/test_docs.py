@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import tyro
+import yaml
 
 import deo_cube
 from deo_cube import cli, errors
@@ -270,6 +271,20 @@ ValueError
     assert HOOKS.one_by_one("No parameters, none.\n") == "No parameters, none.\n"
     assert HOOKS.plain_default("Default('tiny')") == "'tiny'"
     assert HOOKS.plain_default("'tiny'") is None
+
+
+def test_every_page_is_in_the_menu() -> None:
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    HOOKS.add_models(config["nav"])
+
+    def targets(entry: Any) -> set[str]:
+        if isinstance(entry, str):
+            return {entry}
+        return set().union(*map(targets, entry.values() if isinstance(entry, dict) else entry))
+
+    made = {path for path, _ in HOOKS.generated() if path.endswith(".md")}
+    written = {name.removeprefix("docs/") for name in WRITTEN if name.startswith("docs/")}
+    assert targets(config["nav"]) == made | written
 
 
 def test_nothing_of_this_machine_stands_in_the_pages() -> None:

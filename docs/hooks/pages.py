@@ -59,6 +59,19 @@ def generated() -> Iterator[tuple[str, str | bytes]]:
         yield f"{name.lower()}.md", text.replace("](docs/", "](").replace("](ARCHITECTURE.md", "](architecture.md")
 
 
+def on_config(config: Any) -> Any:
+    """Add the page of each bundled card to the menu (a hook of mkdocs)."""
+    add_models(config["nav"])
+    return config
+
+
+def add_models(nav: list[dict[str, list[Any]]]) -> None:
+    """Append the pages of the bundled cards to the section Models, the default model first."""
+    models = next(section["Models"] for section in nav if "Models" in section)
+    paths = {Path(path).stem: path for path, _ in model_pages()}
+    models += [{alias: paths[alias]} for alias in sorted(paths, key=lambda alias: (alias != "tiny", alias))]
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in what a page leaves to its source (a hook of mkdocs)."""
     return markdown.replace("<!-- table of extras -->", extras_table())
