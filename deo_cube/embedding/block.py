@@ -363,7 +363,12 @@ class EmbedBlock:
 
 
 def compute_block(
-    part: Mapping[Any, Any], keys: list[Any], read: Callable[[list[Load]], list[Any]], *, encode: bool = True
+    part: Mapping[Any, Any],
+    keys: list[Any],
+    read: Callable[[list[Load]], list[Any]],
+    *,
+    encode: bool = True,
+    undated: bool = True,
 ) -> tuple[list[Any], int]:
     """Compute `keys` here, but for the chunks that blocks are cut from, which `read` loads.
 
@@ -375,6 +380,8 @@ def compute_block(
         Loads chunks.
     encode : bool
         False: only the checksum of the inputs is needed.
+    undated : bool
+        False: the checksum of earlier versions, to which a block without its axis of time was computed from embeddings.
 
     Returns
     -------
@@ -414,7 +421,7 @@ def compute_block(
     )
     seen = [window for at in order for window in windows[at]]
     known = run(stand_in=False) if encode else {}
-    if all(graph.is_result_alone(part, key) for key in keys):
+    if all(graph.is_result_alone(part, key, undated=undated) for key in keys):
         return graph.evaluate(part, keys, known) if encode else [None] * len(keys), input_checksum(seen)
     stand_ins = run(stand_in=True)
     probe = graph.evaluate(part, keys, known=stand_ins)
@@ -424,6 +431,8 @@ def compute_block(
         for key, call in blocks.items():
             if _place(call) == at:
                 given += stand_ins[key] if isinstance(stand_ins[key], tuple) else (stand_ins[key],)
+        if undated:
+            given += [one[0] for one in given]
         if all(any(_equal(made, one) for one in given) for made in probe):
             return values, input_checksum(own)  # a block that was cut up and put together again
     return values, input_checksum([*seen, *(np.asarray(made) for made in probe)])

@@ -587,13 +587,30 @@ def block_calls(part: Mapping[Any, Any]) -> list[tuple[BlockCall, dict[tuple[Any
     return calls
 
 
-def is_result_alone(part: Mapping[Any, Any], key: Any) -> bool:
-    """Return whether a key of a flat graph is a block, or an array of one, of which nothing is computed."""
+def is_result_alone(part: Mapping[Any, Any], key: Any, *, undated: bool = True) -> bool:
+    """Return whether a key of a flat graph is a block, or an array of one, of which nothing is computed.
+
+    With `undated` also if it is such an array without its axis of time, which has length 1.
+    """
     node = part[key]
-    while isinstance(node, Alias) or isinstance(getattr(node, "func", None), _Pick):
+    while isinstance(node, Alias) or isinstance(getattr(node, "func", None), _Pick) or (undated and _drops_time(node)):
+        undated = undated and not _drops_time(node)  # the next axis is longer
         (key,) = node.dependencies
         node = part[key]
     return isinstance(getattr(node, "func", None), BlockCall)
+
+
+def _drops_time(node: Any) -> bool:
+    """Return whether a task takes ``a[0]`` of an array, and no part of what that holds."""
+    # Dask's arrays are indexed by `dask.array.chunk.getitem`, other graphs by `operator.getitem`.
+    if getattr(getattr(node, "func", None), "__name__", "") != "getitem" or len(node.dependencies) != 1:
+        return False
+    index = node.args[1]
+    return (
+        isinstance(index, tuple)
+        and index[:1] == (0,)
+        and all(isinstance(one, slice) and one == slice(None) for one in index[1:])
+    )
 
 
 def stored(array: Any) -> list[Any]:

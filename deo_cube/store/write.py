@@ -423,17 +423,24 @@ def check_job(job: Job) -> bool | None:
     (values, *planes), inputs = _compute(job, encode=False)
     if entry.inputs == inputs:
         return True
+    if entry.inputs is not None and entry.inputs == _compute(job, encode=False, undated=False)[1]:
+        return True
     if values is not None and not graph.has_blocks(job.graph):
         # Nothing is encoded: the block itself was computed, and its output is compared.
         return bool(entry.output == job.target.layout.checksum(job.block, values, *planes))
     return None if entry.inputs is None else False
 
 
-def _compute(job: Job, *, encode: bool = True) -> tuple[list[Any], int]:
-    """Return values, valid fraction (and count) of a block, without time, and the checksum of its inputs."""
+def _compute(job: Job, *, encode: bool = True, undated: bool = True) -> tuple[list[Any], int]:
+    """Return values, valid fraction (and count) of a block, without time, and the checksum of its inputs.
+
+    `encode` and `undated` are those of `compute_block`.
+    """
     with chunks.using(job.run) as reader:
         load = partial(reader.read, retries=job.reading.retries, timeout=job.reading.timeout)
-        (values, *planes), inputs = compute_block(job.graph, [job.values, *job.planes], load, encode=encode)
+        (values, *planes), inputs = compute_block(
+            job.graph, [job.values, *job.planes], load, encode=encode, undated=undated
+        )
     if values is None:
         return [None] * (1 + len(planes)), inputs
     dated = values.ndim == 4

@@ -23,6 +23,7 @@ from deo_cube.store import write as writer
 from deo_cube.store.open import open_embeddings, status, verify_store
 from deo_cube.store.write import to_zarr
 from deo_cube.testing import cube_at
+from tests.store.test_write import tree
 
 SMALL: dict[str, Any] = {"model": "means", "dtype": "float32", "block": 24}
 
@@ -134,6 +135,57 @@ def test_the_same_inputs_are_accepted_without_encoding(
     assert same(got, emb)
 
 
+UNDATED: dict[str, Callable[..., xr.DataArray]] = {
+    "a date of embeddings": lambda **changes: emb_of(**changes).isel(time=1),
+    "embeddings of a date": lambda **changes: embed(cube_at(**changes).isel(time=1), **SMALL),
+    "a cube without dates": lambda **changes: embed(cube_at(**changes).isel(time=1, drop=True), **SMALL),
+}
+
+
+@pytest.mark.parametrize("array", UNDATED)
+def test_a_block_without_its_axis_of_time_is_not_computed_from_embeddings(
+    tmp_path: Path, array: str, encoded: list[BlockIndex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emb, stand_ins = UNDATED[array](), []
+    make = block._stand_in
+
+    def counted(*args: Any) -> Any:
+        stand_ins.append(args)
+        return make(*args)
+
+    monkeypatch.setattr(block, "_stand_in", counted)
+    write(emb, tmp_path / "e.zarr")
+    assert len(encoded) == 30
+    write(emb, tmp_path / "e.zarr")
+    assert (len(encoded), stand_ins) == (30, [])
+    # Computed from, or cut up otherwise, it is compared by stand-ins.
+    assert same(write(emb.chunk(y=7, x=9), tmp_path / "e.zarr"), emb)
+    assert stand_ins
+    with pytest.raises(StoreMismatchError):
+        write(2 * emb, tmp_path / "e.zarr")
+    assert len(encoded) == 30 + 30  # what `same` computed
+
+
+@pytest.mark.parametrize("array", UNDATED)
+def test_a_store_without_dates_of_an_earlier_version_is_resumed(
+    tmp_path: Path, array: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = writer.compute_block
+    monkeypatch.setattr(
+        writer, "compute_block", lambda *args, **options: compute(*args, **options | {"undated": False})
+    )
+    emb = UNDATED[array]()
+    write(emb, tmp_path / "e.zarr")
+    before = tree(tmp_path / "e.zarr")
+    monkeypatch.setattr(writer, "compute_block", compute)
+    write(emb, tmp_path / "other.zarr")
+    assert tree(tmp_path / "other.zarr") != before
+    write(emb, tmp_path / "e.zarr")
+    assert tree(tmp_path / "e.zarr") == before
+    with pytest.raises(StoreMismatchError, match="30 of 30"):
+        write(UNDATED[array](seed=1), tmp_path / "e.zarr")
+
+
 def test_changed_does_exactly_the_blocks_whose_inputs_changed(tmp_path: Path, encoded: list[BlockIndex]) -> None:
     none = corner() & False
     write(embed(cube_at(), mask=none, **SMALL), tmp_path / "e.zarr")
@@ -146,8 +198,6 @@ def test_changed_does_exactly_the_blocks_whose_inputs_changed(tmp_path: Path, en
     assert same(got, second)
     # The store is that of a run that never knew the other mask.
     write(second, tmp_path / "whole.zarr")
-    from tests.store.test_write import tree
-
     assert tree(tmp_path / "e.zarr") == tree(tmp_path / "whole.zarr")
 
 
@@ -231,8 +281,6 @@ for name, array in {"whole": emb, "part": emb.isel(time=1, y=slice(0, 20)), "min
 def test_array_expressions_give_the_same_bytes(tmp_path: Path) -> None:
     import subprocess
     import sys
-
-    from tests.store.test_write import tree
 
     for planning in ("on", "off"):
         (tmp_path / planning).mkdir()
