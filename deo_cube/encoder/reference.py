@@ -30,7 +30,9 @@ def reference_output(card: ModelCard, network: nn.Module, *, stem: str, size: in
     layer = card.layer().name
     x = reference_input(len(card.stem(stem).bands), size).to(device)
     run: Any = network
-    with torch.inference_mode(), encoder_products(device):
+    # The proof is in float32, though the caller may be computing in bfloat16.
+    whole = torch.autocast(torch.device(device).type, enabled=False)
+    with torch.inference_mode(), whole, encoder_products(device):
         maps: Tensor = run.forward_features(x, stem, (layer,))[layer]
     return maps[0].mean(dim=(1, 2)).cpu()
 

@@ -292,6 +292,13 @@ class EncoderRef:
         WeightsMismatchError
             If the file is not that of the call, does not fill the network, or misses the reference vector.
         """
+        import torch
+
+        # A caller may have another default device, or be in inference mode, when the first block runs.
+        with torch.device("cpu"), torch.inference_mode(False):
+            return self._load(device, check=check)
+
+    def _load(self, device: str | None, *, check: bool) -> Encoder:
         from deo_cube.encoder.encoder import Encoder
         from deo_cube.encoder.network_hash import network_hash
         from deo_cube.encoder.networks.adapters import build_network, seeded_network
@@ -309,7 +316,7 @@ class EncoderRef:
                 )
         else:
             path = self.weights_path()
-            network = build_network(card)
+            network = build_network(card).float()  # whatever a caller has made the default
             load_weights(network, path, prefixes=card.weights.key_prefixes, unused=card.weights.unused)
         network.eval().requires_grad_(False).to(device)
         made: Any = network

@@ -204,7 +204,7 @@ def _resized(weight: Tensor, patch: int) -> Tensor:
 @functools.lru_cache(maxsize=8)
 def _pseudo_inverse(side: int, patch: int) -> Tensor:
     """Return the matrix that maps kernels of side^2 values to patch^2 (Beyer et al. 2023, arXiv:2212.08013)."""
-    basis = torch.eye(side * side).reshape(-1, 1, side, side)
+    basis = torch.eye(side * side, dtype=torch.float32, device="cpu").reshape(-1, 1, side, side)
     small = F.interpolate(basis, (patch, patch), mode="bicubic", antialias=True)
     inverse: Tensor = torch.linalg.pinv(small.reshape(side * side, patch * patch))
     return inverse
@@ -213,10 +213,10 @@ def _pseudo_inverse(side: int, patch: int) -> Tensor:
 @functools.lru_cache(maxsize=32)
 def _positions(rows: int, cols: int, dim: int, patch: int) -> Tensor:
     """Return encodings of place [rows, columns, dim] at ground distances of a patch; the first half is of columns."""
-    omega = 1.0 / 10000 ** (torch.arange(dim // 4) / (dim // 2) / 2.0)
+    omega = 1.0 / 10000 ** (torch.arange(dim // 4, dtype=torch.float32, device="cpu") / (dim // 2) / 2.0)
 
     def along(n: int) -> Tensor:
-        angle = (torch.arange(n) * float(patch))[:, None] * omega
+        angle = (torch.arange(n, dtype=torch.float32, device="cpu") * float(patch))[:, None] * omega
         return torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
 
     across, down = along(cols)[None].expand(rows, -1, -1), along(rows)[:, None].expand(-1, cols, -1)
