@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from deo_cube import arguments
 from deo_cube.arguments import refuse_foreign
@@ -18,11 +19,12 @@ from deo_cube.cube.eopf import cube_of
 from deo_cube.cube.footprint import centre
 from deo_cube.cube.masks import align_mask, check_classes, hidden_classes
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name
-from deo_cube.cube.units import OFFSET_COORD, Radiometry, decide_radiometry
-from deo_cube.errors import ArgumentError, MissingBandsError
+from deo_cube.cube.units import OFFSET_COORD, Radiometry, decide_radiometry, find_unit_error
+from deo_cube.errors import AmbiguousUnitsError, ArgumentError, MissingBandsError
 
 __all__ = ["clear_bands", "composite"]
 
+Array = NDArray[Any]
 How = Literal["median", "least_cloudy", "first"]
 CLOUD_COVER = "eo:cloud_cover"
 
@@ -147,7 +149,9 @@ def _read(
         if name is not None:
             refuse_foreign(cube[name].variable, name)
     radiometry = decide_radiometry(cube, match, units=units, offset=offset, nodata=nodata)
-    return match, radiometry, _canonical(cube, match, radiometry), _hidden(cube, match, mask, dims, radiometry)
+    hidden = _hidden(cube, match, mask, dims, radiometry)
+    hidden = hidden | _contradicting(cube, match, radiometry, hidden)
+    return match, radiometry, _canonical(cube, match, radiometry), hidden
 
 
 def _as_dataset(cube: xr.Dataset | xr.DataArray) -> tuple[xr.Dataset, georeference.Dims]:
@@ -213,6 +217,34 @@ def _hidden(cube: xr.Dataset, match: BandMatch, mask: Any, d: georeference.Dims,
     if mask is not None and mask is not False:
         raise ArgumentError(f"mask must be a boolean DataArray, None (SCL) or False (no data alone), got {mask!r}")
     return xr.DataArray(False)
+
+
+def _contradicting(cube: xr.Dataset, match: BandMatch, radiometry: Radiometry, hidden: xr.DataArray) -> xr.DataArray:
+    """Return nothing hidden, after the values that are read have been compared with what was decided of them.
+
+    A part of the graph, so that it costs no reading of its own: it raises where the composite is computed.
+    """
+    bands = [cube[name].reset_coords(drop=True) for name in match.variables]
+    steps = xr.DataArray(np.arange(cube.sizes["time"]), dims="time")
+    nothing: xr.DataArray = xr.apply_ufunc(
+        _check_values, steps, hidden, *bands,
+        kwargs={"radiometry": radiometry}, dask="parallelized", output_dtypes=[bool], join="override",
+    )  # fmt: skip
+    return nothing
+
+
+def _check_values(steps: Array, hidden: Array, *bands: Array, radiometry: Radiometry) -> Array:
+    """Raise if the values of a date contradict its units, as `embed` does; return False everywhere."""
+    shape = np.broadcast_shapes(steps.shape, hidden.shape, *(band.shape for band in bands))
+    seen, index = ~np.broadcast_to(hidden, shape), np.broadcast_to(steps, shape)
+    whole = [np.broadcast_to(band, shape) for band in bands]
+    thin = (slice(None, None, max(1, shape[1] // 64)), slice(None, None, max(1, shape[2] // 64)))
+    for t in range(shape[0]):
+        part = seen[t][thin]
+        problem = find_unit_error(np.stack([band[t][thin][part] for band in whole]), radiometry, int(index[t, 0, 0]))
+        if problem:
+            raise AmbiguousUnitsError(f"date {int(index[t, 0, 0])}: {problem}")
+    return np.zeros(shape, bool)
 
 
 def _rank(cube: xr.Dataset, how: str) -> list[float] | None:

@@ -14,7 +14,7 @@ from deo_cube.cube.composite import composite
 from deo_cube.cube.georeference import geobox
 from deo_cube.cube.synthetic import synthetic_cube
 from deo_cube.cube.units import SCL_INVALID, canonical, decide_radiometry
-from deo_cube.errors import MissingBandsError
+from deo_cube.errors import AmbiguousUnitsError, MissingBandsError
 
 
 @functools.cache
@@ -170,3 +170,19 @@ def test_a_composite_embeds():
     emb = embed(composite(cube()), "tiny")
     assert emb.sizes["time"] == 1
     assert np.isfinite(emb.values).mean() > 0.9
+
+
+def test_values_that_contradict_their_units_are_refused_and_the_advice_works() -> None:
+    cube = synthetic_cube(size=64, times=3)[list(MODEL_BANDS)]
+    gap = cube.where(cube["time"] != cube["time"][1], 65535).astype("uint16").assign_attrs(cube.attrs)
+    lazy = composite(gap, units="dn", offset=0)
+    with pytest.raises(AmbiguousUnitsError, match="nodata=65535"):
+        lazy.compute()
+    with pytest.raises(AmbiguousUnitsError, match="nodata=65535"):
+        composite(gap.compute(), units="dn", offset=0)
+    known = composite(gap, units="dn", offset=0, nodata=65535).compute()
+    others = composite(cube.isel(time=[0, 2]), units="dn", offset=0).compute()
+    np.testing.assert_array_equal(known["B04"], others["B04"])
+    # What a mask hides contradicts nothing.
+    hidden = xr.DataArray(np.arange(3) == 1, dims="time") & xr.ones_like(cube["B04"], bool)
+    np.testing.assert_array_equal(composite(gap, mask=hidden, units="dn", offset=0).compute()["B04"], others["B04"])
