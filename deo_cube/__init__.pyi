@@ -13,6 +13,7 @@ from deo_cube.embedding.embed import embed as embed
 from deo_cube.embedding.load import load_cube as load_cube
 from deo_cube.embedding.match import match as match
 from deo_cube.embedding.plan import plan as plan
+from deo_cube.embedding.series import embed_series as embed_series
 from deo_cube.encoder.card import ModelCard as ModelCard
 from deo_cube.encoder.loading import verify as verify
 from deo_cube.encoder.registry import card as card

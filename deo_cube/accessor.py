@@ -54,6 +54,7 @@ class _Accessor:
     embed = _Verb(lambda: deo_cube.embed)
     # mypy: the **options of a function might hold the name of its first argument.
     plan = _Verb(lambda: deo_cube.plan)  # type: ignore[arg-type, return-value]
+    embed_series = _Verb(lambda: deo_cube.embed_series)
     match = _Verb(lambda: deo_cube.match)
     composite = _Verb(lambda: deo_cube.composite)
     classify = _Verb(lambda: deo_cube.classify)  # type: ignore[arg-type, return-value]  # as above

@@ -22,7 +22,7 @@ from deo_cube import cli_errors, cli_help, cli_outputs
 from deo_cube.constants import PRECISIONS, RUNTIMES
 from deo_cube.embedding.options import EmbedOptions, Model, RunOptions, changed_options
 from deo_cube.errors import ArgumentError, DeoCubeError
-from deo_cube.flags import INTEGER, NUMBER, TEXT, choice
+from deo_cube.flags import BANDS, INTEGER, NUMBER, NUMBER_OR_WORD, TEXT, choice
 from deo_cube.options import set_options
 from deo_cube.paths import is_url, local_path
 
@@ -193,6 +193,54 @@ def embed(
     from deo_cube.embedding.embed import embed as embed_cube
 
     _write(lambda: embed_cube(open_cube(cube, **read.given()), **changed_options(embedding, run)), out, store)
+
+
+def embed_series(
+    cube: Annotated[
+        Positional[str],
+        arg(help="cube of several months: .zarr, .nc, .json of STAC items, or a pattern in quotes", metavar="CUBE"),
+    ],
+    out: Annotated[
+        Positional[str], arg(help="Zarr store of embeddings; resumed if the same call began it", metavar="OUT")
+    ],
+    model: Annotated[str, arg(help="name of a model that reads series")] = "presto",
+    freq: Annotated[
+        str | None, TEXT, arg(help="one vector per year, season, ...", help_behavior_hint="(default: of all months)")
+    ] = None,
+    how: Annotated[
+        Literal["median", "least_cloudy", "first"], arg(help="how the dates of a month become one")
+    ] = "median",
+    weights: Annotated[str | None, TEXT, arg(help="weights file", help_behavior_hint="(default: automatic)")] = None,
+    bands: Annotated[
+        dict[str, str] | None,
+        BANDS,
+        arg(help="B04=red B08=4 ...: band of the model, variable of the cube", help_behavior_hint="(default: by name)"),
+    ] = None,
+    missing: Annotated[Literal["raise", "nearest", "leave_out"], arg(help="for a band that the cube lacks")] = "raise",
+    units: Annotated[str, arg(help="of the stored values: auto, dn, reflectance, percent")] = "auto",
+    offset: Annotated[str | float, NUMBER_OR_WORD, arg(help="DN to add: auto, 0 or -1000", metavar="auto|DN")] = "auto",
+    nodata: Annotated[
+        str | float | None,
+        NUMBER_OR_WORD,
+        arg(help="stored value that means no measurement", metavar="auto|none|NUMBER"),
+    ] = "auto",
+    dtype: Annotated[Literal["float16", "float32"], arg(help="of the embeddings")] = "float16",
+    device: Annotated[
+        str | None, TEXT, arg(help="cpu, cuda, cuda:1", help_behavior_hint="(default: automatic)")
+    ] = None,
+    *,
+    store: OmitArgPrefixes[_StoreFlags],
+    read: OmitArgPrefixes[_ReadFlags],
+) -> None:
+    """Embed the months of a cube into a Zarr store: one vector per pixel and series."""
+    from deo_cube.cube.open import open_cube
+    from deo_cube.embedding.series import embed_series as embed_months
+
+    options: dict[str, Any] = {
+        "how": how, "weights": weights, "bands": bands, "missing": missing, "units": units, "offset": offset,
+        "nodata": nodata, "dtype": dtype, "device": device,
+    }  # fmt: skip
+    _write(lambda: embed_months(open_cube(cube, **read.given()), model, freq, **options), out, store)
 
 
 def plan(
@@ -781,6 +829,7 @@ COMMANDS: dict[str, Any] = {
     for verb in (
         demo,
         embed,
+        embed_series,
         plan,
         models,
         verify,

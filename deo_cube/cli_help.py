@@ -13,7 +13,7 @@ __all__ = ["GROUPS", "overview"]
 #: Commands in the order of a first project.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "doctor", "info", "models", "completion"),
-    "Embed a cube": ("plan", "embed", "verify", "aggregate", "mosaic"),
+    "Embed a cube": ("plan", "embed", "embed-series", "verify", "aggregate", "mosaic"),
     "Maps and numbers": ("segment", "assess", "sample", "change", "change-series"),
     "Search": ("similar", "index", "search"),
     "Look and publish": ("view", "page", "pca", "export", "overviews", "publish"),

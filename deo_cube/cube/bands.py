@@ -29,7 +29,7 @@ from deo_cube.cube.sentinel2 import (
 from deo_cube.errors import ArgumentError, MissingBandsError
 from deo_cube.notebook import facts_html
 
-__all__ = ["NEAREST_NM", "BandMatch", "How", "Layer", "layers_of", "match_bands"]
+__all__ = ["FILL_WITH_MEAN", "LEAVE_OUT", "NEAREST_NM", "BandMatch", "How", "Layer", "layers_of", "match_bands"]
 
 # --- layers of a cube ---
 
@@ -295,6 +295,11 @@ class _Claim:
         return ("given", "name", "alias", "common_name", "wavelength").index(self.how)
 
 
+#: What a message advises for a band that a cube does not have.
+FILL_WITH_MEAN = 'fill with the training mean: missing="mean"'
+LEAVE_OUT = 'leave out its group of bands: missing="leave_out"'
+
+
 def match_bands(
     cube: xr.Dataset | xr.DataArray,
     bands: Sequence[str],
@@ -304,6 +309,7 @@ def match_bands(
     missing: Missing = "raise",
     wavelength: bool = False,
     alternatives: Sequence[Sequence[str]] = (),
+    filling: str = FILL_WITH_MEAN,
 ) -> BandMatch:
     """Find the bands that a model expects in a cube.
 
@@ -325,6 +331,8 @@ def match_bands(
         Also match by centre wavelength alone, within 15 nm.
     alternatives : sequence of sequence of str
         Other sets of bands that the model reads, for the message where some of `bands` are missing.
+    filling : str
+        What the message advises for a band that the cube does not have.
 
     Returns
     -------
@@ -362,7 +370,7 @@ def match_bands(
             missing_bands.append(band)
     if missing_bands or all(layer is None for layer, _ in chosen):
         raise MissingBandsError(
-            _missing_message(cube, model, bands, missing_bands, layers, best, notes, missing, alternatives)
+            _missing_message(cube, model, bands, missing_bands, layers, best, notes, missing, alternatives, filling)
         )
     scl = _scl(given or {}, layers)
     if isinstance(cube, xr.Dataset):
@@ -572,6 +580,7 @@ def _missing_message(
     notes: Sequence[str],
     missing: str,
     alternatives: Sequence[Sequence[str]],
+    filling: str,
 ) -> str:
     known = {c.layer.label: band for band, c in matched.items() if c}
     called = {la.label: known.get(la.label) or next(iter(la.names), la.label) for la in layers}
@@ -603,7 +612,7 @@ def _missing_message(
         proposals[band] = _similar(band, free, layers, proposals.values())
     if proposals:
         named = ", ".join(f'"{b}": "{v}"' for b, v in proposals.items())
-        lines.append(f'Say which variable each is: bands={{{named}}}; or fill with the training mean: missing="mean"')
+        lines.append(f"Say which variable each is: bands={{{named}}}; or {filling}")
     return "\n".join(lines)
 
 

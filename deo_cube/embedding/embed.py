@@ -30,7 +30,7 @@ from deo_cube.embedding.tiles import Edge
 from deo_cube.encoder.card import ModelCard
 from deo_cube.options import Default, get_option
 
-__all__ = ["check_device", "embed", "with_runtime"]
+__all__ = ["check_device", "embed", "warn_of_level", "with_runtime"]
 
 
 def embed(
@@ -161,7 +161,7 @@ def embed(
     p = with_runtime(prepare(cube, options), run.device)
     check_device(run.device, p.precision, p.runtime)
     cube = graph.with_loaded_coordinates(cube)
-    _warn_of_level(cube, p.ref.card)
+    warn_of_level(cube, p.ref.card)
     _warn_of_precision(p)
     _warn_of_resolution(p)
     _warn_of_chunks(p)
@@ -222,7 +222,8 @@ def check_device(device: str | None, precision: str, runtime: str = "torch") -> 
         transfer.check_precision(precision, processes.choose_device(device if runtime == "torch" else "cpu"))
 
 
-def _warn_of_level(cube: Cube, card: ModelCard) -> None:
+def warn_of_level(cube: Cube, card: ModelCard) -> None:
+    """Warn of products of another level than the model's."""
     other = sorted(product_levels(cube) - {card.product_level})
     if other and card.product_level in ("L1C", "L2A"):
         warnings.warn(

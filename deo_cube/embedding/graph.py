@@ -644,6 +644,8 @@ def derived(array: Any) -> list[str]:
     graph, _ = layered(array)
     layers = graph.layers
     after = {name for name, layer in layers.items() if isinstance(layer, OutputLayer) or _tasks_in(layer)}
+    if not after:  # embeddings of series, whose layers are called after their function
+        after = {name for name in layers if name.startswith("embed_series_block")}
     if not after:  # embeddings that were opened
         after = {name for name in layers if not graph.dependencies[name]}
     steps: list[str] = []

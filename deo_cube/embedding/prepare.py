@@ -12,7 +12,7 @@ from odc.geo.geobox import GeoBox
 
 from deo_cube.arguments import refuse_foreign
 from deo_cube.cube import georeference
-from deo_cube.cube.bands import BandMatch, match_bands
+from deo_cube.cube.bands import FILL_WITH_MEAN, LEAVE_OUT, BandMatch, match_bands
 from deo_cube.cube.eopf import cube_of
 from deo_cube.cube.times import check_times
 from deo_cube.cube.units import Radiometry, decide_radiometry
@@ -20,11 +20,13 @@ from deo_cube.embedding import graph
 from deo_cube.embedding.masks import check_scl, mask_variable
 from deo_cube.embedding.options import EmbedOptions, dtype_name
 from deo_cube.embedding.tiles import TilePlan, plan_tiles
+from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef, resolve
+from deo_cube.encoder.registry import card as card_of
 from deo_cube.errors import ArgumentError, DeoCubeError, TilePlanError, UnknownModelError, joined
 from deo_cube.options import resolve as option
 
-__all__ = ["Cube", "Prepared", "prepare"]
+__all__ = ["Cube", "Prepared", "check_reads", "prepare"]
 
 Cube = xr.Dataset | xr.DataArray
 
@@ -59,10 +61,11 @@ class Prepared:
         )
 
 
-def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True) -> Prepared:
+def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True, series: bool = False) -> Prepared:
     """Decide everything that `embed` needs, or raise. Reads no pixel of a cube on Dask.
 
-    With ``locate=False`` the weights are not searched for, which is enough to count and to describe.
+    With ``locate=False`` the weights are not searched for, which is enough to count and to describe. `series` says
+    that the call is one of `embed_series`.
 
     Raises
     ------
@@ -70,6 +73,7 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True) -> Prepar
         As `embed`. Of a cube with several problems one error lists them all.
     """
     cube = cube_of(cube)
+    check_reads(card_of(option("model", options.model)), series=series)
     variables = dict(options.bands) if isinstance(options.bands, Mapping) else None
     stem_bands = None if options.bands is None or variables is not None else list(options.bands)
     ref = resolve(
@@ -94,7 +98,13 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True) -> Prepar
     with _collected(problems):
         stems = [stem.bands for stem in card.stems]
         match = match_bands(
-            cube, ref.stem.bands, model=card.alias, given=variables, missing=options.missing, alternatives=stems
+            cube,
+            ref.stem.bands,
+            model=card.alias,
+            given=variables,
+            missing=options.missing,
+            alternatives=stems,
+            filling=LEAVE_OUT if series else FILL_WITH_MEAN,
         )
     # The bands that an incomplete cube has are checked too, so that one error lists all its problems.
     seen = match or _part_of_match(cube, ref.stem.bands, dims, variables)
@@ -167,6 +177,26 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True) -> Prepar
         precision=str(option("precision", options.precision)),
         runtime=str(option("runtime", options.runtime)),
     )
+
+
+def check_reads(card: ModelCard, *, series: bool) -> None:
+    """Refuse a model that reads series where one of single dates is needed, and the other way round.
+
+    Raises
+    ------
+    ArgumentError
+        The message names the verb that takes the model.
+    """
+    if card.series and not series:
+        raise ArgumentError(
+            f"model={card.alias!r} reads the months of a pixel, and not single dates: "
+            f"deo_cube.embed_series(cube, {card.alias!r}), or another model"
+        )
+    if series and not card.series:
+        raise ArgumentError(
+            f"model={card.alias!r} reads single dates, and not series: model='presto', or one vector per period from "
+            f"those of its dates: deo_cube.aggregate(deo_cube.embed(cube, {card.alias!r}), 'year')"
+        )
 
 
 @contextlib.contextmanager

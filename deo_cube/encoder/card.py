@@ -128,8 +128,18 @@ OPTIONS: Mapping[str, Mapping[str, _Allowed]] = {
         "month": _Allowed("integer", 0, 11),
         "mlp_ratio": _RATIO,
     },
+    "presto": {
+        "dim": _WIDTH,
+        "depth": _DEPTH,
+        "heads": _DEPTH,
+        "mlp_ratio": _RATIO,
+        "months": _Allowed("integer", 1, 1200),
+    },
     "timm": {"model": _NAME, "pretrained": _SWITCH, "options": _NAME, "seed": _SEED},
 }
+
+#: Families whose networks read the months of a pixel (`embed_series`), and not a tile of one date.
+SERIES = ("presto",)
 
 #: Options of `timm.create_model` that describe a network.
 TIMM_OPTIONS: Mapping[str, _Allowed] = {
@@ -247,6 +257,8 @@ def _parameters(family: str, a: Mapping[str, Any], channels: Sequence[int]) -> f
     block = 4 + 2 * a.get("mlp_ratio", 4.0)
     if family == "galileo":
         return float(29 * 64 * dim + a.get("depth", 4) * block * dim**2)
+    if family == "presto":
+        return float((64 + a.get("months", 72)) * dim + a.get("depth", 2) * block * dim**2)
     stem = inputs * dim * a.get("patch", 8) ** 2
     if family == "vit":
         return float(stem + a.get("grid", 28) ** 2 * dim + a.get("depth", 12) * block * dim**2)
@@ -584,6 +596,11 @@ class ModelCard:
     def trained(self) -> bool:
         """Whether the weights are anything but random."""
         return self.weights.status != "untrained"
+
+    @property
+    def series(self) -> bool:
+        """Whether the model reads the months of a pixel (`embed_series`), and not a tile of one date (`embed`)."""
+        return self.architecture.get("family") in SERIES
 
     def to_dict(self) -> dict[str, Any]:
         """Return the card as plain lists, dicts and scalars."""

@@ -86,6 +86,7 @@ class Encoder:
         AmbiguousUnitsError
             For uint8 values of anything but red, green and blue, unless `units` is given.
         """
+        self._refuse_series()
         stride = self.layer.stride
         x, stem = self._input(batch, bands, units, multiple=stride)
         with torch.inference_mode(), encoder_products(self.device):
@@ -117,10 +118,72 @@ class Encoder:
         MissingBandsError, TilePlanError, AmbiguousUnitsError
             As in `encode`.
         """
+        self._refuse_series()
         x, stem = self._input(batch, bands, units, multiple=min(la.stride for la in self.card.layers))
         with torch.inference_mode(), encoder_products(self.device):
             out = self.network.forward_features(x, stem.name, ("pooled",))["pooled"]
         return _as_given(out, batch)
+
+    def encode_series(
+        self, values: Array, months: Sequence[int], place: NDArray[Any], *, bands: Sequence[str] | None = None
+    ) -> Array:
+        """Return one vector per series, of a model that reads series.
+
+        Parameters
+        ----------
+        values : ndarray or Tensor [N, T, C]
+            Pixel values by month, in the card's units; NaN where a month has no data. The months are consecutive: one
+            without data is kept, as NaN.
+        months : sequence of int
+            Month of the year of each step, 1 to 12.
+        place : ndarray [N, 2]
+            Longitude and latitude of each series, degrees.
+        bands : sequence of str, optional
+            Names of the channels, some of the model's bands. A group of bands of which one is missing is left out.
+            Default: the channels of the encoder's stem, in order.
+
+        Returns
+        -------
+        ndarray or Tensor [N, D], float32
+            NaN for a series without data.
+
+        Raises
+        ------
+        ArgumentError
+            For a model that does not read series, and shapes that do not fit.
+        MissingBandsError
+            For bands that the model does not read.
+        """
+        if not self.card.series:
+            raise ArgumentError(f"{self.card.alias} reads single dates: encode(batch)")
+        names = tuple(self.stem.bands if bands is None else bands)
+        if unknown := [b for b in names if b not in self.stem.bands]:
+            raise MissingBandsError(f"bands: {self.card.alias} does not read {unknown}, only {list(self.stem.bands)}")
+        given: Tensor = _tensor(values)
+        where = torch.as_tensor(np.asarray(place, "float64"))
+        if given.shape[1:] != (len(months), len(names)) or where.shape != (len(given), 2):
+            raise ArgumentError(
+                f"values, months, place: expected values [N, {len(months)}, {len(names)}] and places [N, 2], got "
+                f"{tuple(given.shape)} and {tuple(where.shape)}"
+            )
+        if not all(1 <= m <= 12 for m in months):
+            raise ArgumentError(f"months: expected numbers of 1 to 12, got {list(months)}")
+        order = [self.stem.bands.index(b) for b in names]
+        x = torch.full((*given.shape[:2], len(self.stem.bands)), torch.nan, device=self.device)
+        x[:, :, order] = given.to(self.device).to(torch.float32)
+        seen = torch.isfinite(x)
+        x = normalize(x.transpose(1, 2)[..., None], self.stem, self.normalization)[..., 0].transpose(1, 2)
+        steps = torch.tensor([m - 1 for m in months], device=self.device)
+        network: Any = self.network
+        with torch.inference_mode(), encoder_products(self.device):
+            return _as_given(network.series(x, seen, steps, where.to(self.device), bands=order), values)
+
+    def _refuse_series(self) -> None:
+        if self.card.series:
+            raise ArgumentError(
+                f"{self.card.alias} reads the months of a pixel: encode_series(values, months, place), or "
+                f"deo_cube.embed_series(cube, {self.card.alias!r})"
+            )
 
     def _input(
         self, batch: Array, bands: Sequence[str] | None, units: Units | None, *, multiple: int

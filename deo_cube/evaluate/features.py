@@ -17,10 +17,12 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from deo_cube.encoder.encoder import Encoder
+    from deo_cube.evaluate.readers import Series
 
 __all__ = [
     "Encode",
     "ModelEncode",
+    "SeriesEncode",
     "Tokens",
     "as_encode",
     "encode_scene",
@@ -232,12 +234,34 @@ class ModelEncode:
         return np.asarray(self.encoder.pool(np.asarray(array, "float32"), bands=list(bands), units="dn"))
 
 
+@dataclass(frozen=True)
+class SeriesEncode:
+    """A loaded `Encoder` that reads series: it is scored on series alone."""
+
+    encoder: Encoder = field(repr=False)
+    name: str
+
+    @property
+    def card(self) -> ModelCard:
+        """Of the model."""
+        return self.encoder.card
+
+    def series(self, data: Series) -> Array:
+        """Return one vector (N, D) per pixel of a set."""
+        values = np.where(data.valid[:, :, None], data.values, np.nan).astype("float32")
+        size = max(1, 3072 // len(data.months))
+        parts = [slice(i, i + size) for i in range(0, len(values), size)]
+        return np.concatenate(
+            [self.encoder.encode_series(values[s], data.months, data.place[s], bands=data.bands) for s in parts]
+        )
+
+
 def as_encode(model: Any, *, device: str | None = None) -> Any:
-    """Return what can be scored: of a name, card, folder or loaded encoder a `ModelEncode`; a function as it is."""
+    """Return what can be scored: a function as it is, of anything else a `ModelEncode` or `SeriesEncode`."""
     if isinstance(model, str | Path | ModelCard):
         model = load_encoder(model, device=device)
     if hasattr(model, "encode") and hasattr(model, "card"):
-        return ModelEncode(model, model.card.alias)
+        return (SeriesEncode if model.card.series else ModelEncode)(model, model.card.alias)
     if not callable(model):
         raise ArgumentTypeError(
             "a model to score is a name, a card, a loaded encoder, or a function (array, bands) -> features; got "
@@ -246,10 +270,11 @@ def as_encode(model: Any, *, device: str | None = None) -> Any:
     return model
 
 
-def untrained(card: ModelCard, *, device: str = "cpu") -> ModelEncode:
+def untrained(card: ModelCard, *, device: str = "cpu") -> ModelEncode | SeriesEncode:
     """Return the network of a card with the random weights of its initialisation."""
     from deo_cube.encoder.encoder import Encoder
     from deo_cube.encoder.networks.adapters import seeded_network
 
     network: Any = seeded_network(card, None).to(device).eval()
-    return ModelEncode(Encoder(card, network, device=device), f"{card.alias}, untrained")
+    kind = SeriesEncode if card.series else ModelEncode
+    return kind(Encoder(card, network, device=device), f"{card.alias}, untrained")

@@ -674,7 +674,7 @@ def series(
 ) -> list[Score]:
     """Score pixels with a series of dates: a linear probe on one vector per pixel, folds of blocks in space.
 
-    An encoder with ``series(values (N, T, C), valid (N, T), bands) -> (N, D)`` makes the vectors itself. Any other is
+    An encoder with ``series(data) -> (N, D)`` makes the vectors itself. Any other is
     shown each date as a uniform image, and mean and standard deviation of its vectors over the valid dates are taken.
 
     Parameters
@@ -712,7 +712,7 @@ def series(
 def series_vectors(encode: Any, data: Series) -> Array:
     """Return a vector per pixel (N, D): the encoder's own of a series, or mean and deviation of those of its dates."""
     if hasattr(encode, "series"):
-        return np.asarray(encode.series(data.values, data.valid, data.bands))
+        return np.asarray(encode.series(data))
     pixel, date = np.nonzero(data.valid)
     flat = np.broadcast_to(data.values[pixel, date][:, :, None, None], (len(pixel), len(data.bands), FLAT, FLAT))
     encode = fitted_on(encode, flat[::12], data.bands)

@@ -165,6 +165,8 @@ class Series:
         Names of the C bands.
     place : (N, 2) float64
         Longitude and latitude, degrees.
+    months : tuple of int
+        Month of the year of each date, 1 to 12; empty where it is not known.
     """
 
     name: str
@@ -174,6 +176,7 @@ class Series:
     classes: tuple[str, ...]
     bands: tuple[str, ...]
     place: Array = field(repr=False)
+    months: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         n, dates, bands = self.values.shape
@@ -503,7 +506,9 @@ def read_worldcereal(path: str | Path) -> Series:
     named = ["no crop" if v in NOT_CROPS else CROPS.get(v, "another crop") for v in table["sampling_label"].astype(str)]
     labels = np.array([classes.index(v) for v in named])
     place = table[["lon", "lat"]].to_numpy("float64")
-    return Series("crops", raw.astype("float32"), valid, labels, classes, WAVELENGTH_BANDS, place)
+    (start,) = {pd.Timestamp(v) for v in table["start_date"]}
+    months = tuple((start + pd.DateOffset(months=t)).month for t in dates)
+    return Series("crops", raw.astype("float32"), valid, labels, classes, WAVELENGTH_BANDS, place, months)
 
 
 def _npz(path: str | Path, pattern: str, what: str) -> Path:

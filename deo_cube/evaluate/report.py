@@ -14,7 +14,7 @@ from deo_cube.embedding.metadata import package_version
 from deo_cube.errors import ArgumentError, InputNotFoundError
 from deo_cube.evaluate import public_sets, readers
 from deo_cube.evaluate.baselines import BASELINES, BurnRatio
-from deo_cube.evaluate.features import ModelEncode, as_encode, encode_scenes, fitted_on, untrained
+from deo_cube.evaluate.features import ModelEncode, SeriesEncode, as_encode, encode_scenes, fitted_on, untrained
 from deo_cube.evaluate.protocols import (
     change,
     class_shares,
@@ -361,8 +361,12 @@ def evaluate(
     if unknown:
         raise ArgumentError(f"unknown tasks {unknown}: the tasks are {list(TASKS)}")
     encode = as_encode(model, device=device)
+    if isinstance(encode, SeriesEncode):
+        chosen = ["series"] if tasks is None else chosen
+        if chosen != ["series"]:
+            raise ArgumentError(f"tasks: {encode.name} reads series, and is scored on tasks=['series'], got {chosen}")
     if baselines is None:
-        if isinstance(encode, ModelEncode):
+        if isinstance(encode, ModelEncode | SeriesEncode):
             # The model's own shape is the fairer untrained network.
             own_shape = [untrained(encode.card)] if encode.card.trained else []
             baselines = [*(b for b in BASELINES if b.name != "untrained network"), *own_shape]

@@ -10,24 +10,23 @@ sum of the valid fractions and the number of dates. Dask names the steps after t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
-import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube import arguments
 from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
+from deo_cube.cube.periods import periods
 from deo_cube.cube.times import dates
 from deo_cube.embedding import metadata
-from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.errors import ArgumentError
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 
-__all__ = ["Period", "aggregate", "periods"]
+__all__ = ["aggregate"]
 
 Array = NDArray[Any]
 How = Literal["mean", "median", "medoid", "trimmed"]
@@ -36,24 +35,6 @@ TRIM = 0.2
 """Share of the weight that a trimmed mean leaves out at either end."""
 NUMBERS = 1 << 23
 """Numbers that a statistic of all dates works on at a time, which bounds the memory within a block."""
-_NAMES = {"year": "YS", "season": "QS-DEC", "quarter": "QS", "month": "MS"}
-
-
-@dataclass(frozen=True)
-class Period:
-    """A period, and the positions of its dates in order of time.
-
-    Parameters
-    ----------
-    start, end : Timestamp
-        First and last second of the period.
-    positions : tuple of int
-        Of its dates along time.
-    """
-
-    start: pd.Timestamp
-    end: pd.Timestamp
-    positions: tuple[int, ...]
 
 
 def aggregate(emb: Any, freq: str | Sequence[tuple[Any, Any]], *, how: How = "mean") -> xr.DataArray:
@@ -83,7 +64,7 @@ def aggregate(emb: Any, freq: str | Sequence[tuple[Any, Any]], *, how: How = "me
 
     Raises
     ------
-    ArgumentError, ArgumentTypeError
+    ArgumentError
         Without dates, for an unknown `freq` or `how`, and for what are not embeddings.
 
     Notes
@@ -140,57 +121,6 @@ def aggregate(emb: Any, freq: str | Sequence[tuple[Any, Any]], *, how: How = "me
         coords["embedding"] = emb["embedding"].variable
     placed: xr.DataArray = georeference.assign_grid(result.assign_coords(coords), geobox(emb), dims=(y, x))
     return placed
-
-
-def periods(of_time: pd.DatetimeIndex, freq: Any) -> list[Period]:
-    """Return the periods of dates: without a gap from the first date to the last, those without a date among them.
-
-    Raises
-    ------
-    ArgumentError, ArgumentTypeError
-        For a frequency that is unknown or does not start a period, and for periods that are not pairs of dates.
-    """
-    if not isinstance(freq, str):
-        pairs = arguments.sequence("freq", freq, "(start, end), or a frequency")
-        if not pairs:
-            raise ArgumentError("freq must have at least one period (start, end), got an empty list")
-        return [_own(of_time, pair) for pair in pairs]
-    name = _NAMES.get(freq.strip().lower(), freq)
-    advice = (
-        "'year', 'season', 'quarter', 'month', a frequency of pandas that starts a period ('YS', 'QS-DEC', 'MS', 'W', "
-        "'10D'), or a list of (start, end)"
-    )
-    try:
-        offset = pd.tseries.frequencies.to_offset(name)
-        grouper = pd.Grouper(freq=name, label="left", closed="left")
-        groups = list(pd.Series(np.arange(len(of_time)), index=of_time).groupby(grouper))
-    except (ValueError, TypeError) as error:
-        raise ArgumentError(f"freq must be {advice}; got {freq!r}") from error
-    if "End" in type(offset).__name__:
-        raise ArgumentError(f"freq must be {advice}; got {freq!r}, whose periods are named after their end")
-    order = np.argsort(of_time, kind="stable")
-    found = []
-    for key, positions in groups:
-        start = pd.Timestamp(str(key))
-        chosen = set(positions.tolist())
-        ordered = tuple(int(i) for i in order if int(i) in chosen)
-        found.append(Period(start, start + offset - pd.Timedelta(seconds=1), ordered))
-    return found
-
-
-def _own(of_time: pd.DatetimeIndex, pair: Any) -> Period:
-    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-        raise ArgumentTypeError(f"freq must be a frequency or a list of (start, end), found {pair!r:.60} in it")
-    try:
-        start, last = pd.Period(str(pair[0])), pd.Period(str(pair[1]))
-    except ValueError as error:
-        raise ArgumentError(f"freq must be a list of (start, end) of dates, found {pair!r:.60}") from error
-    first, end = start.start_time, last.end_time.floor("s")
-    if end < first:
-        raise ArgumentError(f"freq must be a list of (start, end), the start first, found {pair!r:.60}")
-    inside = np.flatnonzero((of_time >= first) & (of_time <= last.end_time))
-    order = inside[np.argsort(of_time[inside], kind="stable")]
-    return Period(first, end, tuple(int(i) for i in order))
 
 
 def _valid(emb: xr.DataArray, dims: tuple[str, str]) -> Any:

@@ -77,8 +77,8 @@ def test_a_series_is_told_by_its_dates_and_folds_keep_places_apart():
     assert score.groups > 10
 
     class OwnVectors(RawBands):
-        def series(self, values, valid, bands):
-            return np.zeros((len(values), 4))
+        def series(self, data):
+            return np.zeros((len(data.values), 4))
 
     assert series(OwnVectors(), data, block=1.0)[0].value < 0.6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -49,6 +50,13 @@ def classes() -> xr.DataArray:
 def _stored(folder: Path) -> Path:
     emb().deo.to_zarr(folder / "store.zarr", progress=False)
     return folder / "store.zarr"
+
+
+@cache
+def small_series() -> Path:
+    from tests.series_model import series_model
+
+    return series_model(Path(tempfile.mkdtemp(prefix="deo_cube-series-")))
 
 
 def points() -> list[tuple[float, float, str]]:
@@ -328,6 +336,23 @@ def verbs() -> list[Verb]:
             table=NOT_FLAGS,
         ),
         _verb(
+            "embed_series",
+            lambda _, **k: deo_cube.embed_series(**{"cube": c, "model": small_series(), **k}),
+            cube=(3, None, "no such.zarr", np.zeros((2, 2))),
+            model=("tiny", "prest", 3, "", None),
+            freq=(3, "", "no such", [], [1], [("2024", "x")], NAN),
+            how=NOT_WORDS,
+            weights=("no such.pt", 3),
+            bands=(["B02"], 3, {"B02": "no such"}),
+            missing=NOT_WORDS,
+            units=NOT_WORDS,
+            offset=("x", NAN, [1, 2]),
+            nodata=("x", [1]),
+            mask=("no such", 3, np.zeros((2, 2))),
+            dtype=("int8", "float64", 3),
+            device=("gpu", 3),
+        ),
+        _verb(
             "aggregate",
             lambda _, **k: deo_cube.aggregate(**{"emb": e, "freq": "year", **k}),
             emb=(3, None, "no such.zarr", np.zeros((2, 2))),
@@ -470,6 +495,7 @@ def of_objects() -> Iterator[tuple[str, Callable[[Any], Any], str]]:
     """Verbs of a cube, then verbs of embeddings, each with the name of its first argument."""
     for name in ("embed", "plan", "match", "composite", "seam_report"):
         yield name, getattr(deo_cube, name), "cube"
+    yield "embed_series", lambda o: deo_cube.embed_series(o, small_series()), "cube"
     yield "segment", lambda o: deo_cube.segment(o, head()), "cube"
     yield "classify", lambda o: deo_cube.classify(o, head()), "cube"
     p = place()

@@ -146,6 +146,7 @@ COMMAND_LINES = [
         for command, more in {
             "sample": ("{text}", "{out}"),
             "aggregate": ("{out}", "--freq", "year"),
+            "embed-series": ("{out}",),
             "change": ("no such", "{out}"),
             "change-series": ("{out}",),
             "assess": ("{text}",),

@@ -2,8 +2,9 @@
 
 A network is a module with ``forward_features(x, stem, layers) -> {layer: map [B, D, h, w]}``, where `layers` may
 also name `pooled`, the vector [B, D] of the tile. `vit` and `swin` are DEO's networks, `conv` is a small network of
-this package, `dynamicworld` and `galileo` are published elsewhere, and `timm` is any model of timm. A factory may
-return any other network, or a plain function from a batch to a map.
+this package, `dynamicworld`, `galileo` and `presto` are published elsewhere, and `timm` is any model of timm. A factory
+may return any other network, or a plain function from a batch to a map. A network that reads series (`presto`) has a
+method `series` besides.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "spectral": ("deo_cube.encoder.networks.spectral", "DeoSpectral"),
     "dynamicworld": ("deo_cube.encoder.networks.dynamicworld", "DynamicWorld"),
     "galileo": ("deo_cube.encoder.networks.galileo", "Galileo"),
+    "presto": ("deo_cube.encoder.networks.presto", "Presto"),
 }
 
 # Initialisation draws from torch's global generator, so two threads must not use it at the same time.
