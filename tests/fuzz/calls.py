@@ -346,7 +346,7 @@ def verbs() -> list[Verb]:
             bands=(["B02"], 3, {"B02": "no such"}),
             missing=NOT_WORDS,
             units=NOT_WORDS,
-            offset=("x", NAN, [1, 2]),
+            offset=("x", NAN, [1, 2, 3]),
             nodata=("x", [1]),
             mask=("no such", 3, np.zeros((2, 2))),
             dtype=("int8", "float64", 3),
