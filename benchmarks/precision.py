@@ -1,8 +1,9 @@
 """Compare scores and vectors of a model between runtimes and precisions: `python -m benchmarks.precision --data DATA`.
 
-Each variant (PyTorch and OpenVINO, float32 and bfloat16) encodes the same images of EuroSAT, of worldwide chips, of
-land-cover tiles and of plots with two dates, and is scored by the protocols of `deo_cube.evaluate`. Differences are
-paired: both on the same draws of groups. A variant that needs what this machine does not have is left out by name.
+Each variant (PyTorch and OpenVINO, float32 and bfloat16, and int8 where nncf is installed) encodes the same images of
+EuroSAT, of worldwide chips, of land-cover tiles and of plots with two dates, and is scored by the protocols of
+`deo_cube.evaluate`. Differences are paired: both on the same draws of groups. A variant that needs what this machine
+does not have is left out by name.
 
 ``--out docs/data/precision.json`` writes what the pages show; ``python -m benchmarks.precision --render FILE`` prints
 its tables.
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,10 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
+from benchmarks import int8
+from benchmarks.int8 import cosine_distances
 from deo_cube.embedding import runtime, transfer
+from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.registry import choose_stem, resolve
 from deo_cube.errors import DeoCubeError
 from deo_cube.evaluate import protocols, readers
@@ -32,7 +37,13 @@ from deo_cube.evaluate.scores import Score, compare
 
 Array = NDArray[Any]
 #: Runtime and precision; the first is what the others are compared with.
-VARIANTS = (("torch", "float32"), ("torch", "bfloat16"), ("openvino", "float32"), ("openvino", "bfloat16"))
+VARIANTS = (
+    ("torch", "float32"),
+    ("torch", "bfloat16"),
+    ("openvino", "float32"),
+    ("openvino", "bfloat16"),
+    *(("openvino", name) for name in int8.SCORED),
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +67,16 @@ class Config:
 class Variant:
     """A model in one runtime and precision, as the protocols call it: (B, C, H, W) DN to (B, D, h, w) float32."""
 
-    def __init__(self, model: str, name: str, precision: str) -> None:
-        self.model, self.precision = model, precision
-        self.ref = resolve(model)
+    def __init__(self, config: Config, name: str, precision: str) -> None:
+        self.model, self.data = config.model, config.data
+        self.ref = resolve(self.model)
         self.name = f"{name}, {precision}"
+        self.way = int8.SCORED.get(precision)
+        self.quantised: dict[tuple[str, int], Encoder] = {}
+        if self.way is not None:
+            import_module("nncf")
+            precision = self.way.precision
+        self.precision = precision
         installed = runtime.choose_runtime(
             name, self.ref, device="cpu", precision=precision, tile=self.ref.card.tile, prove=False
         )
@@ -74,20 +91,19 @@ class Variant:
         stem, order = choose_stem(self.ref.card, list(bands))
         ref = resolve(self.model, bands=list(stem.bands))
         # Tiles of each size and stem that a protocol uses are compiled: speed is not the question here.
-        encoder = runtime.encoder(ref, "cpu", False, self.precision, runtime=self.runtime, tile=array.shape[-1])
+        if self.way is None:
+            encoder = runtime.encoder(ref, "cpu", False, self.precision, runtime=self.runtime, tile=array.shape[-1])
+        else:
+            key = (stem.name, array.shape[-1])
+            if key not in self.quantised:
+                self.quantised[key] = int8.quantised(ref, self.data, array.shape[-1], self.way)
+            encoder = self.quantised[key]
         pixels = torch.from_numpy(np.ascontiguousarray(np.asarray(array, "float32")[:, order]))
         begun = time.process_time()
         with transfer.precise(self.precision, "cpu"):
             maps: Array = encoder.encode(pixels).float().numpy()
         self.seconds += time.process_time() - begun
         return maps
-
-
-def cosine_distances(a: Array, b: Array) -> Array:
-    """Return the cosine distance of each pair of vectors ``(D, ...)``."""
-    a, b = (v.reshape(len(v), -1).astype(np.float64) for v in (a, b))
-    lengths = np.maximum(np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0), 1e-12)
-    return np.maximum(1 - (a * b).sum(0) / lengths, 0)
 
 
 def tasks(config: Config) -> dict[str, Callable[[Variant], list[Score]]]:
@@ -138,8 +154,8 @@ def measure(config: Config) -> dict[str, Any]:
     exact_rgb: Array | None = None
     for name, precision in VARIANTS:
         try:
-            variant = Variant(config.model, name, precision)
-        except DeoCubeError as error:
+            variant = Variant(config, name, precision)
+        except (DeoCubeError, ImportError) as error:
             print(f"left out: {name}, {precision}: {error}", file=sys.stderr, flush=True)
             continue
         own = vectors(config, variant)
