@@ -644,8 +644,7 @@ def derived(array: Any) -> list[str]:
     graph, _ = layered(array)
     layers = graph.layers
     after = {name for name, layer in layers.items() if isinstance(layer, OutputLayer) or _tasks_in(layer)}
-    if not after:  # embeddings of series, whose layers are called after their function
-        after = {name for name in layers if name.startswith("embed_series_block")}
+    after = after or _series_in(layers)
     if not after:  # embeddings that were opened
         after = {name for name in layers if not graph.dependencies[name]}
     steps: list[str] = []
@@ -655,6 +654,16 @@ def derived(array: Any) -> list[str]:
             kind = name.rpartition("-")[0]
             steps += [] if kind.startswith(_SAME_VALUES) else [kind]
     return steps
+
+
+def has_series(array: Any) -> bool:
+    """Return whether an array is made by `embed_series`."""
+    return bool(_series_in(layered(array)[0].layers))
+
+
+def _series_in(layers: Iterable[str]) -> set[str]:
+    """Return the layers of `embed_series`, which Dask calls after their function."""
+    return {name for name in layers if name.startswith("embed_series_block")}
 
 
 def _in_order(graph: HighLevelGraph) -> list[str]:

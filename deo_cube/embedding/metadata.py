@@ -198,7 +198,7 @@ def derivation(emb: xr.DataArray) -> str | None:
     if model is None:
         return None
     before = emb.attrs.get(Attribute.DERIVED)
-    if emb.chunks is None or not (graph.block_tasks(emb.data) or graph.stored(emb.data)):
+    if emb.chunks is None or not (graph.block_tasks(emb.data) or graph.has_series(emb.data) or graph.stored(emb.data)):
         return str(before) if before is not None else f"values in memory, from {model} embeddings"
     steps = list(dict.fromkeys(_STEP.sub("", kind).replace("_", " ") for kind in graph.derived(emb.data)))
     if not steps:

@@ -190,7 +190,7 @@ def check_reads(card: ModelCard, *, series: bool) -> None:
     if card.series and not series:
         raise ArgumentError(
             f"model={card.alias!r} reads the months of a pixel, and not single dates: "
-            f"deo_cube.embed_series(cube, {card.alias!r}), or another model"
+            f"deo_cube.embed_series(cube, {card.alias!r}) (deo-cube embed-series), or another model"
         )
     if series and not card.series:
         raise ArgumentError(

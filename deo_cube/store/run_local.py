@@ -162,7 +162,10 @@ class ProgressBar(Progress):
 
     def add_progress_note(self, error: BaseException) -> None:
         """Add the number of finished blocks to `error`."""
-        error.add_note(f"{self.done} of {self.total} blocks are done and safe; the same call resumes from there")
+        if self.done:
+            error.add_note(f"{self.done} of {self.total} blocks are done and safe; the same call resumes from there")
+        else:
+            error.add_note("no block is done: the same call begins where it was, another one takes overwrite=True")
 
 
 class ComparisonBar(ProgressBar):

@@ -314,7 +314,9 @@ def test_a_store_of_series_is_written_opened_and_resumed(model: Path, tmp_path: 
     with pytest.raises(deo_cube.errors.StoreMismatchError):
         embed_series(cube, model, "year", how="first").deo.to_zarr(tmp_path / "s.zarr", progress=False)
     assert deo_cube.verify_store(tmp_path / "s.zarr").complete
-    assert "derived" not in repr(stored.deo)
+    assert "deo_cube:derived" not in stored.attrs
+    doubled = (2 * emb).assign_attrs(emb.attrs).deo.to_zarr(tmp_path / "twice.zarr", progress=False)
+    assert doubled.attrs["deo_cube:derived"] == "mul of small_presto embeddings"
 
 
 def test_heads_and_maps_take_them(model: Path) -> None:
@@ -332,3 +334,14 @@ def test_the_card_is_a_series_card() -> None:
     cards = {c.alias: c for c in map(card, deo_cube.list_models()["alias"])}
     assert [alias for alias, c in cards.items() if c.series] == ["presto"]
     assert isinstance(cards["presto"], ModelCard)
+
+
+def test_a_store_that_failed_before_its_first_block_takes_the_mended_call(model: Path, tmp_path: Path) -> None:
+    cube = cube_of(size=6)
+    marked = cube.where(cube["time"] != cube["time"][1], 65535).astype("uint16").assign_attrs(cube.attrs)
+    with pytest.raises(AmbiguousUnitsError, match="nodata=65535") as refused:
+        embed_series(marked, model, units="dn", offset=0).deo.to_zarr(tmp_path / "s.zarr", progress=False)
+    assert "overwrite=True" in "".join(refused.value.__notes__)
+    mended = embed_series(marked, model, units="dn", offset=0, nodata=65535)
+    stored = mended.deo.to_zarr(tmp_path / "s.zarr", progress=False, overwrite=True)
+    assert (stored["count"] == 11).all()
