@@ -33,7 +33,8 @@ from deo_cube.encoder import openvino_network
 from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.network_hash import network_hash
 from deo_cube.encoder.networks import conv, spectral
-from deo_cube.encoder.registry import EncoderRef, resolve
+from deo_cube.encoder.registry import EncoderRef, describe_timm, resolve
+from deo_cube.errors import UnknownModelError
 from deo_cube.evaluate import readers
 
 Array = NDArray[Any]
@@ -181,6 +182,7 @@ class Config:
     data: Path = Path("data")
     """Folder of the data sets' folders, as for `deo-cube evaluate`."""
     model: str = "tiny"
+    """Name of a model, or of one of timm, which gets random weights."""
     rgb: bool = False
     """Take the stem that reads red, green and blue."""
     side: int = 320
@@ -189,10 +191,24 @@ class Config:
     """Tiles timed per variant, by turns."""
 
 
+def reference(config: Config) -> EncoderRef:
+    """Return the reference of the model, which is described first if it is timm's (with random weights)."""
+    bands = ["B04", "B03", "B02"] if config.rgb else None
+    try:
+        return resolve(config.model, bands=bands)
+    except UnknownModelError:
+        options = {"img_size": config.side} if config.model.startswith("vit") else {}
+        every = resolve("tiny").stem.bands
+        return resolve(
+            describe_timm(config.model, config.model, bands=bands or every, tile=config.side, halo=0, options=options)
+        )
+
+
 def main(config: Config) -> None:
     """Print distance and time of every way."""
-    ref = resolve(config.model, bands=["B04", "B03", "B02"] if config.rgb else None)
-    bands, side = ref.stem.bands, config.side
+    side = config.side
+    ref = reference(config)
+    bands = ref.stem.bands
     scenes = test_scenes(config.data, side)
     test = np.stack([s.image[[s.bands.index(b) for b in bands], :side, :side] for s in scenes])
 
