@@ -143,11 +143,12 @@ def model_page(card: Any) -> str:
     where = f"`{w.file}`" + (f", `{w.repo}` at `{w.revision[:12]}`" if w.repo else f", <{w.url}>" if w.url else "")
     facts = {
         "name": f"`{card.name}`",
-        "gives": f"one {card.dim}-vector for {card.patch} x {card.patch} px (`{card.layer().name}`)",
+        "gives": f"one {card.dim}-vector "
+        + ("per pixel and series" if card.series else f"for {card.patch} x {card.patch} px (`{card.layer().name}`)"),
         "reads": "; ".join(f"{len(s.bands)} bands (`{s.name}`)" for s in card.stems),
         "pixels": f"{card.product_level}, {card.gsd:g} m, "
         + ("DN (reflectance x 10000, no offset)" if card.units == "dn" else "reflectance 0..1"),
-        "tile, halo": f"{card.tile} px, {card.halo} px",
+        **({} if card.series else {"tile, halo": f"{card.tile} px, {card.halo} px"}),
         "architecture": ", ".join(f"{k} {v}" for k, v in card.architecture.items()),
         "weights": f"{state}: {where}",
         "SHA-256": f"`{w.sha256}`" if w.sha256 else "not known",

@@ -1,0 +1,449 @@
+"""A cluster of several hosts on one machine: `python -m benchmarks.hosts` (Linux, as root).
+
+Scheduler, workers, client, object store and router are hosts of their own: network namespaces, joined by a bridge. Cube
+and embeddings are on a real S3 server (moto). Bandwidth is limited by the kernel (`tc tbf`); delays, and connections
+that are cut, are made by relays on the router, through which all traffic to the scheduler and to the object store goes
+(what the scheduler sends to a worker's own port is not delayed). Bytes are those that the kernel counts per host.
+
+In each round a store is written from the beginning. In rounds with kills, every few seconds a worker's host loses its
+processes (SIGKILL) and gets new ones, or its link for a few seconds, in turn. Where the call ends with an error it is
+made again, as its message says. At the end the store must be byte for byte that of an undisturbed run on one machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+ROOT = Path(__file__).parents[1]
+BRIDGE, NET = "deo0", "10.77.0"
+ROUTER, SCHEDULER, OBJECTS, CLIENT = "deo-router", "deo-scheduler", "deo-objects", "deo-client"
+WORKERS = ("deo-worker0", "deo-worker1")
+ADDRESS = {ROUTER: f"{NET}.1", SCHEDULER: f"{NET}.2", OBJECTS: f"{NET}.3", CLIENT: f"{NET}.4"} | {
+    name: f"{NET}.{11 + i}" for i, name in enumerate(WORKERS)
+}
+PORTS = {SCHEDULER: 8786, OBJECTS: 9000}
+KEYS = {"access_key_id": "KEY", "secret_access_key": "KEY", "region": "us-east-1"}
+BUCKET = "bench"
+#: The object that says which files were read: they are others here.
+SOURCES = "progress/sources"
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the hosts are joined by."""
+
+    name: str
+    rate: str = "1gbit"
+    """Of each host's link, each way."""
+    delay: float = 0.0
+    """Seconds each way, to the scheduler and to the object store."""
+    cut: float = 0.0
+    """Connections that are cut per second, one at random."""
+    kills: bool = False
+
+
+NETWORKS = (
+    Network("1 Gbit/s"),
+    Network("1 Gbit/s, 20 ms", delay=0.02),
+    Network("100 Mbit/s, 20 ms", "100mbit", 0.02),
+    Network("100 Mbit/s, 20 ms, a connection cut per 2 s", "100mbit", 0.02, cut=0.5),
+    Network("100 Mbit/s, 20 ms, hosts killed and unplugged", "100mbit", 0.02, kills=True),
+    Network("100 Mbit/s, 20 ms, all of it", "100mbit", 0.02, cut=0.5, kills=True),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How much."""
+
+    size: int = 2304
+    """Side of the cube, pixels."""
+    block: int = 288
+    model: str = "tiny"
+    networks: tuple[int, ...] = tuple(range(len(NETWORKS)))
+    """Positions in `NETWORKS`."""
+    seed: int = 0
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+@dataclass
+class Round:
+    """What came of one network."""
+
+    network: str
+    seconds: float = 0.0
+    km2: float = 0.0
+    blocks: int = 0
+    read: int = 0
+    """Bytes that the object store sent."""
+    written: int = 0
+    """Bytes that it received."""
+    scheduler: int = 0
+    """Bytes that the scheduler sent and received."""
+    kills: int = 0
+    unplugged: int = 0
+    calls: int = 1
+    errors: list[str] = field(default_factory=list)
+    """Errors that a call ended with, after which it was made again."""
+    wrong: int = 0
+    """Objects that differ from the undisturbed run, are missing, or are too many."""
+    load: float = 0.0
+
+
+def sh(*command: str, check: bool = True) -> str:
+    """Run a command and return what it prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def hosts() -> Iterator[None]:
+    """Make the hosts, and remove them with all that runs on them."""
+    remove()
+    try:
+        sh("ip", "link", "add", BRIDGE, "type", "bridge")
+        sh("ip", "link", "set", BRIDGE, "up")
+        for name, address in ADDRESS.items():
+            outside = f"v{address.rpartition('.')[2]}"
+            sh("ip", "netns", "add", name)
+            sh("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", name)
+            sh("ip", "link", "set", outside, "master", BRIDGE, "up")
+            sh("ip", "-n", name, "link", "set", "lo", "up")
+            sh("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+            sh("ip", "-n", name, "link", "set", "eth0", "up")
+        yield
+    finally:
+        remove()
+
+
+def remove() -> None:
+    """Remove what an earlier run may have left."""
+    for name, address in ADDRESS.items():
+        kill_all(name)
+        sh("ip", "netns", "del", name, check=False)
+        sh("ip", "link", "del", f"v{address.rpartition('.')[2]}", check=False)
+    sh("ip", "link", "del", BRIDGE, check=False)
+
+
+def kill_all(name: str) -> None:
+    """Kill every process of a host."""
+    for pid in sh("ip", "netns", "pids", name, check=False).split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def limit(rate: str) -> None:
+    """Limit the link of each host, each way."""
+    for name, address in ADDRESS.items():
+        shape = ("root", "tbf", "rate", rate, "burst", "256kb", "latency", "200ms")
+        sh("ip", "netns", "exec", name, "tc", "qdisc", "replace", "dev", "eth0", *shape)
+        sh("tc", "qdisc", "replace", "dev", f"v{address.rpartition('.')[2]}", *shape)
+
+
+def sent(name: str) -> tuple[int, int]:
+    """Return the bytes that a host has sent and received."""
+    found = json.loads(sh("ip", "-n", name, "-j", "-s", "link", "show", "eth0"))[0]["stats64"]
+    return found["tx"]["bytes"], found["rx"]["bytes"]
+
+
+def start(name: str, *command: str, log: Path) -> subprocess.Popen[bytes]:
+    """Start Python on a host."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "DEO_CUBE_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            ["ip", "netns", "exec", name, sys.executable, *command], stdout=out, stderr=out, env=env, cwd=ROOT
+        )
+
+
+def start_worker(name: str, log: Path) -> None:
+    """Start the worker of a host."""
+    start(
+        name, "-m", "distributed.cli.dask_worker", f"tcp://{ADDRESS[ROUTER]}:{PORTS[SCHEDULER]}",
+        "--nthreads", "1", "--no-dashboard", "--no-nanny", "--host", ADDRESS[name],
+        "--name", f"{name}-{time.time():.0f}", "--local-directory", str(log.parent / f"{name}.tmp"), log=log,
+    )  # fmt: skip
+
+
+def start_all(network: Network, folder: Path) -> None:
+    """Start scheduler, relays and workers; the object store runs through all rounds."""
+    for name in (ROUTER, SCHEDULER, *WORKERS):
+        kill_all(name)
+    limit(network.rate)
+    log = folder / "scheduler.log"
+    start(
+        SCHEDULER, "-m", "distributed.cli.dask_scheduler", "--host", ADDRESS[SCHEDULER],
+        "--port", str(PORTS[SCHEDULER]), "--no-dashboard", log=log,
+    )  # fmt: skip
+    for name in (SCHEDULER, OBJECTS):
+        start(
+            ROUTER, "-m", "benchmarks.hosts", "--relay", f"{ADDRESS[name]}:{PORTS[name]}", str(network.delay),
+            str(network.cut), log=folder / "relay.log",
+        )  # fmt: skip
+    for name in WORKERS:
+        start_worker(name, folder / f"{name}.log")
+
+
+def trouble(stop: threading.Event, found: Round, folder: Path, seed: int) -> None:
+    """Kill the processes of a worker's host, or unplug it for four seconds, in turn, until `stop`."""
+    rng = random.Random(seed)
+    for n in range(10**6):
+        if stop.wait(rng.uniform(4, 8)):
+            return
+        name = rng.choice(WORKERS)
+        if n % 2 == 0:
+            kill_all(name)
+            found.kills += 1
+            if stop.wait(2):
+                return
+            start_worker(name, folder / f"{name}.log")
+        else:
+            sh("ip", "-n", name, "link", "set", "eth0", "down")
+            found.unplugged += 1
+            stop.wait(4)
+            sh("ip", "-n", name, "link", "set", "eth0", "up")
+
+
+def run(network: Network, config: Config, folder: Path, expected: dict[str, str]) -> Round:
+    """Write a store over a network, and compare it."""
+    found = Round(network.name, load=os.getloadavg()[0])
+    start_all(network, folder)
+    url = f"s3://{BUCKET}/{hashlib.sha256(network.name.encode()).hexdigest()[:12]}.zarr"
+    before = {name: sent(name) for name in (OBJECTS, SCHEDULER)}
+    stop = threading.Event()
+    disturber = threading.Thread(target=trouble, args=(stop, found, folder, config.seed))
+    begun = time.perf_counter()
+    if network.kills:
+        disturber.start()
+    try:
+        while True:
+            log = folder / "client.log"
+            log.write_text("")
+            client = start(CLIENT, "-m", "benchmarks.hosts", "--client", url, config.model, str(config.block), log=log)
+            if client.wait() == 0:
+                break
+            found.errors.append(log.read_text().strip().splitlines()[-1][:200])
+            found.calls += 1
+            if found.calls > 20:
+                raise RuntimeError(f"{network.name}: not finished after 20 calls: {found.errors[-1]}")
+    finally:
+        stop.set()
+        if network.kills:
+            disturber.join()
+    found.seconds = time.perf_counter() - begun
+    after = {name: sent(name) for name in before}
+    found.km2 = config.size**2 * 1e-4
+    found.read, found.written = (b - a for a, b in zip(before[OBJECTS], after[OBJECTS], strict=True))
+    found.scheduler = sum(after[SCHEDULER]) - sum(before[SCHEDULER])
+    got = objects(url, endpoint(OBJECTS))
+    found.blocks = sum(name.startswith("embeddings/c/") for name in got)
+    names = got.keys() | expected.keys()
+    wrong = sorted(name for name in names - {SOURCES} if got.get(name) != expected.get(name))
+    found.wrong = len(wrong)
+    if wrong:
+        print(f"{network.name}: {wrong[:5]} differ", file=sys.stderr)
+    return found
+
+
+def endpoint(host: str) -> dict[str, str]:
+    """Return the options of the object store, as seen through a host."""
+    return {"endpoint": f"http://{ADDRESS[host]}:{PORTS[OBJECTS]}", **KEYS}
+
+
+def objects(url: str, options: dict[str, str]) -> dict[str, str]:
+    """Return the hashes of all objects of a store, read on the object store's host."""
+    code = (
+        "import hashlib, json, sys, obstore; from deo_cube.store import storage; "
+        "s = storage.locate(sys.argv[1], json.loads(sys.argv[2])).store; "
+        "names = [o['path'] for batch in obstore.list(s) for o in batch]; "
+        "print(json.dumps({n: hashlib.sha256(bytes(obstore.get(s, n).bytes())).hexdigest() for n in names}))"
+    )
+    printed = sh("ip", "netns", "exec", OBJECTS, sys.executable, "-c", code, url, json.dumps(options))
+    found: dict[str, str] = json.loads(printed.splitlines()[-1])
+    return found
+
+
+def files(path: Path) -> dict[str, str]:
+    """Return the hashes of all files of a store on disk."""
+    return {
+        p.relative_to(path).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in path.rglob("*")
+        if p.is_file()
+    }
+
+
+def lazy(cube: Any, model: str, block: int) -> Any:
+    """Return the embeddings that each round writes."""
+    import deo_cube
+
+    return deo_cube.embed(cube, model, block=block, anchor="array", units="dn", offset=0)
+
+
+def prepare(config: Config, folder: Path) -> dict[str, str]:
+    """Write the cube to the object store, embed it undisturbed on this machine, and return the hashes of its files."""
+    code = (
+        "import sys, json; from deo_cube.store import storage; import xarray as xr; "
+        "xr.open_zarr(sys.argv[1], chunks={}, mask_and_scale=False).to_zarr("
+        "storage.locate(sys.argv[2], json.loads(sys.argv[3])), mode='w', consolidated=True, zarr_format=3)"
+    )
+    import deo_cube
+
+    cube = deo_cube.synthetic_cube(size=config.size, times=1).isel(time=0, drop=True).drop_vars("SCL")
+    cube = cube.chunk(y=512, x=512)
+    cube.to_zarr(folder / "cube.zarr", zarr_format=3, consolidated=True)
+    options = json.dumps(endpoint(OBJECTS))
+    sh("ip", "netns", "exec", OBJECTS, sys.executable, "-c", code, str(folder / "cube.zarr"), f"s3://{BUCKET}/cube.zarr",
+       options)  # fmt: skip
+    emb = lazy(deo_cube.open_cube(folder / "cube.zarr"), config.model, config.block)
+    emb.deo.to_zarr(folder / "emb.zarr", progress=False)
+    return files(folder / "emb.zarr")
+
+
+def client(url: str, model: str, block: str) -> None:
+    """The client's process: embed the cube of the object store into `url` on the cluster."""
+    import distributed
+
+    import deo_cube
+    from deo_cube.store import storage
+
+    options = endpoint(ROUTER)
+    with distributed.Client(f"tcp://{ADDRESS[ROUTER]}:{PORTS[SCHEDULER]}", timeout=30) as joined:
+        joined.wait_for_workers(1, timeout=60)
+        emb = lazy(deo_cube.open_cube(storage.locate(f"s3://{BUCKET}/cube.zarr", options)), model, int(block))
+        deo_cube.to_zarr(emb, url, progress=False, storage_options=options)
+
+
+def relay(target: str, delay: str, cut: str) -> None:
+    """The router's process: pass connections on to a host, late, and cut one now and then."""
+    import asyncio
+
+    host, port = target.split(":")
+    open_pairs: list[asyncio.StreamWriter] = []
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[float, bytes]](256)
+
+        async def deliver() -> None:
+            while True:
+                due, data = await queue.get()
+                await asyncio.sleep(max(0.0, due - loop.time()))
+                if not data:
+                    sink.close()
+                    return
+                sink.write(data)
+                await sink.drain()
+
+        task = asyncio.create_task(deliver())
+        with contextlib.suppress(OSError):
+            while data := await source.read(1 << 16):
+                await queue.put((loop.time() + float(delay), data))
+        await queue.put((loop.time() + float(delay), b""))
+        with contextlib.suppress(OSError):
+            await task
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there, back = await asyncio.open_connection(host, int(port))
+        except OSError:
+            writer.close()
+            return
+        open_pairs.append(writer)
+        await asyncio.gather(pump(reader, back), pump(there, writer))
+        open_pairs.remove(writer)
+
+    async def cutting() -> None:
+        while float(cut):
+            await asyncio.sleep(random.expovariate(float(cut)))
+            if open_pairs:
+                random.choice(open_pairs).transport.abort()
+
+    async def serve() -> None:
+        server = await asyncio.start_server(accept, ADDRESS[ROUTER], int(port))
+        async with server:
+            await asyncio.gather(server.serve_forever(), cutting())
+
+    asyncio.run(serve())
+
+
+def main(config: Config) -> list[Round]:
+    """Run all networks, print a table, and write JSON."""
+    if os.geteuid() != 0 or not Path("/usr/sbin/tc").exists():
+        raise SystemExit("needs root and iproute2 (ip, tc): network namespaces are made and removed")
+    rounds: list[Round] = []
+    with tempfile.TemporaryDirectory(prefix="deo_cube_hosts") as scratch, hosts():
+        folder = Path(scratch)
+        start(
+            OBJECTS, "-m", "moto.server", "-H", ADDRESS[OBJECTS], "-p", str(PORTS[OBJECTS]), log=folder / "objects.log"
+        )
+        make_bucket()
+        expected = prepare(config, folder)
+        for position in config.networks:
+            one = run(NETWORKS[position], config, folder, expected)
+            rounds.append(one)
+            print(one, flush=True)
+            if config.out is not None:
+                figures = {"config": asdict(config) | {"out": None}, "rounds": [asdict(r) for r in rounds]}
+                config.out.write_text(json.dumps(figures, indent=1) + "\n")
+    print(table(rounds))
+    return rounds
+
+
+def make_bucket() -> None:
+    """Wait for the object store, and make the bucket."""
+    code = f"import urllib.request as u; u.urlopen(u.Request('{endpoint(OBJECTS)['endpoint']}/{BUCKET}', method='PUT'))"
+    for _ in range(60):
+        if (
+            subprocess.run(["ip", "netns", "exec", OBJECTS, sys.executable, "-c", code], capture_output=True).returncode
+            == 0
+        ):
+            return
+        time.sleep(1)
+    raise RuntimeError("the object store does not answer")
+
+
+def table(rounds: Sequence[Round]) -> str:
+    """Return the results as Markdown."""
+    lines = [
+        "| network | km²/s | seconds | read, MB | written, MB | per km², kB | scheduler, MB | hosts killed | unplugged "
+        "| calls | wrong objects |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rounds:
+        moved = (r.read + r.written) / r.km2 / 1e3
+        lines.append(
+            f"| {r.network} | {r.km2 / r.seconds:.1f} | {r.seconds:.0f} | {r.read / 1e6:.0f} | {r.written / 1e6:.0f} | "
+            f"{moved:.0f} | {r.scheduler / 1e6:.1f} | {r.kills} | {r.unplugged} | {r.calls} | {r.wrong} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--relay", nargs=3)
+    parser.add_argument("--client", nargs=3)
+    own, _ = parser.parse_known_args()
+    if own.relay:
+        relay(*own.relay)
+    elif own.client:
+        client(*own.client)
+    else:
+        main(tyro.cli(Config, description=__doc__))
