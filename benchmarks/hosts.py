@@ -5,9 +5,12 @@ and embeddings are on a real S3 server (moto). Bandwidth is limited by the kerne
 that are cut, are made by relays on the router, through which all traffic to the scheduler and to the object store goes
 (what the scheduler sends to a worker's own port is not delayed). Bytes are those that the kernel counts per host.
 
-In each round a store is written from the beginning. In rounds with kills, every few seconds a worker's host loses its
-processes (SIGKILL) and gets new ones, or its link for a few seconds, in turn. Where the call ends with an error it is
-made again, as its message says. At the end the store must be byte for byte that of an undisturbed run on one machine.
+In each round a store is written from the beginning. In rounds with kills, every 15 to 25 seconds a worker's host loses
+its processes (SIGKILL), or its link for a few seconds, in turn. A worker that ends is started again, as a service
+would: a worker of Dask ends when it loses its scheduler. Where the call ends with an error it is made again, as its
+message says. At the end the store must be byte for byte that of an undisturbed run on one machine.
+
+`python -m benchmarks.hosts --render --out docs/data/hosts.json` writes the table of docs/cluster.md.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from typing import Any
 import tyro
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "cluster.md"
 BRIDGE, NET = "deo0", "10.77.0"
 ROUTER, SCHEDULER, OBJECTS, CLIENT = "deo-router", "deo-scheduler", "deo-objects", "deo-client"
 WORKERS = ("deo-worker0", "deo-worker1")
@@ -63,9 +67,9 @@ NETWORKS = (
     Network("1 Gbit/s"),
     Network("1 Gbit/s, 20 ms", delay=0.02),
     Network("100 Mbit/s, 20 ms", "100mbit", 0.02),
-    Network("100 Mbit/s, 20 ms, a connection cut per 2 s", "100mbit", 0.02, cut=0.5),
+    Network("100 Mbit/s, 20 ms, a connection cut per 20 s", "100mbit", 0.02, cut=0.05),
     Network("100 Mbit/s, 20 ms, hosts killed and unplugged", "100mbit", 0.02, kills=True),
-    Network("100 Mbit/s, 20 ms, all of it", "100mbit", 0.02, cut=0.5, kills=True),
+    Network("100 Mbit/s, 20 ms, both", "100mbit", 0.02, cut=0.05, kills=True),
 )
 
 
@@ -82,6 +86,8 @@ class Config:
     seed: int = 0
     out: Path | None = None
     """JSON file for the results."""
+    render: bool = False
+    """Measure nothing, and write the table of `out` to the page."""
 
 
 @dataclass
@@ -100,6 +106,8 @@ class Round:
     """Bytes that the scheduler sent and received."""
     kills: int = 0
     unplugged: int = 0
+    started: int = 0
+    """Workers that were started again."""
     calls: int = 1
     errors: list[str] = field(default_factory=list)
     """Errors that a call ended with, after which it was made again."""
@@ -175,9 +183,9 @@ def start(name: str, *command: str, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def start_worker(name: str, log: Path) -> None:
+def start_worker(name: str, log: Path) -> subprocess.Popen[bytes]:
     """Start the worker of a host."""
-    start(
+    return start(
         name, "-m", "distributed.cli.dask_worker", f"tcp://{ADDRESS[ROUTER]}:{PORTS[SCHEDULER]}",
         "--nthreads", "1", "--no-dashboard", "--no-nanny", "--host", ADDRESS[name],
         "--name", f"{name}-{time.time():.0f}", "--local-directory", str(log.parent / f"{name}.tmp"), log=log,
@@ -185,7 +193,7 @@ def start_worker(name: str, log: Path) -> None:
 
 
 def start_all(network: Network, folder: Path) -> None:
-    """Start scheduler, relays and workers; the object store runs through all rounds."""
+    """Start scheduler and relays; the object store runs through all rounds."""
     for name in (ROUTER, SCHEDULER, *WORKERS):
         kill_all(name)
     limit(network.rate)
@@ -199,23 +207,28 @@ def start_all(network: Network, folder: Path) -> None:
             ROUTER, "-m", "benchmarks.hosts", "--relay", f"{ADDRESS[name]}:{PORTS[name]}", str(network.delay),
             str(network.cut), log=folder / "relay.log",
         )  # fmt: skip
-    for name in WORKERS:
-        start_worker(name, folder / f"{name}.log")
+
+
+def keep_workers(stop: threading.Event, found: Round, folder: Path) -> None:
+    """Start the workers, and those that end again, until `stop`."""
+    workers = {name: start_worker(name, folder / f"{name}.log") for name in WORKERS}
+    while not stop.wait(1):
+        for name, process in workers.items():
+            if process.poll() is not None:
+                workers[name] = start_worker(name, folder / f"{name}.log")
+                found.started += 1
 
 
 def trouble(stop: threading.Event, found: Round, folder: Path, seed: int) -> None:
     """Kill the processes of a worker's host, or unplug it for four seconds, in turn, until `stop`."""
     rng = random.Random(seed)
     for n in range(10**6):
-        if stop.wait(rng.uniform(4, 8)):
+        if stop.wait(rng.uniform(15, 25)):
             return
         name = rng.choice(WORKERS)
         if n % 2 == 0:
             kill_all(name)
             found.kills += 1
-            if stop.wait(2):
-                return
-            start_worker(name, folder / f"{name}.log")
         else:
             sh("ip", "-n", name, "link", "set", "eth0", "down")
             found.unplugged += 1
@@ -230,10 +243,12 @@ def run(network: Network, config: Config, folder: Path, expected: dict[str, str]
     url = f"s3://{BUCKET}/{hashlib.sha256(network.name.encode()).hexdigest()[:12]}.zarr"
     before = {name: sent(name) for name in (OBJECTS, SCHEDULER)}
     stop = threading.Event()
-    disturber = threading.Thread(target=trouble, args=(stop, found, folder, config.seed))
-    begun = time.perf_counter()
+    threads = [threading.Thread(target=keep_workers, args=(stop, found, folder))]
     if network.kills:
-        disturber.start()
+        threads.append(threading.Thread(target=trouble, args=(stop, found, folder, config.seed)))
+    for thread in threads:
+        thread.start()
+    begun = time.perf_counter()
     try:
         while True:
             log = folder / "client.log"
@@ -247,8 +262,8 @@ def run(network: Network, config: Config, folder: Path, expected: dict[str, str]
                 raise RuntimeError(f"{network.name}: not finished after 20 calls: {found.errors[-1]}")
     finally:
         stop.set()
-        if network.kills:
-            disturber.join()
+        for thread in threads:
+            thread.join()
     found.seconds = time.perf_counter() - begun
     after = {name: sent(name) for name in before}
     found.km2 = config.size**2 * 1e-4
@@ -386,9 +401,17 @@ def relay(target: str, delay: str, cut: str) -> None:
 
 def main(config: Config) -> list[Round]:
     """Run all networks, print a table, and write JSON."""
+    if config.render and config.out is not None:
+        rounds = [Round(**r) for r in json.loads(config.out.read_text())["rounds"]]
+        text = PAGE.read_text(encoding="utf-8")
+        begin, end = "<!-- bench: hosts -->\n", "<!-- /bench -->"
+        before, after = text.split(begin)[0], text.split(begin)[1].split(end, 1)[1]
+        PAGE.write_text(f"{before}{begin}\n{table(rounds)}\n\n{end}{after}", encoding="utf-8")
+        return rounds
     if os.geteuid() != 0 or not Path("/usr/sbin/tc").exists():
         raise SystemExit("needs root and iproute2 (ip, tc): network namespaces are made and removed")
-    rounds: list[Round] = []
+    rounds = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hosts are removed
     with tempfile.TemporaryDirectory(prefix="deo_cube_hosts") as scratch, hosts():
         folder = Path(scratch)
         start(
@@ -424,14 +447,14 @@ def table(rounds: Sequence[Round]) -> str:
     """Return the results as Markdown."""
     lines = [
         "| network | km²/s | seconds | read, MB | written, MB | per km², kB | scheduler, MB | hosts killed | unplugged "
-        "| calls | wrong objects |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| workers started again | calls | wrong objects |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rounds:
         moved = (r.read + r.written) / r.km2 / 1e3
         lines.append(
             f"| {r.network} | {r.km2 / r.seconds:.1f} | {r.seconds:.0f} | {r.read / 1e6:.0f} | {r.written / 1e6:.0f} | "
-            f"{moved:.0f} | {r.scheduler / 1e6:.1f} | {r.kills} | {r.unplugged} | {r.calls} | {r.wrong} |"
+            f"{moved:.0f} | {r.scheduler / 1e6:.1f} | {r.kills} | {r.unplugged} | {r.started} | {r.calls} | {r.wrong} |"
         )
     return "\n".join(lines)
 

@@ -301,7 +301,9 @@ def verify(
         return 0
     if what is None:
         raise ArgumentError("verify needs the name of a model, a store of embeddings, or --published FILE")
-    if is_url(what) or ((path := local_path(what)).exists() and not (path / "card.json").exists()):
+    path = local_path(what)
+    # A store's usual name is one, though nothing is there: no model is called so.
+    if is_url(what) or path.suffix == ".zarr" or (path.exists() and not (path / "card.json").exists()):
         from deo_cube.store.open import verify_store
 
         state = verify_store(what, repair=repair, progress=True)

@@ -59,6 +59,17 @@ def test_verify_checks_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "tiny" in capsys.readouterr().out
 
 
+def test_verify_takes_what_is_called_like_a_store_for_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.zarr").mkdir()
+    assert run("verify", "missing.zarr") == 2
+    assert "missing.zarr does not exist" in capsys.readouterr().err
+    assert run("verify", "empty.zarr") == 2
+    assert "empty.zarr is an empty folder" in capsys.readouterr().err
+
+
 def test_bands_of_a_file_that_only_counts_them_are_named(cube: Path, tmp_path: Path) -> None:
     import rioxarray  # noqa: F401
 

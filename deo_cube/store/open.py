@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ from deo_cube.progress import Progress
 from deo_cube.store import create, storage, template
 from deo_cube.store.create import existing
 from deo_cube.store.layout import FINGERPRINT, GENERATION, GROUP, PATH, STATE, Record, is_whole
-from deo_cube.store.storage import locate
+from deo_cube.store.storage import is_local, locate
 from deo_cube.store.template import BLOCKS, FORMAT, IDENTITY, WINDOW
 
 __all__ = ["StoreStatus", "is_embeddings", "open_embeddings", "opened", "status", "verify_store"]
@@ -111,7 +112,8 @@ def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> S
 def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
     found = existing(store, mode)
     if found is None:
-        raise StoreMismatchError(f"{store} does not exist")
+        what = "is an empty folder, and not a store" if is_local(store) and Path(store).is_dir() else "does not exist"
+        raise StoreMismatchError(f"{store} {what}: emb.deo.to_zarr(path), or deo-cube embed, writes one")
     if IDENTITY not in found.attrs:
         raise StoreMismatchError(
             f"{store} was not made by deo_cube (no {IDENTITY} in its attributes, which a copy by xarray may lack): "

@@ -232,7 +232,7 @@ def test_another_cube_of_the_same_place_and_time_is_refused(
 
 def test_looking_at_an_empty_folder_leaves_it_and_a_store_takes_its_place(tmp_path: Path) -> None:
     (tmp_path / "e.zarr").mkdir()
-    with pytest.raises(StoreMismatchError, match="does not exist"):
+    with pytest.raises(StoreMismatchError, match="empty folder"):
         verify_store(tmp_path / "e.zarr")
     assert (tmp_path / "e.zarr").is_dir()
     assert write(embed(cube_at((40, 40)), **SMALL), tmp_path / "e.zarr").shape == (2, 20, 11, 11)
