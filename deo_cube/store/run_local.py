@@ -165,7 +165,9 @@ class ProgressBar(Progress):
         if self.done:
             error.add_note(f"{self.done} of {self.total} blocks are done and safe; the same call resumes from there")
         else:
-            error.add_note("no block is done: the same call begins where it was, another one takes overwrite=True")
+            error.add_note(
+                f"0 of {self.total} blocks are done: the same call resumes; another one takes overwrite=True"
+            )
 
 
 class ComparisonBar(ProgressBar):
