@@ -282,7 +282,9 @@ def test_every_page_is_in_the_menu() -> None:
             return {entry}
         return set().union(*map(targets, entry.values() if isinstance(entry, dict) else entry))
 
-    made = {path for path, _ in HOOKS.generated() if path.endswith(".md")}
+    # Not asked of `generated`: notebooks are converted by a package that only the site needs.
+    made = {name.removeprefix("docs/") for name in MADE} | {f"notebooks/{name}.md" for name in HOOKS.NOTEBOOKS}
+    made |= {"architecture.md", "changelog.md", "contributing.md"}
     written = {name.removeprefix("docs/") for name in WRITTEN if name.startswith("docs/")}
     assert targets(config["nav"]) == made | written
 
