@@ -18,7 +18,10 @@ from deo_cube.encoder.networks.adapters import Network, seeded_network
 from deo_cube.encoder.normalize import RGB, Units, choose_normalization, normalize, to_units
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, MissingBandsError, TilePlanError
 
-__all__ = ["Encoder", "source_hash"]
+__all__ = ["Encoder", "series_batch", "source_hash"]
+
+#: Months of all series of a batch together: what stays near the caches of a core.
+SERIES_MONTHS = 1024
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 
@@ -169,14 +172,22 @@ class Encoder:
         if not all(1 <= m <= 12 for m in months):
             raise ArgumentError(f"months: expected numbers of 1 to 12, got {list(months)}")
         order = [self.stem.bands.index(b) for b in names]
-        x = torch.full((*given.shape[:2], len(self.stem.bands)), torch.nan, device=self.device)
-        x[:, :, order] = given.to(self.device).to(torch.float32)
-        seen = torch.isfinite(x)
-        x = normalize(x.transpose(1, 2)[..., None], self.stem, self.normalization)[..., 0].transpose(1, 2)
         steps = torch.tensor([m - 1 for m in months], device=self.device)
         network: Any = self.network
+        size = series_batch(len(months))
+        out = torch.empty((len(given), self.layer.dim), dtype=torch.float32, device=self.device)
         with torch.inference_mode(), encoder_products(self.device):
-            return _as_given(network.series(x, seen, steps, where.to(self.device), bands=order), values)
+            for start in range(0, len(given), size):
+                part = given[start : start + size].to(self.device).to(torch.float32)
+                # Filled up with empty series to batches of one size: a vector depends on its own series alone.
+                x = torch.full((size, len(months), len(self.stem.bands)), torch.nan, device=self.device)
+                x[: len(part), :, order] = part
+                at = torch.zeros((size, 2), dtype=torch.float64, device=self.device)
+                at[: len(part)] = where[start : start + size]
+                seen = torch.isfinite(x)
+                x = normalize(x.transpose(1, 2)[..., None], self.stem, self.normalization)[..., 0].transpose(1, 2)
+                out[start : start + size] = network.series(x, seen, steps, at, bands=order)[: len(part)]
+        return _as_given(out, values)
 
     def _refuse_series(self) -> None:
         if self.card.series:
@@ -262,8 +273,14 @@ def _tensor(batch: Any) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
+def series_batch(months: int) -> int:
+    """Return the number of series that are encoded at a time."""
+    return max(1, SERIES_MONTHS // months)
+
+
 def _as_given(out: Tensor, batch: Array) -> Array:
-    result: Any = out if isinstance(batch, Tensor) else out.cpu().numpy()
+    # NumPy has no bfloat16, which a caller's autocast gives.
+    result: Any = out if isinstance(batch, Tensor) else out.float().cpu().numpy()
     return result  # type: ignore[no-any-return]
 
 

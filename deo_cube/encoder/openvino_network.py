@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.reference import reference_input
+from deo_cube.encoder.torch_state import plain_torch
 from deo_cube.errors import DeviceError
 from deo_cube.options import get_option
 
@@ -117,7 +118,8 @@ class OpenVINONetwork(nn.Module):
             )
         # Errors of cleaning up are ignored: on Windows a file that is mapped cannot be removed.
         with tempfile.TemporaryDirectory(prefix="deo_cube-openvino-", ignore_cleanup_errors=True) as scratch:
-            folder = _cached(card, network, sha256, stem, layer, channels, tile, Path(scratch))
+            with plain_torch():  # what is traced is kept for later processes
+                folder = _cached(card, network, sha256, stem, layer, channels, tile, Path(scratch))
             try:
                 self._compiled = _compile(folder, precision, threads)
             except Exception as error:  # RuntimeError and others of the library

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard, Reference
 from deo_cube.encoder.matmul import encoder_products
+from deo_cube.encoder.torch_state import plain_torch
 
 __all__ = ["reference_distance", "reference_input", "reference_output", "with_reference"]
 
@@ -30,9 +31,7 @@ def reference_output(card: ModelCard, network: nn.Module, *, stem: str, size: in
     layer = card.layer().name
     x = reference_input(len(card.stem(stem).bands), size).to(device)
     run: Any = network
-    # The proof is in float32, though the caller may be computing in bfloat16.
-    whole = torch.autocast(torch.device(device).type, enabled=False)
-    with torch.inference_mode(), whole, encoder_products(device):
+    with plain_torch(device), torch.inference_mode(), encoder_products(device):
         maps: Tensor = run.forward_features(x, stem, (layer,))[layer]
     return maps[0].mean(dim=(1, 2)).cpu()
 

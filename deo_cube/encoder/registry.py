@@ -292,10 +292,9 @@ class EncoderRef:
         WeightsMismatchError
             If the file is not that of the call, does not fill the network, or misses the reference vector.
         """
-        import torch
+        from deo_cube.encoder.torch_state import plain_torch
 
-        # A caller may have another default device, or be in inference mode, when the first block runs.
-        with torch.device("cpu"), torch.inference_mode(False):
+        with plain_torch():
             return self._load(device, check=check)
 
     def _load(self, device: str | None, *, check: bool) -> Encoder:

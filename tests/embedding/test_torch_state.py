@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +56,30 @@ def test_a_callers_settings_change_no_vector(
     np.testing.assert_array_equal(found, expected)
     # And the encoder that was loaded then is the same afterwards.
     np.testing.assert_array_equal(cube.deo.embed("tiny", dtype="float32").compute(), expected)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_network_that_is_converted_under_a_callers_settings_is_the_same(
+    cube: xr.Dataset, state: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    options: dict[str, Any] = {"dtype": "float32", "tile": 64, "halo": 0, "runtime": "openvino"}
+    found = []
+    for setting in (contextlib.nullcontext, STATES[state]):
+        runtime._encoders.clear()
+        with deo_cube.set_options(cache_dir=tmp_path / setting.__name__), setting():
+            found.append(cube.deo.embed("tiny", **options).compute(scheduler="synchronous"))
+    runtime._encoders.clear()
+    np.testing.assert_array_equal(*found)
+
+
+def test_numpy_gets_float32_under_autocast() -> None:
+    encoder = deo_cube.load_encoder("tiny", device="cpu")
+    pixels = np.random.default_rng(0).uniform(200, 4000, (1, 10, 64, 64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps, vectors = encoder.encode(pixels), encoder.pool(pixels)
+    assert maps.dtype == vectors.dtype == np.float32
+    np.testing.assert_allclose(maps, encoder.encode(pixels), atol=0.1 * np.abs(maps).max())
 
 
 @pytest.mark.parametrize("state", STATES)
