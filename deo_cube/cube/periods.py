@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from deo_cube import arguments
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["Period", "periods"]
+__all__ = ["Period", "coordinates_of", "periods"]
 
 _NAMES = {"year": "YS", "season": "QS-DEC", "quarter": "QS", "month": "MS"}
 
@@ -68,6 +68,25 @@ def periods(of_time: pd.DatetimeIndex, freq: Any) -> list[Period]:
         ordered = tuple(int(i) for i in order if int(i) in chosen)
         found.append(Period(start, start + offset - pd.Timedelta(seconds=1), ordered))
     return found
+
+
+def coordinates_of(groups: Sequence[Period], attrs: Mapping[Any, Any] | None = None) -> dict[str, Any]:
+    """Return the coordinates of an array along periods: `time`, their ends, and the number of their dates.
+
+    Parameters
+    ----------
+    groups : sequence of Period
+        Along `time`, which is the start of each.
+    attrs : mapping, optional
+        Of `time`.
+    """
+    starts, ends = (np.array([getattr(g, end) for g in groups], "datetime64[ns]") for end in ("start", "end"))
+    return {
+        "time": ("time", starts, dict(attrs or {})),
+        "start_datetime": ("time", starts, {"long_name": "first second of the period"}),
+        "end_datetime": ("time", ends, {"long_name": "last second of the period"}),
+        "dates": ("time", np.array([len(g.positions) for g in groups]), {"long_name": "dates in the period"}),
+    }
 
 
 def _own(of_time: pd.DatetimeIndex, pair: Any) -> Period:

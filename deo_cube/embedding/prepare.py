@@ -26,7 +26,7 @@ from deo_cube.encoder.registry import card as card_of
 from deo_cube.errors import ArgumentError, DeoCubeError, TilePlanError, UnknownModelError, joined
 from deo_cube.options import resolve as option
 
-__all__ = ["Cube", "Prepared", "check_reads", "prepare"]
+__all__ = ["Cube", "Prepared", "prepare"]
 
 Cube = xr.Dataset | xr.DataArray
 
@@ -73,7 +73,7 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True, series: b
         As `embed`. Of a cube with several problems one error lists them all.
     """
     cube = cube_of(cube)
-    check_reads(card_of(option("model", options.model)), series=series)
+    _check_reads(card_of(option("model", options.model)), series=series)
     variables = dict(options.bands) if isinstance(options.bands, Mapping) else None
     stem_bands = None if options.bands is None or variables is not None else list(options.bands)
     ref = resolve(
@@ -179,7 +179,7 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True, series: b
     )
 
 
-def check_reads(card: ModelCard, *, series: bool) -> None:
+def _check_reads(card: ModelCard, *, series: bool) -> None:
     """Refuse a model that reads series where one of single dates is needed, and the other way round.
 
     Raises

@@ -1,8 +1,8 @@
 """`ds.deo.embed_series()`: one vector per pixel of all its months, by a model that reads series.
 
 The dates of each month are joined to one by `composite`, which removes clouds and offsets. A month without a clear date
-stays without data, and takes no part. Pixels are encoded in batches of one size, filled up with empty series, so that a
-vector depends on its own pixel alone and not on chunks.
+stays without data, and takes no part. A vector depends on its own pixel alone, and not on chunks
+(`Encoder.encode_series`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.composite import composite
 from deo_cube.cube.eopf import cube_of
-from deo_cube.cube.periods import Period, periods
+from deo_cube.cube.periods import Period, coordinates_of, periods
 from deo_cube.cube.times import dates
 from deo_cube.embedding import graph, metadata, runtime
 from deo_cube.embedding.embed import check_device, warn_of_level
@@ -40,8 +40,6 @@ __all__ = ["embed_series", "embed_series_block"]
 
 Array = NDArray[Any]
 
-#: Months of pixels that are encoded at a time, of all pixels of a batch together: what stays near a core's caches.
-MONTHS = 1024
 #: Side of a block of a cube that has no chunks, pixels.
 BLOCK = 256
 
@@ -76,7 +74,7 @@ def embed_series(
     how : {"median", "least_cloudy", "first"}
         How the dates of a month become one, as in `composite`.
     weights : path, optional
-        Weights file. Default: from the folder `DEO_CUBE_WEIGHTS`, or the publisher's address.
+        Weights file. Default: as in `embed`.
     bands : mapping, optional
         The cube's variable for a band of the model (``{"B08": "nir_10m"}``).
     missing : {"raise", "nearest", "leave_out"}
@@ -154,11 +152,14 @@ def _all_of(of_time: pd.DatetimeIndex) -> Period:
 def _needed(cube: Cube, p: Prepared) -> xr.Dataset:
     """Return the bands of the model under their names, and SCL, on Dask."""
     pairs = {"SCL": p.match.scl, **dict(zip(p.match.bands, p.match.variables, strict=True))}
+    # A variable without rows and columns may be the grid mapping.
     if isinstance(cube, xr.DataArray):
         labels = [str(v) for v in cube[p.match.band_dim].values]
         cube = cube.assign_coords({p.match.band_dim: labels}).to_dataset(p.match.band_dim)
+    others = {str(n): v for n, v in cube.data_vars.items() if not {p.dims.y, p.dims.x} & set(v.dims)}
     # One variable may serve two bands (`missing="nearest"`).
-    cube = xr.Dataset({band: cube[name] for band, name in pairs.items() if name is not None}, attrs=cube.attrs)
+    bands = {band: cube[name] for band, name in pairs.items() if name is not None}
+    cube = xr.Dataset(others | bands, attrs=cube.attrs)
     return cube if cube.chunks else cube.chunk({p.dims.y: BLOCK, p.dims.x: BLOCK})
 
 
@@ -273,20 +274,17 @@ def embed_series_block(values: Array, rows: Array, columns: Array, *, series: Se
 
 
 def _in_batches(values: Array, place: Array, series: SeriesBlock) -> Array:
-    """Return the vectors (n, D) of series (n, T, C) on the lanes of the device, in batches of one size."""
+    """Return the vectors (n, D) of series (n, T, C) on the lanes of the device."""
+    from deo_cube.encoder.encoder import series_batch
+
     device = runtime.choose_device(series.device)
     encoder = runtime.encoder(series.ref, device)
-    size = max(1, MONTHS // len(series.months))
+    size = series_batch(len(series.months))
 
     def work(starts: Sequence[int]) -> Array:
-        (start,) = starts
-        part, where = values[start : start + size], place[start : start + size]
-        lacking = size - len(part)
-        if lacking:
-            part = np.concatenate([part, np.full((lacking, *part.shape[1:]), np.nan, part.dtype)])
-            where = np.concatenate([where, np.zeros((lacking, 2))])
-        vectors: Array = encoder.encode_series(part, series.months, where, bands=series.bands)
-        return vectors[: size - lacking]
+        part = slice(starts[0], starts[0] + size)
+        vectors: Array = encoder.encode_series(values[part], series.months, place[part], bands=series.bands)
+        return vectors
 
     done = runtime.run_batches(range(0, len(values), size), work, batch=1, device=device, key=series.ref.fingerprint)
     return np.concatenate([vectors for _, vectors in done])
@@ -297,18 +295,10 @@ def _wrap(cube: Cube, p: Prepared, state: da.Array, groups: list[Period], freq: 
     shown = freq if isinstance(freq, str) else "period"
     attrs = {"long_name": f"{card.alias} embeddings"} | metadata.provenance(p, cube)
     attrs[Attribute.AGGREGATE] = metadata.to_json({"freq": shown, "how": "series", "month": how})
-    plane, starts = ("time", y, x), np.array([g.start for g in groups], "datetime64[ns]")
     values = state[:, : card.dim].astype(p.dtype)
     out = xr.DataArray(values, dims=("time", "embedding", y, x), name="embeddings", attrs=attrs)
-    coords: dict[str, Any] = {
-        "time": ("time", starts),
-        "start_datetime": ("time", starts, {"long_name": "first second of the period"}),
-        "end_datetime": (
-            "time",
-            np.array([g.end for g in groups], "datetime64[ns]"),
-            {"long_name": "last second of the period"},
-        ),
-        "dates": ("time", np.array([len(g.positions) for g in groups]), {"long_name": "dates in the period"}),
+    plane = ("time", y, x)
+    coords = coordinates_of(groups) | {
         "valid": (plane, state[:, -2], {"long_name": "share of the months with data", "units": "1"}),
         "count": (plane, state[:, -1].astype("int16"), {"long_name": "months with data", "units": "1"}),
     }

@@ -248,12 +248,8 @@ class SeriesEncode:
 
     def series(self, data: Series) -> Array:
         """Return one vector (N, D) per pixel of a set."""
-        values = np.where(data.valid[:, :, None], data.values, np.nan).astype("float32")
-        size = max(1, 3072 // len(data.months))
-        parts = [slice(i, i + size) for i in range(0, len(values), size)]
-        return np.concatenate(
-            [self.encoder.encode_series(values[s], data.months, data.place[s], bands=data.bands) for s in parts]
-        )
+        values = np.where(data.valid[:, :, None], data.values, np.nan)
+        return np.asarray(self.encoder.encode_series(values, data.months, data.place, bands=data.bands))
 
 
 def as_encode(model: Any, *, device: str | None = None) -> Any:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from deo_cube import arguments
 from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
-from deo_cube.cube.periods import periods
+from deo_cube.cube.periods import coordinates_of, periods
 from deo_cube.cube.times import dates
 from deo_cube.embedding import metadata
 from deo_cube.errors import ArgumentError
@@ -108,12 +108,7 @@ def aggregate(emb: Any, freq: str | Sequence[tuple[Any, Any]], *, how: How = "me
     attrs["cell_methods"] = f"time: {how}"
     result = xr.DataArray(vectors, dims=("time", "embedding", y, x), name=emb.name, attrs=attrs)
     plane = ("time", y, x)
-    starts, ends = (np.array([getattr(g, end) for g in groups], "datetime64[ns]") for end in ("start", "end"))
-    coords: dict[str, Any] = {
-        "time": ("time", starts, emb["time"].attrs),
-        "start_datetime": ("time", starts, {"long_name": "first second of the period"}),
-        "end_datetime": ("time", ends, {"long_name": "last second of the period"}),
-        "dates": ("time", np.array([len(g.positions) for g in groups]), {"long_name": "dates in the period"}),
+    coords: dict[str, Any] = coordinates_of(groups, emb["time"].attrs) | {
         "valid": (plane, fraction, {"long_name": "mean valid fraction of the dates that contributed", "units": "1"}),
         "count": (plane, count.astype("int16"), {"long_name": "dates that contributed", "units": "1"}),
     }

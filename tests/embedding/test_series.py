@@ -247,6 +247,26 @@ def test_a_cube_of_one_array_is_read_too(model: Path) -> None:
     np.testing.assert_array_equal(vectors(stacked, model, units="dn", offset=0), vectors(cube, model))
 
 
+def test_a_grid_mapping_that_is_a_variable_is_kept(model: Path) -> None:
+    cube = cube_of(size=6)
+    mapped = cube.drop_vars("spatial_ref").assign(crs=((), 0, cube["spatial_ref"].attrs))
+    for name in BANDS:
+        mapped[name].attrs["grid_mapping"] = "crs"
+    np.testing.assert_array_equal(vectors(mapped, model), vectors(cube, model))
+
+
+def test_a_series_is_encoded_alike_whatever_is_beside_it(model: Path) -> None:
+    encoder = deo_cube.load_encoder(model, device="cpu")
+    rng = np.random.default_rng(0)
+    values, place = rng.uniform(200, 4000, (700, 3, 10)), rng.uniform(0, 60, (700, 2))
+    values[rng.uniform(size=values.shape) < 0.1] = np.nan
+    together = encoder.encode_series(values, [11, 12, 1], place)
+    alone = [encoder.encode_series(values[i : i + 1], [11, 12, 1], place[i : i + 1])[0] for i in (0, 341, 699)]
+    np.testing.assert_array_equal(alone, together[[0, 341, 699]])
+    as_tensor = encoder.encode_series(torch.from_numpy(values), [11, 12, 1], place)
+    np.testing.assert_array_equal(as_tensor, together)
+
+
 def test_models_of_the_other_kind_are_refused_and_the_advice_works(model: Path, tmp_path: Path) -> None:
     cube = cube_of(size=32)
     with pytest.raises(ArgumentError, match="embed_series"):

@@ -14,12 +14,15 @@ from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from deo_cube.encoder.networks import check_input
+from deo_cube.encoder.networks.timm_import import import_timm
 from deo_cube.errors import ArgumentError
 
 __all__ = ["GROUPS", "Presto"]
+
+import_timm()
+from timm.models.vision_transformer import Block  # noqa: E402
 
 #: Groups of the ten bands B02 B03 B04 B05 B06 B07 B08 B8A B11 B12 -> positions in that order.
 GROUPS: Mapping[str, tuple[int, ...]] = {
@@ -33,38 +36,6 @@ RED, NIR = 2, 6
 # Channels of every group in the published file, in the order of its channel embeddings.
 _CHANNELS = {"S1": 2, **{name: len(bands) for name, bands in GROUPS.items()}, "ERA5": 2, "SRTM": 2, "NDVI": 1}
 _LAND_COVER = 10
-
-
-class _Attention(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
-        return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-class _Mlp(nn.Module):
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
-
-
-class _Block(nn.Module):
-    def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn, self.mlp = _Attention(dim, heads), _Mlp(dim, int(dim * mlp_ratio))
-
-    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x), seen)
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
 class Presto(nn.Module):
@@ -111,7 +82,9 @@ class Presto(nn.Module):
         # Month of the year and position in the series: fixed tables, which the published file holds.
         self.month_embed = nn.Embedding(12, quarter)
         self.pos_embed = nn.Parameter(torch.zeros(1, months, dim - 2 * quarter), requires_grad=False)
-        self.blocks = nn.ModuleList(_Block(dim, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(dim)
         self.layers = {"norm": (dim, 1)}
 
@@ -161,7 +134,7 @@ class Presto(nn.Module):
         anything = torch.stack(list(parts.values())).any(dim=0).any(dim=1)
         known = torch.cat([torch.ones_like(anything)[:, None], *parts.values()], dim=1)
         for block in self.blocks:
-            y = block(y, known)
+            y = block(y, attn_mask=known[:, None, None])
         mean = torch.where(known[..., None], y, 0).sum(dim=1) / known.sum(dim=1, keepdim=True)
         # The place alone would have a vector as well, which says nothing of the ground.
         return torch.where(anything[:, None], self.norm(mean), math.nan)
