@@ -423,12 +423,12 @@ def check_job(job: Job) -> bool | None:
     (values, *planes), inputs = _compute(job, encode=False)
     if entry.inputs == inputs:
         return True
-    if entry.inputs is not None and entry.inputs == _compute(job, encode=False, undated=False)[1]:
-        return True
     if values is not None and not graph.has_blocks(job.graph):
         # Nothing is encoded: the block itself was computed, and its output is compared.
         return bool(entry.output == job.target.layout.checksum(job.block, values, *planes))
-    return None if entry.inputs is None else False
+    if entry.inputs is None:
+        return None
+    return entry.inputs == _compute(job, encode=False, undated=False)[1]
 
 
 def _compute(job: Job, *, encode: bool = True, undated: bool = True) -> tuple[list[Any], int]:
