@@ -20,9 +20,19 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from deo_cube import cli_errors, cli_help, cli_outputs
 from deo_cube.constants import PRECISIONS, RUNTIMES
-from deo_cube.embedding.options import EmbedOptions, Model, RunOptions, changed_options
+from deo_cube.embedding.options import (
+    BandsOption,
+    EmbedOptions,
+    Model,
+    Nodata,
+    Offset,
+    RunOptions,
+    Units,
+    Weights,
+    changed_options,
+)
 from deo_cube.errors import ArgumentError, DeoCubeError
-from deo_cube.flags import BANDS, INTEGER, NUMBER, NUMBER_OR_WORD, TEXT, choice
+from deo_cube.flags import INTEGER, NUMBER, TEXT, choice
 from deo_cube.options import set_options
 from deo_cube.paths import is_url, local_path
 
@@ -210,20 +220,12 @@ def embed_series(
     how: Annotated[
         Literal["median", "least_cloudy", "first"], arg(help="how the dates of a month become one")
     ] = "median",
-    weights: Annotated[str | None, TEXT, arg(help="weights file", help_behavior_hint="(default: automatic)")] = None,
-    bands: Annotated[
-        dict[str, str] | None,
-        BANDS,
-        arg(help="B04=red B08=4 ...: band of the model, variable of the cube", help_behavior_hint="(default: by name)"),
-    ] = None,
+    weights: Weights = None,
+    bands: BandsOption = None,
     missing: Annotated[Literal["raise", "nearest", "leave_out"], arg(help="for a band that the cube lacks")] = "raise",
-    units: Annotated[str, arg(help="of the stored values: auto, dn, reflectance, percent")] = "auto",
-    offset: Annotated[str | float, NUMBER_OR_WORD, arg(help="DN to add: auto, 0 or -1000", metavar="auto|DN")] = "auto",
-    nodata: Annotated[
-        str | float | None,
-        NUMBER_OR_WORD,
-        arg(help="stored value that means no measurement", metavar="auto|none|NUMBER"),
-    ] = "auto",
+    units: Units = "auto",
+    offset: Offset = "auto",
+    nodata: Nodata = "auto",
     dtype: Annotated[Literal["float16", "float32"], arg(help="of the embeddings")] = "float16",
     device: Annotated[
         str | None, TEXT, arg(help="cpu, cuda, cuda:1", help_behavior_hint="(default: automatic)")

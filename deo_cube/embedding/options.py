@@ -50,6 +50,24 @@ _OF_CARD = "(default: the card's)"
 _AUTOMATIC = "(default: automatic)"
 
 
+# Options that several commands have, with their help.
+Weights = Annotated[str | Path | None, TEXT, arg(help="weights file", help_behavior_hint=_AUTOMATIC)]
+BandsOption = Annotated[
+    Bands | None,
+    BANDS,
+    arg(help="B04=red B08=4 ...: band of the model, variable of the cube", help_behavior_hint="(default: by name)"),
+]
+Units = Annotated[str, choice(_UNITS), arg(help="of the stored values")]
+Offset = Annotated[
+    str | float | Sequence[float], NUMBER_OR_WORD, arg(help="DN to add: auto, 0 or -1000", metavar="auto|DN")
+]
+Nodata = Annotated[
+    str | float | None,
+    NUMBER_OR_WORD,
+    arg(help="stored value that means no measurement", metavar="auto|none|NUMBER"),
+]
+
+
 # Compared by identity: masks are arrays, whose == is another array.
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EmbedOptions:
@@ -64,22 +82,12 @@ class EmbedOptions:
     """
 
     model: Annotated[Model | None, TEXT, arg(help="name of a model, or folder of a training run")] = Default("tiny")
-    weights: Annotated[str | Path | None, TEXT, arg(help="weights file", help_behavior_hint=_AUTOMATIC)] = None
-    bands: Annotated[
-        Bands | None,
-        BANDS,
-        arg(help="B04=red B08=4 ...: band of the model, variable of the cube", help_behavior_hint="(default: by name)"),
-    ] = None
+    weights: Weights = None
+    bands: BandsOption = None
     missing: Annotated[Missing, arg(help="for a band that the cube lacks")] = "raise"
-    units: Annotated[str, choice(_UNITS), arg(help="of the stored values")] = "auto"
-    offset: Annotated[
-        str | float | Sequence[float], NUMBER_OR_WORD, arg(help="DN to add: auto, 0 or -1000", metavar="auto|DN")
-    ] = "auto"
-    nodata: Annotated[
-        str | float | None,
-        NUMBER_OR_WORD,
-        arg(help="stored value that means no measurement", metavar="auto|none|NUMBER"),
-    ] = "auto"
+    units: Units = "auto"
+    offset: Offset = "auto"
+    nodata: Nodata = "auto"
     mask: Annotated[
         Mask | None,
         TEXT,
