@@ -5,8 +5,9 @@ and embeddings are on a real S3 server (moto). Bandwidth is limited by the kerne
 that are cut, are made by relays on the router, through which all traffic to the scheduler and to the object store goes
 (what the scheduler sends to a worker's own port is not delayed). Bytes are those that the kernel counts per host.
 
-In each round a store is written from the beginning. In rounds with kills, every 15 to 25 seconds a worker's host loses
-its processes (SIGKILL), or its link for a few seconds, in turn. A worker that ends is started again, as a service
+In each round a store is written from the beginning. In rounds with faults, every 8 to 16 seconds one of these occurs,
+in turn: a worker's host loses its processes (SIGKILL); the object store cannot be reached for five seconds; a worker's
+host loses its link for four; the scheduler cannot be reached for ten. A worker that ends is started again, as a service
 would: a worker of Dask ends when it loses its scheduler. Where the call ends with an error it is made again, as its
 message says. At the end the store must be byte for byte that of an undisturbed run on one machine.
 
@@ -22,6 +23,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -58,19 +60,23 @@ class Network:
     """Of each host's link, each way."""
     delay: float = 0.0
     """Seconds each way, to the scheduler and to the object store."""
-    cut: float = 0.0
-    """Connections that are cut per second, one at random."""
-    kills: bool = False
+    cut_objects: float = 0.0
+    """Connections to the object store that are cut per second, one at random."""
+    cut_scheduler: float = 0.0
+    """Connections to the scheduler that are cut per second: each costs a worker, or the client its call."""
+    faults: bool = False
 
 
 NETWORKS = (
     Network("1 Gbit/s"),
-    Network("1 Gbit/s, 20 ms", delay=0.02),
     Network("100 Mbit/s, 20 ms", "100mbit", 0.02),
-    Network("100 Mbit/s, 20 ms, a connection cut per 20 s", "100mbit", 0.02, cut=0.05),
-    Network("100 Mbit/s, 20 ms, hosts killed and unplugged", "100mbit", 0.02, kills=True),
-    Network("100 Mbit/s, 20 ms, both", "100mbit", 0.02, cut=0.05, kills=True),
+    Network("100 Mbit/s, 20 ms, S3 connections cut", "100mbit", 0.02, cut_objects=1.0),
+    Network("100 Mbit/s, 20 ms, all connections cut", "100mbit", 0.02, cut_objects=0.5, cut_scheduler=0.05),
+    Network("100 Mbit/s, 20 ms, faults", "100mbit", 0.02, faults=True),
+    Network("100 Mbit/s, 20 ms, cuts and faults", "100mbit", 0.02, cut_objects=0.5, cut_scheduler=0.05, faults=True),
 )
+#: Seconds without the object store, and without the scheduler.
+OUTAGE = {OBJECTS: 5.0, SCHEDULER: 10.0}
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,10 @@ class Config:
     model: str = "tiny"
     networks: tuple[int, ...] = tuple(range(len(NETWORKS)))
     """Positions in `NETWORKS`."""
+    rounds: int = 1
+    """Times that each network is measured, in shuffled order."""
+    merge: bool = False
+    """Add to the rounds that `out` holds."""
     seed: int = 0
     out: Path | None = None
     """JSON file for the results."""
@@ -104,8 +114,13 @@ class Round:
     """Bytes that it received."""
     scheduler: int = 0
     """Bytes that the scheduler sent and received."""
+    workers: list[int] = field(default_factory=list)
+    """Bytes that each worker's host sent and received."""
+    cuts: int = 0
     kills: int = 0
     unplugged: int = 0
+    outages: dict[str, int] = field(default_factory=dict)
+    """How often the object store and the scheduler could not be reached."""
     started: int = 0
     """Workers that were started again."""
     calls: int = 1
@@ -202,10 +217,11 @@ def start_all(network: Network, folder: Path) -> None:
         SCHEDULER, "-m", "distributed.cli.dask_scheduler", "--host", ADDRESS[SCHEDULER],
         "--port", str(PORTS[SCHEDULER]), "--no-dashboard", log=log,
     )  # fmt: skip
-    for name in (SCHEDULER, OBJECTS):
+    (folder / "cuts").write_bytes(b"")
+    for name, cut in ((SCHEDULER, network.cut_scheduler), (OBJECTS, network.cut_objects)):
         start(
-            ROUTER, "-m", "benchmarks.hosts", "--relay", f"{ADDRESS[name]}:{PORTS[name]}", str(network.delay),
-            str(network.cut), log=folder / "relay.log",
+            ROUTER, "-m", "benchmarks.hosts", "--relay", f"{ADDRESS[ROUTER]}:{PORTS[name]}",
+            f"{ADDRESS[name]}:{PORTS[name]}", str(network.delay), str(cut), str(folder), log=folder / "relay.log",
         )  # fmt: skip
 
 
@@ -219,33 +235,45 @@ def keep_workers(stop: threading.Event, found: Round, folder: Path) -> None:
                 found.started += 1
 
 
-def trouble(stop: threading.Event, found: Round, folder: Path, seed: int) -> None:
-    """Kill the processes of a worker's host, or unplug it for four seconds, in turn, until `stop`."""
+def faults(stop: threading.Event, found: Round, folder: Path, seed: int) -> None:
+    """Kill or unplug a worker's host, or make the object store or the scheduler unreachable, in turn, until `stop`."""
     rng = random.Random(seed)
     for n in range(10**6):
-        if stop.wait(rng.uniform(15, 25)):
+        if stop.wait(rng.uniform(8, 16)):
             return
         name = rng.choice(WORKERS)
-        if n % 2 == 0:
+        if n % 4 == 0:
             kill_all(name)
             found.kills += 1
-        else:
+        elif n % 4 == 2:
             sh("ip", "-n", name, "link", "set", "eth0", "down")
             found.unplugged += 1
             stop.wait(4)
             sh("ip", "-n", name, "link", "set", "eth0", "up")
+        else:
+            lost = OBJECTS if n % 4 == 1 else SCHEDULER
+            found.outages[lost] = found.outages.get(lost, 0) + 1
+            outage(folder, PORTS[lost], OUTAGE[lost], stop)
 
 
-def run(network: Network, config: Config, folder: Path, expected: dict[str, str]) -> Round:
-    """Write a store over a network, and compare it."""
+def outage(folder: Path, port: int, seconds: float, stop: threading.Event) -> None:
+    """Have the relay of a port cut its connections, and take no other, for some seconds."""
+    closed = folder / f"closed-{port}"
+    closed.touch()
+    stop.wait(seconds)
+    closed.unlink()
+
+
+def run(network: Network, config: Config, folder: Path, expected: dict[str, str], n: int) -> Round:
+    """Write the n-th store over a network, and compare it."""
     found = Round(network.name, load=os.getloadavg()[0])
     start_all(network, folder)
-    url = f"s3://{BUCKET}/{hashlib.sha256(network.name.encode()).hexdigest()[:12]}.zarr"
-    before = {name: sent(name) for name in (OBJECTS, SCHEDULER)}
+    url = f"s3://{BUCKET}/{n}.zarr"
+    before = {name: sent(name) for name in (OBJECTS, SCHEDULER, *WORKERS)}
     stop = threading.Event()
     threads = [threading.Thread(target=keep_workers, args=(stop, found, folder))]
-    if network.kills:
-        threads.append(threading.Thread(target=trouble, args=(stop, found, folder, config.seed)))
+    if network.faults:
+        threads.append(threading.Thread(target=faults, args=(stop, found, folder, config.seed + n)))
     for thread in threads:
         thread.start()
     begun = time.perf_counter()
@@ -269,6 +297,8 @@ def run(network: Network, config: Config, folder: Path, expected: dict[str, str]
     found.km2 = config.size**2 * 1e-4
     found.read, found.written = (b - a for a, b in zip(before[OBJECTS], after[OBJECTS], strict=True))
     found.scheduler = sum(after[SCHEDULER]) - sum(before[SCHEDULER])
+    found.workers = [sum(after[name]) - sum(before[name]) for name in WORKERS]
+    found.cuts = (folder / "cuts").stat().st_size
     got = objects(url, endpoint(OBJECTS))
     found.blocks = sum(name.startswith("embeddings/c/") for name in got)
     names = got.keys() | expected.keys()
@@ -347,11 +377,15 @@ def client(url: str, model: str, block: str) -> None:
         deo_cube.to_zarr(emb, url, progress=False, storage_options=options)
 
 
-def relay(target: str, delay: str, cut: str) -> None:
-    """The router's process: pass connections on to a host, late, and cut one now and then."""
+def relay(listen: str, target: str, delay: str, cut: str, folder: str) -> None:
+    """The router's process: pass connections on to a host, late, and cut one now and then.
+
+    While ``folder/closed-PORT`` exists there are no connections. Each cut adds a byte to ``folder/cuts``.
+    """
     import asyncio
 
-    host, port = target.split(":")
+    (here, port), (host, there_port) = listen.split(":"), target.split(":")
+    closed = Path(folder) / f"closed-{port}"
     open_pairs: list[asyncio.StreamWriter] = []
 
     async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -377,9 +411,11 @@ def relay(target: str, delay: str, cut: str) -> None:
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            there, back = await asyncio.open_connection(host, int(port))
+            if closed.exists():
+                raise OSError("closed")
+            there, back = await asyncio.open_connection(host, int(there_port))
         except OSError:
-            writer.close()
+            writer.transport.abort()
             return
         open_pairs.append(writer)
         await asyncio.gather(pump(reader, back), pump(there, writer))
@@ -390,11 +426,20 @@ def relay(target: str, delay: str, cut: str) -> None:
             await asyncio.sleep(random.expovariate(float(cut)))
             if open_pairs:
                 random.choice(open_pairs).transport.abort()
+                with (Path(folder) / "cuts").open("ab") as cuts:
+                    cuts.write(b".")
+
+    async def closing() -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            if closed.exists():
+                for writer in open_pairs:
+                    writer.transport.abort()
 
     async def serve() -> None:
-        server = await asyncio.start_server(accept, ADDRESS[ROUTER], int(port))
+        server = await asyncio.start_server(accept, here, int(port))
         async with server:
-            await asyncio.gather(server.serve_forever(), cutting())
+            await asyncio.gather(server.serve_forever(), cutting(), closing())
 
     asyncio.run(serve())
 
@@ -410,7 +455,11 @@ def main(config: Config) -> list[Round]:
         return rounds
     if os.geteuid() != 0 or not Path("/usr/sbin/tc").exists():
         raise SystemExit("needs root and iproute2 (ip, tc): network namespaces are made and removed")
-    rounds = []
+    rounds: list[Round] = []
+    if config.merge and config.out is not None and config.out.exists():
+        rounds = [Round(**r) for r in json.loads(config.out.read_text())["rounds"]]
+    order = [position for position in config.networks for _ in range(config.rounds)]
+    random.Random(config.seed).shuffle(order)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hosts are removed
     with tempfile.TemporaryDirectory(prefix="deo_cube_hosts") as scratch, hosts():
         folder = Path(scratch)
@@ -419,8 +468,8 @@ def main(config: Config) -> list[Round]:
         )
         make_bucket()
         expected = prepare(config, folder)
-        for position in config.networks:
-            one = run(NETWORKS[position], config, folder, expected)
+        for n, position in enumerate(order):
+            one = run(NETWORKS[position], config, folder, expected, n)
             rounds.append(one)
             print(one, flush=True)
             if config.out is not None:
@@ -444,24 +493,33 @@ def make_bucket() -> None:
 
 
 def table(rounds: Sequence[Round]) -> str:
-    """Return the results as Markdown."""
+    """Return the results as Markdown, one row per network: medians of speeds and bytes, sums of what happened."""
     lines = [
-        "| network | km²/s | seconds | read, MB | written, MB | per km², kB | scheduler, MB | hosts killed | unplugged "
-        "| workers started again | calls | wrong objects |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| network | runs | km²/s | S3, kB per km² | worker, kB per km² | scheduler, kB per km² | connections cut "
+        "| hosts killed | unplugged | S3 out | scheduler out | workers started again | calls | wrong objects |",
+        "|" + "---|" * 14,
     ]
-    for r in rounds:
-        moved = (r.read + r.written) / r.km2 / 1e3
-        lines.append(
-            f"| {r.network} | {r.km2 / r.seconds:.1f} | {r.seconds:.0f} | {r.read / 1e6:.0f} | {r.written / 1e6:.0f} | "
-            f"{moved:.0f} | {r.scheduler / 1e6:.1f} | {r.kills} | {r.unplugged} | {r.started} | {r.calls} | {r.wrong} |"
-        )
+    for name in dict.fromkeys(r.network for r in rounds):
+        of = [r for r in rounds if r.network == name]
+        per_km2 = {
+            "s3": [(r.read + r.written) / r.km2 / 1e3 for r in of],
+            "worker": [sum(r.workers) / len(r.workers) / r.km2 / 1e3 for r in of],
+            "scheduler": [r.scheduler / r.km2 / 1e3 for r in of],
+        }
+        speed = statistics.median(r.km2 / r.seconds for r in of)
+        counts = [
+            sum(r.cuts for r in of), sum(r.kills for r in of), sum(r.unplugged for r in of),
+            sum(r.outages.get(OBJECTS, 0) for r in of), sum(r.outages.get(SCHEDULER, 0) for r in of),
+            sum(r.started for r in of), sum(r.calls for r in of), sum(r.wrong for r in of),
+        ]  # fmt: skip
+        cells = [name, len(of), f"{speed:.1f}", *(f"{statistics.median(v):.0f}" for v in per_km2.values()), *counts]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--relay", nargs=3)
+    parser.add_argument("--relay", nargs=5)
     parser.add_argument("--client", nargs=3)
     own, _ = parser.parse_known_args()
     if own.relay:

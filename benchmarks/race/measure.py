@@ -47,7 +47,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Course:
-    """One race: a model, a cube, halos, block sizes; `runners` who takes part (none named: all)."""
+    """One race: a model, a cube, halos, block sizes; `runners` who takes part (none named: all).
+
+    With `as_it_comes`, the part `runtimes` gives the alternatives the encoder in torch as it comes alone.
+    """
 
     model: str
     size: int
@@ -56,6 +59,7 @@ class Course:
     blocks: tuple[int, ...]
     bare_tiles: int = 24
     runners: tuple[str, ...] = ()
+    as_it_comes: bool = False
 
     def cases(self) -> list[tuple[str, int, int]]:
         """(runner, halo, block wanted); runners that know no blocks come once a halo."""
@@ -209,7 +213,8 @@ def runtimes(
         except DeoCubeError as error:
             out["skipped"][f"{name}, {precision}"] = str(error)
             continue
-        for runner in ("bare", "plan", "deo_cube embed", *RIVALS[name]):
+        same_encoder = () if course.as_it_comes else RIVALS[name]
+        for runner in ("bare", "plan", "deo_cube embed", *same_encoder):
             jobs.append((runner, f"{name}, {precision}", own))
     jobs.append(("rasterio loop", "as it comes", setting))
     jobs.append(("dask map_blocks / map_overlap", "as it comes", setting))
