@@ -87,6 +87,8 @@ def _valid_fraction(good: NDArray[np.bool_], plan: TilePlan, index: BlockIndex) 
     good = good & ((r >= 0) & (r < h))[:, None] & ((c >= 0) & (c < w))[None, :]
     p, halo = plan.patch, plan.halo
     core = good[halo : halo + rows.tiles * plan.core, halo : halo + columns.tiles * plan.core]
+    if core.all():
+        return np.ones((rows.out_size, columns.out_size), np.float32)
     counts = core.reshape(core.shape[0] // p, p, core.shape[1] // p, p).sum(axis=(1, 3), dtype=np.int64)
     counts = counts[rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
     fraction: NDArray[np.float32] = (counts / (p * p)).astype(np.float32)

@@ -502,7 +502,7 @@ def checksum(values: np.ndarray, *planes: np.ndarray) -> int:
     """Return the CRC-32 of a block as it is stored."""
     crc = 0
     for part in (values, *planes):
-        crc = zlib.crc32(np.ascontiguousarray(part).tobytes(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(part).data, crc)
     return crc
 
 
