@@ -25,15 +25,15 @@ def draw(data: Path, out: Path = OUT, *, size: int = 512) -> None:
 
     pixels = cube(data / "places" / SCENE, size)
     options = {"units": "dn", "offset": 0, "nodata": 0}
-    vectors = pixels.deo.embed(**options).squeeze("time", drop=True).compute()
-    classes = pixels.deo.segment(**options).squeeze("time", drop=True).compute()
-    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.8), layout="constrained")
+    vectors = pixels.deo.embed(**options).compute()
+    classes = pixels.deo.segment(**options).compute()
+    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.0), layout="constrained")
     true_colour = pixels.sel(band=["B04", "B03", "B02"])
-    (true_colour / 2200).clip(0, 1).deo.plot(ax=axes[0], title="Sentinel-2, true colour")
+    (true_colour / 1600).clip(0, 1).deo.plot(ax=axes[0], title="Sentinel-2, true colour")
     vectors.deo.plot(ax=axes[1], title="ds.deo.embed(), PCA colours")
     classes.deo.plot(ax=axes[2], title="ds.deo.segment(), no labels given")
-    figure.savefig(out, dpi=90)
-    Image.open(out).convert("RGB").quantize(200).save(out, optimize=True)
+    figure.savefig(out, dpi=100)
+    Image.open(out).convert("RGB").save(out, optimize=True)
 
 
 if __name__ == "__main__":

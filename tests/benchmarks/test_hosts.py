@@ -143,5 +143,5 @@ def test_a_store_written_by_several_hosts_is_that_of_one(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr[-2000:]
     (found,) = json.loads(out.read_text())["rounds"]
     assert found["wrong"] == 0
-    assert found["blocks"] > 4
+    assert found["blocks"] == 4
     assert min(found["workers"]) > 0
