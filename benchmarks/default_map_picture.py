@@ -7,6 +7,7 @@ on the dates shown.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,17 @@ def draw(data: Path, out: Path = OUT) -> None:
     figure.legend(handles=handles, ncol=9, loc="lower center", fontsize=8)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(out, dpi=72)
-    Image.open(out).convert("RGB").quantize(128).save(out, optimize=True)
+    with_few_colours(Image.open(out).convert("RGB"), colors.values()).save(out, optimize=True)
+
+
+def with_few_colours(image: Image.Image, kept: Iterable[str]) -> Image.Image:
+    """Return an image of 256 colours, among which are those to be kept: pictures have few pixels of rare classes."""
+    exact = [round(255 * v) for color in kept for v in mpl.colors.to_rgb(color)]
+    found = image.quantize(256 - len(exact) // 3).getpalette()
+    assert found is not None
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(exact + found)
+    return image.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 if __name__ == "__main__":
