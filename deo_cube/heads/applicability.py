@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deo_cube.arguments import number
 from deo_cube.errors import ArgumentError, LabelsError
-from deo_cube.heads.cells import gather
+from deo_cube.heads.cells import CellVectors, gather
 from deo_cube.heads.geometries import cells_of, clean, into_grid, north_up
 from deo_cube.heads.rasters import lattice_mean, read_around
 from deo_cube.heads.regression import RegressionHead
@@ -72,30 +72,16 @@ def applicability(
     """
     emb = as_embeddings(embeddings, "embeddings")
     block = None if block is None else number("block", block, above=0)
-    known = _of_head(training, emb) if isinstance(training, RegressionHead) else None
-    if known is None:
-        known = _of_labels(training, emb, column, layer, crs)
-    known = known.part(MAX_TRAINING)
-    scaled = _Scaled.of(known.vectors)
+    of_head = isinstance(training, RegressionHead)
+    known = _of_head(training, emb) if of_head else _of_labels(training, emb, column, layer, crs)
+    known = known.subsample(MAX_TRAINING)
+    scaled = _Scaled.of(known.vectors.astype("float64"))
     threshold = scaled.threshold(known, block)
     attrs = {"long_name": "dissimilarity to the training data", "units": "1", "threshold": threshold}
     return map_vectors(scaled.dissimilarity, [emb], name="dissimilarity", attrs=attrs)
 
 
-@dataclass(frozen=True)
-class _Training:
-    vectors: Array
-    x: Array
-    y: Array
-
-    def part(self, most: int) -> _Training:
-        if len(self.vectors) <= most:
-            return self
-        i = np.sort(np.random.default_rng(0).choice(len(self.vectors), most, replace=False))
-        return _Training(self.vectors[i], self.x[i], self.y[i])
-
-
-def _of_head(head: RegressionHead, emb: xr.DataArray) -> _Training | None:
+def _of_head(head: RegressionHead, emb: xr.DataArray) -> CellVectors:
     vectors = head.tensors.get("training.vectors")
     if vectors is None or not len(vectors):
         raise ArgumentError("training: the head keeps no training vectors, pass the targets that it was fitted on")
@@ -108,16 +94,16 @@ def _of_head(head: RegressionHead, emb: xr.DataArray) -> _Training | None:
     if len(places) != len(vectors):
         # Without places every vector is a block of its own.
         places = np.stack([np.arange(len(vectors), dtype="float64"), np.zeros(len(vectors))], axis=1)
-    return _Training(vectors.astype("float64"), places[:, 0], places[:, 1])
+    return CellVectors(vectors, places[:, 0], places[:, 1], np.arange(len(vectors)), cell_size=0.0, crs=head.crs)
 
 
-def _of_labels(labels: Any, emb: xr.DataArray, column: Any, layer: Any, crs: Any) -> _Training:
+def _of_labels(labels: Any, emb: xr.DataArray, column: Any, layer: Any, crs: Any) -> CellVectors:
     first = emb.isel(time=0) if "time" in emb.dims else emb
     rows, cols = labelled_cells(labels, emb, column=column, layer=layer, crs=crs)
     cells = gather(first, rows, cols)
     if len(cells.vectors) < 2:
         raise LabelsError(f"at least two training places must have a valid embedding, found {len(cells.vectors)}")
-    return _Training(cells.vectors.astype("float64"), cells.x, cells.y)
+    return cells
 
 
 def labelled_cells(
@@ -171,7 +157,7 @@ class _Scaled:
         v = (vectors - self.mean) / self.scale
         return np.asarray(np.sqrt(_squares(v, self.known).min(axis=1)) / self.distance)
 
-    def threshold(self, training: _Training, block: float | None) -> float:
+    def threshold(self, training: CellVectors, block: float | None) -> float:
         """Return the upper whisker of the dissimilarities between training vectors of different blocks."""
         own = np.full(len(self.known), np.nan)
         for train, test in _folds(training, block):
@@ -183,7 +169,7 @@ class _Scaled:
         return float(own[own <= high + 1.5 * (high - low)].max())
 
 
-def _folds(training: _Training, block: float | None) -> Sequence[tuple[Array, Array]]:
+def _folds(training: CellVectors, block: float | None) -> Sequence[tuple[Array, Array]]:
     side = block or max(np.ptp(training.x), np.ptp(training.y)) / 6
     try:
         return blocks(training.x, training.y, side, folds=5)

@@ -13,12 +13,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.arguments import integer, number
-from deo_cube.errors import ArgumentError
 from deo_cube.heads.base import BaseHead, ModelId, category_attrs, check_model
+from deo_cube.heads.cells import TrainingVectors
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.estimators import Fitted, Opaque, as_arrays, checked_function, fitted_copy, refuse_opaque
-from deo_cube.heads.labels import LabelledVectors, LabelOptions, label_vectors
-from deo_cube.heads.splits import blocks
+from deo_cube.heads.labels import LabelOptions, class_counts, label_vectors
 from deo_cube.heads.vectors import map_vectors
 
 __all__ = ["ClassifierHead"]
@@ -75,14 +74,15 @@ class ClassifierHead(BaseHead):
         most = integer("most", most)
         block = None if block is None else number("block", block, above=0)
         buffer = None if buffer is None else number("buffer", buffer, minimum=0)
-        data = label_vectors(arrays, labels, label_options).subsample(most)
-        report = data.counts() | _validated(data, estimator, block, buffer)
-        fitted = fitted_copy(estimator, data.vectors, data.codes, None)
-        function = as_arrays(fitted, data.vectors, data.codes, data.classes.codes)
+        data, classes = label_vectors(arrays, labels, label_options)
+        data = data.subsample_classes(most)
+        report = class_counts(data, classes) | _validated(data, estimator, block, buffer)
+        fitted = fitted_copy(estimator, data.vectors, data.truth, None)
+        function = as_arrays(fitted, data.vectors, data.truth, classes.codes)
         own = function if isinstance(function, Opaque) else None
         tensors = function.tensors if isinstance(function, Fitted) else {}
         steps = json.dumps(function.steps if isinstance(function, Fitted) else [])
-        return cls(data.classes, model, tensors, steps, report, own)
+        return cls(classes, model, tensors, steps, report, own)
 
     def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
         """Return classes or probabilities, as `Head.predict`."""
@@ -109,25 +109,19 @@ class ClassifierHead(BaseHead):
         return super().save(path)
 
 
-def _validated(data: LabelledVectors, estimator: Any, block: float | None, buffer: float | None) -> dict[str, Any]:
+def _validated(data: TrainingVectors, estimator: Any, block: float | None, buffer: float | None) -> dict[str, Any]:
     """Return the accuracy, balanced over classes, for cells that were not trained on, nor their neighbours."""
-    side = block or max(np.ptp(data.x), np.ptp(data.y), data.cell_size) / 6
-    buffer = data.cell_size if buffer is None else buffer
-    try:
-        folds = blocks(data.x, data.y, side, folds=4, buffer=buffer)
-    except ArgumentError:
+    folds = data.folds(4, block, buffer)
+    if folds is None:
         return {"validation": "none"}
-    folds = [(train, test) for train, test in folds if test.any() and len(np.unique(data.codes[train])) >= 2]
-    if len(folds) < 2:
-        return {"validation": "none"}
-    right = np.full(len(data.codes), np.nan)
-    for train, test in folds:
-        fitted = fitted_copy(estimator, data.vectors[train], data.codes[train], None)
-        right[test] = np.asarray(fitted.predict(data.vectors[test])) == data.codes[test]
+    right = np.full(len(data.truth), np.nan)
+    for train, test in folds.pairs:
+        fitted = fitted_copy(estimator, data.vectors[train], data.truth[train], None)
+        right[test] = np.asarray(fitted.predict(data.vectors[test])) == data.truth[test]
     scored = np.isfinite(right)
-    of_classes = [right[scored & (data.codes == k)].mean() for k in np.unique(data.codes[scored])]
+    of_classes = [right[scored & (data.truth == k)].mean() for k in np.unique(data.truth[scored])]
     return {
-        "validation": f"{len(folds)} folds of blocks of {side:g}, buffer {buffer:g}",
+        "validation": str(folds),
         "accuracy": round(float(np.mean(of_classes)), 3),
         "accuracy_is": "balanced over classes",
     }

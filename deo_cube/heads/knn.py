@@ -14,7 +14,7 @@ from deo_cube.arguments import boolean, integer
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.base import BaseHead, ModelId, category_attrs, check_model
 from deo_cube.heads.classes import NO_CLASS, Classes
-from deo_cube.heads.labels import LabelOptions, label_vectors
+from deo_cube.heads.labels import LabelOptions, class_counts, label_vectors
 from deo_cube.heads.vectors import map_vectors
 
 __all__ = ["KNNHead"]
@@ -77,21 +77,21 @@ class KNNHead(BaseHead):
     ) -> KNNHead:
         """Store the labelled vectors, a random subsample of `most` of them where there are more."""
         k, most, balanced = integer("k", k), integer("most", most), boolean("balanced", balanced)
-        labelled = label_vectors(arrays, labels, label_options)
+        labelled, classes = label_vectors(arrays, labels, label_options)
         mean = labelled.vectors.mean(axis=0, dtype="float64")
-        stored = labelled.subsample(most)
-        rarest = int(np.unique(stored.codes, return_counts=True)[1].min())
+        stored = labelled.subsample_classes(most)
+        rarest = int(np.unique(stored.truth, return_counts=True)[1].min())
         # A class with two examples could never win a vote among five neighbours.
         neighbours = min(k, max(2 * rarest - 1, 1))
         return cls(
-            stored.classes,
+            classes,
             model,
             _unit(stored.vectors - mean).astype("float32"),
-            stored.codes,
+            stored.truth,
             mean.astype("float32"),
             neighbours,
             balanced,
-            labelled.counts() | {"k": neighbours},
+            class_counts(labelled, classes) | {"k": neighbours},
         )
 
     def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:

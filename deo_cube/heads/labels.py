@@ -33,7 +33,7 @@ from deo_cube.arguments import choice
 from deo_cube.cube import georeference
 from deo_cube.cube.georeference import crs_name
 from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
-from deo_cube.heads.cells import gather, join
+from deo_cube.heads.cells import TrainingVectors, gather, join
 from deo_cube.heads.classes import NO_CLASS, Classes, codes_of
 from deo_cube.heads.geometries import Rule, apply, cells_of, clean, into_grid, north_up, transform
 from deo_cube.heads.rasters import classes_in, lattice_majority, nodata_values, not_overlapping, read_around
@@ -42,9 +42,9 @@ from deo_cube.heads.vectors import geobox, spatial_dims
 
 __all__ = [
     "LabelOptions",
-    "LabelledVectors",
     "all_inside",
     "burn",
+    "class_counts",
     "label_vectors",
     "labelled_vectors",
     "outside_message",
@@ -371,58 +371,10 @@ def _draw_raster(labels: Any, box: GeoBox, crs: Any, nodata: tuple[float, ...] |
 # ---- labelled vectors -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LabelledVectors:
-    """Embeddings of labelled cells, as a head is fitted on them.
-
-    Parameters
-    ----------
-    vectors : (n, D) float32
-        Valid embeddings.
-    codes : (n,) uint8
-        Class of each.
-    classes : Classes
-        Classes of the codes; only those that occur.
-    x, y : (n,) float
-        Centres of the cells, in the CRS of the embeddings.
-    cell : (n,) int
-        Number of the cell, which is the same at every time.
-    cell_size : float
-        Side of a cell in units of the CRS.
-    """
-
-    vectors: Array = field(repr=False)
-    codes: Array = field(repr=False)
-    classes: Classes
-    x: Array = field(repr=False)
-    y: Array = field(repr=False)
-    cell: Array = field(repr=False)
-    cell_size: float
-
-    def counts(self) -> dict[str, Any]:
-        """Return the number of labelled cells per class, and of vectors, for the report of a head."""
-        first = np.unique(self.cell, return_index=True)[1]
-        pairs = zip(self.classes.codes, self.classes.names, strict=True)
-        return {"cells": {n: int((self.codes[first] == k).sum()) for k, n in pairs}, "vectors": len(self.codes)}
-
-    def subsample(self, most: int, *, per_class: int = 100) -> LabelledVectors:
-        """Return a random `most` of the vectors where there are more, and at least `per_class` of each class."""
-        if len(self.codes) <= most:
-            return self
-        rng = np.random.default_rng(0)
-        chosen = rng.choice(np.arange(len(self.codes)), most, replace=False)
-        for code in np.unique(self.codes):
-            own = np.flatnonzero(self.codes == code)
-            if np.isin(own, chosen).sum() < per_class:
-                chosen = np.union1d(chosen, rng.choice(own, min(per_class, len(own)), replace=False))
-        i = np.sort(chosen)
-        return LabelledVectors(
-            self.vectors[i], self.codes[i], self.classes, self.x[i], self.y[i], self.cell[i], self.cell_size
-        )
-
-
-def labelled_vectors(emb: xr.DataArray, raster: xr.DataArray, *, allow_one_class: bool = False) -> LabelledVectors:
-    """Return the embeddings of the labelled cells; of every time where `emb` has several.
+def labelled_vectors(
+    emb: xr.DataArray, raster: xr.DataArray, *, allow_one_class: bool = False
+) -> tuple[TrainingVectors, Classes]:
+    """Return the embeddings of the labelled cells, of every time where `emb` has several, and the classes that occur.
 
     Only chunks with labelled cells are computed.
 
@@ -456,8 +408,8 @@ def labelled_vectors(emb: xr.DataArray, raster: xr.DataArray, *, allow_one_class
             f"none of the {len(rows)} labelled cells has a valid embedding (clouds, gaps or nodata): choose another "
             "time, or label other places"
         )
-    valid_codes = codes[rows, cols][cells.case]
-    present = np.unique(valid_codes)
+    labelled = TrainingVectors.of(cells, codes)
+    present = np.unique(labelled.truth)
     every = Classes.from_attrs(raster.attrs)
     classes = every.only([i for i, c in enumerate(every.codes) if c in present])
     if len(present) < 2 and not allow_one_class:
@@ -468,11 +420,13 @@ def labelled_vectors(emb: xr.DataArray, raster: xr.DataArray, *, allow_one_class
             + (f" (no valid cell is left of {lost})" if lost else "")
             + ". Label some places of another class"
         )
-    return LabelledVectors(cells.vectors, valid_codes, classes, cells.x, cells.y, cells.cell, cells.cell_size)
+    return labelled, classes
 
 
-def label_vectors(arrays: Sequence[xr.DataArray], labels: Sequence[Any], options: LabelOptions) -> LabelledVectors:
-    """Return the labelled vectors of several arrays together, each with its own labels, under one set of classes.
+def label_vectors(
+    arrays: Sequence[xr.DataArray], labels: Sequence[Any], options: LabelOptions
+) -> tuple[TrainingVectors, Classes]:
+    """Return the labelled vectors of several arrays together, each with its own labels, and their classes.
 
     Raises
     ------
@@ -483,15 +437,20 @@ def label_vectors(arrays: Sequence[xr.DataArray], labels: Sequence[Any], options
     if len(arrays) == 1:
         return labelled_vectors(arrays[0], rasters[0])
     parts = [labelled_vectors(a, r, allow_one_class=True) for a, r in zip(arrays, rasters, strict=True)]
-    each = (zip(p.classes.codes, p.classes.names, p.classes.colors, strict=True) for p in parts)
+    joined = join([vectors for vectors, _ in parts])
+    each = (zip(own.codes, own.names, own.colors, strict=True) for _, own in parts)
     known = {code: (name, color) for triples in each for code, name, color in triples}
-    codes = np.concatenate([p.codes for p in parts])
-    present = [c for c in sorted(known) if c in codes]
+    present = [c for c in sorted(known) if c in joined.truth]
     if len(present) < 2:
         raise LabelsError(
             f"labels must be of at least two classes; all are of one class, {known[present[0]][0]!r}. Label some "
             "places of another class"
         )
-    classes = Classes(tuple(present), tuple(known[c][0] for c in present), tuple(known[c][1] for c in present))
-    vectors, x, y, cell = join(parts)
-    return LabelledVectors(vectors, codes, classes, x, y, cell, parts[0].cell_size)
+    return joined, Classes(tuple(present), tuple(known[c][0] for c in present), tuple(known[c][1] for c in present))
+
+
+def class_counts(labelled: TrainingVectors, classes: Classes) -> dict[str, Any]:
+    """Return the number of labelled cells per class, and of vectors, for the report of a head."""
+    of_cells = labelled.truth[np.unique(labelled.cell, return_index=True)[1]]
+    pairs = zip(classes.codes, classes.names, strict=True)
+    return {"cells": {n: int((of_cells == k).sum()) for k, n in pairs}, "vectors": len(labelled.truth)}

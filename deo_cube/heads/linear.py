@@ -15,9 +15,9 @@ from deo_cube.arguments import boolean, choice, integer, number
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
 from deo_cube.heads.base import BaseHead, ModelId, category_attrs, check_model
+from deo_cube.heads.cells import TrainingVectors
 from deo_cube.heads.classes import NO_CLASS, Classes
-from deo_cube.heads.labels import LabelledVectors, LabelOptions, label_vectors
-from deo_cube.heads.splits import blocks
+from deo_cube.heads.labels import LabelOptions, class_counts, label_vectors
 from deo_cube.heads.vectors import map_vectors
 
 __all__ = ["LinearHead"]
@@ -95,10 +95,12 @@ class LinearHead(BaseHead):
         if not isinstance(strengths, Sequence | np.ndarray) or isinstance(strengths, str) or not len(strengths):
             raise ArgumentTypeError(f"strengths must be a list of positive numbers, got {strengths!r:.60}")
         candidates = [number("strengths", s, above=0) for s in strengths]
-        labelled = label_vectors(arrays, labels, label_options).subsample(most)
-        report = labelled.counts() | _choose_strength(labelled, estimator, candidates, block, buffer, balanced)
-        weights, bias = _fit(labelled.vectors, labelled.codes, labelled.classes, estimator, report["C"], balanced)
-        return cls(labelled.classes, model, weights, bias, estimator, report)
+        labelled, classes = label_vectors(arrays, labels, label_options)
+        labelled = labelled.subsample_classes(most)
+        report = class_counts(labelled, classes)
+        report |= _choose_strength(labelled, classes, estimator, candidates, block, buffer, balanced)
+        weights, bias = _fit(labelled.vectors, labelled.truth, classes, estimator, report["C"], balanced)
+        return cls(classes, model, weights, bias, estimator, report)
 
     def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
         """Return classes or probabilities, as `Head.predict`."""
@@ -154,7 +156,8 @@ def _fit(
 
 
 def _choose_strength(
-    labelled: LabelledVectors,
+    labelled: TrainingVectors,
+    classes: Classes,
     estimator: str,
     strengths: Sequence[float],
     block: float | None,
@@ -162,21 +165,14 @@ def _choose_strength(
     balanced: bool,
 ) -> dict[str, Any]:
     """Return C with the least loss on held-out blocks, and its score there, for the report."""
-    codes, classes = labelled.codes, labelled.classes
+    codes = labelled.truth
     middle = {"C": float(sorted(strengths)[len(strengths) // 2]), "validation": "none"}
-    side = block or max(np.ptp(labelled.x), np.ptp(labelled.y), labelled.cell_size) / 6
-    buffer = labelled.cell_size if buffer is None else buffer
-    try:
-        folds = blocks(labelled.x, labelled.y, side, folds=4, buffer=buffer)
-    except ArgumentError:
-        return middle
-    # A fold is of use if its training part has at least two classes.
-    folds = [(train, test) for train, test in folds if test.any() and len(np.unique(codes[train])) >= 2]
-    if len(folds) < 2:
+    folds = labelled.folds(4, block, buffer)
+    if folds is None:
         return middle
     losses, correct, total = np.zeros(len(strengths)), np.zeros(len(strengths)), 0.0
     shares = {int(k): float((codes == k).mean()) for k in classes.codes}
-    for train, test in folds:
+    for train, test in folds.pairs:
         truth = np.array([classes.codes.index(int(k)) for k in codes[test]])
         weight = np.array([1 / shares[int(k)] for k in codes[test]]) if balanced else np.ones(len(truth))
         total += weight.sum()
@@ -190,7 +186,7 @@ def _choose_strength(
     best = int(np.argmin(losses)) if estimator == "logistic" else int(np.argmax(correct))
     return {
         "C": float(strengths[best]),
-        "validation": f"{len(folds)} folds of blocks of {side:g}, buffer {buffer:g}",
+        "validation": str(folds),
         "accuracy": round(float(correct[best] / total), 3),
         "accuracy_is": "balanced over classes" if balanced else "plain",
     }

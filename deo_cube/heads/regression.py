@@ -23,11 +23,12 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
 from deo_cube.heads.areas import mean_of
 from deo_cube.heads.base import BaseHead, ModelId, check_model
+from deo_cube.heads.cells import TrainingVectors
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.estimates import Interval, difference, normal_quantile, regression_scores
 from deo_cube.heads.estimators import Fitted, Opaque, as_arrays, checked_function, fitted_copy, refuse_opaque
 from deo_cube.heads.splits import blocks
-from deo_cube.heads.targets import TargetOptions, TargetVectors, target_vectors
+from deo_cube.heads.targets import TargetOptions, target_vectors
 from deo_cube.heads.vectors import map_vectors
 
 __all__ = ["ForestHead", "MeanEstimate", "RegressionHead", "RegressorHead", "RidgeHead"]
@@ -41,7 +42,7 @@ MAX_TRAINING = 1000
 """Vectors of the training data that a head keeps, from which its area of applicability is found."""
 NO_CLASSES = Classes((), ())
 
-Fit = Callable[[TargetVectors], Callable[[Array], Array]]
+Fit = Callable[[TrainingVectors], Callable[[Array], Array]]
 """Training data -> function of vectors (n, D) that returns (n, 1)."""
 
 
@@ -200,11 +201,12 @@ class RegressionHead(BaseHead):
         model: ModelId,
         fit: Fit,
         own: _Own,
-        translate: Callable[[Any, TargetVectors], Fitted | Opaque],
+        translate: Callable[[Any, TrainingVectors], Fitted | Opaque],
         facts: Callable[[Any], dict[str, Any]] = lambda fitted: {},
     ) -> Self:
-        data = target_vectors(arrays, targets, options).subsample(own.most)
-        report = {"targets": len(np.unique(data.cell)), "vectors": len(data.values)}
+        data, units, quantity = target_vectors(arrays, targets, options)
+        data = data.subsample(own.most)
+        report = {"targets": len(np.unique(data.cell)), "vectors": len(data.truth)}
         report |= _validated(data, fit, own)
         fitted = fit(data)
         function = translate(fitted, data)
@@ -220,8 +222,8 @@ class RegressionHead(BaseHead):
             model,
             tensors | (_training(data) if own.keep_training else {}),
             json.dumps(function.steps if isinstance(function, Fitted) else []),
-            own.units or data.units,
-            own.quantity or options.column or data.quantity or "value",
+            own.units or units,
+            own.quantity or options.column or quantity or "value",
             data.crs,
             report | facts(fitted),
             function if isinstance(function, Opaque) else None,
@@ -314,10 +316,10 @@ class RidgeHead(RegressionHead):
             raise ArgumentTypeError(f"strengths must be a list of positive numbers, got {strengths!r:.60}")
         candidates = np.array([number("strengths", s, above=0) for s in strengths])
 
-        def fit(data: TargetVectors) -> _Ridge:
+        def fit(data: TrainingVectors) -> _Ridge:
             return _chosen_ridge(data, candidates, own)
 
-        def arrays_of(fitted: Any, data: TargetVectors) -> Fitted:
+        def arrays_of(fitted: Any, data: TrainingVectors) -> Fitted:
             return Fitted((), {}).then("linear", weights=fitted.weights, bias=fitted.bias)
 
         def facts(fitted: Any) -> dict[str, Any]:
@@ -403,17 +405,17 @@ class RegressorHead(RegressionHead):
 
 
 def _fit_of(estimator: Any) -> Fit:
-    def fit(data: TargetVectors) -> Opaque:
-        return Opaque(fitted_copy(estimator, data.vectors, data.values, data.weights), "")
+    def fit(data: TrainingVectors) -> Opaque:
+        return Opaque(fitted_copy(estimator, data.vectors, data.truth, data.weights), "")
 
     return fit
 
 
-def _translated(fitted: Opaque, data: TargetVectors) -> Fitted | Opaque:
-    return as_arrays(fitted.estimator, data.vectors, data.values)
+def _translated(fitted: Opaque, data: TrainingVectors) -> Fitted | Opaque:
+    return as_arrays(fitted.estimator, data.vectors, data.truth)
 
 
-def _training(data: TargetVectors) -> dict[str, Array]:
+def _training(data: TrainingVectors) -> dict[str, Array]:
     """Return places (m, 2), vectors (m, D) and cell size of a part of the training data, as tensors."""
     part = data.subsample(MAX_TRAINING)
     places = np.stack([part.x, part.y], axis=1) if data.crs else np.empty((0, 2))
@@ -427,41 +429,31 @@ def _training(data: TargetVectors) -> dict[str, Array]:
 # ---- validation -----------------------------------------------------------------------------------------------------
 
 
-def _validated(data: TargetVectors, fit: Fit, own: _Own) -> dict[str, Any]:
+def _validated(data: TrainingVectors, fit: Fit, own: _Own) -> dict[str, Any]:
     """Return the scores of predictions for cells that were not trained on, nor their neighbours."""
-    side, buffer = _side(data, own), _buffer(data, own)
     none = {"validation": "none: the targets are in one block of space", "bias": [0.0, None, None], "bias_error": None}
-    try:
-        folds = blocks(data.x, data.y, side, folds=FOLDS, buffer=buffer)
-    except ArgumentError:
+    folds = data.folds(FOLDS, own.block, own.buffer)
+    if folds is None:
         return none
-    folds = [(train, test) for train, test in folds if test.any() and train.any() and np.ptp(data.values[train]) > 0]
-    predicted = np.full(len(data.values), np.nan)
-    for train, test in folds:
+    predicted = np.full(len(data.truth), np.nan)
+    for train, test in folds.pairs:
         function = fit(data.take(train))
         predicted[test] = _limited(function(data.vectors[test])[:, 0], own)
     scored = np.isfinite(predicted)
-    if len(folds) < 2 or not scored.any():
+    if not scored.any():
         return none
-    group = np.unique(np.floor([data.x / side, data.y / side]), axis=1, return_inverse=True)[1].ravel()[scored]
-    truth, weights, own_values = data.values[scored], data.weights[scored], predicted[scored]
+    block = np.floor([data.x / folds.side, data.y / folds.side])
+    group = np.unique(block, axis=1, return_inverse=True)[1].ravel()[scored]
+    truth, weights, own_values = data.truth[scored], data.weights[scored], predicted[scored]
     scores = regression_scores(truth, own_values, weights, group)
     residual = difference(0.0, truth - own_values, weights, group)
     error = (residual.high - residual.value) / normal_quantile(0.95)
     return {
-        "validation": f"{len(folds)} folds of blocks of {side:g}, buffer {buffer:g}",
+        "validation": str(folds),
         **{k: [_rounded(v) for v in i] for k, i in scores.items()},
         "error_90": _rounded(float(np.quantile(np.abs(truth - own_values), 0.9))),
         "bias_error": _rounded(error),
     }
-
-
-def _side(data: TargetVectors, own: _Own) -> float:
-    return float(own.block or max(np.ptp(data.x), np.ptp(data.y), data.cell_size) / 6)
-
-
-def _buffer(data: TargetVectors, own: _Own) -> float:
-    return data.cell_size if own.buffer is None else own.buffer
 
 
 def _limited(values: Array, own: _Own) -> Array:
@@ -491,23 +483,24 @@ class _Ridge:
         return np.asarray(vectors.astype("float64") @ self.weights + self.bias)
 
 
-def _chosen_ridge(data: TargetVectors, strengths: Array, own: _Own) -> _Ridge:
+def _chosen_ridge(data: TrainingVectors, strengths: Array, own: _Own) -> _Ridge:
     """Return ridge regression with the strength whose errors in blocks of space are smallest."""
     best = len(strengths) // 2
+    side, buffer = data.block_sizes(own.block, own.buffer)
     try:
-        folds = blocks(data.x, data.y, _side(data, own), folds=3, buffer=_buffer(data, own), seed=1)
+        folds = blocks(data.x, data.y, side, folds=3, buffer=buffer, seed=1)
     except ArgumentError:
         folds = []
     errors = np.zeros(len(strengths))
     for train, test in folds:
         if np.count_nonzero(train) < 2 or not test.any():
             continue
-        weights, bias = _ridge(data.vectors[train], data.values[train], data.weights[train], strengths)
-        error = data.vectors[test].astype("float64") @ weights + bias - data.values[test, None]
+        weights, bias = _ridge(data.vectors[train], data.truth[train], data.weights[train], strengths)
+        error = data.vectors[test].astype("float64") @ weights + bias - data.truth[test, None]
         errors += (data.weights[test, None] * error**2).sum(axis=0)
     if errors.any():
         best = int(errors.argmin())
-    weights, bias = _ridge(data.vectors, data.values, data.weights, strengths[best : best + 1])
+    weights, bias = _ridge(data.vectors, data.truth, data.weights, strengths[best : best + 1])
     return _Ridge(weights, bias, float(strengths[best]))
 
 

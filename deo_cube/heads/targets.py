@@ -28,14 +28,14 @@ from odc.geo.geobox import GeoBox
 from deo_cube.arguments import number
 from deo_cube.cube import georeference
 from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
-from deo_cube.heads.cells import gather, join
+from deo_cube.heads.cells import TrainingVectors, gather, join
 from deo_cube.heads.geometries import clean, covered_cells, into_grid, north_up
 from deo_cube.heads.labels import all_inside, outside_message
 from deo_cube.heads.rasters import lattice_mean, nodata_values, not_overlapping, read_around
 from deo_cube.heads.tables import form_of, located, parsed_crs, read_table
 from deo_cube.heads.vectors import geobox, spatial_dims
 
-__all__ = ["TargetOptions", "TargetVectors", "rasterize_targets", "target_vectors"]
+__all__ = ["TargetOptions", "rasterize_targets", "target_vectors"]
 
 Array = NDArray[Any]
 
@@ -222,53 +222,10 @@ def _numbers(values: Sequence[Any], described: str, nodata: Sequence[float]) -> 
     return numbers
 
 
-@dataclass(frozen=True)
-class TargetVectors:
-    """Embeddings of cells with a target, as a regression is fitted on them.
-
-    Parameters
-    ----------
-    vectors : (n, D) float32
-        Valid embeddings.
-    values, weights : (n,) float64
-        Target of each, and its weight.
-    x, y : (n,) float
-        Centres of the cells, in the CRS of the embeddings.
-    cell : (n,) int
-        Number of the cell, which is the same at every time.
-    cell_size : float
-        Side of a cell in units of the CRS.
-    crs : str
-        Of the coordinates; empty where arrays have several.
-    units, quantity : str
-        Of the targets, where a raster states them.
-    """
-
-    vectors: Array = field(repr=False)
-    values: Array = field(repr=False)
-    weights: Array = field(repr=False)
-    x: Array = field(repr=False)
-    y: Array = field(repr=False)
-    cell: Array = field(repr=False)
-    cell_size: float
-    crs: str = ""
-    units: str = ""
-    quantity: str = ""
-
-    def take(self, i: Array) -> TargetVectors:
-        """Return the cases `i`."""
-        own = (self.vectors[i], self.values[i], self.weights[i], self.x[i], self.y[i], self.cell[i])
-        return TargetVectors(*own, self.cell_size, self.crs, self.units, self.quantity)
-
-    def subsample(self, most: int) -> TargetVectors:
-        """Return a random `most` of the cases where there are more."""
-        if len(self.values) <= most:
-            return self
-        return self.take(np.sort(np.random.default_rng(0).choice(len(self.values), most, replace=False)))
-
-
-def target_vectors(arrays: Sequence[xr.DataArray], targets: Sequence[Any], options: TargetOptions) -> TargetVectors:
-    """Return the embeddings of the cells with a target, of several arrays together.
+def target_vectors(
+    arrays: Sequence[xr.DataArray], targets: Sequence[Any], options: TargetOptions
+) -> tuple[TrainingVectors, str, str]:
+    """Return the embeddings of the cells with a target, of several arrays together, and the targets' units and name.
 
     Only chunks with targets are computed. Of embeddings with several times each cell is one case per time.
 
@@ -279,8 +236,8 @@ def target_vectors(arrays: Sequence[xr.DataArray], targets: Sequence[Any], optio
         equal.
     """
     rasters = [_rasterize(t, a, options) for t, a in zip(targets, arrays, strict=True)]
-    parts = [_of_array(a, r) for a, r in zip(arrays, rasters, strict=True)]
-    values = np.concatenate([p.values for p in parts])
+    data = join([_of_array(a, r) for a, r in zip(arrays, rasters, strict=True)])
+    values = data.truth
     if len(values) < 2:
         raise LabelsError(
             f"at least two cells must have a target and a valid embedding, found {len(values)} (clouds, gaps or "
@@ -288,30 +245,14 @@ def target_vectors(arrays: Sequence[xr.DataArray], targets: Sequence[Any], optio
         )
     if np.ptp(values) == 0:
         raise LabelsError(f"targets must differ, all {len(values)} are {values[0]:g}: pass other targets, or column=")
-    if len(parts) == 1:
-        return parts[0]
-    vectors, x, y, cell = join(parts)
-    weights = np.concatenate([p.weights for p in parts])
-    units, quantity = (next((getattr(p, k) for p in parts if getattr(p, k)), "") for k in ("units", "quantity"))
-    return TargetVectors(vectors, values, weights, x, y, cell, parts[0].cell_size, "", units, quantity)
+    units = [str(r.attrs.get("units", "")) for r in rasters]
+    names = [str(r.attrs.get("long_name", "")) for r in rasters]
+    return data, next(filter(None, units), ""), next((n for n in names if n not in ("", "target")), "")
 
 
-def _of_array(emb: xr.DataArray, target: xr.DataArray) -> TargetVectors:
-    own, weights = np.asarray(target.values, "float64"), np.asarray(target["weight"].values, "float64")
-    rows, cols = np.nonzero(np.isfinite(own))
+def _of_array(emb: xr.DataArray, target: xr.DataArray) -> TrainingVectors:
+    values, weights = np.asarray(target.values, "float64"), np.asarray(target["weight"].values, "float64")
+    rows, cols = np.nonzero(np.isfinite(values))
     if not len(rows):
         raise LabelsError("no target: no target covers a cell of the embeddings")
-    cells = gather(emb, rows, cols)
-    quantity = str(target.attrs.get("long_name", ""))
-    return TargetVectors(
-        cells.vectors,
-        own[rows, cols][cells.case],
-        weights[rows, cols][cells.case],
-        cells.x,
-        cells.y,
-        cells.cell,
-        cells.cell_size,
-        str(geobox(emb).crs),
-        str(target.attrs.get("units", "")),
-        "" if quantity == "target" else quantity,
-    )
+    return TrainingVectors.of(gather(emb, rows, cols), values, weights)

@@ -264,12 +264,13 @@ def test_cases_are_the_vectors_of_the_labelled_cells(times):
     labels = rasterize(
         [(float(emb.x[c]), float(emb.y[r]), k) for r, c, k in ((2, 2, "a"), (5, 6, "a"), (7, 8, "b"))], emb
     )
-    found = labelled_vectors(on_dask(emb, 5, 5), labels)
+    found, classes = labelled_vectors(on_dask(emb, 5, 5), labels)
     n = max(times, 1)
-    assert len(found.codes) == 2 * n
+    assert len(found.truth) == 2 * n
     stack = emb if times else emb.expand_dims("time")
     np.testing.assert_array_equal(found.vectors[:2], stack.values[0][:, [5, 7], [6, 8]].T)
-    assert list(found.codes) == [0, 1] * n
+    assert list(found.truth) == [0, 1] * n
+    assert classes.names == ("a", "b")
     assert list(found.cell[:2]) == [5 * 32 + 6, 7 * 32 + 8]
     assert found.cell_size == 80
     assert list(found.x[:2]) == [float(emb.x[6]), float(emb.x[8])]

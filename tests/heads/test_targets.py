@@ -107,8 +107,9 @@ def test_units_nodata_and_several_arrays():
     got = rasterize_targets(own, emb, nodata=[0, 47])
     assert got.attrs["units"] == "t/ha"
     assert int(got.isnull().sum()) == 2
-    both = target_vectors([emb, emb], [own, own + 100], TargetOptions())
-    assert len(both.values) == 96
+    both, units, quantity = target_vectors([emb, emb], [own, own + 100], TargetOptions())
+    assert sorted(both.truth) == [*range(48), *range(100, 148)]
+    assert (units, quantity) == ("t/ha", "")
     assert len(np.unique(both.cell)) == 96
     assert both.crs == ""
 
