@@ -1,7 +1,7 @@
 """What it costs to encode on a CPU under the `MALLOC_TRIM_THRESHOLD_` of Dask's nannies, and what is left of that.
 
 `python -m benchmarks.memory_reuse`: processor milliseconds a tile on one thread, and page faults, each in a process of
-its own: started plainly, started as a nanny starts its workers, and the same on deo_cube's lanes.
+its own: started plainly, started as a nanny starts its workers, and the same on deo_cube's threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 TILES = {"vit_small_patch16_224": (256, 4), "tiny": (320, 1)}
 
 
-def measure(model: str, on_lanes: bool) -> dict[str, float]:
+def measure(model: str, tuned: bool) -> dict[str, float]:
     """Encode a dozen batches here."""
     import torch
 
@@ -35,7 +35,7 @@ def measure(model: str, on_lanes: bool) -> dict[str, float]:
         encoder.encode(noise)
         return (time.thread_time() - start) / batch
 
-    run = runtime.lanes("cpu").submit if on_lanes else None
+    run = runtime.device_threads("cpu").submit if tuned else None
     for _ in range(3):
         _ = run(0, once).result() if run else once()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -46,13 +46,13 @@ def measure(model: str, on_lanes: bool) -> dict[str, float]:
 
 def main() -> None:
     """Print the table."""
-    print("| model | plain | under a nanny's setting | there, on our lanes |\n|---|---|---|---|")
+    print("| model | plain | under a nanny's setting | there, on deo_cube's threads |\n|---|---|---|---|")
     for model in TILES:
         row = []
-        for nanny, lanes in ((False, False), (True, False), (True, True)):
+        for nanny, tuned in ((False, False), (True, False), (True, True)):
             env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
             env |= {"OMP_NUM_THREADS": "1"} | ({"MALLOC_TRIM_THRESHOLD_": "65536"} if nanny else {})
-            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory_reuse", model, str(int(lanes))]
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory_reuse", model, str(int(tuned))]
             done = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
             found = json.loads(done.splitlines()[-1])
             row.append(f"{found['ms']:.0f} ms, {found['faults']:,.0f} faults")

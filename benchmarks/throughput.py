@@ -67,7 +67,7 @@ def bare(encoder: Any, tiles: torch.Tensor, batch: int) -> dict[str, float]:
 
 
 def _bare(encoder: Any, tiles: torch.Tensor, batch: int) -> dict[str, float]:
-    cores = runtime.cpu_lanes()
+    cores = runtime.cpu_threads()
     parts = [tiles[i : i + batch] for i in range(0, len(tiles), batch)]
     torch.set_num_threads(cores)
     start = time.perf_counter()
@@ -137,7 +137,7 @@ def _report(config: Config, rates: dict[str, list[float]], plans: dict[str, Any]
         for s in {int(k.split()[1][:-1]) for k in middle if k.startswith("bare")}
     }
     floor = best[config.tile] * config.tile**2
-    print(f"\n{config.model}, {config.size} px, medians of {config.rounds} rounds, {runtime.cpu_lanes()} cores\n")
+    print(f"\n{config.model}, {config.size} px, medians of {config.rounds} rounds, {runtime.cpu_threads()} cores\n")
     print("| case | tiles/s | spread |\n|---|---|---|")
     for k, v in sorted(rates.items()):
         print(f"| {k} | {middle[k]:.2f} | {min(v):.2f} to {max(v):.2f} |")

@@ -173,11 +173,11 @@ def _torchvision() -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    from deo_cube.embedding.runtime import cpu_lanes
+    from deo_cube.embedding.runtime import cpu_threads
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = options.OMP_NUM_THREADS or "not set"
-    text = f"{usable} of {os.cpu_count()} usable, OMP_NUM_THREADS is {threads}: {cpu_lanes()} encode at once"
+    text = f"{usable} of {os.cpu_count()} usable, OMP_NUM_THREADS is {threads}: {cpu_threads()} encode at once"
     yield Finding("cores", "ok", text)
     if importlib.util.find_spec("psutil") is None:
         return  # it comes with the extra `cluster`

@@ -80,7 +80,7 @@ def main(config: Config) -> dict[str, Any]:
         config.page.write_text(table.render(config.page, figures), encoding="utf-8")
         return figures
     figures["machine"] = {
-        "date": datetime.now(UTC).date().isoformat(), "cores": runtime.cpu_lanes(), "processor": _processor(),
+        "date": datetime.now(UTC).date().isoformat(), "cores": runtime.cpu_threads(), "processor": _processor(),
         "python": platform.python_version(), "torch": torch.__version__,
     }  # fmt: skip
     folder = config.folder or Path(tempfile.mkdtemp(prefix="deo_cube_bench"))

@@ -105,7 +105,7 @@ def race(
     """Seconds of every case in every round; the bare encoder's tiles per second; what `plan` foretold.
 
     The alternatives multiply matrices as torch does by default, unless `same_library`: `Encoder.encode` chooses
-    otherwise while it runs (`deo_cube.encoder.matmul`), and they would not.
+    otherwise while it runs (`deo_cube.encoder.torch_settings`), and they would not.
     """
     prepare(setting)
     ref_of(setting.model).load("cpu")

@@ -55,7 +55,7 @@ class Setting:
     @property
     def cores(self) -> int:
         """Cores that every runner may use."""
-        return self.workers or runtime.cpu_lanes()
+        return self.workers or runtime.cpu_threads()
 
     @property
     def km2(self) -> float:

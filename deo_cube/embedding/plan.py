@@ -10,13 +10,14 @@ import numpy as np
 
 from deo_cube import arguments
 from deo_cube.cube import georeference
-from deo_cube.embedding import graph, transfer
 from deo_cube.embedding import runtime as processes
+from deo_cube.embedding import transfer
 from deo_cube.embedding.embed import check_device, with_runtime
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
 from deo_cube.embedding.rates import known_rate, measure_block_rate, measure_rate, save_rate
 from deo_cube.embedding.tiles import TilePlan
+from deo_cube.embedding.windows import read_amplification
 from deo_cube.encoder.card import ModelCard
 from deo_cube.notebook import facts_html
 from deo_cube.options import Default
@@ -256,10 +257,10 @@ def _plan_of(p: Prepared, rate: float | None, device: str) -> Plan:
         bands=len(p.window_reader.groups[0]),
         itemsize=max(f.dtype.itemsize for f in p.window_reader.groups[0]),
         area_km2=dx * dy * p.plan.shape[0] * p.plan.shape[1] / 1e6,
-        read_amplification=graph.read_amplification(p.window_reader),
+        read_amplification=read_amplification(p.window_reader),
         trim=p.ref.card.trim,
         tiles_per_second=rate,
         device=device,
         runtime=p.runtime,
-        cores=processes.cpu_lanes(),
+        cores=processes.cpu_threads(),
     )

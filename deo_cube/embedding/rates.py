@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from deo_cube.embedding import runtime as processes
 from deo_cube.embedding import transfer
-from deo_cube.embedding.block import EmbedBlock, input_checksum
+from deo_cube.embedding.block import EmbedBlock
+from deo_cube.embedding.inputs import input_checksum
 from deo_cube.embedding.prepare import Prepared
 from deo_cube.embedding.tiles import TilePlan
 from deo_cube.embedding.windows import BlockIndex
@@ -49,7 +50,7 @@ def measure_rate(
     encoder = processes.encoder(ref, device, get_option("compile"), precision, runtime=runtime, tile=tile)
     batch = processes.default_batch(ref, tile, device)
     noise = torch.rand(batch, len(ref.stem.bands), tile, tile, generator=torch.Generator().manual_seed(0)) * 3000
-    items = list(range(batch * processes.lanes(device).count))
+    items = list(range(batch * processes.device_threads(device).count))
 
     def work(part: Any) -> None:
         with transfer.precise(precision, device):
@@ -78,7 +79,7 @@ def measure_block_rate(p: Prepared, device: str, *, seconds: float = 4.0) -> flo
     seconds : float
         Time after which no further round begins.
     """
-    lanes = processes.lanes(device).count
+    threads = processes.device_threads(device).count
     batch = processes.default_batch(p.ref, p.plan.tile, device)
     # Two batches per worker thread and block keep all of them busy until the last.
     side = max(1, min(p.plan.block // p.plan.core, int(np.ceil(np.sqrt(2 * batch)))))
@@ -95,9 +96,9 @@ def measure_block_rate(p: Prepared, device: str, *, seconds: float = 4.0) -> flo
         _compressed(values)
 
     rates: list[float] = []
-    blocks = 2 * lanes
+    blocks = 2 * threads
     with ThreadPoolExecutor(blocks) as pool:
-        list(pool.map(one, range(lanes)))  # loads the encoder
+        list(pool.map(one, range(threads)))  # loads the encoder
         begun = time.perf_counter()
         while not rates or time.perf_counter() - begun < seconds:
             start = time.perf_counter()
@@ -185,7 +186,7 @@ def rate_key(ref: EncoderRef, tile: int, device: str, precision: str, runtime: s
     key = f"{ref.card.fingerprint}/{ref.layer.name}/{tile}/{device}/{precision}"
     key += "" if runtime == "torch" else f"/{runtime}"
     # Rates from before blocks were measured have no cores in their name, and are not used.
-    return key + (f"/{processes.cpu_lanes()} cores" if device == "cpu" else "")
+    return key + (f"/{processes.cpu_threads()} cores" if device == "cpu" else "")
 
 
 def _rates() -> dict[str, float]:

@@ -1,12 +1,12 @@
 """Hold the loaded encoders of a process, and the threads on which they run.
 
-A **lane** is a thread that may use a device. A GPU has one lane, so that two tasks never meet in its memory; the CPU
-has one a core, each with a single torch thread. Dask's own threads read, stitch and write, hand their batches to the
-lanes, and wait. Whatever the scheduler (synchronous, threads, a cluster's worker), a device is never oversubscribed,
-reading overlaps with encoding, and the arithmetic is the same: single-threaded, batch by batch.
+A GPU has one thread that uses it, so that two tasks never share its memory; the CPU has one per core, each with a
+single torch thread. Dask's own threads read, stitch and write, submit their batches to these threads, and wait.
+Whatever the scheduler (synchronous, threads, a cluster's worker), a device is never oversubscribed, reading overlaps
+with encoding, and the arithmetic is the same: single-threaded, batch by batch.
 
-Lanes serve the block that came first before the next one, so that blocks finish one after another and writing
-overlaps with encoding as well.
+The block that came first is served before the next one, so that blocks finish one after another and writing overlaps
+with encoding as well.
 
 Dask's resource annotations are not relied on: its default fusion drops them (dask/dask#7036).
 """
@@ -39,15 +39,15 @@ from deo_cube.errors import DeviceError
 from deo_cube.extras import require
 
 __all__ = [
-    "Lanes",
+    "DeviceThreads",
     "choose_device",
     "choose_runtime",
-    "cpu_lanes",
+    "cpu_threads",
     "default_batch",
+    "device_threads",
     "distributed_client",
     "encoder",
     "keep_freed_memory",
-    "lanes",
     "run_batches",
     "workers_of",
 ]
@@ -59,7 +59,7 @@ log = logging.getLogger("deo_cube")
 
 _lock = threading.RLock()
 _encoders: dict[tuple[Any, ...], Any] = {}
-_lanes: dict[str, Lanes] = {}
+_device_threads: dict[str, DeviceThreads] = {}
 _batch_limits: dict[tuple[str, str], int] = {}
 
 
@@ -68,15 +68,15 @@ def _forget_parent() -> None:
     global _lock
     _lock = threading.RLock()
     _encoders.clear()
-    _lanes.clear()
+    _device_threads.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_parent)
 
 
-def cpu_lanes() -> int:
-    """Cores that this process may encode on.
+def cpu_threads() -> int:
+    """Return the number of cores that this process may encode on.
 
     `OMP_NUM_THREADS` where it was set when the process began (times the threads of a Dask worker, whose nanny sets it
     to 1), else the cores that the process may run on.
@@ -96,7 +96,7 @@ def cpu_lanes() -> int:
 
 
 def distributed_client() -> Any:
-    """The Dask client of this process, or None; never imports distributed."""
+    """Return the Dask client of this process, or None; never imports distributed."""
     module = sys.modules.get("distributed.client")
     if module is None:
         return None
@@ -107,7 +107,7 @@ def distributed_client() -> Any:
 
 
 def workers_of(client: Any) -> dict[str, Any]:
-    """All workers of a client's cluster by address, as the scheduler knows them now.
+    """Return all workers of a client's cluster by address, as the scheduler knows them now.
 
     Not `Client.scheduler_info`: some versions of Dask return five workers of it, and in the others its answer is
     overwritten, from another thread, by one that holds no worker.
@@ -179,7 +179,7 @@ def _openvino_network(ref: EncoderRef, network: Any, runtime: str, precision: st
         layer=ref.layer.name,
         tile=tile,
         precision=precision,
-        threads=cpu_lanes(),
+        threads=cpu_threads(),
     )
 
 
@@ -286,14 +286,14 @@ def default_batch(ref: EncoderRef, tile: int, device: str) -> int:
 STAGED = 6
 
 
-class Lanes:
-    """Threads that may use one device, served in the order of tickets (the oldest block first)."""
+class DeviceThreads:
+    """The threads that may use one device. Batches of the block that came first are served first."""
 
     def __init__(self, device: str, count: int) -> None:
         self.device = device
         self.count = count
         self._queue: queue.PriorityQueue[tuple[int, int, Future[Any], Callable[[], Any]]] = queue.PriorityQueue()
-        self._tickets = itertools.count()
+        self._priorities = itertools.count()
         self._order = itertools.count()
         #: Batches that are staged at a time, of all blocks together: the device needs the next ones, not those of
         #: every block, and each takes pinned memory on the host (slow to make) and memory there.
@@ -301,14 +301,14 @@ class Lanes:
         for i in range(count):
             threading.Thread(target=self._serve, name=f"deo_cube-{device}-{i}", daemon=True).start()
 
-    def ticket(self) -> int:
-        """Take a place in the queue, for all the batches of one block."""
-        return next(self._tickets)
+    def priority(self) -> int:
+        """Return a number for all batches of one block; batches of blocks with smaller numbers are served first."""
+        return next(self._priorities)
 
-    def submit(self, ticket: int, call: Callable[[], T]) -> Future[T]:
-        """Run `call` on a lane, when it is this ticket's turn."""
+    def submit(self, priority: int, call: Callable[[], T]) -> Future[T]:
+        """Run `call` on one of the threads, after the calls of smaller numbers."""
         future: Future[T] = Future()
-        self._queue.put((ticket, next(self._order), future, call))
+        self._queue.put((priority, next(self._order), future, call))
         return future
 
     def _serve(self) -> None:
@@ -351,14 +351,14 @@ def _may_tune() -> bool:
     return bool(options.get_option("cpu_tuning")) or multiprocessing.current_process().name.startswith("Dask Worker")
 
 
-def lanes(device: str) -> Lanes:
-    """The lanes of a device, made on first use."""
+def device_threads(device: str) -> DeviceThreads:
+    """Return the threads of a device, started on first use."""
     with _lock:
-        if device not in _lanes:
+        if device not in _device_threads:
             if device == "cpu" and _may_tune():
                 keep_freed_memory()
-            _lanes[device] = Lanes(device, cpu_lanes() if device == "cpu" else 1)
-        return _lanes[device]
+            _device_threads[device] = DeviceThreads(device, cpu_threads() if device == "cpu" else 1)
+        return _device_threads[device]
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -382,14 +382,14 @@ def run_batches(
     fetch: Callable[[Any], T] | None = None,
     ahead: int | None = None,
 ) -> list[tuple[Sequence[Item], Any]]:
-    """Run `work` over batches of `items` on the device's lanes.
+    """Run `work` over batches of `items` on the device's threads.
 
     Where a batch does not fit the device's memory, it is halved and tried again, and later batches of the same `key`
     stay small; a single item that does not fit is an error. Items for which `alike` differs never share a batch.
 
-    `stage` makes of a batch what `work` is given, `fetch` of what `work` gives the result: both run on the calling
-    thread, while the lane is at the batches before and after. At most `ahead` batches are staged at a time (None: all),
-    and at most `STAGED` of all calls together.
+    `stage` makes the argument of `work` from a batch, and `fetch` the result from what `work` returns. Both run on the
+    calling thread, while the device computes the batches before and after. At most `ahead` batches are staged at a time
+    (None: all), and at most `STAGED` of all calls together.
 
     Returns
     -------
@@ -401,76 +401,101 @@ def run_batches(
     DeviceError
         If not even one item fits in memory.
     """
-    place = lanes(device)
-    ticket = place.ticket()
     size = current_batch(key, device, batch)
     groups = [list(items)] if alike is None else _grouped(items, alike)
     todo: deque[Sequence[Item]] = deque(group[i : i + size] for group in groups for i in range(0, len(group), size))
-    flying: deque[tuple[Sequence[Item], Future[Any]]] = deque()
-    held = 0  # of the device's places for staged batches
+    batches = _Batches(device_threads(device), work, stage, fetch)
     done: list[tuple[Sequence[Item], Any]] = []
-
-    def may_stage() -> bool:
-        nonlocal held
-        if stage is None:
-            return True
-        # Waits only while it holds no place itself, so that calls cannot wait for each other.
-        if not place.staged.acquire(blocking=held == 0):
-            return False
-        held += 1
-        return True
-
-    def free() -> None:
-        nonlocal held
-        if stage is not None:
-            held -= 1
-            place.staged.release()
-
-    def submit(part: Sequence[Item]) -> Future[Any]:
-        staged = part if stage is None else stage(part)
-        return place.submit(ticket, functools.partial(work, staged))
-
-    def halve(part: Sequence[Item], error: Exception) -> None:
-        if not _out_of_memory(error):
-            raise error
-        if _forget_graphs(device):
-            todo.append(part)  # once more, with the memory that graphs had
-            return
-        if len(part) == 1:
-            raise DeviceError(
-                f"not even one tile fits in the memory of {device}: "
-                "pass a smaller tile, a smaller model, or device='cpu'"
-            ) from error
-        half = (len(part) + 1) // 2
-        _remember_limit(key, device, half)
-        todo.extend((part[:half], part[half:]))
-
     try:
-        while todo or flying:
-            while todo and (ahead is None or len(flying) < ahead) and may_stage():
+        while todo or batches.running:
+            while todo and (ahead is None or len(batches.running) < ahead) and batches.may_submit():
                 part = todo.popleft()
                 try:
-                    flying.append((part, submit(part)))
+                    batches.submit(part)
                 except Exception as error:
-                    free()
-                    halve(part, error)
-            if not flying:
-                continue
-            part, future = flying.popleft()
-            try:
-                result = future.result()
-                done.append((part, result if fetch is None else fetch(result)))
-                free()
-            except Exception as error:
-                free()
-                halve(part, error)
+                    todo.extend(_smaller(part, error, key, device))
+            if batches.running:
+                part = batches.running[0][0]
+                try:
+                    done.append((part, batches.result()))
+                except Exception as error:
+                    todo.extend(_smaller(part, error, key, device))
     finally:
-        for _, future in flying:
-            future.cancel()
-        while held:
-            free()
+        batches.cancel()
     order = {item: i for i, item in enumerate(items)}
     return sorted(done, key=lambda pair: order[pair[0][0]])
+
+
+class _Batches:
+    """The batches of one call that are staged or computed, oldest first, and its share of the places for them."""
+
+    def __init__(
+        self,
+        threads: DeviceThreads,
+        work: Callable[[Any], Any],
+        stage: Callable[[Any], Any] | None,
+        fetch: Callable[[Any], Any] | None,
+    ) -> None:
+        self._threads, self._priority = threads, threads.priority()
+        self._work, self._stage, self._fetch = work, stage, fetch
+        self._places = 0
+        self.running: deque[tuple[Any, Future[Any]]] = deque()
+
+    def may_submit(self) -> bool:
+        """Take a place for one more batch, if there is one."""
+        if self._stage is None:
+            return True
+        # Waits only while it holds no place itself, so that calls cannot wait for each other.
+        if not self._threads.staged.acquire(blocking=self._places == 0):
+            return False
+        self._places += 1
+        return True
+
+    def submit(self, part: Any) -> None:
+        """Stage a batch, and submit it; its place is free again if that fails."""
+        try:
+            staged = part if self._stage is None else self._stage(part)
+            future = self._threads.submit(self._priority, functools.partial(self._work, staged))
+        except BaseException:
+            self._free()
+            raise
+        self.running.append((part, future))
+
+    def result(self) -> Any:
+        """Wait for the oldest batch, and return what it gives; its place is free afterwards."""
+        _, future = self.running.popleft()
+        try:
+            result = future.result()
+            return result if self._fetch is None else self._fetch(result)
+        finally:
+            self._free()
+
+    def cancel(self) -> None:
+        """Cancel what is left, and free its places."""
+        for _, future in self.running:
+            future.cancel()
+        while self._places:
+            self._free()
+
+    def _free(self) -> None:
+        if self._stage is not None:
+            self._places -= 1
+            self._threads.staged.release()
+
+
+def _smaller(part: Sequence[Item], error: Exception, key: str, device: str) -> tuple[Sequence[Item], ...]:
+    """Return the batches that take the place of one that did not fit in memory; raise any other error."""
+    if not _out_of_memory(error):
+        raise error
+    if _forget_graphs(device):
+        return (part,)  # once more, with the memory that graphs had
+    if len(part) == 1:
+        raise DeviceError(
+            f"not even one tile fits in the memory of {device}: pass a smaller tile, a smaller model, or device='cpu'"
+        ) from error
+    half = (len(part) + 1) // 2
+    _remember_limit(key, device, half)
+    return part[:half], part[half:]
 
 
 def _grouped(items: Sequence[Item], alike: Callable[[Item], Any]) -> list[list[Item]]:
@@ -485,13 +510,13 @@ def _forget_graphs(device: str) -> bool:
     with _lock:
         replayed = [e for key, e in _encoders.items() if key[1] == device and isinstance(e, Replayed)]
     # A list: each is to be asked.
-    found = any([e.forget() for e in replayed])
-    if found:
+    freed = any([e.forget() for e in replayed])
+    if freed:
         import torch
 
         log.warning("out of memory on %s: encoding without CUDA graphs", device)
         torch.cuda.empty_cache()
-    return found
+    return freed
 
 
 def current_batch(key: str, device: str, batch: int) -> int:

@@ -219,7 +219,7 @@ def _centres(geobox: GeoBox) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class SeriesBlock:
-    """What a block of pixels is encoded with.
+    """Encoder and places of a block of pixels.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ def embed_series_block(values: Array, rows: Array, columns: Array, *, series: Se
 
 
 def _in_batches(values: Array, place: Array, series: SeriesBlock) -> Array:
-    """Return the vectors (n, D) of series (n, T, C) on the lanes of the device."""
+    """Return the vectors (n, D) of series (n, T, C) on the threads of the device."""
     from deo_cube.encoder.encoder import series_batch
 
     device = runtime.choose_device(series.device)

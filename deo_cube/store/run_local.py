@@ -28,19 +28,17 @@ from deo_cube.embedding import runtime
 from deo_cube.errors import DeoCubeError, DeviceError
 from deo_cube.options import set_options
 from deo_cube.progress import Progress
-from deo_cube.store.layout import Layout
+from deo_cube.store.layout import Block, Layout
 from deo_cube.store.template import own_geobox
 
 __all__ = ["ProgressBar", "ComparisonBar", "executor", "run_blocks", "pickled", "unpickled_call", "count_workers"]
-
-Block = tuple[int, int, int]
 
 
 def count_workers(kind: str, num_workers: int | None) -> int:
     """Return the number of threads or processes that run blocks on this machine."""
     if kind == "synchronous":
         return 1
-    return num_workers or runtime.cpu_lanes() + (0 if kind == "processes" else 2)
+    return num_workers or runtime.cpu_threads() + (0 if kind == "processes" else 2)
 
 
 @contextmanager

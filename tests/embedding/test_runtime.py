@@ -1,4 +1,4 @@
-"""Lanes: never more than their number, oldest block first; memory that does not suffice halves the batch."""
+"""The threads of a device: their number, oldest block first; memory that does not suffice halves the batch."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_batches_come_back_in_order_with_their_items() -> None:
     assert [value for _, part in got for value in part] == [i * i for i in range(10)]
 
 
-def test_no_more_run_at_once_than_there_are_lanes_whoever_asks() -> None:
-    lanes = runtime.Lanes("cpu", 2)
+def test_no_more_run_at_once_than_there_are_threads() -> None:
+    threads = runtime.DeviceThreads("cpu", 2)
     running, most, guard = 0, 0, threading.Lock()
 
     def work() -> None:
@@ -44,27 +44,27 @@ def test_no_more_run_at_once_than_there_are_lanes_whoever_asks() -> None:
         with guard:
             running -= 1
 
-    futures = [lanes.submit(lanes.ticket(), work) for _ in range(12)]
+    futures = [threads.submit(threads.priority(), work) for _ in range(12)]
     for f in futures:
         f.result()
     assert most == 2
 
 
 def test_the_block_that_came_first_is_served_first() -> None:
-    lanes = runtime.Lanes("cpu", 1)
+    threads = runtime.DeviceThreads("cpu", 1)
     gate, order = threading.Event(), []
-    first, second = lanes.ticket(), lanes.ticket()
-    lanes.submit(-1, gate.wait)
-    late = [lanes.submit(second, lambda i=i: order.append(("second", i))) for i in range(2)]
-    early = [lanes.submit(first, lambda i=i: order.append(("first", i))) for i in range(2)]
+    first, second = threads.priority(), threads.priority()
+    threads.submit(-1, gate.wait)
+    late = [threads.submit(second, lambda i=i: order.append(("second", i))) for i in range(2)]
+    early = [threads.submit(first, lambda i=i: order.append(("first", i))) for i in range(2)]
     gate.set()
     for f in late + early:
         f.result()
     assert order == [("first", 0), ("first", 1), ("second", 0), ("second", 1)]
 
 
-def test_each_lane_uses_one_torch_thread() -> None:
-    assert runtime.lanes("cpu").submit(0, torch.get_num_threads).result() == 1
+def test_each_thread_of_a_device_uses_one_torch_thread() -> None:
+    assert runtime.device_threads("cpu").submit(0, torch.get_num_threads).result() == 1
 
 
 FAULTS = """
@@ -86,8 +86,8 @@ def faults(run):
 
 plain = faults(maps)
 set_options(cpu_tuning=sys.argv[1] == "True")
-lanes = runtime.lanes("cpu")
-print(plain, faults(lambda: lanes.submit(0, maps).result()))
+threads = runtime.device_threads("cpu")
+print(plain, faults(lambda: threads.submit(0, maps).result()))
 """
 
 
@@ -98,9 +98,9 @@ def test_the_allocator_is_changed_only_where_it_may_be(tuned: bool) -> None:
     env = os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     call = [sys.executable, "-c", FAULTS, str(tuned)]
     run = subprocess.run(call, env=env, capture_output=True, text=True, check=True)
-    plain, on_lanes = map(int, run.stdout.split())
+    plain, on_ours = map(int, run.stdout.split())
     assert plain > 50_000
-    assert (on_lanes < plain / 5) == tuned
+    assert (on_ours < plain / 5) == tuned
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
@@ -109,8 +109,8 @@ def test_a_worker_of_a_nanny_may_be_changed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(runtime, "keep_freed_memory", lambda: changed.append(None))
     for name in ("MainProcess", "Dask Worker process (from Nanny)"):
         monkeypatch.setattr(multiprocessing.current_process(), "name", name)
-        monkeypatch.setattr(runtime, "_lanes", {})
-        runtime.lanes("cpu")
+        monkeypatch.setattr(runtime, "_device_threads", {})
+        runtime.device_threads("cpu")
     assert len(changed) == 1
 
 
@@ -155,22 +155,22 @@ def test_devices_that_are_not_there_are_refused() -> None:
     assert runtime.choose_device("cpu") == "cpu"
 
 
-def test_cpu_lanes_follow_omp_num_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_threads_follow_omp_num_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deo_cube.options.OMP_NUM_THREADS", "1")
-    assert runtime.cpu_lanes() == 1
+    assert runtime.cpu_threads() == 1
     monkeypatch.setattr("deo_cube.options.OMP_NUM_THREADS", "")
-    assert runtime.cpu_lanes() == len(os.sched_getaffinity(0))
+    assert runtime.cpu_threads() == len(os.sched_getaffinity(0))
 
 
 AFTER_A_CLUSTER = """
 import os
-from deo_cube.embedding.runtime import cpu_lanes
+from deo_cube.embedding.runtime import cpu_threads
 from distributed import LocalCluster
 
 if __name__ == "__main__":
-    before = cpu_lanes()
+    before = cpu_threads()
     LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, host="127.0.0.1").close()
-    print(before, cpu_lanes(), os.environ["OMP_NUM_THREADS"])
+    print(before, cpu_threads(), os.environ["OMP_NUM_THREADS"])
 """
 
 
@@ -178,12 +178,12 @@ def test_a_local_cluster_leaves_the_process_its_cores(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(AFTER_A_CLUSTER)
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     run = subprocess.run([sys.executable, tmp_path / "main.py"], env=env, capture_output=True, text=True, check=True)
-    before, after, said = run.stdout.split()
-    assert said == "1"  # what distributed does to its parent, which is what this is about
+    before, after, setting = run.stdout.split()
+    assert setting == "1"  # what distributed does to its parent, which is what this is about
     assert after == before
 
 
-def test_an_encoder_is_loaded_once_a_process_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_is_loaded_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
     ref = resolve("means")
     loads = []
     real = type(ref).load
@@ -198,7 +198,7 @@ def test_an_encoder_is_loaded_once_a_process_whoever_asks(monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_child_starts_its_own_lanes() -> None:
+def test_a_forked_child_starts_threads_of_its_own() -> None:
     assert runtime.run_batches([1], lambda part: 1, batch=1, device="cpu")
     pid = os.fork()
     if pid == 0:

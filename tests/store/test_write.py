@@ -221,7 +221,7 @@ def test_a_failing_model_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(runtime, "run_batches", lambda *a, **k: broken())
     with pytest.raises(RuntimeError, match="broken model"):
         to_zarr(embed(cube_at((24, 24), times=1), **SMALL), tmp_path / "e.zarr", progress=False)
-    assert len(tries) <= runtime.cpu_lanes() + 2  # once for each block that was in flight
+    assert len(tries) <= runtime.cpu_threads() + 2  # once for each block that was in flight
 
 
 def test_each_source_chunk_is_read_once_though_blocks_share_them(tmp_path: Path) -> None:
