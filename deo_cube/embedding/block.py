@@ -1,4 +1,4 @@
-"""Compute one block: encode its padded window, or run the part of a graph that it needs.
+"""Embed one block: encode its padded window.
 
 Windows come from `windows.py` as integers (or floats) as they were stored. They cross to the device as they are, and
 are made canonical there: cast, offset and scale applied, invalid pixels set to the model's neutral value. The tiles go
@@ -8,12 +8,11 @@ through the encoder in batches, their cores are stitched, and patches without on
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from dask.base import normalize_token
@@ -22,25 +21,24 @@ from numpy.typing import NDArray
 from deo_cube.constants import INT8_INVALID
 from deo_cube.cube.masks import check_mask, hidden_classes
 from deo_cube.cube.units import MIXED, Radiometry, find_unit_error, mixed_with_nodata
-from deo_cube.embedding import graph, runtime, transfer
-from deo_cube.embedding.chunks import Load
+from deo_cube.embedding import runtime, transfer
+from deo_cube.embedding.inputs import stand_in
 from deo_cube.embedding.tiles import TileCuts, TilePlan
 from deo_cube.embedding.windows import BlockIndex
 from deo_cube.encoder.normalize import constant
 from deo_cube.encoder.registry import EncoderRef
-from deo_cube.errors import AmbiguousUnitsError, EncoderOutputError, StorageError
+from deo_cube.errors import AmbiguousUnitsError, EncoderOutputError
 
 __all__ = [
-    "INT8_INVALID",
     "EmbedBlock",
     "ValidBlock",
     "blank_pixels",
-    "compute_block",
-    "input_checksum",
     "valid_pixels",
 ]
 
 Array = NDArray[Any]
+#: Row and column of a tile in its block.
+Place: TypeAlias = tuple[int, int]
 
 #: Batches of a block that are copied to the device or computed at a time: one is computed while the next is copied.
 AHEAD = 2
@@ -176,99 +174,20 @@ class EmbedBlock:
 
     def __call__(self, index: BlockIndex, windows: tuple[Array, ...]) -> tuple[Array, NDArray[np.float32]]:
         """Embed block `index` from its windows; the valid fraction is that of `ValidBlock`."""
-        plan, bands = self.plan, windows[0]
         good = valid_pixels(windows, self.radiometry, scl=self.scl)
-        _check_values(bands, good, self.radiometry, index)
-        valid = _valid_fraction(good, plan, index)
-        rows, columns = plan.rows.block(index.row), plan.columns.block(index.column)
-        dim = self.ref.layer.dim
+        _check_values(windows[0], good, self.radiometry, index)
+        valid = _valid_fraction(good, self.plan, index)
         if not valid.any():
-            return self._finish(np.zeros((dim, *valid.shape), np.float32), valid)
-        device = runtime.choose_device(self.device)
-        transfer.check_precision(self.precision, device)
-        encoder = runtime.encoder(self.ref, device, self.compiled, self.precision, runtime=self.runtime, tile=plan.tile)
-        hidden = self._hidden(windows)
-        # Most blocks have no blank pixel, which is known here and need not be searched for in every tile.
-        whole = hidden is None and bool(good.all())
-        per_core = plan.rows.patches_per_core
-        half = self.dtype == "float16"
-        shape = (dim, rows.tiles * per_core, columns.tiles * per_core)
-        canvas = np.zeros(shape, np.float16 if half else np.float32)
-
-        apart = transfer.apart(device)
-        # Of a network of convolutions cuDNN prepares each new shape of batch, for a second or more: batches of one
-        # size spare that at the edges of blocks.
-        pad = apart and self.ref.card.architecture["family"] in ("conv", "spectral")
-
-        # lcm(0, n) is 0: tiles of models with position embeddings are never cut shorter.
-        cuts = TileCuts(plan, rows, columns, math.lcm(self.ref.card.trim, plan.patch))
-
-        batch_size = self.batch or runtime.default_batch(self.ref, plan.tile, device)
-
-        def stage(places: Sequence[tuple[int, int]]) -> transfer.Staged:
-            windows = [(..., *cuts.pixels(place)) for place in places]
-            if pad:
-                full = runtime.current_batch(self.ref.fingerprint, device, batch_size)
-                windows += windows[-1:] * (min(full, (plan.block // plan.core) ** 2) - len(places))
-            batch = transfer.stack([bands[w] for w in windows], device)
-            masked = None if hidden is None else transfer.stack([hidden[w] for w in windows], device)
-            return transfer.stage((batch, masked), device)
-
-        def run(staged: transfer.Staged) -> Any:
-            batch, masked = staged.take()
-            pixels = self._canonical(batch, masked, index.time, bands.dtype, whole=whole)
-            with transfer.precise(self.precision, device):
-                return encoder.encode(pixels)
-
-        totals: list[float] = []
-
-        def encode(staged: transfer.Staged, count: int) -> transfer.Left:
-            # Rounded on the device: float16 is copied in half the bytes; NumPy rounds to the same numbers, but slowly.
-            maps = run(staged)[:count]
-            return transfer.leave(maps.half() if half else maps.float())
-
-        def fetch(left: transfer.Left) -> Array:
-            maps, total = transfer.fetch(left)
-            totals.append(total)
-            return maps
-
-        def stitch(places: Sequence[tuple[int, int]], maps: Array) -> None:
-            for place, tile in zip(places, maps, strict=True):
-                into, out_of = cuts.patches(place)
-                canvas[:, *into] = tile[:, *out_of]
-
-        steps: dict[str, Any] = {}
-        if apart:
-            # Stitched as soon as it is fetched, so that pinned memory is free for the next batch.
-            steps = {
-                "stage": lambda places: (places, stage(places)),
-                "fetch": lambda pair: stitch(pair[0], fetch(pair[1])),
-                "ahead": AHEAD,
-            }
-
-        def work(item: Any) -> Any:
-            if apart:
-                places, staged = item
-                return places, encode(staged, len(places))
-            return item, fetch(encode(stage(item), len(item)))
-
+            return self._finish(np.zeros((self.ref.layer.dim, *valid.shape), np.float32), valid)
+        encoding = _Encoding(self, index, windows[0], self._hidden(windows), good)
         # A tile whose whole core is invalid gives NaN whatever it holds.
-        tiles = self._tiles_with_valid_core(good, rows.tiles, columns.tiles)
-        done = runtime.run_batches(
-            tiles, work, batch=batch_size, device=device, key=self.ref.fingerprint, alike=cuts.size, **steps
-        )
-        if not apart:
-            for _, (places, maps) in done:
-                stitch(places, maps)
-        values = canvas[:, rows.skip : rows.skip + rows.out_size, columns.skip : columns.skip + columns.out_size]
+        values = encoding.run(self._tiles_with_valid_core(good, encoding.rows.tiles, encoding.columns.tiles))
         # Totals may be infinite for other reasons: halos, patches without a valid pixel, large numbers.
-        if not all(map(math.isfinite, totals)):
+        if not all(map(math.isfinite, encoding.totals)):
             bad = ~np.isfinite(values).all(axis=0) & (valid > 0)
             if bad.any():
                 patch = (int(np.nonzero(bad)[0][0]), int(np.nonzero(bad)[1][0]))
-                place = ((patch[0] + rows.skip) // per_core, (patch[1] + columns.skip) // per_core)
-                exact = run(stage([place])).abs().max() if half else math.nan
-                raise self._not_finite(index, patch, bad, valid > 0, overflow=math.isfinite(float(exact)))
+                raise self._not_finite(index, patch, bad, valid > 0, overflow=encoding.overflows(patch))
         return self._finish(values, valid)
 
     @property
@@ -277,13 +196,13 @@ class EmbedBlock:
         return ValidBlock(self.plan, self.radiometry, self.scl)
 
     def stand_in(self, index: BlockIndex, windows: tuple[Array, ...]) -> tuple[Array, NDArray[np.float32]]:
-        """Return numbers in place of the embeddings that depend on the block's place alone, see `input_checksum`."""
+        """Return numbers in place of the embeddings that depend on the block's place alone, see `inputs`."""
         plan = self.plan
         rows, columns = plan.rows.block(index.row), plan.columns.block(index.column)
         shape = (1, self.ref.layer.dim, rows.out_size, columns.out_size)
-        return _stand_in(index, shape, np.dtype(self.dtype)), self.alone(index, windows)
+        return stand_in(index, shape, np.dtype(self.dtype)), self.alone(index, windows)
 
-    def _tiles_with_valid_core(self, good: NDArray[np.bool_], n_rows: int, n_columns: int) -> list[tuple[int, int]]:
+    def _tiles_with_valid_core(self, good: NDArray[np.bool_], n_rows: int, n_columns: int) -> list[Place]:
         core, halo = self.plan.core, self.plan.halo
         inner = good[halo : halo + n_rows * core, halo : halo + n_columns * core]
         any_valid = np.asarray(inner.reshape(n_rows, core, n_columns, core).any(axis=(1, 3)))
@@ -364,162 +283,100 @@ class EmbedBlock:
         return out[None], valid[None]
 
 
-def compute_block(
-    part: Mapping[Any, Any],
-    keys: list[Any],
-    read: Callable[[list[Load]], list[Any]],
-    *,
-    encode: bool = True,
-    undated: bool = True,
-) -> tuple[list[Any], int]:
-    """Compute `keys` here, but for the chunks that blocks are cut from, which `read` loads.
+class _Encoding:
+    """The tiles of one block on their way through the encoder: cut, staged, encoded, and stitched on a canvas.
 
-    Parameters
-    ----------
-    part, keys
-        From `graph.subgraph`.
-    read : callable
-        Loads chunks.
-    encode : bool
-        False: only the checksum of the inputs is needed.
-    undated : bool
-        False: the checksum of earlier versions, to which a block without its axis of time was computed from embeddings.
-
-    Returns
-    -------
-    list of arrays
-        The values of `keys`; with ``encode=False`` those that stand-in embeddings give, or None where nothing is
-        computed from embeddings.
-    int
-        Checksum of what they were made from, see `input_checksum`.
+    `hidden` are pixels that the encoder must not see, `good` those that are valid, both (rows, columns) of the window.
     """
-    blocks = {key: node.func for key, node in part.items() if isinstance(getattr(node, "func", None), graph.BlockCall)}
-    loads: dict[Any, Load] = {}
-    # Of one block there may be two calls, as array expressions share no tasks: its windows are gathered once.
-    chunks: dict[tuple[int, BlockIndex], list[Any]] = {}
-    for call, node_keys in graph.block_calls(part):
-        window_reader = call.task.window_reader
-        if (place := _place(call)) in chunks:
-            continue
-        readers, sizes = window_reader.readers_per_chunk(call.index), window_reader.sources
-        for piece, key in node_keys.items():
-            shape = tuple(of_axis[i] for of_axis, i in zip(sizes[piece[0]], piece[1:], strict=True))
-            loads.setdefault(key, Load(key, partial(_chunk, part, key, shape), readers[piece]))
-        chunks[place] = [node_keys[piece.key] for piece in window_reader.chunk_slices(call.index)]
-    loaded = dict(zip(loads, read(list(loads.values())), strict=True))
-    gathers = {_place(call): call.task.window_reader for call in blocks.values()}
-    windows = {at: gathers[at].windows(at[1], [loaded[key] for key in chunks[at]]) for at in chunks}
 
-    def run(*, stand_in: bool) -> dict[Any, Any]:
-        results = {}
-        for key, call in blocks.items():
-            result = call.task.on_windows(call.index, windows[_place(call)], stand_in=stand_in)
-            results[key] = result if call.output is None else result[call.output]
-        return results
+    def __init__(
+        self,
+        block: EmbedBlock,
+        index: BlockIndex,
+        bands: Array,
+        hidden: NDArray[np.bool_] | None,
+        good: NDArray[np.bool_],
+    ) -> None:
+        plan, card = block.plan, block.ref.card
+        self.block, self.time, self.bands, self.hidden = block, index.time, bands, hidden
+        self.rows, self.columns = plan.rows.block(index.row), plan.columns.block(index.column)
+        self.device = runtime.choose_device(block.device)
+        transfer.check_precision(block.precision, self.device)
+        self.encoder = runtime.encoder(
+            block.ref, self.device, block.compiled, block.precision, runtime=block.runtime, tile=plan.tile
+        )
+        self.batch = block.batch or runtime.default_batch(block.ref, plan.tile, self.device)
+        self.apart = transfer.apart(self.device)
+        # Of a network of convolutions cuDNN prepares each new shape of batch, for a second or more: batches of one
+        # size spare that at the edges of blocks.
+        self.pad = self.apart and card.architecture["family"] in ("conv", "spectral")
+        # Most blocks have no blank pixel, which is known here and need not be searched for in every tile.
+        self.whole = hidden is None and bool(good.all())
+        # lcm(0, n) is 0: tiles of models with position embeddings are never cut shorter.
+        self.cuts = TileCuts(plan, self.rows, self.columns, math.lcm(card.trim, plan.patch))
+        self.half = block.dtype == "float16"
+        per_core = plan.rows.patches_per_core
+        shape = (block.ref.layer.dim, self.rows.tiles * per_core, self.columns.tiles * per_core)
+        self.canvas = np.zeros(shape, np.float16 if self.half else np.float32)
+        #: Sums of the maps of each batch: NaN or infinite if one of their values is.
+        self.totals: list[float] = []
 
-    # Blocks at one place, of several models perhaps, are ordered by their pixels: a graph has no order that lasts.
-    order = sorted(
-        windows, key=lambda at: (at[1].time, at[1].row, at[1].column, len(windows) > 1 and input_checksum(windows[at]))
-    )
-    seen = [window for at in order for window in windows[at]]
-    known = run(stand_in=False) if encode else {}
-    if all(graph.is_result_alone(part, key, undated=undated) for key in keys):
-        return graph.evaluate(part, keys, known) if encode else [None] * len(keys), input_checksum(seen)
-    stand_ins = run(stand_in=True)
-    probe = graph.evaluate(part, keys, known=stand_ins)
-    values = graph.evaluate(part, keys, known=known) if blocks and encode else probe
-    for at, own in windows.items():
-        given: list[Any] = []
-        for key, call in blocks.items():
-            if _place(call) == at:
-                given += stand_ins[key] if isinstance(stand_ins[key], tuple) else (stand_ins[key],)
-        if undated:
-            given += [one[0] for one in given]
-        if all(any(_equal(made, one) for one in given) for made in probe):
-            return values, input_checksum(own)  # a block that was cut up and put together again
-    return values, input_checksum([*seen, *(np.asarray(made) for made in probe)])
+    def run(self, tiles: Sequence[Place]) -> Array:
+        """Encode tiles in batches; return the vectors ``(D, rows, columns)`` of the block's patches."""
+        key = self.block.ref.fingerprint
+        batches = partial(
+            runtime.run_batches, tiles, batch=self.batch, device=self.device, key=key, alike=self.cuts.size
+        )
+        if self.apart:
+            # Stitched as soon as it is fetched, so that pinned memory is free for the next batch.
+            batches(self.encode, stage=self.stage, fetch=lambda batch: self.stitch(self.fetch(batch)), ahead=AHEAD)
+        else:
+            for _, batch in batches(lambda places: self.fetch(self.encode(self.stage(places)))):
+                self.stitch(batch)
+        rows, columns = (slice(axis.skip, axis.skip + axis.out_size) for axis in (self.rows, self.columns))
+        return self.canvas[:, rows, columns]
 
+    def stage(self, places: Sequence[Place]) -> tuple[Sequence[Place], transfer.Staged]:
+        """Cut tiles, and begin to copy them to the device."""
+        windows = [(..., *self.cuts.pixels(place)) for place in places]
+        if self.pad:
+            plan = self.block.plan
+            full = runtime.current_batch(self.block.ref.fingerprint, self.device, self.batch)
+            windows += windows[-1:] * (min(full, (plan.block // plan.core) ** 2) - len(places))
+        batch = transfer.stack([self.bands[w] for w in windows], self.device)
+        hidden = None if self.hidden is None else transfer.stack([self.hidden[w] for w in windows], self.device)
+        return places, transfer.stage((batch, hidden), self.device)
 
-def _place(call: graph.BlockCall) -> tuple[int, BlockIndex]:
-    """Return what tells the windows of a call from those of others."""
-    return id(call.task.window_reader), call.index
+    def encode(self, batch: tuple[Sequence[Place], transfer.Staged]) -> tuple[Sequence[Place], transfer.Left]:
+        """Encode a staged batch, on a thread of the device."""
+        places, staged = batch
+        maps = self._maps(staged)[: len(places)]
+        # Rounded on the device: float16 is copied in half the bytes; NumPy rounds to the same numbers, but slowly.
+        return places, transfer.leave(maps.half() if self.half else maps.float())
 
+    def _maps(self, staged: transfer.Staged) -> Any:
+        tiles, hidden = staged.take()
+        pixels = self.block._canonical(tiles, hidden, self.time, self.bands.dtype, whole=self.whole)
+        with transfer.precise(self.block.precision, self.device):
+            return self.encoder.encode(pixels)
 
-def _equal(a: Any, b: Any) -> bool:
-    return np.shape(a) == np.shape(b) and bool(np.array_equal(a, b, equal_nan=True))
+    def fetch(self, batch: tuple[Sequence[Place], transfer.Left]) -> tuple[Sequence[Place], Array]:
+        """Copy the maps of a batch to the host."""
+        places, left = batch
+        maps, total = transfer.fetch(left)
+        self.totals.append(total)
+        return places, maps
 
+    def stitch(self, batch: tuple[Sequence[Place], Array]) -> None:
+        """Write the cores of a batch's maps to the canvas."""
+        for place, tile in zip(*batch, strict=True):
+            into, out_of = self.cuts.patches(place)
+            self.canvas[:, *into] = tile[:, *out_of]
 
-def _chunk(part: Mapping[Any, Any], key: Any, shape: tuple[int, ...]) -> Any:
-    """Read a source chunk, and make sure that it is whole: NumPy would stretch a short one silently."""
-    value = graph.evaluate(part, [key])[0]
-    if np.shape(value) != shape:
-        raise StorageError(f"chunk {key} has shape {np.shape(value)}, expected {shape} as in the cube")
-    return value
-
-
-def input_checksum(arrays: Iterable[NDArray[Any]]) -> int:
-    """Return a checksum of 31 bits, never 0, of arrays with their shapes and dtypes: of what a block is made from.
-
-    A store keeps it with each block, and is resumed only from the inputs that it was begun from. Names of files and of
-    Dask's layers cannot show that: one cube may be rewritten in place, another may hold the same pixels at another
-    path. So the arrays are
-
-    - the windows of pixels, SCL and mask that the block's encoder saw, as they are stored, and
-    - where something was computed from embeddings (a mean, a product, a choice of dimensions): what the same
-      computation makes of *stand-in* embeddings, numbers that depend on the position alone. It needs no encoding, and
-      differs where the computation differs.
-
-    Where a store is resumed, the inputs of its finished blocks are read again and compared, which costs little beside
-    encoding (`benchmarks/resume.py`), unless the sources are known to be unchanged (`store.write.source_token`).
-    """
-    crc = 0
-    for array in arrays:
-        crc = zlib.crc32(f"{array.dtype.str}{array.shape}".encode(), crc)
-        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
-    return crc & 0x7FFFFFFF or 1
-
-
-#: Elements of which stand-in embeddings are made at a time. Not fewer: each operation on them takes and releases the
-#: interpreter's lock, which other blocks are waiting for.
-SLAB = 2**20
-_SCALES = np.array([1] + [1 / 64] * 7, np.float32)
-
-
-def _stand_in(index: BlockIndex, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return numbers in place of the embeddings of a block: they depend on nothing but the place and the dtype.
-
-    Multiples of 1/64 below 2048, so that sums of them are exact and the same on every processor; the first patch holds
-    no data, as patches without valid pixels do.
-
-    Parameters
-    ----------
-    index : BlockIndex
-        The block.
-    shape : tuple of int
-        ``(1, D, rows, columns)``.
-    dtype : dtype
-        float16, float32 or int8.
-    """
-    seed = zlib.crc32(f"{index.time} {index.row} {index.column}".encode())
-    out = np.empty(int(np.prod(shape)), dtype)
-    # Slab by slab: a dozen operations on arrays of a few megabytes. On whole blocks they are bound by memory, and take
-    # as long as all else that the host does for a block.
-    for start in range(0, out.size, SLAB):
-        slab = out[start : start + SLAB]
-        mixed = np.arange(start, start + slab.size, dtype=np.uint32)
-        mixed += np.uint32(seed)
-        mixed *= np.uint32(2654435761)
-        mixed ^= mixed >> np.uint32(15)
-        mixed *= np.uint32(2246822519)
-        mixed ^= mixed >> np.uint32(13)
-        if dtype.kind == "i":
-            slab[:] = (mixed % np.uint32(255)).astype(np.int16) - 127
-            continue
-        numbers = (mixed % np.uint32(4097)).astype(np.float32)
-        numbers -= np.float32(2048)
-        # Powers of two, so that these products are exact.
-        numbers *= _SCALES[mixed >> np.uint32(16) & np.uint32(7)]
-        slab[:] = numbers
-    out = out.reshape(shape)
-    out[..., 0, 0] = -128 if dtype.kind == "i" else np.nan
-    return out
+    def overflows(self, patch: tuple[int, int]) -> bool:
+        """Return whether the map of a patch that is not finite on the canvas is finite before float16 rounds it."""
+        if not self.half:
+            return False
+        per_core = self.block.plan.rows.patches_per_core
+        place = ((patch[0] + self.rows.skip) // per_core, (patch[1] + self.columns.skip) // per_core)
+        return math.isfinite(float(self._maps(self.stage([place])[1]).abs().max()))

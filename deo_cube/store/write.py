@@ -6,7 +6,7 @@ task, so a scheduler sees one task per block, whatever the source; no values are
 when they are needed, and the progress record is read as they are made: a million blocks start as quickly as ten.
 
 When a store is resumed, the inputs of its finished blocks are first compared with those of this call
-(`block.input_checksum`), by jobs of the same kind that read and do not encode.
+(`embedding/inputs.py`), by jobs of the same kind that read and do not encode.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from deo_cube.arguments import embeddings_of, refuse_foreign
 from deo_cube.constants import Attribute
 from deo_cube.cube.coordinates import storable_coordinates
 from deo_cube.embedding import chunks, graph, look, runtime
-from deo_cube.embedding.block import EmbedBlock, compute_block
+from deo_cube.embedding.block import EmbedBlock
+from deo_cube.embedding.inputs import compute_block
 from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
 from deo_cube.progress import duration, size
 from deo_cube.store import create, run_local, storage
@@ -70,7 +71,7 @@ class Job:
     """One block: its graph, the keys of its arrays, and its target."""
 
     target: Target
-    block: tuple[int, int, int]
+    block: Block
     graph: Mapping[Any, Any]
     values: Any
     planes: list[Any]
@@ -142,21 +143,14 @@ def to_zarr(
         made from other inputs; these blocks are counted. If another run replaces the store meanwhile. If `emb` is not
         laid out as embeddings are.
     ValueError
-        For fewer than no retries, or no worker.
+        For a negative number of retries, or a number of workers below 1.
     DeviceError
         If the cluster has no worker, or none that fits.
     OSError
         If reading fails `retries` times, the disk is full, or the cluster's scheduler is lost: finished blocks are
         safe, and the same call resumes.
     """
-    if not isinstance(emb, xr.DataArray):
-        emb = embeddings_of(emb)
-    _check(emb)
-    refuse_foreign(emb.variable, "emb", argument="emb")
-    if not isinstance(resume, str):
-        resume = arguments.boolean("resume", resume)
-    elif resume not in ("changed", "unchecked"):
-        raise ArgumentError(f"resume must be True, False, 'changed' or 'unchecked', got {resume!r}")
+    emb, resume = _checked(emb), _checked_resume(resume)
     overwrite, progress = arguments.boolean("overwrite", overwrite), arguments.boolean("progress", progress)
     shards = arguments.boolean("shards", shards)
     retries = arguments.integer("retries", retries, minimum=0, error=ArgumentError)
@@ -193,15 +187,19 @@ def to_zarr(
     record = begun.target.record
     done = record.count() if record.any() else 0
     _log_start(emb, layout, place, done, kind, num_workers)
-    for _ in range(PASSES):
-        with run_local.ProgressBar(how.emb, layout, shown=progress, done=done) as bar:
-            how.jobs(begun.target, _todo(record, bar), run_job, bar)
-        if (done := record.count()) == record.total:
-            break  # else entries were deleted meanwhile, or damaged
+    bar = _write_missing(begun.target, how, done)
     with _explain_full_disk("the metadata", place):
         create.finish(begun)
     _log_end(place, bar)
     return open_embeddings(place)
+
+
+def _checked_resume(resume: Any) -> Any:
+    if not isinstance(resume, str):
+        return arguments.boolean("resume", resume)
+    if resume not in ("changed", "unchecked"):
+        raise ArgumentError(f"resume must be True, False, 'changed' or 'unchecked', got {resume!r}")
+    return resume
 
 
 @dataclass(frozen=True)
@@ -237,6 +235,17 @@ class _Run:
                 run_local.run_blocks(executor, slots, jobs, run_one, bar, partial(chunks.forget, run), results)
         finally:
             chunks.forget(run)
+
+
+def _write_missing(target: Target, how: _Run, done: int) -> run_local.ProgressBar:
+    """Run a job per block without an entry, of which `done` have one; again where entries were deleted meanwhile."""
+    record = target.record
+    for _ in range(PASSES):
+        with run_local.ProgressBar(how.emb, target.layout, shown=how.progress, done=done) as bar:
+            how.jobs(target, _todo(record, bar), run_job, bar)
+        if (done := record.count()) == record.total:
+            break
+    return bar
 
 
 def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str | None, *, complete: bool) -> bool:
@@ -311,7 +320,8 @@ def _keep_token(place: Any, token: str | None) -> None:
         storage.write(backend, SOURCES, token.encode())
 
 
-def _check(emb: xr.DataArray) -> None:
+def _checked(emb: Any) -> xr.DataArray:
+    emb = emb if isinstance(emb, xr.DataArray) else embeddings_of(emb)
     dims = tuple(emb.dims)
     if len(dims) not in (3, 4) or dims[-3] != "embedding" or 0 in emb.shape:
         raise StoreMismatchError(
@@ -321,10 +331,12 @@ def _check(emb: xr.DataArray) -> None:
         )
     if Attribute.DTYPE in emb.attrs and str(emb.dtype) not in ("float16", "float32", "float64", "int8"):
         raise StoreMismatchError(f"embeddings are float16, float32 or int8, got {emb.dtype}")
+    refuse_foreign(emb.variable, "emb", argument="emb")
+    return emb
 
 
 def _on_dask(emb: xr.DataArray, layout: Layout | None = None) -> xr.DataArray:
-    """`emb` with one chunk per block, all embedding dimensions together and one date each, and with `valid`."""
+    """Return `emb` with one chunk per block, all embedding dimensions together and one date each, and `valid`."""
     if "valid" not in emb.coords:
         # Not made by embed(): a patch is valid where it has numbers.
         rest = [d for d in emb.dims if d != "embedding"]
@@ -369,9 +381,7 @@ def _done(record: Record) -> Iterator[Block]:
                 yield int(t), row, column
 
 
-def _jobs(
-    emb: xr.DataArray, target: Target, todo: Iterator[tuple[int, int, int]], reading: Reading, run: str
-) -> Iterator[Job]:
+def _jobs(emb: xr.DataArray, target: Target, todo: Iterator[Block], reading: Reading, run: str) -> Iterator[Job]:
     whole, (values, *planes) = graph.layered(emb.data, *(emb[name].data for name in planes_of(emb)))
     four = emb.ndim == 4
     while wave := list(itertools.islice(todo, WAVE)):
@@ -449,9 +459,6 @@ def _compute(job: Job, *, encode: bool = True, undated: bool = True) -> tuple[li
     return [np.asarray(values[0] if dated else values), *of_block], inputs
 
 
-log = logging.getLogger("deo_cube")
-
-
 def _log_start(emb: xr.DataArray, layout: Layout, store: Any, done: int, kind: str, num_workers: int | None) -> None:
     """Log how many blocks are to be done, by how many workers on which device, and the time expected for them."""
     if not log.isEnabledFor(logging.INFO):
@@ -485,7 +492,7 @@ def _count(n: int, unit: str) -> str:
 
 
 def _expected(run: Any, dates: float, device: str) -> str:
-    """Time that a number of dates takes, at the rate that was measured."""
+    """Return the time that a number of dates takes, at the rate that was measured."""
     from deo_cube.embedding.rates import known_rate
 
     rate = known_rate(run.ref, run.plan.tile, "cuda:0" if device == "cuda" else device, run.precision, run.runtime)
@@ -496,7 +503,7 @@ def _expected(run: Any, dates: float, device: str) -> str:
 
 
 def _report_complete(store: Any, layout: Layout, *, checked: bool, shown: bool) -> None:
-    """Say that nothing is left to do: in the log, or where that is not shown, on standard error."""
+    """Report that nothing is left to do: in the log, or where that is not shown, on standard error."""
     blocks = _count(int(np.prod(layout.blocks)), "block")
     text = f"{store}: complete, {blocks}, " + ("made from the same inputs" if checked else "inputs not compared")
     if log.isEnabledFor(logging.INFO):
@@ -557,7 +564,7 @@ def source_token(emb: xr.DataArray) -> str | None:
 
 
 def _state(source: Any) -> Any:
-    """Return what tells whether a source is as it was; None where nothing does."""
+    """Return what changes if a source changes; None where nothing does."""
     if isinstance(source, zarr.Array):
         store = source.store_path.store
         return _files(Path(store.root, source.path)) if isinstance(store, LocalStore) else None
@@ -571,7 +578,7 @@ def _state(source: Any) -> Any:
 
 
 def _files(folder: Path) -> str:
-    """Hash of the names, sizes and times of change of all files below a folder."""
+    """Return a hash of the names, sizes and times of change of all files below a folder."""
     digest = hashlib.sha256(str(folder).encode())
     for where, folders, names in os.walk(folder):
         folders.sort()
