@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from deo_cube.encoder.matmul import prefer_onednn
 from deo_cube.encoder.networks.timm_import import prepare_torchvision
+from deo_cube.encoder.torch_settings import prefer_onednn
 from deo_cube.train.augment import View
 from deo_cube.train.config import Augment, Objective, Optimizer, TrainConfig
 from deo_cube.train.config import Student as StudentConfig

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deo_cube.encoder.card import Layer, ModelCard, Normalization, Stem, choose_stem
-from deo_cube.encoder.matmul import encoder_products
 from deo_cube.encoder.network_hash import HashedNetwork, content_hash, hash_network
 from deo_cube.encoder.networks.adapters import Network, seeded_network
 from deo_cube.encoder.normalize import RGB, Units, choose_normalization, normalize, to_units
+from deo_cube.encoder.torch_settings import encoder_products
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, MissingBandsError, TilePlanError
 
 __all__ = ["Encoder", "series_batch", "source_hash"]

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from deo_cube.encoder.card import ModelCard, Reference
-from deo_cube.encoder.matmul import encoder_products
-from deo_cube.encoder.torch_state import plain_torch
+from deo_cube.encoder.torch_settings import encoder_products, plain_torch
 
 __all__ = ["reference_distance", "reference_input", "reference_output", "with_reference"]
 
 #: Number of values stored of a reference vector.
 REFERENCE_VALUES = 16
+#: Side of the reference input, pixels.
+REFERENCE_SIZE = 64
 
 
 def reference_input(channels: int, size: int, batch: int = 1) -> Tensor:
@@ -47,7 +48,7 @@ def reference_distance(card: ModelCard, network: nn.Module, device: str = "cpu")
     return float(distance)
 
 
-def with_reference(card: ModelCard, network: nn.Module, *, stem: str | None = None, size: int = 64) -> ModelCard:
+def with_reference(card: ModelCard, network: nn.Module) -> ModelCard:
     """Return the card with the reference vector of `network`, on the CPU in eval mode.
 
     Parameters
@@ -55,15 +56,11 @@ def with_reference(card: ModelCard, network: nn.Module, *, stem: str | None = No
     card : ModelCard
         Names stem and default layer.
     network : module
-        Put into eval mode, and back.
-    stem : str, optional
-        Which stem reads the reference input; the first by default.
-    size : int
-        Side of the reference input, pixels.
+        Put into eval mode, and back. Its first stem reads the reference input.
     """
     training, device = network.training, next(iter(network.parameters()), torch.zeros(0)).device
-    name = card.stem(stem).name
-    vector = reference_output(card, network.eval(), stem=name, size=size, device=str(device))
+    name = card.stem().name
+    vector = reference_output(card, network.eval(), stem=name, size=REFERENCE_SIZE, device=str(device))
     network.train(training)
     values = tuple(float(f"{v:.7g}") for v in vector[:REFERENCE_VALUES].tolist())
-    return dataclasses.replace(card, reference=Reference(stem=name, size=size, vector=values))
+    return dataclasses.replace(card, reference=Reference(stem=name, size=REFERENCE_SIZE, vector=values))

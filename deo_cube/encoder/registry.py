@@ -292,7 +292,7 @@ class EncoderRef:
         WeightsMismatchError
             If the file is not that of the call, does not fill the network, or misses the reference vector.
         """
-        from deo_cube.encoder.torch_state import plain_torch
+        from deo_cube.encoder.torch_settings import plain_torch
 
         with plain_torch():
             return self._load(device, check=check)

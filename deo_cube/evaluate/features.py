@@ -218,7 +218,7 @@ class ModelEncode:
         """Return a map (B, D, h, w) per layer of the card, which UPerNet decodes."""
         import torch
 
-        from deo_cube.encoder.matmul import encoder_products
+        from deo_cube.encoder.torch_settings import encoder_products
 
         e = self.encoder
         stem, order = choose_stem(self.card, list(bands))
@@ -266,11 +266,11 @@ def as_encode(model: Any, *, device: str | None = None) -> Any:
     return model
 
 
-def untrained(card: ModelCard, *, device: str = "cpu") -> ModelEncode | SeriesEncode:
+def untrained(card: ModelCard) -> ModelEncode | SeriesEncode:
     """Return the network of a card with the random weights of its initialisation."""
     from deo_cube.encoder.encoder import Encoder
     from deo_cube.encoder.networks.adapters import seeded_network
 
-    network: Any = seeded_network(card, None).to(device).eval()
+    network: Any = seeded_network(card, None).eval()
     kind = SeriesEncode if card.series else ModelEncode
-    return kind(Encoder(card, network, device=device), f"{card.alias}, untrained")
+    return kind(Encoder(card, network), f"{card.alias}, untrained")

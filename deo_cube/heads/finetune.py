@@ -108,7 +108,7 @@ def fit_tuned(
     linear = _fit_linear(frozen, training)
     windows = list(_training_tiles(cube, prepared, training.values, np.array(linear.classes.codes)))
     network: Any = prepared.ref.load("cpu").network
-    from deo_cube.encoder.matmul import encoder_products
+    from deo_cube.encoder.torch_settings import encoder_products
 
     with encoder_products("cpu"):
         trained = _unfreeze(network, prepared, windows[0][0], finetune)

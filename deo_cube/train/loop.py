@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deo_cube.encoder.devices import choose_device
-from deo_cube.encoder.matmul import prefer_onednn
 from deo_cube.encoder.networks.conv import DeoConv
+from deo_cube.encoder.torch_settings import prefer_onednn
 from deo_cube.errors import ArgumentError, DeviceError, StoreMismatchError
 from deo_cube.paths import local_path
 from deo_cube.train import checkpoints
@@ -104,7 +104,7 @@ class Process:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes."""
+        """True if this process writes."""
         return self.rank == 0
 
 

@@ -10,11 +10,11 @@ import torch
 
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.encoder import Encoder
-from deo_cube.encoder.matmul import encoder_products
 from deo_cube.encoder.networks.swin import DeoSwin
 from deo_cube.encoder.networks.vit import DeoViT
 from deo_cube.encoder.normalize import normalize
 from deo_cube.encoder.registry import resolve
+from deo_cube.encoder.torch_settings import encoder_products
 from deo_cube.errors import AmbiguousUnitsError, MissingBandsError, TilePlanError
 
 MS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")

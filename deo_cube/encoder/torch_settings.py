@@ -1,4 +1,7 @@
-"""How float32 matrices are multiplied while an encoder runs, and only then.
+"""Change PyTorch's settings while an encoder runs or is loaded, and only then.
+
+`plain_torch` sets aside what a caller has set for its thread. `encoder_products` decides how float32 matrices are
+multiplied.
 
 On the CPU: PyTorch's x86 builds hand `Linear` layers to MKL, which is slow on processors that are not Intel's. With
 oneDNN, which PyTorch holds as well and takes for convolutions, a ViT or a Swin needs 0.55 to 0.6 of the time on an AMD
@@ -9,9 +12,9 @@ On a GPU: PyTorch rounds the inputs of float32 convolutions to TF32 (10 bits of 
 those of matrix products where a user has allowed it. Vectors then differ from the CPU's by 3e-4 of the largest; in
 float32 by 2e-6 (`benchmarks/gpu`). Both are switched off, so that "float32" means the same everywhere.
 
-PyTorch has these switches per process, not per thread. They are set while at least one thread encodes and restored
-when the last one ends. What a user multiplies before and after is untouched; what another thread multiplies at the same
-moment is computed the same way: exact to float32, but perhaps not to the same last bit.
+PyTorch has the switches for products per process, not per thread. They are set while at least one thread encodes and
+restored when the last one ends. What a user multiplies before and after is untouched; what another thread multiplies at
+the same moment is computed the same way: exact to float32, but perhaps not to the same last bit.
 """
 
 from __future__ import annotations
@@ -26,10 +29,24 @@ from typing import Any
 
 import torch
 
-__all__ = ["encoder_products", "prefer_onednn"]
+__all__ = ["encoder_products", "plain_torch", "prefer_onednn"]
 
 #: Largest relative error of a float32 product of 512 terms; bfloat16's is a hundred times that.
 _EXACT = 1e-5
+
+
+@contextlib.contextmanager
+def plain_torch(device: str | torch.device = "cpu") -> Iterator[None]:
+    """Run the block without the caller's autocast, default device and inference mode.
+
+    Parameters
+    ----------
+    device : str or device
+        Where the network computes.
+    """
+    kind = torch.device(device).type
+    with torch.device("cpu"), torch.inference_mode(False), torch.autocast(kind, enabled=False):
+        yield
 
 
 class _SharedSwitch:

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from deo_cube.encoder import matmul
+from deo_cube.encoder import torch_settings
 
 PROCESS = """
 import numpy as np, torch
@@ -37,7 +37,7 @@ def around_encoding(before: str = "") -> list[str]:
 @pytest.fixture(autouse=True)
 def undecided(monkeypatch: pytest.MonkeyPatch):
     """Each test decides anew, and leaves the process as it was."""
-    before, decided = torch.get_float32_matmul_precision(), matmul._onednn_is_faster
+    before, decided = torch.get_float32_matmul_precision(), torch_settings._onednn_is_faster
     decided.cache_clear()
     torch.set_float32_matmul_precision("highest")
     yield
@@ -48,7 +48,7 @@ def undecided(monkeypatch: pytest.MonkeyPatch):
 def test_encoding_leaves_the_process_as_it_was() -> None:
     was, after, same, *during = around_encoding()
     assert (was, after, same) == ("highest", "highest", "True")
-    assert during == (["medium"] if matmul._onednn_is_faster() else ["highest"])
+    assert during == (["medium"] if torch_settings._onednn_is_faster() else ["highest"])
 
 
 def test_what_somebody_chose_is_left_alone() -> None:
@@ -56,11 +56,11 @@ def test_what_somebody_chose_is_left_alone() -> None:
 
 
 def test_the_first_thread_sets_it_and_the_last_one_restores_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(torch_settings, "_onednn_is_faster", lambda: True)
     inside, leave = threading.Barrier(9), threading.Event()
 
     def encode() -> None:
-        with matmul.encoder_products("cpu"), matmul.encoder_products("cpu"):
+        with torch_settings.encoder_products("cpu"), torch_settings.encoder_products("cpu"):
             inside.wait()
             leave.wait()
 
@@ -68,7 +68,7 @@ def test_the_first_thread_sets_it_and_the_last_one_restores_it(monkeypatch: pyte
     for thread in threads:
         thread.start()
     inside.wait()
-    with matmul.encoder_products("cpu"):
+    with torch_settings.encoder_products("cpu"):
         pass
     assert torch.get_float32_matmul_precision() == "medium"
     leave.set()
@@ -78,15 +78,15 @@ def test_the_first_thread_sets_it_and_the_last_one_restores_it(monkeypatch: pyte
 
 
 def test_what_another_thread_chooses_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "_onednn_is_faster", lambda: True)
-    with matmul.encoder_products("cpu"):
+    monkeypatch.setattr(torch_settings, "_onednn_is_faster", lambda: True)
+    with torch_settings.encoder_products("cpu"):
         torch.set_float32_matmul_precision("high")
     assert torch.get_float32_matmul_precision() == "high"
 
 
 def test_it_is_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "_onednn_is_faster", lambda: True)
-    with pytest.raises(ZeroDivisionError), matmul.encoder_products("cpu"):
+    monkeypatch.setattr(torch_settings, "_onednn_is_faster", lambda: True)
+    with pytest.raises(ZeroDivisionError), torch_settings.encoder_products("cpu"):
         raise ZeroDivisionError
     assert torch.get_float32_matmul_precision() == "highest"
 
@@ -95,7 +95,7 @@ def test_a_gpu_computes_float32_in_float32() -> None:
     """TF32 is torch's default for convolutions, and a user's choice for products."""
     before = torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high")
-    with matmul.encoder_products("cuda:0"):
+    with torch_settings.encoder_products("cuda:0"):
         assert torch.get_float32_matmul_precision() == "highest"
         assert not torch.backends.cudnn.allow_tf32
     assert torch.get_float32_matmul_precision() == "high"
@@ -104,8 +104,8 @@ def test_a_gpu_computes_float32_in_float32() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_gets_what_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "_onednn_is_faster", lambda: True)
-    with matmul.encoder_products("cpu"):
+    monkeypatch.setattr(torch_settings, "_onednn_is_faster", lambda: True)
+    with torch_settings.encoder_products("cpu"):
         pid = os.fork()
         if pid == 0:
             os._exit(0 if torch.get_float32_matmul_precision() == "highest" else 1)
@@ -114,20 +114,20 @@ def test_a_forked_child_gets_what_was_there_before(monkeypatch: pytest.MonkeyPat
 
 
 def test_where_products_would_become_coarse_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "_amd", lambda: True)
+    monkeypatch.setattr(torch_settings, "_amd", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     seen = []
-    monkeypatch.setattr(matmul, "_error", lambda: seen.append(torch.get_float32_matmul_precision()) or 2e-3)
-    assert not matmul.prefer_onednn()
+    monkeypatch.setattr(torch_settings, "_error", lambda: seen.append(torch.get_float32_matmul_precision()) or 2e-3)
+    assert not torch_settings.prefer_onednn()
     assert seen == ["medium"]
     assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.parametrize("reason", ["intel", "gpu"])
 def test_other_processors_and_processes_with_a_gpu_are_left_alone(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
-    monkeypatch.setattr(matmul, "_amd", lambda: reason != "intel")
+    monkeypatch.setattr(torch_settings, "_amd", lambda: reason != "intel")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: reason == "gpu")
-    assert not matmul.prefer_onednn()
+    assert not torch_settings.prefer_onednn()
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -135,4 +135,4 @@ def test_bfloat16_would_be_noticed() -> None:
     a, b = (torch.randn(512, 512) for _ in range(2))
     exact = a.double() @ b.double()
     coarse = (a.bfloat16() @ b.bfloat16()).double()
-    assert float((coarse - exact).abs().max() / exact.abs().max()) > 10 * matmul._EXACT
+    assert float((coarse - exact).abs().max() / exact.abs().max()) > 10 * torch_settings._EXACT
