@@ -151,36 +151,59 @@ def _of_classes(
     per_row = np.zeros((k, drawn.shape[0]))
     per_row[: len(classes)] = [np.asarray(c.values, "float64") for c in counted]
     mapped_ha = per_row @ area / 1e4
-    total_ha = mapped_ha.sum()
     if strata is None:
-        stratum, sizes, weights = places.mapped, per_row.sum(axis=1), mapped_ha / total_ha
+        stratum, sizes, weights = places.mapped, per_row.sum(axis=1), mapped_ha / mapped_ha.sum()
         notes.append("strata: the classes of the map; right for a random sample of the map, or of each class")
         names: Sequence[Any] = places.names
     else:
         stratum, sizes, weights, names = _strata(strata, places, drawn)
         notes.append(f"strata: {len(sizes)} of the map of strata")
     sample = Sample(stratum, sizes, weights, places.clusters)
-    missing = [str(n) for n, c, s in zip(names, sample.counts, sizes, strict=True) if s and not c]
+    notes += _notes_on(sample, places, names, confidence, own_strata=strata is not None)
+    m, r = places.mapped, places.truth
+    confusion = np.zeros((k, k), int)
+    np.add.at(confusion, (m, r), 1)
+    overall = sample.ratio(m == r, np.ones(len(m)), confidence)
+    overall = Interval(overall.value, max(overall.low, 0.0), min(overall.high, 1.0))
+    return ClassAssessment(
+        places.colors,
+        pd.DataFrame(confusion, index=list(places.names), columns=list(places.names)),
+        overall,
+        _table_of_classes(sample, places, mapped_ha, confidence),
+        pd.DataFrame(),
+        (),
+        confidence,
+    )
+
+
+def _notes_on(
+    sample: Sample, places: Places, strata: Sequence[Any], confidence: float, *, own_strata: bool
+) -> list[str]:
+    """Return what limits the estimates from a sample."""
+    notes = []
+    missing = [str(n) for n, c, s in zip(strata, sample.counts, sample.sizes, strict=True) if s and not c]
     if missing:
         notes.append(f"no reference place in {', '.join(missing)}: the estimates are of the other strata")
-    single = [str(n) for n, c in zip(names, sample.counts, strict=True) if c == 1]
+    single = [str(n) for n, c in zip(strata, sample.counts, strict=True) if c == 1]
     if single:
         notes.append(f"one reference place in {', '.join(single)}: the intervals are too narrow")
     if places.clusters is not None:
         notes.append(f"the intervals are between {len(np.unique(places.clusters))} polygons")
-    elif strata is None and not places.census:
+    elif not own_strata and not places.census:
         notes += _without_width(places, confidence)
     if places.census:
         notes.append("every cell of the reference raster is a place: the intervals hold for a random choice of cells")
     if places.left_out:
         notes.append(f"{places.left_out} reference places are where the map has no class, and are left out")
-    m, r = places.mapped, places.truth
-    confusion = np.zeros((k, k), int)
-    np.add.at(confusion, (m, r), 1)
-    ones = np.ones(len(m))
+    return notes
+
+
+def _table_of_classes(sample: Sample, places: Places, mapped_ha: Array, confidence: float) -> pd.DataFrame:
+    """Return accuracies and area of each class, with their intervals."""
+    ones = np.ones(len(places.mapped))
     rows = []
     for i, name in enumerate(places.names):
-        on_map, on_ground = m == i, r == i
+        on_map, on_ground = places.mapped == i, places.truth == i
         both = on_map & on_ground
         row: dict[str, Any] = {
             "class": name,
@@ -192,24 +215,14 @@ def _of_classes(
             "users": sample.ratio(both, on_map, confidence),
             "producers": sample.ratio(both, on_ground, confidence),
             "f1": sample.ratio(2.0 * both, on_map.astype(float) + on_ground, confidence),
-            "area_ha": Interval(*(v * total_ha for v in sample.ratio(on_ground, ones, confidence))),
+            "area_ha": Interval(*(v * mapped_ha.sum() for v in sample.ratio(on_ground, ones, confidence))),
         }
         for key, interval in ratios.items():
             highest = np.inf if key == "area_ha" else 1.0
             low, high = max(interval.low, 0.0), min(interval.high, highest)
             row |= {key: interval.value, f"{key}_low": low, f"{key}_high": high}
         rows.append(row)
-    overall = sample.ratio(m == r, ones, confidence)
-    overall = Interval(overall.value, max(overall.low, 0.0), min(overall.high, 1.0))
-    return ClassAssessment(
-        places.colors,
-        pd.DataFrame(confusion, index=list(places.names), columns=list(places.names)),
-        overall,
-        pd.DataFrame(rows).set_index("class"),
-        pd.DataFrame(),
-        (),
-        confidence,
-    )
+    return pd.DataFrame(rows).set_index("class")
 
 
 def _without_width(places: Places, confidence: float) -> list[str]:

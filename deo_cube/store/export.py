@@ -109,7 +109,6 @@ def to_cog(
     stored = _tiff_dtype(flat.dtype)
     whole = stored.kind in "iu"
     fill = flat.attrs.get("_FillValue", flat.attrs.get("nodata"))
-    nodata = _whole_nodata(fill, stored) if whole else math.nan
     target = _target(path)
     mark = uuid.uuid4().hex
     unoptimized, made = (target.with_name(f".{target.name}.{mark}.{k}.tif") for k in ("plain", "cog"))
@@ -121,7 +120,7 @@ def to_cog(
         "dtype": stored,
         "crs": box.crs.to_wkt(),
         "transform": box.transform,
-        "nodata": nodata,
+        "nodata": _whole_nodata(fill, stored) if whole else math.nan,
         **({"photometric": "RGB"} if dtype and flat.sizes.get(bands) == 3 else {}),
         **({"tiled": True, "blockxsize": TILE, "blockysize": TILE} if min(box.shape) >= TILE else {}),
         "BIGTIFF": "IF_SAFER",
@@ -134,23 +133,7 @@ def to_cog(
                 part = _cast(flat.isel({y: rows, x: columns}).compute().values, stored, fill)
                 window = ((rows.start, rows.stop), (columns.start, columns.stop))
                 file.write(part if bands else part[None], window=window)
-            file.descriptions = _band_names(flat, bands)
-            if (categories := read_categories(flat)) is not None and bands is None:
-                file.update_tags(
-                    1, **{f"class_{c}": n for c, n in zip(categories.codes, categories.names, strict=True)}
-                )
-                if stored == np.uint8 and (colors := categories.rgba()):
-                    file.write_colormap(1, colors | ({} if nodata is None else {int(nodata): (0, 0, 0, 0)}))
-            if "scale_factor" in flat.attrs:
-                file.scales = [float(flat.attrs["scale_factor"])] * file.count
-            if "add_offset" in flat.attrs:
-                file.offsets = [float(flat.attrs["add_offset"])] * file.count
-            derived = derivation(flat)
-            facts = flat.attrs | ({} if derived is None else {Attribute.DERIVED: derived})
-            if "time" in flat.coords and flat["time"].ndim == 0:
-                facts |= {"time": text(plain(flat["time"].values[()]))}
-            # GDAL ends the name of a tag at a colon.
-            file.update_tags(**{k.replace(":", "_"): _text(v) for k, v in facts.items() if k not in _NOT_TAGS})
+            _describe(file, flat, bands)
         how = overviews or ("mode" if whole and not dtype and "scale_factor" not in flat.attrs else "average")
         options = {"compress": compress, "blocksize": TILE, "overview_resampling": how, "bigtiff": "IF_SAFER"}
         try:
@@ -159,6 +142,25 @@ def to_cog(
         except (RasterioError, OSError) as error:
             raise StorageError(f"GDAL cannot write {target} with compress={compress!r}: {error}") from error
     return target
+
+
+def _describe(file: Any, flat: xr.DataArray, bands: str | None) -> None:
+    """Write names, classes, colours, scale and tags to an open GeoTIFF."""
+    file.descriptions = _band_names(flat, bands)
+    if (categories := read_categories(flat)) is not None and bands is None:
+        file.update_tags(1, **{f"class_{c}": n for c, n in zip(categories.codes, categories.names, strict=True)})
+        if file.dtypes[0] == "uint8" and (colors := categories.rgba()):
+            file.write_colormap(1, colors | ({} if file.nodata is None else {int(file.nodata): (0, 0, 0, 0)}))
+    if "scale_factor" in flat.attrs:
+        file.scales = [float(flat.attrs["scale_factor"])] * file.count
+    if "add_offset" in flat.attrs:
+        file.offsets = [float(flat.attrs["add_offset"])] * file.count
+    derived = derivation(flat)
+    facts = flat.attrs | ({} if derived is None else {Attribute.DERIVED: derived})
+    if "time" in flat.coords and flat["time"].ndim == 0:
+        facts |= {"time": text(plain(flat["time"].values[()]))}
+    # GDAL ends the name of a tag at a colon.
+    file.update_tags(**{k.replace(":", "_"): _text(v) for k, v in facts.items() if k not in _NOT_TAGS})
 
 
 def _in_bytes(flat: xr.DataArray, bands: str | None) -> xr.DataArray:
