@@ -41,18 +41,14 @@ from dask.task_spec import Alias, DataNode, GraphNode, List, Task, TaskRef
 from dask.utils import SerializableLock
 from numpy.typing import NDArray
 
-from deo_cube.embedding.windows import BandSource, BlockIndex, WindowReader, band_sources, read_amplification
+from deo_cube.embedding.windows import BlockIndex, WindowReader
 
 __all__ = [
     "RUN_FAILED",
     "BlockCall",
-    "BlockIndex",
     "BlockTask",
-    "BandSource",
-    "WindowReader",
     "Output",
     "Result",
-    "band_sources",
     "block_calls",
     "block_tasks",
     "cut",
@@ -63,7 +59,6 @@ __all__ = [
     "is_result_alone",
     "layered",
     "map_blocks_with_halo",
-    "read_amplification",
     "sources",
     "stored",
     "subgraph",

@@ -28,7 +28,7 @@ from deo_cube.notebook import CELL, html_table
 from deo_cube.options import Default
 from deo_cube.options import resolve as option
 
-__all__ = ["CELL", "Summary", "describe", "html_table", "match", "summarise", "summarise_embeddings", "summarise_map"]
+__all__ = ["Summary", "describe", "match", "summarise", "summarise_embeddings", "summarise_map"]
 
 #: Names of the maps that verbs return, beside those of classes.
 MAPS = ("similarity", "distance", "change", "probability", "probabilities", "group", "rgb")

@@ -27,7 +27,6 @@ from deo_cube.encoder.devices import cpu_has_bfloat16
 from deo_cube.errors import ArgumentError, DeviceError
 
 __all__ = [
-    "PRECISIONS",
     "TOLERANCE",
     "Left",
     "Staged",

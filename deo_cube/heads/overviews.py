@@ -45,7 +45,7 @@ from deo_cube.errors import ArgumentError, StoreMismatchError
 from deo_cube.heads.pca import PCA, basis_of
 from deo_cube.progress import Progress
 from deo_cube.store import create, storage
-from deo_cube.store.layout import GROUP, OVERVIEWS, STALE, fill
+from deo_cube.store.layout import GROUP, OVERVIEWS, ROOT, STALE, fill
 from deo_cube.store.open import open_embeddings, status
 
 __all__ = ["MULTISCALES", "Overviews", "add_overviews", "overviews_of"]
@@ -86,7 +86,7 @@ class Overviews:
     complete: bool
     """False while they are being written, or after a run was interrupted."""
     stale: bool
-    """Whether blocks of the store were written since."""
+    """True if blocks of the store were written since."""
 
     def __repr__(self) -> str:
         state = "stale: call add_overviews again" if self.stale else "complete" if self.complete else "not complete"
@@ -96,7 +96,7 @@ class Overviews:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What decides the content of overviews, and the grids of their levels."""
+    """Values that decide the content of overviews, and the grids of their levels."""
 
     factors: tuple[int, ...]
     vectors: bool
@@ -106,7 +106,7 @@ class _Plan:
     times: int
     shape: tuple[int, int]
     four: bool
-    """Whether the arrays of the store have a dimension of time."""
+    """True if the arrays of the store have a dimension of time."""
     spec: str = ""
     """JSON of all this, which existing overviews are compared with."""
     entries: Array = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint64))
@@ -181,7 +181,7 @@ def add_overviews(
     Notes
     -----
     The same call resumes an interrupted one, and after blocks of the store were written anew it does only those chunks
-    again that lie above them. The arrays, attributes and identity of the store are not changed.
+    again that are above them. The arrays, attributes and identity of the store are not changed.
     """
     vectors, colors = arguments.boolean("vectors", vectors), arguments.boolean("colors", colors)
     if levels is not None:
@@ -229,7 +229,7 @@ def overviews_of(store: Any, *, storage_options: Mapping[str, Any] | None = None
         If the store was not made by deo_cube.
     """
     place = storage.locate(store, storage_options)
-    document = storage.read(storage.store_at(place), f"{OVERVIEWS}/{create.ROOT}")
+    document = storage.read(storage.store_at(place), f"{OVERVIEWS}/{ROOT}")
     if document is None:
         return None
     attrs = json.loads(document).get("attributes", {})
@@ -313,7 +313,7 @@ def _key(level: int, job: tuple[int, int, int]) -> str:
 
 def _begin(place: Any, root: zarr.Group, plan: _Plan) -> None:
     """Make the group and its empty arrays; keep those that are there and are the same."""
-    document = storage.read(storage.store_at(place), f"{OVERVIEWS}/{create.ROOT}")
+    document = storage.read(storage.store_at(place), f"{OVERVIEWS}/{ROOT}")
     attrs = {} if document is None else json.loads(document).get("attributes", {})
     if attrs.get(SPEC) == plan.spec:
         if "multiscales" in attrs and attrs.get(OF) == _record_hash(plan.entries):
@@ -412,7 +412,7 @@ def _write_attributes(root: zarr.Group, plan: _Plan, *, complete: bool) -> None:
             **spatial,
         }
     document = {"zarr_format": 3, "node_type": "group", "attributes": kept}
-    storage.write(group.store, f"{OVERVIEWS}/{create.ROOT}", json.dumps(document, indent=2).encode())
+    storage.write(group.store, f"{OVERVIEWS}/{ROOT}", json.dumps(document, indent=2).encode())
 
 
 def _finish(place: Any, root: zarr.Group, plan: _Plan) -> None:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from deo_cube.cube import georeference
-from deo_cube.embedding.graph import BlockIndex, Output, WindowReader, band_sources, map_blocks_with_halo
+from deo_cube.embedding.graph import Output, map_blocks_with_halo
 from deo_cube.embedding.tiles import BlockAxis, TilePlan, plan_tiles
+from deo_cube.embedding.windows import BlockIndex, WindowReader, band_sources
 from deo_cube.heads.vectors import geobox, spatial_dims
 
 __all__ = ["finer", "map_windows"]

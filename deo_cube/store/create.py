@@ -9,7 +9,6 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +19,11 @@ from zarr.abc.store import Store
 from deo_cube.embedding import graph, metadata
 from deo_cube.errors import StorageRefusedError, StorageUnreachableError, StoreMismatchError
 from deo_cube.store import storage, template
-from deo_cube.store.layout import FINGERPRINT, GENERATION, OVERVIEWS, ROOT, STALE, STATE, Layout, Record, Target
+from deo_cube.store.layout import FINGERPRINT, GENERATION, OVERVIEWS, ROOT, STALE, STATE, Layout, Record, Target, cuts
 from deo_cube.store.storage import is_local
 from deo_cube.store.template import BLOCKS, FORMAT, IDENTITY, WINDOW, Template, root_bytes
 
 __all__ = [
-    "ROOT",
     "Begun",
     "attributes",
     "check_not_source",
@@ -405,14 +403,8 @@ def stored_layout(place: Any) -> Layout:
     array = group["embeddings"]
     shards, (top, left, height, width) = (array.shards or array.chunks)[-2:], dict(group.attrs)[WINDOW]
     times = array.shape[0] if array.ndim == 4 else 1
-    chunks = ((1,) * times, _borders(top, height, shards[0]), _borders(left, width, shards[1]))
+    chunks = ((1,) * times, cuts(top, height, shards[0]), cuts(left, width, shards[1]))
     return Layout(tuple(map(str, array.metadata.dimension_names)), chunks, (top, left), (shards[0], shards[1]))
-
-
-def _borders(lead: int, size: int, shard: int) -> tuple[int, ...]:
-    """Return the sizes of the blocks of an axis that begins `lead` patches into its first shard."""
-    edges = [0, *range(shard - lead, size, shard), size]
-    return tuple(b - a for a, b in pairwise(edges))
 
 
 def _short(value: Any) -> str:

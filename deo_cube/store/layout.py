@@ -28,7 +28,7 @@ The progress record has one object per block, written after its shards. An entry
 
 - bits 0 to 31: the CRC-32 of what was written
 - bit 32: set, so that an entry of zeros is not an entry
-- bits 33 to 63: a checksum of what the block was made from (`block.input_checksum`); 0 where an earlier version did
+- bits 33 to 63: a checksum of what the block was made from (`inputs.input_checksum`); 0 where an earlier version did
   not record it
 
 Whatever else is found under such a name, as after a loss of power, is not an entry: the block is done again. Entries
@@ -45,6 +45,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,7 @@ __all__ = [
     "Target",
     "Writer",
     "checksum",
+    "cuts",
     "fill",
     "is_whole",
     "lost_shards",
@@ -256,13 +258,13 @@ class Layout:
         """Return the number of rows and columns in the store, margin included."""
         return self.lead[0] + sum(self.chunks[1]), self.lead[1] + sum(self.chunks[2])
 
-    def region(self, block: tuple[int, int, int]) -> tuple[slice, slice]:
+    def region(self, block: Block) -> tuple[slice, slice]:
         """Return the rows and columns of a block in the store: everything that its shard holds."""
-        cuts = []
+        slices = []
         for i, sizes, lead, shard in zip(block[1:], self.chunks[1:], self.lead, self.shard, strict=True):
             start = i * shard
-            cuts.append(slice(start + (lead if i == 0 else 0), min(start + shard, lead + sum(sizes))))
-        return cuts[0], cuts[1]
+            slices.append(slice(start + (lead if i == 0 else 0), min(start + shard, lead + sum(sizes))))
+        return slices[0], slices[1]
 
     def padded(self, block: Block, values: np.ndarray, *planes: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return a block and its planes as they are stored: with the margin, if their shard begins there."""
@@ -496,6 +498,12 @@ def _replace(array: Any, shard: tuple[int, ...], region: tuple[int | slice, ...]
         # Zarr merges with the existing shard; one that it cannot read was left by a run that died.
         storage.delete(array.store_path.store, f"{array.store_path.path}/{array.metadata.encode_chunk_key(shard)}")
         array[region] = values
+
+
+def cuts(lead: int, size: int, shard: int) -> tuple[int, ...]:
+    """Return the sizes of the blocks of an axis that begins `lead` patches into its first shard."""
+    edges = [0, *range(shard - lead, size, shard), size]
+    return tuple(b - a for a, b in pairwise(edges))
 
 
 def checksum(values: np.ndarray, *planes: np.ndarray) -> int:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +30,7 @@ from deo_cube.paths import expand, is_url, local_path
 from deo_cube.progress import Progress
 from deo_cube.store import create, storage, template
 from deo_cube.store.create import existing
-from deo_cube.store.layout import FINGERPRINT, GENERATION, GROUP, PATH, STATE, Record, is_whole
+from deo_cube.store.layout import FINGERPRINT, GENERATION, GROUP, PATH, ROOT, STATE, Block, Record, cuts, is_whole
 from deo_cube.store.storage import is_local, locate
 from deo_cube.store.template import BLOCKS, FORMAT, IDENTITY, WINDOW
 
@@ -44,7 +43,7 @@ class StoreStatus:
 
     blocks: int
     done: int
-    damaged: tuple[tuple[int, int, int], ...] = ()
+    damaged: tuple[Block, ...] = ()
     """Blocks whose bytes do not match their entry (time, row, column). Only `verify_store` looks."""
     verified: bool = False
     repaired: bool = False
@@ -86,10 +85,10 @@ class StoreStatus:
 def is_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> bool:
     """Return whether a store of embeddings of this package is there."""
     try:
-        found = existing(locate(store, storage_options))
+        group = existing(locate(store, storage_options))
     except StoreMismatchError:
         return False
-    return found is not None and IDENTITY in found.attrs
+    return group is not None and IDENTITY in group.attrs
 
 
 def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> StoreStatus:
@@ -156,7 +155,7 @@ def verify_store(
     )
     if wrong and repair:
         create.repair(place)
-    root = None if create.ROOT in wrong and not repair else _ours(place, "r+" if repair else "r")
+    root = None if ROOT in wrong and not repair else _ours(place, "r+" if repair else "r")
     if root is not None and (repair or not wrong):
         check_codecs(root)
         _check_record(place, root, needed=True)
@@ -165,7 +164,7 @@ def verify_store(
             check_codecs(root)
         except StorageError:
             root = None  # its arrays are not read
-    attrs = dict(root.attrs) if root is not None else json.loads((sealed or {})[create.ROOT])["attributes"]
+    attrs = dict(root.attrs) if root is not None else json.loads((sealed or {})[ROOT])["attributes"]
     if sealed is None and FORMAT in attrs:
         wrong = {template.SEAL: "missing or damaged"}
     record = create.record_of(place, attrs)
@@ -200,7 +199,7 @@ def verify_store(
     )
 
 
-def _is_whole(root: zarr.Group | None, record: Record, block: tuple[int, int, int]) -> bool:
+def _is_whole(root: zarr.Group | None, record: Record, block: Block) -> bool:
     if root is None:
         return True  # not readable without the group's document; that is what is reported
     try:
@@ -319,7 +318,7 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     # Cut before it is put on Dask, in chunks that are shards all the same: slicing Dask arrays lists every chunk.
     emb = ds["embeddings"].isel({dims[-2]: slice(top, top + height), dims[-1]: slice(left, left + width)})
     spatial = {
-        d: _cuts(lead, emb.sizes[d], shard) for d, lead, shard in zip(dims[-2:], (top, left), shards[-2:], strict=True)
+        d: cuts(lead, emb.sizes[d], shard) for d, lead, shard in zip(dims[-2:], (top, left), shards[-2:], strict=True)
     }
     emb = emb.chunk({**dict(zip(dims[:-2], shards[:-2], strict=True)), **spatial})
     # `chunk` puts coordinates on Dask too.
@@ -340,12 +339,6 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     box = GeoBox((height, width), Affine(*root.attrs[WINDOW + "_transform"]), crs)
     placed: xr.DataArray = georeference.assign_grid(emb, box, dims=(dims[-2], dims[-1]))
     return placed
-
-
-def _cuts(lead: int, size: int, shard: int) -> tuple[int, ...]:
-    """Return the chunks of ``[lead, lead + size)``, cut at the borders of shards."""
-    borders = [0, *range(shard - lead, size, shard), size]
-    return tuple(b - a for a, b in pairwise(borders))
 
 
 def _check_window(store: Any, attrs: Mapping[str, Any], ds: xr.Dataset, dims: tuple[str, str]) -> None:

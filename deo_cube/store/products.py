@@ -6,7 +6,7 @@ The layouts and their sources:
   ``<year>/grid_<lon>_<lat>/grid_<lon>_<lat>.npy`` int8 (y, x, band) with ``..._scales.npy`` float32 (y, x) or (y, x,
   band), value = int8 x scale; the grid is in ``global_0.1_degree_tiff_all/grid_<lon>_<lat>.tiff``. As GeoTIFF
   ``grid_<lon>_<lat>_<year>.tiff`` and as Zarr (variable `embedding` (y, x, band)), both float32. As `geoemb:` Zarr, one
-  group a UTM zone, int8 with an array of scales in which NaN and infinity mean no data.
+  group per UTM zone, int8 with an array of scales in which NaN and infinity mean no data.
 - **AlphaEarth** (developers.google.com/earth-engine/guides/aef_on_gcs_readme): COGs of 8192 x 8192 px in UTM, 10 m, 64
   int8 bands A00..A63, no data -128; value = (v / 127.5)**2 x sign(v), unit vectors. Rows run from south to north.
 """
@@ -92,7 +92,6 @@ def open_layout(path: Any) -> xr.DataArray | None:
 
 
 def _geotiff(path: str) -> xr.DataArray:
-
     opened = rioxarray.open_rasterio(path, chunks={"x": CHUNK, "y": CHUNK})
     assert isinstance(opened, xr.DataArray)
     name = path.rsplit("/", 1)[-1]
@@ -114,7 +113,6 @@ def _alphaearth(v: xr.DataArray) -> xr.DataArray:
 
 
 def _npy(path: Path) -> xr.DataArray:
-
     match = _GRID.match(path.name)
     scales_path = path.with_name(f"{path.stem}_scales.npy")
     if match is None or path.name.endswith("_scales.npy"):
@@ -180,7 +178,7 @@ def _zarr(path: str) -> xr.DataArray | None:
     zones = [k for k in group.group_keys() if re.fullmatch(r"utm\d\d", k)]
     if zones:
         raise StoreMismatchError(
-            f"{path} has a group a UTM zone: name one, {path}/{zones[0]} (of {', '.join(zones[:8])})"
+            f"{path} has a group per UTM zone: name one, {path}/{zones[0]} (of {', '.join(zones[:8])})"
         )
     return None
 

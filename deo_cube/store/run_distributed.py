@@ -38,6 +38,7 @@ from deo_cube.embedding import chunks, metadata, node_weights, runtime
 from deo_cube.errors import ArgumentError, DeoCubeError, DeviceError, SchedulerError, WeightsNotFoundError
 from deo_cube.options import get_option
 from deo_cube.store import run_local
+from deo_cube.store.layout import Block
 
 __all__ = ["WorkerInfo", "WorkerPool", "query_workers", "run_blocks"]
 
@@ -364,7 +365,7 @@ async def _receive(*args: Any) -> bool:
 class _PendingBlock:
     """A block that is submitted, or to be submitted."""
 
-    block: tuple[int, int, int]
+    block: Block
     job: bytes
     submissions: int = 0
     workers: tuple[str, ...] = ()
@@ -378,7 +379,7 @@ def run_blocks(
     *,
     run: str,
     patience: float,
-    results: Callable[[tuple[int, int, int], Any], None] | None = None,
+    results: Callable[[Block, Any], None] | None = None,
 ) -> None:
     """Run jobs on the cluster of this process's client.
 
@@ -443,7 +444,7 @@ def _run_blocks(
     run_job: Callable[[Any], Any],
     bar: run_local.ProgressBar,
     running: dict[Any, _PendingBlock],
-    results: Callable[[tuple[int, int, int], Any], None] | None,
+    results: Callable[[Block, Any], None] | None,
 ) -> None:
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     again: list[_PendingBlock] = []

@@ -21,15 +21,9 @@ from hypothesis import strategies as st
 
 from deo_cube.embedding import runtime
 from deo_cube.embedding.embed import embed
-from deo_cube.embedding.graph import (
-    BlockIndex,
-    Output,
-    WindowReader,
-    band_sources,
-    map_blocks_with_halo,
-    read_amplification,
-)
+from deo_cube.embedding.graph import Output, map_blocks_with_halo
 from deo_cube.embedding.tiles import TilePlan, mirror
+from deo_cube.embedding.windows import BlockIndex, WindowReader, band_sources, read_amplification
 from deo_cube.store.write import to_zarr
 from deo_cube.testing import cube_at
 
