@@ -343,7 +343,7 @@ def _stated(variable: xr.DataArray, key: str) -> Any:
 def items_of_band_files(paths: Sequence[str], time: Any = None) -> list[dict[str, Any]] | None:
     """Describe files that hold one band each as STAC items, one per product; None where they are other files.
 
-    Files of one product have the same name but for the band, or lie in one folder. Type, mark of no data and scale are
+    Files of one product have the same name but for the band, or are in one folder. Type, mark of no data and scale are
     those of the files.
 
     Parameters

@@ -113,8 +113,8 @@ def _check(emb: xr.DataArray) -> None:
 
 def _refuse_units(samples: Mapping[BandSource, Array], r: Radiometry) -> None:
     """Refuse what only all bands together tell, as of an 8-bit image."""
-    found = find_mistakes(list(samples.values()), r, offset=0.0)
-    if texts := [m.text for m in found if m.topic == "units" and m.topic not in r.given]:
+    mistakes = find_mistakes(list(samples.values()), r, offset=0.0)
+    if texts := [m.text for m in mistakes if m.topic == "units" and m.topic not in r.given]:
         raise AmbiguousUnitsError(f"a look at the cube before anything is written: {'. '.join(texts)}")
 
 
@@ -132,7 +132,7 @@ def _check_other(looked: _Looked, window_reader: WindowReader, index: BlockIndex
 
 
 def _together(fields: tuple[BandSource, ...]) -> list[tuple[BandSource, ...]]:
-    """Fields by the chunks that hold them: bands along a dimension often share one."""
+    """Group fields by the chunks that hold them: bands along a dimension often share one."""
     groups: dict[Any, list[BandSource]] = {}
     for field in fields:
         axis = field.axes[1]
@@ -153,7 +153,7 @@ class _Looked:
     def values(
         self, window_reader: WindowReader, index: BlockIndex, fields: tuple[BandSource, ...]
     ) -> list[tuple[int, dict[BandSource, Array]]]:
-        """Values of the chunk in the middle of a block: by date of the chunk, then by field."""
+        """Return values of the chunk in the middle of a block: by date of the chunk, then by field."""
         (top, bottom), (left, right) = window_reader.read_ranges(index)
         y, x = (top + bottom) // 2, (left + right) // 2
         first = fields[0]
@@ -173,7 +173,7 @@ class _Looked:
         time = first.axes[0]
         start = 0 if time is None else index.time - int(piece.cut[time])  # type: ignore[arg-type]
         steps = range(1 if time is None else sizes[time])
-        found = []
+        of_dates = []
         for step in steps:
             values = {}
             for field in fields:
@@ -183,5 +183,5 @@ class _Looked:
                     cut[time] = step
                 plane = chunk[tuple(cut)].ravel()
                 values[field] = plane[:: max(1, plane.size // _VALUES)]
-            found.append((index.time if time is None else start + step, values))
-        return found
+            of_dates.append((index.time if time is None else start + step, values))
+        return of_dates

@@ -37,20 +37,20 @@ def local_ref(ref: EncoderRef) -> EncoderRef:
 
 def has_weights(ref: EncoderRef) -> bool:
     """Return whether this machine has the weights, at any path."""
-    found = local_ref(ref)
-    return found.weights is None or _same(Path(found.weights), found)
+    local = local_ref(ref)
+    return local.weights is None or _same(Path(local.weights), local)
 
 
 def fetch_from_hub(ref: EncoderRef, *, offline: bool) -> bool:
     """Find weights in this machine's folders or, unless `offline`, on the hub; note the path for other processes."""
     try:
-        found = find_weights(ref.card, offline=offline)
+        path = find_weights(ref.card, offline=offline)
     except DeoCubeError:
         return False
-    if not _same(found, ref):
+    if not _same(path, ref):
         return False
     note = _sent_path(ref).with_suffix(".path")
-    _put(note, str(found).encode())
+    _put(note, str(path).encode())
     return True
 
 

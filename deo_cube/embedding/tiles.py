@@ -10,7 +10,7 @@ Words, along one axis and in pixels::
     blocks             [ first  )[  whole   )                     runs of whole tiles: one task, one Zarr shard
 
 Tile borders are multiples of the core in world pixels, not in the array, so a tile that is inside two overlapping
-cubes is the same tile and gives the same vectors (law 1). Nothing here depends on how the cube is chunked.
+cubes is the same tile and gives the same vectors. Nothing here depends on how the cube is chunked.
 
 A tile that reaches over the cube's edge sees the cube mirrored there (edge pixel repeated: ``2 1 0 | 0 1 2``).
 With ``edge="pad"`` a patch that is partly inside the cube is kept, with ``edge="drop"`` only whole ones are.
@@ -212,8 +212,8 @@ class TilePlan:
     edge: Edge = "pad"
 
     def __post_init__(self) -> None:
-        def check(true: bool, message: str) -> None:
-            if not true:
+        def check(fits: bool, message: str) -> None:
+            if not fits:
                 raise TilePlanError(message)
 
         check(self.edge in ("pad", "drop"), f"edge must be 'pad' or 'drop', got {self.edge!r}")

@@ -507,7 +507,7 @@ class ModelCard:
     scores: tuple[Mapping[str, Any], ...] = ()
     """Measured scores: mappings with at least `task`, `metric`, `value`, `protocol`."""
     limits: tuple[str, ...] = ()
-    """What does not work, and what is not proven."""
+    """Limits: uses that fail, and claims that are not proven."""
     folder: str = field(default="", compare=False, repr=False)
     """Folder that the card was read from; not part of its JSON or fingerprint."""
 
@@ -594,12 +594,12 @@ class ModelCard:
 
     @property
     def trained(self) -> bool:
-        """Whether the weights are anything but random."""
+        """True unless the weights are random."""
         return self.weights.status != "untrained"
 
     @property
     def series(self) -> bool:
-        """Whether the model reads the months of a pixel (`embed_series`), and not a tile of one date (`embed`)."""
+        """True if the model reads the months of a pixel (`embed_series`), and not a tile of one date (`embed`)."""
         return self.architecture.get("family") in SERIES
 
     def to_dict(self) -> dict[str, Any]:

@@ -364,11 +364,11 @@ def _few(names: Sequence[str], count: int = 6) -> str:
     return ", ".join(repr(n) for n in names[:count]) + more
 
 
-def _list(names: Sequence[str], count: int = 5) -> str:
+def _list(names: Sequence[str]) -> str:
     if not names:
         return ""
-    more = f"\n    ... and {len(names) - count} more" if len(names) > count else ""
-    return ":" + "".join(f"\n    {n}" for n in names[:count]) + more
+    more = f"\n    ... and {len(names) - 5} more" if len(names) > 5 else ""
+    return ":" + "".join(f"\n    {n}" for n in names[:5]) + more
 
 
 def check_file(card: ModelCard, path: Path) -> Path:

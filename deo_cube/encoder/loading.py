@@ -51,22 +51,22 @@ class Verification:
     sha256: str
     """Hash of the file; of a network without one, the hash of its values and source."""
     hash: Literal["as stated", "not stated"]
-    """Whether the card states a hash; another hash than the stated one is an error, never a Verification."""
+    """State of the hash in the card; a file with another hash than the stated one is an error, not a Verification."""
     distance: float | None
     """Largest deviation from the reference vector, relative to its largest value; None if the card has none."""
     tolerance: float | None
     device: str
     recorded: bool = False
-    """Whether the vector is not the card's but was recorded when the weights were taken from the hub."""
+    """True if the vector is not the card's but was recorded when the weights were downloaded from the hub."""
 
     @property
     def ok(self) -> bool:
-        """Whether it loaded strictly and missed no reference vector."""
+        """True if the model loaded strictly and missed no reference vector."""
         return self.distance is None or (self.tolerance is not None and self.distance <= self.tolerance)
 
     @property
     def proven(self) -> bool:
-        """Whether the file has the card's hash, and the loaded model returns the card's reference vector."""
+        """True if the file has the card's hash, and the loaded model returns the card's reference vector."""
         return self.ok and self.distance is not None and self.hash == "as stated" and not self.recorded
 
     def __repr__(self) -> str:

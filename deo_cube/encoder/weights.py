@@ -328,7 +328,7 @@ class Choice:
 
     @property
     def address(self) -> Address:
-        """Where the file is."""
+        """Address of the file."""
         return Address(self.repo, self.revision, self.file)
 
 

@@ -122,7 +122,7 @@ def _areas(places: Array, polygons: Array) -> Cells:
     place = place[which]
     row, column = np.floor((start[:, 1] + end[:, 1]) / 2).astype(int), np.floor((start[:, 0] + end[:, 0]) / 2)
     height = end[:, 1] - start[:, 1]
-    # Area between a piece and the east edge of its cell; all cells further east in the row lie beyond its whole height.
+    # Area between a piece and the east edge of its cell; all cells further east in the row are beyond its whole height.
     within = height * (column + 1 - (start[:, 0] + end[:, 0]) / 2)
     order = np.lexsort((column, row, place))
     place, row, column, height, within = (a[order] for a in (place, row, column.astype(int), height, within))

@@ -87,7 +87,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an index holds."""
+    """Contents of an index."""
 
     model: Mapping[str, str]
     """Attributes that decide whether vectors can be compared."""

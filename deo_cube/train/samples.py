@@ -478,7 +478,7 @@ class CubeSource:
 
     @property
     def paired(self) -> bool:
-        """Whether windows come with fine RGB of the same ground."""
+        """True if windows come with fine RGB of the same ground."""
         return bool(self.spec.rgb)
 
     def draw(self, random: np.random.Generator, size: int, valid: float) -> Sample:

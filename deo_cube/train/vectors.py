@@ -125,7 +125,7 @@ class VectorMap:
 
     @property
     def empty(self) -> bool:
-        """Whether store and cube share no whole pixel."""
+        """True if store and cube share no whole pixel."""
         return self.region[1] == 0
 
     def __getstate__(self) -> dict[str, Any]:

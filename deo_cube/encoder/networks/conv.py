@@ -263,7 +263,7 @@ class DeoConv(nn.Module):
         wide = {name: maps[name] for name in self.parts}
         if wanted & {"fused", "pooled"}:
             wide["fused"] = self.fuse(maps, stem)
-        # Only what stands for pixels of the input is given out.
+        # Only what covers pixels of the input is returned.
         cut = {
             name: m[:, :, : -(-rows // self.layers[name][1]), : -(-cols // self.layers[name][1])]
             for name, m in wide.items()

@@ -1,4 +1,4 @@
-"""DEO's Swin Transformer: a shared trunk with one stem an input, after the published network.
+"""DEO's Swin Transformer: a shared trunk with one stem per input, after the published network.
 
 Linear maps and biases of an attention layer are timm's; how windows are cut is `window_attention`'s, and pinned by
 `tests/encoder/test_swin.py` against outputs of the authors' code: the map is padded first and rolled then, the shift of

@@ -1,4 +1,4 @@
-"""DEO's Vision Transformer: a shared trunk with one stem an input, after the published network.
+"""DEO's Vision Transformer: a shared trunk with one stem per input, after the published network.
 
 The blocks are timm's. What differs from timm's own ViT is pinned by `tests/encoder/test_vit.py` against outputs of the
 authors' code: positions are interpolated bicubically without antialiasing, by the factor (n + 0.1) / grid, for every

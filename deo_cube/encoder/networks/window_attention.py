@@ -2,7 +2,7 @@
 
 The published network pads a map to whole windows with zeros, and its tokens attend to the padding. A padded token's
 key and value are the bias of the linear map, all alike: instead of computing them, the padding of a window is one more
-key, whose bias is the logarithm of the sum of the exponentials of the biases it stands for. The numbers are those of
+key, whose bias is the logarithm of the sum of the exponentials of the biases that it replaces. The numbers are those of
 padding, the cost is not: a map of 14 x 14 in windows of 12 is padded to 24 x 24, three tokens for each of its own.
 """
 
