@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 import deo_cube
 from deo_cube.encoder.registry import load_encoder
-from deo_cube.train.config import PRESETS, Loader, Objective, Optimizer, Student, TrainConfig
+from deo_cube.train.config import PRESETS, Loader, Objective, Optimizer, StudentConfig, TrainConfig
 from deo_cube.train.loop import train
 
 Array = NDArray[Any]
@@ -61,7 +61,7 @@ def config(source: str, store: Path, out: Path, steps: int) -> TrainConfig:
         out=str(out),
         steps=steps,
         threads=1,
-        student=Student(family="vit", dim=64, depths=(3,), heads=(4,), patch=PATCH),
+        student=StudentConfig(family="vit", dim=64, depths=(3,), heads=(4,), patch=PATCH),
         objective=Objective(multispectral=False, specialist=1.0, hidden=128, same_view=True),
         augment=dataclasses.replace(smoke.augment, global_size=64, local_size=32, gain=0.1, haze=100.0),
         optimizer=Optimizer(batch=8, lr=3e-2),

@@ -25,8 +25,7 @@ from torch.nn import functional as F
 from deo_cube.encoder.networks.timm_import import prepare_torchvision
 from deo_cube.encoder.torch_settings import prefer_onednn
 from deo_cube.train.augment import View
-from deo_cube.train.config import Augment, Objective, Optimizer, TrainConfig
-from deo_cube.train.config import Student as StudentConfig
+from deo_cube.train.config import Augment, Objective, Optimizer, StudentConfig, TrainConfig
 from deo_cube.train.student import Student, ema_update, objective
 from deo_cube.train.teachers import Targets
 

@@ -15,7 +15,7 @@ from deo_cube.constants import DTYPES, PRECISIONS, RUNTIMES
 from deo_cube.errors import ArgumentError
 from deo_cube.paths import local_path
 
-__all__ = ["Default", "Options", "get_option", "resolve", "set_options"]
+__all__ = ["Default", "Options", "get_option", "option", "set_options"]
 
 
 #: OMP_NUM_THREADS when the package was imported ("": not set). The environment is not read later, because starting a
@@ -153,6 +153,6 @@ def get_option(name: str) -> Any:
     return _OPTIONS[name]
 
 
-def resolve(name: str, value: Any) -> Any:
+def option(name: str, value: Any) -> Any:
     """Return `value` if the caller passed it, or the option `name` for a `Default` and for None."""
     return _OPTIONS[name] if value is None or isinstance(value, Default) else value

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from benchmarks.gpu.setting import Report, synchronize
 from benchmarks.train_step import views
 from deo_cube.train.augment import View
-from deo_cube.train.config import Augment, Objective, Optimizer, TrainConfig
-from deo_cube.train.config import Student as StudentConfig
+from deo_cube.train.config import Augment, Objective, Optimizer, StudentConfig, TrainConfig
 from deo_cube.train.student import Student, ema_update, objective
 from deo_cube.train.teachers import Targets
 

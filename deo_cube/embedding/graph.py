@@ -53,7 +53,7 @@ __all__ = [
     "block_tasks",
     "cut",
     "derived",
-    "evaluate",
+    "values_of",
     "gather_chunks",
     "has_blocks",
     "is_result_alone",
@@ -738,7 +738,7 @@ def has_blocks(part: Mapping[Any, Any]) -> bool:
     return any(isinstance(getattr(node, "func", None), BlockCall) for node in part.values())
 
 
-def evaluate(part: Mapping[Any, Any], keys: list[Any], known: Mapping[Any, Any] | None = None) -> list[Any]:
+def values_of(part: Mapping[Any, Any], keys: list[Any], known: Mapping[Any, Any] | None = None) -> list[Any]:
     """Return the values of `keys` of a flat graph: its tasks run in this thread, but for those that are `known`.
 
     What `dask.get` does, without a scheduler's millisecond per call: a block asks for its chunks one by one, while

@@ -91,10 +91,10 @@ def compute_block(
     seen = [window for at in order for window in windows[at]]
     known = run(stand_in=False) if encode else {}
     if all(graph.is_result_alone(part, key, undated=undated) for key in keys):
-        return graph.evaluate(part, keys, known) if encode else [None] * len(keys), input_checksum(seen)
+        return graph.values_of(part, keys, known) if encode else [None] * len(keys), input_checksum(seen)
     stand_ins = run(stand_in=True)
-    probe = graph.evaluate(part, keys, known=stand_ins)
-    values = graph.evaluate(part, keys, known=known) if blocks and encode else probe
+    probe = graph.values_of(part, keys, known=stand_ins)
+    values = graph.values_of(part, keys, known=known) if blocks and encode else probe
     for at, own in windows.items():
         given: list[Any] = []
         for key, call in blocks.items():
@@ -118,7 +118,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _chunk(part: Mapping[Any, Any], key: Any, shape: tuple[int, ...]) -> Any:
     """Read a source chunk, and make sure that it is whole: NumPy would stretch a short one silently."""
-    value = graph.evaluate(part, [key])[0]
+    value = graph.values_of(part, [key])[0]
     if np.shape(value) != shape:
         raise StorageError(f"chunk {key} has shape {np.shape(value)}, expected {shape} as in the cube")
     return value

@@ -11,8 +11,7 @@ import xarray as xr
 from deo_cube.constants import MODEL_BANDS
 from deo_cube.cube import stac
 from deo_cube.encoder.registry import card
-from deo_cube.options import Default
-from deo_cube.options import resolve as option
+from deo_cube.options import Default, option
 
 __all__ = ["load_cube"]
 

@@ -169,7 +169,7 @@ class _Looked:
             return []
         self._seen.add(piece.key)
         self._bytes += size
-        chunk = np.asarray(graph.evaluate(self._part, [self._keys[piece.key]])[0])
+        chunk = np.asarray(graph.values_of(self._part, [self._keys[piece.key]])[0])
         time = first.axes[0]
         start = 0 if time is None else index.time - int(piece.cut[time])  # type: ignore[arg-type]
         steps = range(1 if time is None else sizes[time])

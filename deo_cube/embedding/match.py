@@ -25,8 +25,7 @@ from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import card, list_models
 from deo_cube.errors import DeoCubeError
 from deo_cube.notebook import CELL, html_table
-from deo_cube.options import Default
-from deo_cube.options import resolve as option
+from deo_cube.options import Default, option
 
 __all__ = ["Summary", "describe", "match", "summarise", "summarise_embeddings", "summarise_map"]
 

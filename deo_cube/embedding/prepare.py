@@ -26,7 +26,7 @@ from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef, resolve
 from deo_cube.encoder.registry import card as card_of
 from deo_cube.errors import ArgumentError, DeoCubeError, MissingBandsError, TilePlanError, UnknownModelError, joined
-from deo_cube.options import resolve as option
+from deo_cube.options import option
 
 __all__ = ["Cube", "Prepared", "prepare"]
 

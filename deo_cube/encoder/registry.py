@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CARDS",
     "EncoderRef",
-    "Entry",
+    "KnownModel",
     "SENTINEL2_STATISTICS",
     "bundled_cards",
     "card",
@@ -86,24 +86,24 @@ Factory = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Entry:
+class KnownModel:
     """A card, and the factory of its network where the card's family does not build it."""
 
     card: ModelCard
     factory: Factory | None = None
 
 
-_registered: dict[str, Entry] = {}
+_registered: dict[str, KnownModel] = {}
 
 
 @functools.lru_cache(maxsize=1)
-def _plugins() -> dict[str, Entry]:
+def _plugins() -> dict[str, KnownModel]:
     """Return the encoders of installed packages; each entry point is a function that returns card and factory."""
-    entries: dict[str, Entry] = {}
+    entries: dict[str, KnownModel] = {}
     for point in entry_points(group=GROUP):
         try:
             made = point.load()()
-            entry = Entry(made) if isinstance(made, ModelCard) else Entry(*made)
+            entry = KnownModel(made) if isinstance(made, ModelCard) else KnownModel(*made)
         except Exception as error:  # one broken plug-in must not hide the others
             warnings.warn(
                 f"the encoder plug-in {point.name!r} ({point.value}) failed: {type(error).__name__}: {error}. "
@@ -116,9 +116,9 @@ def _plugins() -> dict[str, Entry]:
     return entries
 
 
-def known_cards() -> dict[str, Entry]:
+def known_cards() -> dict[str, KnownModel]:
     """Return every model with a name, by alias. Bundled models take precedence over plug-ins."""
-    bundled = {alias: Entry(c) for alias, c in bundled_cards().items()}
+    bundled = {alias: KnownModel(c) for alias, c in bundled_cards().items()}
     return {**_plugins(), **_registered, **bundled}
 
 
@@ -158,11 +158,11 @@ def register_encoder(card: ModelCard, factory: Factory | None = None) -> ModelCa
     for bundled in bundled_cards().values():
         if {card.alias, card.name} & {bundled.alias, bundled.name}:
             raise ArgumentError(f"{card.alias!r} ({card.name}) is the name of a bundled model: choose another alias")
-    _registered[card.alias] = Entry(card, factory)
+    _registered[card.alias] = KnownModel(card, factory)
     return card
 
 
-def find(model: str | Path | ModelCard) -> Entry:
+def find(model: str | Path | ModelCard) -> KnownModel:
     """Return the entry of a model: an alias, a full name, a folder with `card.json`, a card file, or a card itself.
 
     Raises
@@ -172,7 +172,7 @@ def find(model: str | Path | ModelCard) -> Entry:
     """
     if isinstance(model, ModelCard):
         known = known_cards().get(model.alias)
-        return known if known is not None and known.card == model else Entry(model)
+        return known if known is not None and known.card == model else KnownModel(model)
     if not isinstance(model, (str, Path)):
         raise ArgumentTypeError(
             f"model must be an alias, a path or a ModelCard, got {type(model).__name__}"
@@ -192,7 +192,7 @@ def find(model: str | Path | ModelCard) -> Entry:
             inside = sorted(p.name for p in path.iterdir())[:6] if path.is_dir() else []
             raise UnknownModelError(f"there is no {file}" + (f"; the folder holds {inside}" if path.is_dir() else ""))
         try:
-            return Entry(ModelCard.load(file))
+            return KnownModel(ModelCard.load(file))
         except ValueError as error:
             raise UnknownModelError(f"{file} is not a model card: {error}") from error
     names = [n for e in known_by_alias.values() for n in (e.card.alias, e.card.name)]
@@ -485,7 +485,7 @@ def resolve(
     return EncoderRef(c, stem, chosen_layer, how, path, sha256, entry.factory, sources)
 
 
-def _weights(entry: Entry, weights: str | Path | None) -> tuple[str | None, str, tuple[Any, ...]]:
+def _weights(entry: KnownModel, weights: str | Path | None) -> tuple[str | None, str, tuple[Any, ...]]:
     c = entry.card
     if entry.factory is not None or (not c.weights.file and weights is None):
         if weights is not None:

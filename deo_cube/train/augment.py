@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deo_cube.extras import require
-from deo_cube.train.config import Augment, Student
+from deo_cube.train.config import Augment, StudentConfig
 
 __all__ = ["Augmentation", "View", "at_level", "column", "generator", "hidden_squares"]
 
@@ -86,13 +86,13 @@ class Augmentation:
     ----------
     config : Augment
         Crops and noise.
-    student : Student
+    student : StudentConfig
         Statistics that the student's stems are fed with.
     level : {"own", "L1C", "L2A"}
         Product level of `View.dn`: that of each sample, or one for all.
     """
 
-    def __init__(self, config: Augment, student: Student, level: Literal["own", "L1C", "L2A"] = "own") -> None:
+    def __init__(self, config: Augment, student: StudentConfig, level: Literal["own", "L1C", "L2A"] = "own") -> None:
         require("kornia.enhance", "kornia.filters", "sklearn", extra="train", purpose="training")
         self.config, self.level = config, level
         self.ms_mean, self.ms_std = column(student.ms_mean), column(student.ms_std)

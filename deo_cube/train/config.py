@@ -28,7 +28,7 @@ __all__ = [
     "Optical",
     "Optimizer",
     "Specialist",
-    "Student",
+    "StudentConfig",
     "TrainConfig",
     "check_fields",
     "from_dict",
@@ -41,7 +41,7 @@ RGB_BANDS = MS_BANDS[:3]
 
 
 @dataclass(frozen=True)
-class Student:
+class StudentConfig:
     """The network that is trained, and how its input is normalised."""
 
     family: Literal["swin", "vit", "conv", "spectral"] = "swin"
@@ -406,7 +406,7 @@ class TrainConfig:
     """auto, cpu, cuda, mps."""
     threads: int = 0
     """CPU threads per process; 0 leaves torch's choice."""
-    student: Student = field(default_factory=Student)
+    student: StudentConfig = field(default_factory=StudentConfig)
     optical: Optical = field(default_factory=Optical)
     specialist: Specialist = field(default_factory=Specialist)
     objective: Objective = field(default_factory=Objective)
@@ -540,11 +540,11 @@ PRESETS: dict[str, TrainConfig] = {
         steps=48_800,
         teacher="dinov3",
         # `normalize_hr` (augmentations.py:250-311): RGB statistics in 0..1 of the crop's maximum, here times `display`.
-        student=Student(
+        student=StudentConfig(
             rgb_mean=_HR_MEAN,
             rgb_std=_HR_STD,
-            ms_mean=_HR_MEAN + Student.ms_mean[3:],
-            ms_std=_HR_STD + Student.ms_std[3:],
+            ms_mean=_HR_MEAN + StudentConfig.ms_mean[3:],
+            ms_std=_HR_STD + StudentConfig.ms_std[3:],
         ),
         augment=Augment(rgb_scale="crop_max", ms_sees="jittered", flips="horizontal"),
         optical=Optical(view="jittered", normalization="student", mid=8, late=11),
@@ -554,7 +554,7 @@ PRESETS: dict[str, TrainConfig] = {
         preset="small",
         steps=9_800,
         teacher="dinov2",
-        student=Student(dim=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), window=7),
+        student=StudentConfig(dim=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), window=7),
         optimizer=Optimizer(batch=64, accumulate=4),
         augment=Augment(local_crops=6),
         optical=Optical(mid=8, late=11),
@@ -565,7 +565,7 @@ PRESETS: dict[str, TrainConfig] = {
         steps=2_000,
         teacher="mobilenet",
         # Statistics of the multispectral windows that it is trained on; RGB in -1..1 as MobileNet reads it.
-        student=Student(
+        student=StudentConfig(
             family="conv",
             dim=192,
             depths=(11,),
@@ -590,7 +590,7 @@ PRESETS: dict[str, TrainConfig] = {
     "smoke": TrainConfig(
         preset="smoke",
         steps=4,
-        student=Student(dim=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4),
+        student=StudentConfig(dim=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4),
         objective=Objective(hidden=16, ms_dim=16, world_size=1),
         augment=dataclasses.replace(_SMALL_CROPS, global_size=32, local_size=16),
         optimizer=Optimizer(batch=4, lr=8e-3),

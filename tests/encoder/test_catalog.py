@@ -37,7 +37,7 @@ def test_by_alias_name_card_folder_and_file(tmp_path: Path) -> None:
 
 def test_the_card_of_a_plug_in_leads_to_its_factory(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = describe("mine", bands=MS, dim=10, patch=8)
-    entry = registry.Entry(mine, lambda: lambda x: F.avg_pool2d(x, 8))
+    entry = registry.KnownModel(mine, lambda: lambda x: F.avg_pool2d(x, 8))
     monkeypatch.setattr(registry, "_plugins", functools.lru_cache(lambda: {"mine": entry}))
     by_card = resolve(card("mine")).load("cpu").encode(np.full((1, 10, 16, 16), 900.0))
     np.testing.assert_array_equal(by_card, resolve("mine").load("cpu").encode(np.full((1, 10, 16, 16), 900.0)))

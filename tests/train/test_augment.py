@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deo_cube.train.augment import PATH, Augmentation, View, at_level, generator
-from deo_cube.train.config import PRESETS, Augment, Student
+from deo_cube.train.config import PRESETS, Augment, StudentConfig
 
 QUIET = Augment(
     global_size=32, local_size=16, local_crops=1, jitter_p=0, gray_p=0, blur_p=(0, 0, 0), solarize_p=0,
@@ -18,7 +18,7 @@ def windows(n: int = 4, bands: int = 10, size: int = 40, seed: int = 0) -> torch
 
 
 def views(config: Augment, ms: torch.Tensor | None, rgb: torch.Tensor | None, *, seed: int = 0, **how) -> list[View]:
-    return Augmentation(config, Student())(ms, rgb, generator(seed), **how)
+    return Augmentation(config, StudentConfig())(ms, rgb, generator(seed), **how)
 
 
 def test_shapes_and_order() -> None:
@@ -54,7 +54,7 @@ def test_the_seed_decides() -> None:
 
 def test_bands_of_a_crop_stay_on_each_other_and_on_their_values() -> None:
     ramp = torch.arange(40.0).expand(4, 10, 40, 40) * 50
-    student = Student(ms_mean=(0.0,) * 10, ms_std=(1.0,) * 10)
+    student = StudentConfig(ms_mean=(0.0,) * 10, ms_std=(1.0,) * 10)
     found = Augmentation(QUIET, student)(ramp, None, generator(3))[0].ms
     assert found is not None
     torch.testing.assert_close(found, found[:, :1].expand_as(found))
@@ -74,7 +74,7 @@ def test_light_changes_the_multispectral_view_only_where_asked_for() -> None:
 
 def test_published_ambiguities_are_switches() -> None:
     ms = windows()
-    student = Student(ms_mean=(0.0,) * 10, ms_std=(1.0,) * 10)
+    student = StudentConfig(ms_mean=(0.0,) * 10, ms_std=(1.0,) * 10)
     strong = dataclasses.replace(QUIET, jitter=(0.8, 0.8, 0.5, 0.2), jitter_p=1.0)
 
     def run(**changes) -> View:

@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 from deo_cube.encoder.card import ModelCard
 from deo_cube.errors import StoreMismatchError, WeightsNotFoundError
 from deo_cube.train import checkpoints
-from deo_cube.train.config import PRESETS, Health, Neck, Objective, Optical, Optimizer, TrainConfig
-from deo_cube.train.config import Student as StudentConfig
+from deo_cube.train.config import PRESETS, Health, Neck, Objective, Optical, Optimizer, StudentConfig, TrainConfig
 from deo_cube.train.loop import build, train
 from deo_cube.train.monitor import Diverged, LossMonitor, effective_rank
 from deo_cube.train.student import Student, ema_update

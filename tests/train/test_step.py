@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from deo_cube.train.augment import View
-from deo_cube.train.config import Augment, Objective, Optimizer, TrainConfig
-from deo_cube.train.config import Student as StudentConfig
+from deo_cube.train.config import Augment, Objective, Optimizer, StudentConfig, TrainConfig
 from deo_cube.train.student import Student, objective
 from deo_cube.train.teachers import Targets
 
