@@ -23,7 +23,7 @@ def measure(model: str, tuned: bool) -> dict[str, float]:
 
     import deo_cube
     from benchmarks.throughput import encoder_of
-    from deo_cube.embedding import runtime
+    from deo_cube.embedding import process
 
     tile, batch = TILES[model]
     encoder = deo_cube.load_encoder(encoder_of(model, tile), device="cpu")
@@ -35,7 +35,7 @@ def measure(model: str, tuned: bool) -> dict[str, float]:
         encoder.encode(noise)
         return (time.thread_time() - start) / batch
 
-    run = runtime.device_threads("cpu").submit if tuned else None
+    run = process.device_threads("cpu").submit if tuned else None
     for _ in range(3):
         _ = run(0, once).result() if run else once()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks import int8
 from benchmarks.int8 import cosine_distances
-from deo_cube.embedding import runtime, transfer
+from deo_cube.embedding import process, transfer
 from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.registry import choose_stem, resolve
 from deo_cube.errors import DeoCubeError
@@ -77,7 +77,7 @@ class Variant:
             import_module("nncf")
             precision = self.way.precision
         self.precision = precision
-        installed = runtime.choose_runtime(
+        installed = process.choose_runtime(
             name, self.ref, device="cpu", precision=precision, tile=self.ref.card.tile, prove=False
         )
         self.runtime = installed
@@ -92,7 +92,7 @@ class Variant:
         ref = resolve(self.model, bands=list(stem.bands))
         # Tiles of each size and stem that a protocol uses are compiled: speed is not the question here.
         if self.way is None:
-            encoder = runtime.encoder(ref, "cpu", False, self.precision, runtime=self.runtime, tile=array.shape[-1])
+            encoder = process.encoder(ref, "cpu", False, self.precision, runtime=self.runtime, tile=array.shape[-1])
         else:
             key = (stem.name, array.shape[-1])
             if key not in self.quantised:

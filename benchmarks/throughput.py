@@ -27,7 +27,7 @@ import tyro
 import xarray as xr
 
 import deo_cube
-from deo_cube.embedding import runtime
+from deo_cube.embedding import process
 from deo_cube.encoder.registry import describe_timm, resolve
 
 
@@ -67,7 +67,7 @@ def bare(encoder: Any, tiles: torch.Tensor, batch: int) -> dict[str, float]:
 
 
 def _bare(encoder: Any, tiles: torch.Tensor, batch: int) -> dict[str, float]:
-    cores = runtime.cpu_threads()
+    cores = process.cpu_threads()
     parts = [tiles[i : i + batch] for i in range(0, len(tiles), batch)]
     torch.set_num_threads(cores)
     start = time.perf_counter()
@@ -113,7 +113,7 @@ def _measure(config: Config, card: Any, work: Path) -> dict[str, Any]:
     plans = {}
     for round_ in range(config.rounds + 1):
         for s in sizes:
-            for how, rate in bare(encoder, noise[s], runtime.default_batch(ref, s, "cpu")).items():
+            for how, rate in bare(encoder, noise[s], process.default_batch(ref, s, "cpu")).items():
                 if round_:
                     note(f"bare {s}: {how}", rate)
         for case in config.cases:
@@ -137,7 +137,7 @@ def _report(config: Config, rates: dict[str, list[float]], plans: dict[str, Any]
         for s in {int(k.split()[1][:-1]) for k in middle if k.startswith("bare")}
     }
     floor = best[config.tile] * config.tile**2
-    print(f"\n{config.model}, {config.size} px, medians of {config.rounds} rounds, {runtime.cpu_threads()} cores\n")
+    print(f"\n{config.model}, {config.size} px, medians of {config.rounds} rounds, {process.cpu_threads()} cores\n")
     print("| case | tiles/s | spread |\n|---|---|---|")
     for k, v in sorted(rates.items()):
         print(f"| {k} | {middle[k]:.2f} | {min(v):.2f} to {max(v):.2f} |")

@@ -19,8 +19,8 @@ from deo_cube.embedding.embed import embed, with_runtime
 from deo_cube.embedding.options import EmbedOptions
 from deo_cube.embedding.plan import plan
 from deo_cube.embedding.prepare import prepare
+from deo_cube.embedding.process import choose_device
 from deo_cube.embedding.rates import measure_rate
-from deo_cube.embedding.runtime import choose_device
 from deo_cube.errors import ArgumentError
 from deo_cube.options import Default
 from deo_cube.progress import Progress

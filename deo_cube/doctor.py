@@ -173,7 +173,7 @@ def _torchvision() -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    from deo_cube.embedding.runtime import cpu_threads
+    from deo_cube.embedding.process import cpu_threads
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = options.OMP_NUM_THREADS or "not set"

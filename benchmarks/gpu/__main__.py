@@ -12,7 +12,7 @@ import tyro
 import benchmarks.gpu
 from benchmarks.gpu import correctness, embed, encoder, training
 from benchmarks.gpu.setting import Config, Report, device_facts
-from deo_cube.embedding import runtime
+from deo_cube.embedding import process
 from deo_cube.errors import DeviceError
 
 __all__ = ["main"]
@@ -27,7 +27,7 @@ def main(config: Config) -> dict[str, Any]:
         If the device is not there.
     """
     try:
-        device = runtime.choose_device(config.device)
+        device = process.choose_device(config.device)
     except DeviceError as error:
         raise SystemExit(f"nothing measured: {error}") from None
     report = Report(config)

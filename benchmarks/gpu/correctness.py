@@ -17,7 +17,7 @@ import xarray as xr
 
 import deo_cube
 from benchmarks.gpu.setting import Report, card_of
-from deo_cube.embedding import runtime, transfer
+from deo_cube.embedding import process, transfer
 from deo_cube.embedding.replay import Replayed
 from deo_cube.encoder.registry import EncoderRef, resolve
 
@@ -86,8 +86,8 @@ def _noise(ref: EncoderRef, count: int, tile: int) -> torch.Tensor:
 def precisions(ref: EncoderRef, device: str) -> dict[str, Any]:
     """Compare a batch in each precision with float32 on the CPU, and time it."""
     pixels = _noise(ref, 2, ref.card.tile)
-    reference = runtime.encoder(ref, "cpu").encode(pixels).numpy()
-    encoder = runtime.encoder(ref, device)
+    reference = process.encoder(ref, "cpu").encode(pixels).numpy()
+    encoder = process.encoder(ref, device)
     there = pixels.to(device)
     network: Any = encoder.network
     layer = encoder.layer.name
@@ -113,7 +113,7 @@ def precisions(ref: EncoderRef, device: str) -> dict[str, Any]:
 def batches(ref: EncoderRef, device: str) -> dict[str, Any]:
     """Find whether a tile's vectors depend, to the last bit, on the tiles in its batch, and on their number."""
     pixels = _noise(ref, 8, ref.card.tile).to(device)
-    encoder = runtime.encoder(ref, device)
+    encoder = process.encoder(ref, device)
 
     def run(batch: torch.Tensor) -> torch.Tensor:
         return encoder.encode(batch).float().cpu()
@@ -135,7 +135,7 @@ def batches(ref: EncoderRef, device: str) -> dict[str, Any]:
 
 def graphs(ref: EncoderRef, device: str, precision: str) -> dict[str, Any]:
     """Compare kernels that a CUDA graph launches with the same kernels launched one by one."""
-    encoder = runtime.encoder(ref, device, False, precision)
+    encoder = process.encoder(ref, device, False, precision)
     if not isinstance(encoder, Replayed):
         return {"model": ref.card.alias, "precision": precision, "passed": True, "skipped": "no graphs"}
     pixels = _noise(ref, 8, ref.card.tile).to(device)
@@ -258,7 +258,7 @@ def out_of_memory(cube: xr.Dataset, device: str, folder: str) -> dict[str, Any]:
         pixels = _noise(ref, count, ref.card.tile).to(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        runtime.encoder(ref, device).encode(pixels)
+        process.encoder(ref, device).encode(pixels)
         peaks[count] = torch.cuda.max_memory_allocated(device)
         del pixels
     torch.cuda.empty_cache()
@@ -269,8 +269,8 @@ def out_of_memory(cube: xr.Dataset, device: str, folder: str) -> dict[str, Any]:
         small = cube.deo.embed("tiny", **options).compute(scheduler="synchronous").values
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
-    limits = {f"{k[1]}": v for k, v in runtime._batch_limits.items()}
-    runtime._batch_limits.clear()
+    limits = {f"{k[1]}": v for k, v in process._batch_limits.items()}
+    process._batch_limits.clear()
     far = distance(small, first)
     return {
         "passed": bool(limits) and far["cosine"] < 1e-6,

@@ -25,7 +25,7 @@ import deo_cube
 from benchmarks.gpu.encoder import flops_per_tile, matrix_rate
 from benchmarks.gpu.setting import Report, card_of, rate, synchronize
 from benchmarks.race.setting import Setting, linked_cube, prepare
-from deo_cube.embedding import runtime, transfer
+from deo_cube.embedding import process, transfer
 from deo_cube.encoder.registry import resolve
 from deo_cube.errors import DeviceError
 
@@ -79,8 +79,8 @@ def one(
     options: dict[str, Any] = {"units": "dn", "offset": 0, "tile": config.tile, "halo": config.halo}
     plan = deo_cube.plan(cube, card, **options)
     tile = plan.tiling.tile
-    batch = config.batch or runtime.default_batch(ref, tile, device)
-    encoder = runtime.encoder(ref, device, compiled)
+    batch = config.batch or process.default_batch(ref, tile, device)
+    encoder = process.encoder(ref, device, compiled)
     noise = torch.rand(batch, len(encoder.stem.bands), tile, tile, device=device) * 3000
 
     def forward() -> None:
@@ -108,7 +108,7 @@ def one(
     took = statistics.median(rounds)
     # Tiles cut shorter at the edge count for what they are.
     tiles = plan.encoded_per_kept * plan.tiling.shape[0] * plan.tiling.shape[1] / tile**2
-    flops = flops_per_tile(runtime.encoder(ref, device), tile, device)
+    flops = flops_per_tile(process.encoder(ref, device), tile, device)
     report.add("embed", {
         "model": card.alias, "precision": precision, "compiled": compiled, "tile": tile,
         "halo": plan.tiling.halo, "block": plan.tiling.block, "batch": batch, "size": cube.sizes["y"],

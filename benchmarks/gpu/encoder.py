@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.setting import Report, card_of, rate
-from deo_cube.embedding import runtime, transfer
+from deo_cube.embedding import process, transfer
 from deo_cube.encoder.registry import resolve
 from deo_cube.errors import DeviceError
 
@@ -45,7 +45,7 @@ def measure(report: Report, device: str) -> None:
                 continue
             if report.late(f"encoder {model} {precision}"):
                 continue
-            encoder = runtime.encoder(ref, device)
+            encoder = process.encoder(ref, device)
             chip = matrix_rate(device, precision, config.matrix)
             flops = flops_per_tile(encoder, tile, device)
             rates: dict[int, float] = {}
@@ -64,7 +64,7 @@ def measure(report: Report, device: str) -> None:
             }  # fmt: skip
             if config.compile and not report.late(f"encoder {model} {precision} compiled"):
                 begun = time.perf_counter()
-                compiled = runtime.encoder(ref, device, True)
+                compiled = process.encoder(ref, device, True)
                 noise = torch.rand(best, len(encoder.stem.bands), tile, tile, device=device) * 3000
                 try:
                     row["compiled_tiles_per_s"], row["compiled_launch_ms"] = _timed(compiled, noise, precision, device)

@@ -23,7 +23,7 @@ import tyro
 
 from benchmarks.race import measure, table, whole
 from benchmarks.race.setting import Setting
-from deo_cube.embedding import runtime
+from deo_cube.embedding import process
 
 PAGE = Path(__file__).parents[2] / "docs" / "throughput.md"
 VIT = "vit_small_patch16_224"
@@ -80,7 +80,7 @@ def main(config: Config) -> dict[str, Any]:
         config.page.write_text(table.render(config.page, figures), encoding="utf-8")
         return figures
     figures["machine"] = {
-        "date": datetime.now(UTC).date().isoformat(), "cores": runtime.cpu_threads(), "processor": _processor(),
+        "date": datetime.now(UTC).date().isoformat(), "cores": process.cpu_threads(), "processor": _processor(),
         "python": platform.python_version(), "torch": torch.__version__,
     }  # fmt: skip
     folder = config.folder or Path(tempfile.mkdtemp(prefix="deo_cube_bench"))

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 import deo_cube
-from deo_cube.embedding import runtime, transfer
+from deo_cube.embedding import process, transfer
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef, describe_timm, resolve
 
@@ -55,7 +55,7 @@ class Setting:
     @property
     def cores(self) -> int:
         """Cores that every runner may use."""
-        return self.workers or runtime.cpu_threads()
+        return self.workers or process.cpu_threads()
 
     @property
     def km2(self) -> float:
@@ -71,8 +71,8 @@ class Setting:
         """The encoder on the CPU: one a process, the same that `embed` uses."""
         ref = ref_of(self.model)
         tile = self.tile or ref.card.tile
-        chosen = runtime.choose_runtime(self.runtime, ref, device="cpu", precision=self.precision, tile=tile)
-        return runtime.encoder(ref, "cpu", precision=self.precision, runtime=chosen, tile=tile)
+        chosen = process.choose_runtime(self.runtime, ref, device="cpu", precision=self.precision, tile=tile)
+        return process.encoder(ref, "cpu", precision=self.precision, runtime=chosen, tile=tile)
 
     def encode(self, pixels: Any) -> Any:
         """A tensor [B, C, H, W] of DN to float32 maps [B, D, h, w], in this setting's runtime and precision."""
@@ -81,7 +81,7 @@ class Setting:
 
     def batch(self, tile: int) -> int:
         """Tiles a forward pass: what deo_cube finds best, given to every runner."""
-        return runtime.default_batch(ref_of(self.model), tile, "cpu")
+        return process.default_batch(ref_of(self.model), tile, "cpu")
 
     def cube(self, chunks: Any = None) -> xr.DataArray:
         """The cube, lazily opened; on Dask with `chunks`."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from deo_cube.constants import INT8_INVALID
 from deo_cube.cube.masks import check_mask, hidden_classes
 from deo_cube.cube.units import MIXED, Radiometry, find_unit_error, mixed_with_nodata
-from deo_cube.embedding import runtime, transfer
+from deo_cube.embedding import process, transfer
 from deo_cube.embedding.inputs import stand_in
 from deo_cube.embedding.tiles import TileCuts, TilePlan
 from deo_cube.embedding.windows import BlockIndex
@@ -300,12 +300,12 @@ class _Encoding:
         plan, card = block.plan, block.ref.card
         self.block, self.time, self.bands, self.hidden = block, index.time, bands, hidden
         self.rows, self.columns = plan.rows.block(index.row), plan.columns.block(index.column)
-        self.device = runtime.choose_device(block.device)
+        self.device = process.choose_device(block.device)
         transfer.check_precision(block.precision, self.device)
-        self.encoder = runtime.encoder(
+        self.encoder = process.encoder(
             block.ref, self.device, block.compiled, block.precision, runtime=block.runtime, tile=plan.tile
         )
-        self.batch = block.batch or runtime.default_batch(block.ref, plan.tile, self.device)
+        self.batch = block.batch or process.default_batch(block.ref, plan.tile, self.device)
         self.apart = transfer.apart(self.device)
         # Of a network of convolutions cuDNN prepares each new shape of batch, for a second or more: batches of one
         # size spare that at the edges of blocks.
@@ -325,7 +325,7 @@ class _Encoding:
         """Encode tiles in batches; return the vectors ``(D, rows, columns)`` of the block's patches."""
         key = self.block.ref.fingerprint
         batches = partial(
-            runtime.run_batches, tiles, batch=self.batch, device=self.device, key=key, alike=self.cuts.size
+            process.run_batches, tiles, batch=self.batch, device=self.device, key=key, alike=self.cuts.size
         )
         if self.apart:
             # Stitched as soon as it is fetched, so that pinned memory is free for the next batch.
@@ -341,7 +341,7 @@ class _Encoding:
         windows = [(..., *self.cuts.pixels(place)) for place in places]
         if self.pad:
             plan = self.block.plan
-            full = runtime.current_batch(self.block.ref.fingerprint, self.device, self.batch)
+            full = process.current_batch(self.block.ref.fingerprint, self.device, self.batch)
             windows += windows[-1:] * (min(full, (plan.block // plan.core) ** 2) - len(places))
         batch = transfer.stack([self.bands[w] for w in windows], self.device)
         hidden = None if self.hidden is None else transfer.stack([self.hidden[w] for w in windows], self.device)

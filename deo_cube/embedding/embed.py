@@ -20,8 +20,7 @@ from deo_cube.constants import INT8_INVALID
 from deo_cube.cube import coordinates, georeference
 from deo_cube.cube.eopf import cube_of
 from deo_cube.cube.units import product_levels
-from deo_cube.embedding import graph, metadata, transfer
-from deo_cube.embedding import runtime as processes
+from deo_cube.embedding import graph, metadata, process, transfer
 from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.chunks import CACHE_BYTES
 from deo_cube.embedding.options import EmbedOptions, Mask, RunOptions
@@ -206,8 +205,8 @@ def _wrap(cube: Cube, p: Prepared, values: Any, valid: Any) -> xr.DataArray:
 
 
 def with_runtime(p: Prepared, device: str | None, *, prove: bool = True) -> Prepared:
-    """Return decisions with the runtime chosen, see `runtime.choose_runtime`."""
-    chosen = processes.choose_runtime(
+    """Return decisions with the runtime chosen, see `process.choose_runtime`."""
+    chosen = process.choose_runtime(
         p.runtime, p.ref, device=device, precision=p.precision, tile=p.plan.tile, prove=prove
     )
     return dataclasses.replace(p, runtime=chosen)
@@ -218,8 +217,8 @@ def check_device(device: str | None, precision: str, runtime: str = "torch") -> 
 
     Nothing is refused where a cluster is connected: its workers may have the device.
     """
-    if processes.distributed_client() is None and (device is not None or precision != "float32"):
-        transfer.check_precision(precision, processes.choose_device(device if runtime == "torch" else "cpu"))
+    if process.distributed_client() is None and (device is not None or precision != "float32"):
+        transfer.check_precision(precision, process.choose_device(device if runtime == "torch" else "cpu"))
 
 
 def warn_of_level(cube: Cube, card: ModelCard) -> None:

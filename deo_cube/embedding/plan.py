@@ -10,8 +10,7 @@ import numpy as np
 
 from deo_cube import arguments
 from deo_cube.cube import georeference
-from deo_cube.embedding import runtime as processes
-from deo_cube.embedding import transfer
+from deo_cube.embedding import process, transfer
 from deo_cube.embedding.embed import check_device, with_runtime
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
@@ -233,7 +232,7 @@ def plan(
     chosen = {"cuda": "cuda:0"}.get(device, device) if device else next(filter(known, ("cuda:0", "mps")), "cpu")
     rate: float | None
     if measure:
-        chosen = processes.choose_device(device if p.runtime == "torch" else "cpu")
+        chosen = process.choose_device(device if p.runtime == "torch" else "cpu")
         transfer.check_precision(p.precision, chosen)
         if chosen == "cpu":
             rate = measure_block_rate(p, chosen)
@@ -262,5 +261,5 @@ def _plan_of(p: Prepared, rate: float | None, device: str) -> Plan:
         tiles_per_second=rate,
         device=device,
         runtime=p.runtime,
-        cores=processes.cpu_threads(),
+        cores=process.cpu_threads(),
     )

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deo_cube.embedding import runtime as processes
-from deo_cube.embedding import transfer
+from deo_cube.embedding import process, transfer
 from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.inputs import input_checksum
 from deo_cube.embedding.prepare import Prepared
@@ -47,20 +46,20 @@ def measure_rate(
     """Return the encoder's tiles per second on noise: the best round of a few seconds."""
     import torch
 
-    encoder = processes.encoder(ref, device, get_option("compile"), precision, runtime=runtime, tile=tile)
-    batch = processes.default_batch(ref, tile, device)
+    encoder = process.encoder(ref, device, get_option("compile"), precision, runtime=runtime, tile=tile)
+    batch = process.default_batch(ref, tile, device)
     noise = torch.rand(batch, len(ref.stem.bands), tile, tile, generator=torch.Generator().manual_seed(0)) * 3000
-    items = list(range(batch * processes.device_threads(device).count))
+    items = list(range(batch * process.device_threads(device).count))
 
     def work(part: Any) -> None:
         with transfer.precise(precision, device):
             encoder.encode(noise[: len(part)].to(device)).cpu()
 
-    processes.run_batches(items, work, batch=batch, device=device, key=ref.fingerprint)
+    process.run_batches(items, work, batch=batch, device=device, key=ref.fingerprint)
     best, begun = 0.0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
         start = time.perf_counter()
-        processes.run_batches(items, work, batch=batch, device=device, key=ref.fingerprint)
+        process.run_batches(items, work, batch=batch, device=device, key=ref.fingerprint)
         best = max(best, len(items) / (time.perf_counter() - start))
     return best
 
@@ -79,8 +78,8 @@ def measure_block_rate(p: Prepared, device: str, *, seconds: float = 4.0) -> flo
     seconds : float
         Time after which no further round begins.
     """
-    threads = processes.device_threads(device).count
-    batch = processes.default_batch(p.ref, p.plan.tile, device)
+    threads = process.device_threads(device).count
+    batch = process.default_batch(p.ref, p.plan.tile, device)
     # Two batches per worker thread and block keep all of them busy until the last.
     side = max(1, min(p.plan.block // p.plan.core, int(np.ceil(np.sqrt(2 * batch)))))
     block, index = _small_block(p, side, device), BlockIndex(0, 1, 1)
@@ -186,7 +185,7 @@ def rate_key(ref: EncoderRef, tile: int, device: str, precision: str, runtime: s
     key = f"{ref.card.fingerprint}/{ref.layer.name}/{tile}/{device}/{precision}"
     key += "" if runtime == "torch" else f"/{runtime}"
     # Rates from before blocks were measured have no cores in their name, and are not used.
-    return key + (f"/{processes.cpu_threads()} cores" if device == "cpu" else "")
+    return key + (f"/{process.cpu_threads()} cores" if device == "cpu" else "")
 
 
 def _rates() -> dict[str, float]:

@@ -27,7 +27,7 @@ from deo_cube.cube.composite import composite
 from deo_cube.cube.eopf import cube_of
 from deo_cube.cube.periods import Period, coordinates_of, periods
 from deo_cube.cube.times import dates
-from deo_cube.embedding import graph, metadata, runtime
+from deo_cube.embedding import graph, metadata, process
 from deo_cube.embedding.embed import check_device, warn_of_level
 from deo_cube.embedding.options import EmbedOptions
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
@@ -277,8 +277,8 @@ def _in_batches(values: Array, place: Array, series: SeriesBlock) -> Array:
     """Return the vectors (n, D) of series (n, T, C) on the threads of the device."""
     from deo_cube.encoder.encoder import series_batch
 
-    device = runtime.choose_device(series.device)
-    encoder = runtime.encoder(series.ref, device)
+    device = process.choose_device(series.device)
+    encoder = process.encoder(series.ref, device)
     size = series_batch(len(series.months))
 
     def work(starts: Sequence[int]) -> Array:
@@ -286,7 +286,7 @@ def _in_batches(values: Array, place: Array, series: SeriesBlock) -> Array:
         vectors: Array = encoder.encode_series(values[part], series.months, place[part], bands=series.bands)
         return vectors
 
-    done = runtime.run_batches(range(0, len(values), size), work, batch=1, device=device, key=series.ref.fingerprint)
+    done = process.run_batches(range(0, len(values), size), work, batch=1, device=device, key=series.ref.fingerprint)
     return np.concatenate([vectors for _, vectors in done])
 
 

@@ -34,7 +34,7 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from deo_cube.arguments import number
-from deo_cube.embedding import chunks, metadata, node_weights, runtime
+from deo_cube.embedding import chunks, metadata, node_weights, process
 from deo_cube.errors import ArgumentError, DeoCubeError, DeviceError, SchedulerError, WeightsNotFoundError
 from deo_cube.options import get_option
 from deo_cube.store import run_local
@@ -87,7 +87,7 @@ def _worker_info(refs: bytes, device: str | None) -> WorkerInfo:
     if not known:
         return WorkerInfo(host, version, device or "")
     try:
-        return WorkerInfo(host, version, runtime.choose_device(device).partition(":")[0], "", lacks)
+        return WorkerInfo(host, version, process.choose_device(device).partition(":")[0], "", lacks)
     except DeoCubeError as error:
         return WorkerInfo(host, version, "", str(error), lacks)
 
@@ -222,7 +222,7 @@ class WorkerPool:
 
     def _workers_now(self) -> Mapping[str, Any]:
         try:
-            return runtime.workers_of(self._client)
+            return process.workers_of(self._client)
         except Exception as error:
             if self._client.status in ("closed", "closing"):
                 raise SchedulerError(
@@ -407,7 +407,7 @@ def run_blocks(
     SchedulerError
         If the scheduler is lost.
     """
-    client = runtime.distributed_client()
+    client = process.distributed_client()
     if client.asynchronous:
         raise ArgumentError(
             "to_zarr waits for its blocks, which a client with asynchronous=True cannot: make another client, or pass "

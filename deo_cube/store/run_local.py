@@ -24,7 +24,7 @@ import numpy as np
 import xarray as xr
 
 from deo_cube.constants import Attribute
-from deo_cube.embedding import runtime
+from deo_cube.embedding import process
 from deo_cube.errors import DeoCubeError, DeviceError
 from deo_cube.options import set_options
 from deo_cube.progress import Progress
@@ -38,7 +38,7 @@ def count_workers(kind: str, num_workers: int | None) -> int:
     """Return the number of threads or processes that run blocks on this machine."""
     if kind == "synchronous":
         return 1
-    return num_workers or runtime.cpu_threads() + (0 if kind == "processes" else 2)
+    return num_workers or process.cpu_threads() + (0 if kind == "processes" else 2)
 
 
 @contextmanager

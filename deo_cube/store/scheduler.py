@@ -12,7 +12,7 @@ from typing import Any
 
 import dask
 
-from deo_cube.embedding import runtime
+from deo_cube.embedding import process
 from deo_cube.errors import ArgumentError, SchedulerError
 from deo_cube.extras import require
 from deo_cube.paths import local_path
@@ -42,7 +42,7 @@ def choose_scheduler(scheduler: str | None) -> str:
     ArgumentError
         For any other name, or ``distributed`` without a client.
     """
-    client = runtime.distributed_client()
+    client = process.distributed_client()
     default = "distributed" if client is not None else dask.config.get("scheduler", "threads")
     kind = str(default if scheduler is None else scheduler)
     kind = NAMES.get(kind, kind)

@@ -37,7 +37,7 @@ from deo_cube import arguments
 from deo_cube.arguments import embeddings_of, refuse_foreign
 from deo_cube.constants import Attribute
 from deo_cube.cube.coordinates import storable_coordinates
-from deo_cube.embedding import chunks, graph, look, runtime
+from deo_cube.embedding import chunks, graph, look, process
 from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.inputs import compute_block
 from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
@@ -469,7 +469,7 @@ def _log_start(emb: xr.DataArray, layout: Layout, store: Any, done: int, kind: s
     run = next((t.run for t in graph.block_tasks(emb.data) if isinstance(t.run, EmbedBlock)), None)
     if run is not None and kind != "distributed":
         try:
-            device = runtime.choose_device(run.device)
+            device = process.choose_device(run.device)
         except DeoCubeError:
             return  # the first block says what is wrong with it
         text += f" on {device}, {_expected(run, layout.blocks[0] * (total - done) / total, device)}"
@@ -480,7 +480,7 @@ def _log_start(emb: xr.DataArray, layout: Layout, store: Any, done: int, kind: s
 
 def _workers(kind: str, num_workers: int | None) -> str:
     if kind == "distributed":
-        workers = runtime.workers_of(runtime.distributed_client())
+        workers = process.workers_of(process.distributed_client())
         threads = sum(int(w["nthreads"]) for w in workers.values())
         return f"{_count(len(workers), 'worker')} with {_count(threads, 'thread')}" if workers else "no worker yet"
     n = run_local.count_workers(kind, num_workers)
@@ -530,7 +530,7 @@ def log_computation(array: xr.DataArray, out: str | os.PathLike[str]) -> Iterato
     text = f"{out}: {_count(count, 'block')} to do"
     run = next((t.run for t in graph.block_tasks(array.data) if isinstance(t.run, EmbedBlock)), None)
     if run is not None:
-        device = runtime.choose_device(run.device)
+        device = process.choose_device(run.device)
         text += f", {run.ref.card.alias} on {device}, {_expected(run, array.sizes.get('time', 1), device)}"
     log.info("%s", text)
     yield

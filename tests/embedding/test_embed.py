@@ -304,11 +304,11 @@ def test_nan_and_infinity_poison_no_neighbour(bad: float) -> None:
 
 
 def test_a_cube_without_one_valid_pixel_is_all_nan_and_runs_no_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deo_cube.embedding import runtime
+    from deo_cube.embedding import process
 
     cube = blank(cube_at((64, 64), times=1), slice(None), slice(None))
     emb = embed(cube, **SMALL)
-    monkeypatch.setattr(runtime, "encoder", never)
+    monkeypatch.setattr(process, "encoder", never)
     got = emb.compute()
     assert got.isnull().all()
     assert (got.valid == 0).all()

@@ -19,7 +19,7 @@ from dask.core import flatten
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deo_cube.embedding import runtime
+from deo_cube.embedding import process
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.graph import Output, map_blocks_with_halo
 from deo_cube.embedding.tiles import TilePlan, mirror
@@ -197,7 +197,7 @@ def test_valid_fractions_alone_need_no_encoder(stitched: list[BlockIndex], monke
     emb = embed(cube_at(chunks={"y": 50, "x": 64}), **EMB)
     expected = emb.compute(scheduler="sync").valid
     stitched.clear()
-    monkeypatch.setattr(runtime, "encoder", None)
+    monkeypatch.setattr(process, "encoder", None)
     np.testing.assert_array_equal(emb.valid.compute(scheduler="sync"), expected)
     assert len(stitched) == emb.valid.data.npartitions
 

@@ -14,7 +14,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deo_cube.embedding import block, inputs, runtime
+from deo_cube.embedding import block, inputs, process
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.windows import BlockIndex
 from deo_cube.errors import ArgumentError, StoreMismatchError
@@ -484,6 +484,6 @@ def test_no_encoder_is_loaded_to_compare(tmp_path: Path, monkeypatch: pytest.Mon
     def never(*args: object) -> None:
         raise AssertionError("an encoder was asked for")
 
-    monkeypatch.setattr(runtime, "encoder", never)
+    monkeypatch.setattr(process, "encoder", never)
     assert os.path.isdir(tmp_path / "e.zarr")
     write(emb_of(), tmp_path / "e.zarr")

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deo_cube
-from deo_cube.embedding import metadata, runtime, transfer
+from deo_cube.embedding import metadata, process, transfer
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.plan import plan
 from deo_cube.encoder.registry import resolve
@@ -41,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def no_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the encoders of this process for one test."""
-    monkeypatch.setattr(runtime, "_encoders", {})
+    monkeypatch.setattr(process, "_encoders", {})
 
 
 @pytest.fixture
@@ -97,14 +97,14 @@ def halves_of() -> Any:
 
 
 def test_another_layer_or_stem_than_the_compiled_one_is_left_to_torch() -> None:
-    encoder = runtime.encoder(resolve("means"), "cpu", runtime=version(), tile=32)
+    encoder = process.encoder(resolve("means"), "cpu", runtime=version(), tile=32)
     pixels = torch.rand(2, 10, 16, 16)
     plain = resolve("means").load("cpu")
     assert torch.equal(encoder.encode(pixels), plain.encode(pixels))
 
 
 def version() -> str:
-    installed = runtime._installed_openvino()
+    installed = process._installed_openvino()
     assert installed is not None
     return installed
 
@@ -141,7 +141,7 @@ def test_the_option_of_the_session_applies_and_a_call_overrides_it() -> None:
 def test_auto_takes_openvino_where_it_gives_the_same_vectors(no_encoders: None) -> None:
     emb = embed(cube_at((32, 32), times=1), **SMALL, runtime="auto")
     assert emb.attrs["deo_cube:runtime"] == version()
-    assert len(runtime._encoders) == 1  # compiled at the call, and kept
+    assert len(process._encoders) == 1  # compiled at the call, and kept
 
 
 def test_a_network_that_gives_other_vectors_is_refused_and_auto_takes_torch(
@@ -198,13 +198,13 @@ def test_openvino_that_is_missing_or_of_another_version_is_refused(monkeypatch: 
     cube = cube_at((32, 32), times=1)
     other = embed(cube, **SMALL, runtime="openvino")
     with monkeypatch.context() as without:
-        without.setattr(runtime, "_installed_openvino", lambda: None)
+        without.setattr(process, "_installed_openvino", lambda: None)
         without.setitem(sys.modules, "openvino", None)
         with pytest.raises(MissingExtraError, match=r"deo-cube\[cpu\]"):
             embed(cube, "means", runtime="openvino")
         assert "deo_cube:runtime" not in embed(cube, "means", runtime="auto").attrs
-    monkeypatch.setattr(runtime, "_installed_openvino", lambda: "openvino 1.0")
-    monkeypatch.setattr(runtime, "_encoders", {})
+    monkeypatch.setattr(process, "_installed_openvino", lambda: "openvino 1.0")
+    monkeypatch.setattr(process, "_encoders", {})
     with pytest.raises(DeviceError, match="same version"):
         other.compute()
 
@@ -228,7 +228,7 @@ def test_networks_are_converted_once_a_machine(
     monkeypatch.setattr(openvino_network, "_convert", convert)
     with deo_cube.set_options(cache_dir=tmp_path):
         first = embed(cube, **SMALL, runtime="openvino").compute()
-        runtime._encoders.clear()
+        process._encoders.clear()
         second = embed(cube, **SMALL, runtime="openvino").compute()
     assert len(conversions) == 1
     xr.testing.assert_identical(first, second)
@@ -249,7 +249,7 @@ def test_lazy_embeddings_travel_to_other_processes() -> None:
     xr.testing.assert_identical(copy.compute(), emb.compute())
 
 
-@pytest.mark.skipif(not runtime.cpu_has_bfloat16(), reason="this processor has no bfloat16")
+@pytest.mark.skipif(not process.cpu_has_bfloat16(), reason="this processor has no bfloat16")
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_bfloat16_on_this_processor_is_near_float32_and_has_the_same_bits_in_any_batch(name: str) -> None:
     cube = deo_cube.synthetic_cube(size=192, times=1, clouds=False, gaps=False)
@@ -268,7 +268,7 @@ def test_bfloat16_on_this_processor_is_near_float32_and_has_the_same_bits_in_any
 def test_bfloat16_is_refused_on_a_processor_without(monkeypatch: pytest.MonkeyPatch, no_encoders: None) -> None:
     cube = cube_at((32, 32), times=1)
     monkeypatch.setattr(transfer, "cpu_has_bfloat16", lambda: False)
-    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(process, "cpu_has_bfloat16", lambda: False)
     for name in ("torch", "openvino", "auto"):
         with pytest.raises(DeviceError, match="precision='float32'"):
             embed(cube, "means", precision="bfloat16", runtime=name)
@@ -306,4 +306,4 @@ def test_a_network_that_is_coarse_in_bfloat16_by_torch_too_is_taken(
     monkeypatch.setattr(openvino_network, "has_bfloat16", lambda: True)
     monkeypatch.setattr(openvino_network, "_HINTS", {"float32": "f32", "bfloat16": "f32"})  # runs on any processor
     monkeypatch.setitem(openvino_network.TOLERANCE, "bfloat16", -1.0)
-    assert runtime.encoder(resolve("tiny"), "cpu", False, "bfloat16", runtime=version(), tile=64)
+    assert process.encoder(resolve("tiny"), "cpu", False, "bfloat16", runtime=version(), tile=64)

@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 import deo_cube
 from deo_cube.constants import MODEL_BANDS as BANDS
 from deo_cube.cube import georeference
-from deo_cube.embedding import runtime
+from deo_cube.embedding import process
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.plan import plan
@@ -60,13 +60,13 @@ def test_it_takes_what_embed_takes_and_refuses_what_embed_refuses() -> None:
 def test_tiles_are_those_that_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     cube = cube_at((100, 90), times=2)
     tiles = [0]
-    real = runtime.run_batches
+    real = process.run_batches
 
     def counted(items: Any, *args: Any, **kwargs: Any) -> Any:
         tiles[0] += len(items)
         return real(items, *args, **kwargs)
 
-    monkeypatch.setattr(runtime, "run_batches", counted)
+    monkeypatch.setattr(process, "run_batches", counted)
     embed(cube, **SMALL).compute(scheduler="sync")
     assert tiles[0] == plan(cube, **SMALL).tiles
 
@@ -147,7 +147,7 @@ def test_default_batch_keeps_about_a_thousand_tokens_on_the_cpu() -> None:
     from deo_cube.encoder.registry import resolve
 
     ref = resolve("vitb", locate=False)
-    assert runtime.default_batch(ref, 256, "cpu") == 1
-    assert runtime.default_batch(ref, 128, "cpu") == 4
+    assert process.default_batch(ref, 256, "cpu") == 1
+    assert process.default_batch(ref, 128, "cpu") == 4
     # A GPU takes as many pixels as sixteen tiles of 320.
-    assert runtime.default_batch(ref, 256, "cuda:0") == 16 * 320**2 // 256**2
+    assert process.default_batch(ref, 256, "cuda:0") == 16 * 320**2 // 256**2

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from deo_cube.embedding import replay, runtime
+from deo_cube.embedding import process, replay
 
 
 class Doubling:
@@ -97,7 +97,7 @@ def test_out_of_memory_frees_the_graphs_before_it_halves_a_batch(
     replayed = replay.Replayed(encoder)
     for _ in range(replay.WARM + 1):
         replayed.encode(torch.ones(2))
-    monkeypatch.setattr(runtime, "_encoders", {("model", "cpu", False, "float32"): replayed})
+    monkeypatch.setattr(process, "_encoders", {("model", "cpu", False, "float32"): replayed})
     sizes: list[int] = []
 
     def work(part: list[int]) -> list[int]:
@@ -106,7 +106,7 @@ def test_out_of_memory_frees_the_graphs_before_it_halves_a_batch(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return list(part)
 
-    (only,) = runtime.run_batches([1, 2, 3], work, batch=3, device="cpu", key="graphs")
+    (only,) = process.run_batches([1, 2, 3], work, batch=3, device="cpu", key="graphs")
     assert only == ([1, 2, 3], [1, 2, 3])
     assert sizes == [3, 3]
     assert "without CUDA graphs" in caplog.text

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from deo_cube.embedding import runtime, transfer
+from deo_cube.embedding import process, transfer
 from deo_cube.embedding.embed import embed
 from tests.embedding.conftest import cube_at
 
@@ -103,7 +103,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Simulated:
     simulated = Simulated()
     monkeypatch.setattr(transfer, "apart", lambda device: True)
     monkeypatch.setitem(transfer.STREAMS, "cpu", simulated)
-    real = runtime.encoder
+    real = process.encoder
 
     class Late:
         def __init__(self, encoder: Any) -> None:
@@ -115,7 +115,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Simulated:
             simulated.give(simulated._compute, lambda: out.copy_(result))
             return out
 
-    monkeypatch.setattr(runtime, "encoder", lambda *args, **options: Late(real(*args, **options)))
+    monkeypatch.setattr(process, "encoder", lambda *args, **options: Late(real(*args, **options)))
     return simulated
 
 

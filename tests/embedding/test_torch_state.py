@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 import deo_cube
-from deo_cube.embedding import runtime
+from deo_cube.embedding import process
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def expected(cube: xr.Dataset) -> xr.DataArray:
 def test_a_callers_settings_change_no_vector(
     cube: xr.Dataset, expected: xr.DataArray, state: str, scheduler: str
 ) -> None:
-    runtime._encoders.clear()  # it is loaded under the caller's settings
+    process._encoders.clear()  # it is loaded under the caller's settings
     with STATES[state]():
         found = cube.deo.embed("tiny", dtype="float32").compute(scheduler=scheduler)
     np.testing.assert_array_equal(found, expected)
@@ -66,10 +66,10 @@ def test_a_network_that_is_converted_under_a_callers_settings_is_the_same(
     options: dict[str, Any] = {"dtype": "float32", "tile": 64, "halo": 0, "runtime": "openvino"}
     found = []
     for setting in (contextlib.nullcontext, STATES[state]):
-        runtime._encoders.clear()
+        process._encoders.clear()
         with deo_cube.set_options(cache_dir=tmp_path / setting.__name__), setting():
             found.append(cube.deo.embed("tiny", **options).compute(scheduler="synchronous"))
-    runtime._encoders.clear()
+    process._encoders.clear()
     np.testing.assert_array_equal(*found)
 
 

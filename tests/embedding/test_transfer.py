@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import deo_cube
-from deo_cube.embedding import metadata, runtime, transfer
+from deo_cube.embedding import metadata, process, transfer
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import DeviceError, StoreMismatchError
 from deo_cube.testing import cube_at
@@ -77,7 +77,7 @@ def test_at_most_two_batches_are_ahead_and_the_caller_brings_and_takes_them() ->
         threads.add(threading.get_ident())
         return [i + 1 for i in result]
 
-    got = runtime.run_batches(
+    got = process.run_batches(
         list(range(11)), lambda part: part, batch=2, device="cpu", stage=stage, fetch=fetch, ahead=2
     )
     assert [v for _, part in got for v in part] == [10 * i + 1 for i in range(11)]
@@ -102,26 +102,26 @@ def test_all_calls_together_stage_a_few_batches_and_none_waits_for_ever() -> Non
         return part
 
     def call() -> None:
-        runtime.run_batches(
+        process.run_batches(
             list(range(20)), lambda part: part, batch=2, device="cpu", stage=stage, fetch=fetch, ahead=2
         )
 
-    threads = [threading.Thread(target=call) for _ in range(4 * runtime.STAGED)]
+    threads = [threading.Thread(target=call) for _ in range(4 * process.STAGED)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
     assert not any(thread.is_alive() for thread in threads)
-    assert 2 <= most <= runtime.STAGED
+    assert 2 <= most <= process.STAGED
 
 
 def test_places_are_given_back_after_an_error() -> None:
     def fail(part: Sequence[int]) -> None:
         raise ZeroDivisionError
 
-    for _ in range(2 * runtime.STAGED):
+    for _ in range(2 * process.STAGED):
         with pytest.raises(ZeroDivisionError):
-            runtime.run_batches(list(range(9)), fail, batch=2, device="cpu", stage=list, fetch=list, ahead=3)
+            process.run_batches(list(range(9)), fail, batch=2, device="cpu", stage=list, fetch=list, ahead=3)
 
 
 def test_batches_of_convolutions_are_filled_up_and_give_the_same_bits(request: pytest.FixtureRequest) -> None:
@@ -145,8 +145,8 @@ def test_a_batch_that_does_not_fit_while_it_is_staged_is_halved_too() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return list(part)
 
-    runtime._batch_limits.clear()
-    got = runtime.run_batches(list(range(9)), list, batch=8, device="cpu", key="staged", stage=stage, ahead=2)
+    process._batch_limits.clear()
+    got = process.run_batches(list(range(9)), list, batch=8, device="cpu", key="staged", stage=stage, ahead=2)
     assert [v for _, part in got for v in part] == list(range(9))
     assert max(len(part) for part, _ in got) == 2
 
@@ -204,6 +204,6 @@ def test_compiled_networks_give_the_same_vectors_under_the_same_key() -> None:
         compiled = embed(cube, "means", dtype="float32")
     assert plain.data.name == compiled.data.name
     np.testing.assert_allclose(compiled.compute().values, plain.compute().values, rtol=1e-6)
-    assert any(key[2] == "eager" for key in runtime._encoders)
+    assert any(key[2] == "eager" for key in process._encoders)
     with pytest.raises(ValueError, match="option compile"):
         deo_cube.set_options(compile=1)

@@ -22,7 +22,7 @@ import pytest
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 
 from deo_cube import cli
-from deo_cube.embedding import node_weights, runtime
+from deo_cube.embedding import node_weights, process
 from deo_cube.embedding.embed import embed
 from deo_cube.encoder.registry import resolve
 from deo_cube.errors import DeviceError, SchedulerError
@@ -62,7 +62,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def encoders() -> int:
-    return len(runtime._encoders)
+    return len(process._encoders)
 
 
 def by_name(client: Client) -> dict[str, str]:
@@ -190,7 +190,7 @@ def test_the_loss_of_workers_is_logged_when_it_happens(
             retired, killed = start("retired"), start("killed")
             # Both hold a block now, and the one that will be killed keeps its block.
             until(lambda: gates.reached_by(retired.pid) and gates.reached_by(killed.pid))
-            address = {w["name"]: a for a, w in runtime.workers_of(client).items()}
+            address = {w["name"]: a for a, w in process.workers_of(client).items()}
             gates.open(retired.pid)
             client.retire_workers([address["retired"]])
             until(lambda: logs(f"worker {address['retired']} left; 1 left in the cluster"))

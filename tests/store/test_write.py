@@ -17,7 +17,7 @@ import pytest
 import xarray as xr
 
 from deo_cube.constants import MODEL_BANDS as BANDS
-from deo_cube.embedding import runtime
+from deo_cube.embedding import process
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import DeoCubeError, StoreMismatchError
 from deo_cube.store.open import status, verify_store
@@ -59,7 +59,7 @@ def test_a_cluster_writes_the_same_bytes_and_is_found_by_itself(tmp_path: Path, 
         Client(cluster) as client,
     ):
         to_zarr(embed(cube_at(), **SMALL), tmp_path / "e.zarr", progress=False)
-        ran = client.run(lambda: len(sys.modules.get("deo_cube.embedding.runtime")._encoders))  # type: ignore[union-attr]
+        ran = client.run(lambda: len(sys.modules.get("deo_cube.embedding.process")._encoders))  # type: ignore[union-attr]
     assert tree(tmp_path / "e.zarr") == undisturbed
     assert sum(ran.values()) >= 1  # the encoders lived on the workers
 
@@ -127,7 +127,7 @@ def test_a_finished_store_is_reopened_without_computing(tmp_path: Path, monkeypa
         raise AssertionError("an encoder was asked for")
 
     before = tree(tmp_path / "e.zarr")
-    monkeypatch.setattr(runtime, "encoder", never)
+    monkeypatch.setattr(process, "encoder", never)
     to_zarr(emb, tmp_path / "e.zarr", progress=False)
     assert tree(tmp_path / "e.zarr") == before
 
@@ -218,10 +218,10 @@ def test_a_failing_model_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.
         tries.append(1)
         raise RuntimeError("broken model")
 
-    monkeypatch.setattr(runtime, "run_batches", lambda *a, **k: broken())
+    monkeypatch.setattr(process, "run_batches", lambda *a, **k: broken())
     with pytest.raises(RuntimeError, match="broken model"):
         to_zarr(embed(cube_at((24, 24), times=1), **SMALL), tmp_path / "e.zarr", progress=False)
-    assert len(tries) <= runtime.cpu_threads() + 2  # once for each block that was in flight
+    assert len(tries) <= process.cpu_threads() + 2  # once for each block that was in flight
 
 
 def test_each_source_chunk_is_read_once_though_blocks_share_them(tmp_path: Path) -> None:

@@ -15,24 +15,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from deo_cube.embedding import runtime
+from deo_cube.embedding import process
 from deo_cube.encoder.registry import resolve
 from deo_cube.errors import DeviceError
 
 
 @pytest.fixture(autouse=True)
 def forget_limits() -> None:
-    runtime._batch_limits.clear()
+    process._batch_limits.clear()
 
 
 def test_batches_come_back_in_order_with_their_items() -> None:
-    got = runtime.run_batches(list(range(10)), lambda part: [i * i for i in part], batch=3, device="cpu")
+    got = process.run_batches(list(range(10)), lambda part: [i * i for i in part], batch=3, device="cpu")
     assert [list(items) for items, _ in got] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert [value for _, part in got for value in part] == [i * i for i in range(10)]
 
 
 def test_no_more_run_at_once_than_there_are_threads() -> None:
-    threads = runtime.DeviceThreads("cpu", 2)
+    threads = process.DeviceThreads("cpu", 2)
     running, most, guard = 0, 0, threading.Lock()
 
     def work() -> None:
@@ -51,7 +51,7 @@ def test_no_more_run_at_once_than_there_are_threads() -> None:
 
 
 def test_the_block_that_came_first_is_served_first() -> None:
-    threads = runtime.DeviceThreads("cpu", 1)
+    threads = process.DeviceThreads("cpu", 1)
     gate, order = threading.Event(), []
     first, second = threads.priority(), threads.priority()
     threads.submit(-1, gate.wait)
@@ -64,13 +64,13 @@ def test_the_block_that_came_first_is_served_first() -> None:
 
 
 def test_each_thread_of_a_device_uses_one_torch_thread() -> None:
-    assert runtime.device_threads("cpu").submit(0, torch.get_num_threads).result() == 1
+    assert process.device_threads("cpu").submit(0, torch.get_num_threads).result() == 1
 
 
 FAULTS = """
 import resource, sys, torch
 from deo_cube import set_options
-from deo_cube.embedding import runtime
+from deo_cube.embedding import process
 
 def maps():
     torch.set_num_threads(1)
@@ -86,7 +86,7 @@ def faults(run):
 
 plain = faults(maps)
 set_options(cpu_tuning=sys.argv[1] == "True")
-threads = runtime.device_threads("cpu")
+threads = process.device_threads("cpu")
 print(plain, faults(lambda: threads.submit(0, maps).result()))
 """
 
@@ -106,11 +106,11 @@ def test_the_allocator_is_changed_only_where_it_may_be(tuned: bool) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
 def test_a_worker_of_a_nanny_may_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     changed: list[None] = []
-    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: changed.append(None))
+    monkeypatch.setattr(process, "keep_freed_memory", lambda: changed.append(None))
     for name in ("MainProcess", "Dask Worker process (from Nanny)"):
         monkeypatch.setattr(multiprocessing.current_process(), "name", name)
-        monkeypatch.setattr(runtime, "_device_threads", {})
-        runtime.device_threads("cpu")
+        monkeypatch.setattr(process, "_device_threads", {})
+        process.device_threads("cpu")
     assert len(changed) == 1
 
 
@@ -124,11 +124,11 @@ def test_out_of_memory_halves_the_batch_says_so_and_stays_small(caplog: pytest.L
         return list(part)
 
     with caplog.at_level(logging.WARNING, "deo_cube"):
-        got = runtime.run_batches(list(range(9)), work, batch=8, device="cpu", key="model")
+        got = process.run_batches(list(range(9)), work, batch=8, device="cpu", key="model")
     assert [v for _, part in got for v in part] == list(range(9))
     assert "batches halved to 2 tiles" in caplog.text
     sizes.clear()
-    runtime.run_batches(list(range(4)), work, batch=8, device="cpu", key="model")
+    process.run_batches(list(range(4)), work, batch=8, device="cpu", key="model")
     assert sizes == [2, 2]
 
 
@@ -137,34 +137,34 @@ def test_a_single_tile_that_does_not_fit_is_an_error_that_says_what_to_pass() ->
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(DeviceError, match="not even one tile.*smaller tile"):
-        runtime.run_batches([1, 2, 3], work, batch=4, device="cpu")
+        process.run_batches([1, 2, 3], work, batch=4, device="cpu")
 
 
 def test_errors_of_the_model_are_raised_as_they_are() -> None:
     with pytest.raises(ZeroDivisionError):
-        runtime.run_batches([1], lambda part: 1 // 0, batch=1, device="cpu")
-    assert runtime.run_batches([1], lambda part: 5, batch=1, device="cpu")[0][1] == 5
+        process.run_batches([1], lambda part: 1 // 0, batch=1, device="cpu")
+    assert process.run_batches([1], lambda part: 5, batch=1, device="cpu")[0][1] == 5
 
 
 def test_devices_that_are_not_there_are_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="no CUDA device.*device='cpu'"):
-            runtime.choose_device("cuda")
+            process.choose_device("cuda")
     with pytest.raises(DeviceError, match="device="):
-        runtime.choose_device("gpu7")
-    assert runtime.choose_device("cpu") == "cpu"
+        process.choose_device("gpu7")
+    assert process.choose_device("cpu") == "cpu"
 
 
 def test_cpu_threads_follow_omp_num_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deo_cube.options.OMP_NUM_THREADS", "1")
-    assert runtime.cpu_threads() == 1
+    assert process.cpu_threads() == 1
     monkeypatch.setattr("deo_cube.options.OMP_NUM_THREADS", "")
-    assert runtime.cpu_threads() == len(os.sched_getaffinity(0))
+    assert process.cpu_threads() == len(os.sched_getaffinity(0))
 
 
 AFTER_A_CLUSTER = """
 import os
-from deo_cube.embedding.runtime import cpu_threads
+from deo_cube.embedding.process import cpu_threads
 from distributed import LocalCluster
 
 if __name__ == "__main__":
@@ -188,8 +188,8 @@ def test_an_encoder_is_loaded_once_per_process(monkeypatch: pytest.MonkeyPatch) 
     loads = []
     real = type(ref).load
     monkeypatch.setattr(type(ref), "load", lambda self, device: loads.append(device) or real(self, device))
-    runtime._encoders.clear()
-    threads = [threading.Thread(target=runtime.encoder, args=(ref, "cpu")) for _ in range(8)]
+    process._encoders.clear()
+    threads = [threading.Thread(target=process.encoder, args=(ref, "cpu")) for _ in range(8)]
     for t in threads:
         t.start()
     for t in threads:
@@ -199,9 +199,9 @@ def test_an_encoder_is_loaded_once_per_process(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_starts_threads_of_its_own() -> None:
-    assert runtime.run_batches([1], lambda part: 1, batch=1, device="cpu")
+    assert process.run_batches([1], lambda part: 1, batch=1, device="cpu")
     pid = os.fork()
     if pid == 0:
-        ok = runtime.run_batches([1], lambda part: 2, batch=1, device="cpu")[0][1] == 2
+        ok = process.run_batches([1], lambda part: 2, batch=1, device="cpu")[0][1] == 2
         os._exit(0 if ok else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
