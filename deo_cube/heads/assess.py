@@ -1,7 +1,7 @@
 """Assess a map against reference places: accuracies and areas with intervals, and where to look first.
 
 A map of classes gets the confusion, and user's and producer's accuracy, F1 and area of each class, weighted by the area
-of the strata from which the reference places were drawn (`deo_cube.heads.estimates`). A map of a quantity gets R2,
+of the strata from which the reference places were drawn (`deo_cube.heads.intervals`). A map of a quantity gets R2,
 RMSE, MAE, bias, and the mean over the map corrected by the reference.
 """
 
@@ -28,7 +28,7 @@ from deo_cube.heads.assessment import ClassAssessment, QuantityAssessment
 from deo_cube.heads.base import Head
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.doubt import check_leak, doubt_sources, look_first_at
-from deo_cube.heads.estimates import Interval, Sample, difference, regression_scores
+from deo_cube.heads.intervals import Interval, Sample, difference, regression_scores
 from deo_cube.heads.reference_places import Places, read_map, reference_places, values_at
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deo_cube.errors import StorageError
 from deo_cube.extras import require
-from deo_cube.heads.estimates import Interval
+from deo_cube.heads.intervals import Interval
 from deo_cube.paths import local_path
 
 __all__ = ["ClassAssessment", "QuantityAssessment"]

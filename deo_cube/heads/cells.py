@@ -63,7 +63,7 @@ class CellVectors:
     crs: str
 
     @property
-    def columns(self) -> dict[str, Array]:
+    def columns(self) -> dict[str, Any]:
         """Every array, by name: each has one entry per vector."""
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
@@ -165,7 +165,7 @@ def join(parts: Sequence[T]) -> T:
     """
     if len(parts) == 1:
         return parts[0]
-    columns = {name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns}
+    columns: dict[str, Any] = {name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns}
     ends = np.cumsum([0] + [int(p.cell.max(initial=0)) + 1 for p in parts])
     columns["cell"] = np.concatenate([p.cell + e for p, e in zip(parts, ends[:-1], strict=True)])
     spread = max((float(np.ptp(v)) for p in parts for v in (p.x, p.y) if len(v)), default=0.0)

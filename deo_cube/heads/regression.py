@@ -25,8 +25,8 @@ from deo_cube.heads.areas import mean_of
 from deo_cube.heads.base import BaseHead, ModelId, check_model
 from deo_cube.heads.cells import TrainingVectors
 from deo_cube.heads.classes import Classes
-from deo_cube.heads.estimates import Interval, difference, normal_quantile, regression_scores
 from deo_cube.heads.estimators import Fitted, Opaque, as_arrays, checked_function, fitted_copy, refuse_opaque
+from deo_cube.heads.intervals import Interval, difference, normal_quantile, regression_scores
 from deo_cube.heads.splits import blocks
 from deo_cube.heads.targets import TargetOptions, target_vectors
 from deo_cube.heads.vectors import map_vectors

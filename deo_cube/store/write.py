@@ -321,18 +321,18 @@ def _keep_token(place: Any, token: str | None) -> None:
 
 
 def _checked(emb: Any) -> xr.DataArray:
-    emb = emb if isinstance(emb, xr.DataArray) else embeddings_of(emb)
-    dims = tuple(emb.dims)
-    if len(dims) not in (3, 4) or dims[-3] != "embedding" or 0 in emb.shape:
+    array: xr.DataArray = emb if isinstance(emb, xr.DataArray) else embeddings_of(emb)
+    dims = tuple(array.dims)
+    if len(dims) not in (3, 4) or dims[-3] != "embedding" or 0 in array.shape:
         raise StoreMismatchError(
             f"to_zarr writes embeddings (time, embedding, y, x) or (embedding, y, x) that are not empty; got {dims} of "
-            f"shape {emb.shape}. Order them, emb.transpose('time', 'embedding', 'y', 'x'); "
+            f"shape {array.shape}. Order them, emb.transpose('time', 'embedding', 'y', 'x'); "
             "keep a single row or column as one, emb.isel(x=[10])"
         )
-    if Attribute.DTYPE in emb.attrs and str(emb.dtype) not in ("float16", "float32", "float64", "int8"):
-        raise StoreMismatchError(f"embeddings are float16, float32 or int8, got {emb.dtype}")
-    refuse_foreign(emb.variable, "emb", argument="emb")
-    return emb
+    if Attribute.DTYPE in array.attrs and str(array.dtype) not in ("float16", "float32", "float64", "int8"):
+        raise StoreMismatchError(f"embeddings are float16, float32 or int8, got {array.dtype}")
+    refuse_foreign(array.variable, "emb", argument="emb")
+    return array
 
 
 def _on_dask(emb: xr.DataArray, layout: Layout | None = None) -> xr.DataArray:

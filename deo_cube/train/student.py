@@ -93,7 +93,7 @@ class FeatureLayers:
     late: str
 
 
-def taps(student: cfg.Student, order: str = "intended", stem: str = "rgb") -> FeatureLayers:
+def taps(student: cfg.StudentConfig, order: str = "intended", stem: str = "rgb") -> FeatureLayers:
     """Return a family's layers for the losses, as published: stages 3 and 4 of a Swin, blocks 5 and 11 of a ViT-B."""
     if student.family == "swin":
         n = len(student.depths)
@@ -349,7 +349,7 @@ def _on_map(head: nn.Module | None, x: Tensor) -> Tensor:
     return projected.permute(0, 3, 1, 2)
 
 
-def _widths(network: nn.Module, student: cfg.Student, stem: str) -> dict[str, int]:
+def _widths(network: nn.Module, student: cfg.StudentConfig, stem: str) -> dict[str, int]:
     layers: Mapping[str, tuple[int, int]] = network.layers  # type: ignore[assignment]
     t = taps(student, stem=stem)
     parts: Any = getattr(network, "stem_parts", {}).get(stem) or getattr(network, "parts", {})

@@ -20,8 +20,8 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError
 from deo_cube.heads.applicability import applicability
 from deo_cube.heads.assess import ClassAssessment, QuantityAssessment, assess
 from deo_cube.heads.classes import Classes
-from deo_cube.heads.estimates import Interval, Sample, difference, regression_scores
 from deo_cube.heads.head import fit_head
+from deo_cube.heads.intervals import Interval, Sample, difference, regression_scores
 from deo_cube.heads.splits import LeakWarning
 from tests.heads.fields import clicks, embeddings, on_dask, truth
 
