@@ -232,7 +232,7 @@ def measure_index(job: Index, vectors: Array, steps: Array) -> dict[str, Any]:
         **found,
         "size_GB": round(size / 1e9, 2),
         "store_GB": round(sum(f.stat().st_size for f in store.rglob("*") if f.is_file()) / 1e9, 2),
-        "lists": index._manifest.lists,
+        "lists": index.lists,
         "default_probes": PROBES,
         "brute_force_ms": round(float(truth["seconds"]) * 1e3),
         "queries": job.queries,

@@ -11,14 +11,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from deo_cube import cli_errors, cli_help, cli_outputs
+from deo_cube import cli_arguments, cli_errors, cli_help, cli_outputs
 from deo_cube.constants import PRECISIONS, RUNTIMES
 from deo_cube.embedding.options import (
     BandsOption,
@@ -31,10 +31,10 @@ from deo_cube.embedding.options import (
     Weights,
     changed_options,
 )
-from deo_cube.errors import ArgumentError, DeoCubeError
-from deo_cube.flags import INTEGER, NUMBER, TEXT, choice
+from deo_cube.errors import ArgumentError, DeoCubeError, UnknownModelError
+from deo_cube.flags import BBOX, INTEGER, NUMBER, OPTIONAL, PATH, TEXT, choice
 from deo_cube.options import set_options
-from deo_cube.paths import is_url, local_path
+from deo_cube.paths import is_url, local_path, not_found
 
 __all__ = ["COMMANDS", "main"]
 
@@ -173,9 +173,15 @@ def demo(
     model: Annotated[str, arg(help="model to embed with")] = "tiny",
     live: Annotated[bool, arg(help="real Sentinel-2, the clearest date of a catalogue; needs the network")] = False,
     catalogue: Annotated[str, arg(help="with --live: its name, or the URL of a STAC API")] = "earth-search",
-    collection: Annotated[str | None, arg(help="with --live: of that API")] = None,
-    bbox: Annotated[tuple[float, float, float, float] | None, arg(help="with --live: west south east north")] = None,
-    datetime: Annotated[str | None, arg(help="with --live: dates to choose from")] = None,
+    collection: Annotated[str | None, TEXT, arg(help="with --live: of that API", help_behavior_hint=OPTIONAL)] = None,
+    bbox: Annotated[
+        tuple[float, float, float, float] | None,
+        BBOX,
+        arg(help="with --live: west south east north, degrees", help_behavior_hint=OPTIONAL),
+    ] = None,
+    datetime: Annotated[
+        str | None, TEXT, arg(help="with --live: dates to choose from, as 2024-06", help_behavior_hint=OPTIONAL)
+    ] = None,
 ) -> None:
     """Embed a synthetic scene offline with the bundled model, and draw the result."""
     from deo_cube.demo import run
@@ -273,18 +279,35 @@ def models() -> None:
 
 def verify(
     what: Annotated[
-        Positional[str | None], arg(help="a model's name, or a store of embeddings", metavar="NAME|STORE")
+        Positional[str | None],
+        arg(help="a model's name, or a store of embeddings", metavar="NAME|STORE", help_behavior_hint=OPTIONAL),
     ] = None,
-    weights: Annotated[Path | None, arg(help="weights file of the model")] = None,
-    published: Annotated[Path | None, arg(help="file of published weights, with no model named")] = None,
-    data: Annotated[Path | None, arg(help="--published: labelled chips that show how the weights want them")] = None,
-    bands: Annotated[str | None, arg(help="--published: channels of --data, as B01,B02,...,B12,B8A")] = None,
+    weights: Annotated[Path | None, PATH, arg(help="weights file of the model", help_behavior_hint=OPTIONAL)] = None,
+    published: Annotated[
+        Path | None, PATH, arg(help="file of published weights, with no model named", help_behavior_hint=OPTIONAL)
+    ] = None,
+    data: Annotated[
+        Path | None,
+        PATH,
+        arg(help="--published: labelled chips that show how the weights want them", help_behavior_hint=OPTIONAL),
+    ] = None,
+    bands: Annotated[
+        str | None,
+        TEXT,
+        arg(help="--published: channels of --data, as B01,B02,...,B12,B8A", help_behavior_hint=OPTIONAL),
+    ] = None,
     offset: Annotated[float, arg(help="--published: DN to add to --data: 0 or -1000")] = 0.0,
     limit: Annotated[int, arg(help="--published: chips per class")] = 400,
     size: Annotated[int, arg(help="--published: side to enlarge chips to, beside their own")] = 224,
-    model: Annotated[str | None, arg(help="--published: swinb, vitb; default: what the file's tensors say")] = None,
+    model: Annotated[
+        str | None,
+        TEXT,
+        arg(help="--published: swinb, vitb", help_behavior_hint="(default: what the file's tensors say)"),
+    ] = None,
     device: Annotated[str, arg(help="--published: cpu, cuda")] = "cpu",
-    json: Annotated[Path | None, arg(help="--published: write the findings there")] = None,
+    json: Annotated[
+        Path | None, PATH, arg(help="--published: write the findings there", help_behavior_hint=OPTIONAL)
+    ] = None,
     repair: Annotated[
         bool, arg(help="of a store: mark damaged blocks, so that the call that made it redoes them")
     ] = False,
@@ -313,7 +336,12 @@ def verify(
         return 0 if state.complete else 1
     from deo_cube.encoder.loading import verify as verify_model
 
-    found = verify_model(what, weights=weights)
+    try:
+        found = verify_model(what, weights=weights)
+    except UnknownModelError:
+        if not path.suffix and not path.parent.name:
+            raise
+        raise not_found("what", what, "a store of embeddings, or the name of a model") from None
     print(found)
     return 0 if found.ok else 1
 
@@ -378,7 +406,9 @@ def sample(
     crs: Annotated[
         str | None, TEXT, arg(help="CRS of the places", help_behavior_hint="(default: what they state)")
     ] = None,
-    layer: Annotated[str | None, TEXT, arg(help="layer of a file that has several")] = None,
+    layer: Annotated[
+        str | None, TEXT, arg(help="layer of a file that has several", help_behavior_hint=OPTIONAL)
+    ] = None,
     group: Annotated[
         str | None, TEXT, arg(help="group of a store that holds the cube", help_behavior_hint="(default: the root)")
     ] = None,
@@ -409,8 +439,10 @@ def change(
     first: Annotated[Positional[str], arg(help="store of embeddings, the earlier one", metavar="A")],
     second: Annotated[Positional[str], arg(help="the later store, on the same grid; or A again", metavar="B")],
     out: Annotated[Positional[Path], arg(help="map of change: .tif, or .zarr", metavar="OUT")],
-    before: Annotated[str | None, TEXT, arg(help="time of A, or part of one: 2019, 2019-06")] = None,
-    after: Annotated[str | None, TEXT, arg(help="time of B, or part of one")] = None,
+    before: Annotated[
+        str | None, TEXT, arg(help="time of A, or part of one: 2019, 2019-06", help_behavior_hint=OPTIONAL)
+    ] = None,
+    after: Annotated[str | None, TEXT, arg(help="time of B, or part of one", help_behavior_hint=OPTIONAL)] = None,
     method: Annotated[
         Literal["cosine", "calibrated", "euclidean"],
         arg(help="distance, or with calibrated the share of unchanged patches that look less changed"),
@@ -441,7 +473,7 @@ def change_series(
         Literal["auto", "scene", "harmonic", "none"],
         arg(help="what is not change: what places of a kind have in common, or a yearly wave of each place"),
     ] = "auto",
-    false_alarms: Annotated[float, arg(help="share of stable places that may be marked")] = 0.01,
+    false_alarms: Annotated[float, arg(help="share of stable places that may be marked, 0 to 1")] = 0.01,
     min_dates: Annotated[int, arg(help="fewest valid dates before and after a change")] = 2,
     overwrite: Annotated[bool, arg(help="replace OUT, whatever it is")] = False,
 ) -> None:
@@ -487,25 +519,48 @@ def assess(
     reference: Annotated[
         Positional[str], arg(help="places with the truth: .gpkg, .geojson, .csv, .parquet, .tif", metavar="REFERENCE")
     ],
-    time: Annotated[str | None, TEXT, arg(help="date of a map with several")] = None,
-    column: Annotated[str | None, TEXT, arg(help="column of the reference with the classes or numbers")] = None,
-    layer: Annotated[str | None, TEXT, arg(help="layer of the reference")] = None,
-    crs: Annotated[str | None, TEXT, arg(help="CRS of the reference, as EPSG:32632")] = None,
+    time: Annotated[str | None, TEXT, arg(help="date of a map with several", help_behavior_hint=OPTIONAL)] = None,
+    column: Annotated[
+        str | None,
+        TEXT,
+        arg(help="column of the reference with the classes or numbers", help_behavior_hint=OPTIONAL),
+    ] = None,
+    layer: Annotated[str | None, TEXT, arg(help="layer of the reference", help_behavior_hint=OPTIONAL)] = None,
+    crs: Annotated[
+        str | None, TEXT, arg(help="CRS of the reference, as EPSG:32632", help_behavior_hint=OPTIONAL)
+    ] = None,
     strata: Annotated[
         str | None,
         TEXT,
         arg(help="map of the strata of the sample", help_behavior_hint="(default: the classes of MAP)"),
     ] = None,
-    training: Annotated[str | None, TEXT, arg(help="labels that the head was fitted on, to be warned of leaks")] = None,
-    training_column: Annotated[str | None, TEXT, arg(help="column of the training labels")] = None,
-    reach: Annotated[
-        float | None, NUMBER, arg(help="distance to a training place that is too near, in units of the map's CRS")
+    training: Annotated[
+        str | None,
+        TEXT,
+        arg(help="labels that the head was fitted on, to be warned of leaks", help_behavior_hint=OPTIONAL),
     ] = None,
-    head: Annotated[Path | None, arg(help="saved head that made the map; with --embeddings")] = None,
-    embeddings: Annotated[str | None, TEXT, arg(help="store of embeddings, to find doubtful places")] = None,
-    confidence: Annotated[float, arg(help="of the intervals")] = 0.95,
-    json: Annotated[Path | None, arg(help="file for the numbers")] = None,
-    plot: Annotated[Path | None, arg(help="file for the figure: .png, .pdf, .svg")] = None,
+    training_column: Annotated[
+        str | None, TEXT, arg(help="column of the training labels", help_behavior_hint=OPTIONAL)
+    ] = None,
+    reach: Annotated[
+        float | None,
+        NUMBER,
+        arg(
+            help="distance to a training place that is too near, in units of the map's CRS",
+            help_behavior_hint="(optional)",
+        ),
+    ] = None,
+    head: Annotated[
+        Path | None, PATH, arg(help="saved head that made the map; with --embeddings", help_behavior_hint=OPTIONAL)
+    ] = None,
+    embeddings: Annotated[
+        str | None, TEXT, arg(help="store of embeddings, to find doubtful places", help_behavior_hint=OPTIONAL)
+    ] = None,
+    confidence: Annotated[float, arg(help="of the intervals, 0.5 to 0.9999")] = 0.95,
+    json: Annotated[Path | None, PATH, arg(help="file for the numbers", help_behavior_hint=OPTIONAL)] = None,
+    plot: Annotated[
+        Path | None, PATH, arg(help="file for the figure: .png, .pdf, .svg", help_behavior_hint=OPTIONAL)
+    ] = None,
 ) -> None:
     """Compare a map with reference places: accuracies and areas with intervals, and where to look first."""
     from deo_cube.heads.assess import assess as assess_map
@@ -557,8 +612,8 @@ def aggregate(
 
 def similar(
     store: Annotated[Positional[str], arg(help="store of embeddings", metavar="STORE")],
-    x: Annotated[Positional[float], arg(help="of the example", metavar="X")],
-    y: Annotated[Positional[float], arg(help="of the example", metavar="Y")],
+    x: Annotated[Positional[float], arg(help="x of the example, in the CRS of STORE or --crs", metavar="X")],
+    y: Annotated[Positional[float], arg(help="y of the example, likewise", metavar="Y")],
     out: Annotated[Positional[Path], arg(help="map of similarity: .tif, or .zarr", metavar="OUT")],
     negatives: Annotated[tuple[str, ...], arg(help="counter-examples: x,y, or a file", metavar="[X,Y|FILE ...]")] = (),
     metric: Annotated[Literal["cosine", "euclidean"], arg(help="similarity, or distance")] = "cosine",
@@ -593,7 +648,7 @@ def similar(
 def index(
     store: Annotated[Positional[str], arg(help="store of embeddings", metavar="STORE")],
     out: Annotated[Positional[str], arg(help="search index, a folder or URL; extended if it exists", metavar="INDEX")],
-    min_valid: Annotated[float, arg(help="leave out patches with no more than this valid fraction")] = 0.0,
+    min_valid: Annotated[float, arg(help="leave out patches with no more than this valid fraction, 0 to 1")] = 0.0,
     lists: Annotated[
         int | None, INTEGER, arg(help="inverted lists", help_behavior_hint="(default: by the number of patches)")
     ] = None,
@@ -614,10 +669,17 @@ def search(
     negatives: Annotated[tuple[str, ...], arg(help="counter-examples, as the examples", metavar="[X,Y|FILE ...]")] = (),
     k: Annotated[int, arg(help="number of results")] = 10,
     bbox: Annotated[
-        tuple[float, float, float, float] | None, arg(help="only patches with centres in x0 y0 x1 y1")
+        tuple[float, float, float, float] | None,
+        BBOX,
+        arg(
+            help="only patches with centres in x0 y0 x1 y1, in the CRS of INDEX or --crs",
+            help_behavior_hint="(optional)",
+        ),
     ] = None,
     time: Annotated[
-        str | None, TEXT, arg(help="only patches of this date, month or year", help_behavior_hint="(default: all)")
+        str | None,
+        TEXT,
+        arg(help="only patches of this date, month or year, as 2024-06", help_behavior_hint="(default: all)"),
     ] = None,
     at: Annotated[
         str | None, TEXT, arg(help="date at which the examples are read", help_behavior_hint="(default: all)")
@@ -625,20 +687,30 @@ def search(
     crs: Annotated[
         str | None,
         TEXT,
-        arg(help="CRS of x,y and bbox, as EPSG:4326", help_behavior_hint="(default: the index's)"),
+        arg(help="CRS of x,y and --bbox, as EPSG:4326", help_behavior_hint="(default: the index's)"),
     ] = None,
     probes: Annotated[
         int | None, INTEGER, arg(help="inverted lists to compare with", help_behavior_hint="(default: 24)")
     ] = None,
-    out: Annotated[Path | None, arg(help="write results there: .parquet, .geojson, .gpkg, ...")] = None,
+    store: Annotated[
+        str | None,
+        TEXT,
+        arg(help="store of embeddings, if it has moved", help_behavior_hint="(default: where the index was built)"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        PATH,
+        arg(help="write results there: .parquet, .geojson, .gpkg, ...", help_behavior_hint=OPTIONAL),
+    ] = None,
 ) -> None:
     """Find the patches of an index that are similar to examples, and print or write them."""
     from deo_cube.heads.examples import of_texts, write_results
     from deo_cube.heads.index import open_index
 
+    opened = open_index(index, store=store)
     if not positives:
         raise ArgumentError("positives must be points x,y, or a file with places, got none")
-    found = open_index(index).search(
+    found = opened.search(
         of_texts(positives, "positives"),
         of_texts(negatives, "negatives"),
         k=k,
@@ -680,8 +752,15 @@ def mosaic(
 def evaluate(
     model: Annotated[Positional[str], arg(help="name of a model, or folder of a training run", metavar="MODEL")],
     data: Annotated[Positional[Path], arg(help="folder that holds the labelled data sets", metavar="DATA")],
-    tasks: Annotated[tuple[str, ...], arg(help="tasks to run; default: all with data in the folder")] = (),
-    out: Annotated[Path | None, arg(help="JSON file for the scores, written after each task")] = None,
+    tasks: Annotated[
+        tuple[str, ...],
+        arg(help="tasks to run", metavar="[STR ...]", help_behavior_hint="(default: all with data in the folder)"),
+    ] = (),
+    out: Annotated[
+        Path | None,
+        PATH,
+        arg(help="JSON file for the scores, written after each task", help_behavior_hint=OPTIONAL),
+    ] = None,
     quick: Annotated[bool, arg(help="fewer chips and seeds, as a check that it runs")] = False,
 ) -> None:
     """Score a model and baselines on labelled data, and print the table."""
@@ -696,7 +775,9 @@ def bench(
     ] = "tiny",
     size: Annotated[int, arg(help="side of the synthetic cube, pixels")] = 2048,
     rounds: Annotated[int, arg(help="measured rounds, after one to warm up")] = 3,
-    device: Annotated[str | None, arg(help="cpu, cuda, cuda:1, mps; default: the best available")] = None,
+    device: Annotated[
+        str | None, TEXT, arg(help="cpu, cuda, cuda:1, mps", help_behavior_hint="(default: the best available)")
+    ] = None,
     precision: Annotated[str, choice(PRECISIONS), arg(help="of the network's matrix products")] = "float32",
     runtime: Annotated[str, choice(RUNTIMES), arg(help="library that runs the network")] = "torch",
     json: Annotated[bool, arg(help="print JSON instead of text")] = False,
@@ -709,8 +790,12 @@ def bench(
 
 
 def publish(
-    store: Annotated[Positional[Path], arg(help="store of embeddings, a folder")],
-    model: Annotated[str | None, arg(help="folder of the training run, where its name is not known")] = None,
+    store: Annotated[Positional[Path], arg(help="store of embeddings, a folder", metavar="STORE")],
+    model: Annotated[
+        str | None,
+        TEXT,
+        arg(help="folder of the training run, where its name is not known", help_behavior_hint=OPTIONAL),
+    ] = None,
     license: Annotated[str, arg(help="of the embeddings: SPDX identifier, or other")] = "other",
 ) -> None:
     """Write a store's STAC Item and Collection, and its model's MLM Item, beside it."""
@@ -733,14 +818,26 @@ def doctor(
 
 def view(
     store: Annotated[Positional[str], arg(help="store of embeddings", metavar="STORE")],
-    cube: Annotated[str | None, arg(help="cube that was embedded, for true colour: .zarr, .nc, .tif, or .json")] = None,
+    cube: Annotated[
+        str | None,
+        TEXT,
+        arg(help="cube that was embedded, for true colour: .zarr, .nc, .tif, or .json", help_behavior_hint=OPTIONAL),
+    ] = None,
     head: Annotated[tuple[Path, ...], arg(help="saved heads to show as layers")] = (),
     host: Annotated[str, arg(help="address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
     port: Annotated[int, arg(help="port; 0 takes a free one")] = 0,
     browser: Annotated[bool, arg(help="open the page in the browser")] = True,
     hostnames: Annotated[tuple[str, ...], arg(help="further names of this machine that browsers may use")] = (),
-    index: Annotated[str | None, arg(help="search index of the same model: results are found in it")] = None,
-    reference: Annotated[str | None, arg(help="reference places, for the assessment of a map of classes")] = None,
+    index: Annotated[
+        str | None,
+        TEXT,
+        arg(help="search index of the same model: results are found in it", help_behavior_hint=OPTIONAL),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        TEXT,
+        arg(help="reference places, for the assessment of a map of classes", help_behavior_hint=OPTIONAL),
+    ] = None,
 ) -> None:
     """Show a store on a map in the browser: similar places, labels, classes. Serves this machine only."""
     from deo_cube.viewer.explore import serve
@@ -782,7 +879,7 @@ class _Flags(logging.Formatter):
     """Log lines as messages of the command line, which name flags."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"deo-cube: {cli_errors.in_flags(record.getMessage(), _flags(['embed']))}"
+        return f"deo-cube: {cli_errors.in_flags(record.getMessage(), _spelling('embed').flags)}"
 
 
 @contextmanager
@@ -813,18 +910,10 @@ def _cluster(scheduler: str | None) -> Iterator[str | None]:
         yield "distributed"
 
 
-def _flags(args: list[str]) -> list[str]:
-    """Return the arguments of the command in `args` that are flags, not positions, by their Python names."""
-    if not args or args[0] not in COMMANDS:
-        return []
-    names: list[str] = []
-    for name, hint in get_type_hints(COMMANDS[args[0]], include_extras=True).items():
-        group = get_type_hints(COMMANDS[args[0]])[name]
-        if is_dataclass(group):
-            names += [field.name for field in fields(group)]
-        elif "Positional" not in str(hint):
-            names.append(name)
-    return names
+def _spelling(command: str) -> cli_arguments.Spelling:
+    """Return how the shell spells the arguments of a command; nothing for a word that is not one."""
+    verb = COMMANDS.get(command)
+    return cli_arguments.Spelling() if verb is None else cli_arguments.spelling_of(command, verb)
 
 
 #: Every command by its name; logic lives in the modules that they call.
@@ -860,20 +949,25 @@ COMMANDS |= cli_outputs.COMMANDS
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    if (sys.argv[1:] if args is None else args) == ["--version"]:
+    args = sys.argv[1:] if args is None else args
+    if args == ["--version"]:
         from deo_cube import __version__
 
         print(f"deo-cube {__version__}")
         raise SystemExit(0)
-    args = sys.argv[1:] if args is None else args
-    if args in (["-h"], ["--help"]):
-        print(cli_help.overview(COMMANDS, __doc__ or ""))
-        raise SystemExit(0)
-    flags = _flags(args)
+    if not args or args in (["-h"], ["--help"], ["help"]):
+        print(cli_help.overview(COMMANDS, __doc__ or ""), file=sys.stdout if args else sys.stderr)
+        raise SystemExit(0 if args else 2)
+    if args[0].startswith("--tyro-"):  # of the completion
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="deo-cube", description=__doc__, args=args)
+    spelling = _spelling(args[0])
     try:
         # The process is the command's own.
-        with cli_errors.warnings_as_lines(flags), set_options(cpu_tuning=True):
-            status = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="deo-cube", description=__doc__, args=args)
+        with cli_errors.warnings_as_lines(spelling.flags, spelling.positions), set_options(cpu_tuning=True):
+            cli_arguments.check_command(args, COMMANDS)
+            verb = COMMANDS[args[0]]
+            described = cli_help.description(args[0], verb)
+            status = cli_arguments.parse(verb, args[1:], spelling, description=described)()
     except BrokenPipeError:
         # The reader of a pipe (head, less) has ended, and what Python flushes at its end cannot be written either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -883,5 +977,5 @@ def main(args: list[str] | None = None) -> None:
         print(f"deo-cube: interrupted{resumed}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        raise SystemExit(cli_errors.fail(error, flags)) from error
+        raise SystemExit(cli_errors.fail(error, spelling.flags, spelling.positions)) from error
     raise SystemExit(status or 0)

@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,19 +51,35 @@ _LIBRARIES = {
 }
 #: Errors that a library raises where it was called wrongly, which is a fault of this package.
 _FAULTS = (AssertionError, AttributeError, NameError, NotImplementedError, RecursionError, TypeError, UnboundLocalError)
-#: Arguments whose flag has another name.
-_RENAMED = {"num_workers": "workers"}
+#: Calls of Python that messages advise, and the commands that do the same.
+_CALLS = (
+    (r"emb\.deo\.to_zarr\(path\), or deo-cube embed, writes", "deo-cube embed writes"),
+    (r"deo_cube\.build_index\(store, '([^']+)'\)", r"deo-cube index STORE \1"),
+    (r"deo_cube\.build_index\(store, path\)", "deo-cube index STORE INDEX"),
+    (r"(?:emb = )?(?:cube|ds)\.deo\.embed\(\)", "deo-cube embed CUBE OUT"),
+    (r"deo_cube\.embed_series\(cube, '(\w+)'\)(?: \(deo-cube embed-series\))?", r"deo-cube embed-series --model \1"),
+    (r"deo_cube\.set_options\(offline=False\)", "DEO_CUBE_OFFLINE=0 in the environment"),
+    (r"verify_store\(\.\.\., repair=True\) \(in a shell: (deo-cube verify --repair)\)", r"\1"),
+    (r"open_cube\(path, group='?([^')]+)'?\)", r"--group \1"),
+    (r"open_cube\('([^']+)'\)", r"\1"),
+)
 
 
-def fail(error: Exception, parameters: Collection[str] = (), *, program: str = "deo-cube") -> int:
+def fail(
+    error: Exception,
+    parameters: Collection[str] = (),
+    positions: Mapping[str, str] | None = None,
+    *,
+    program: str = "deo-cube",
+) -> int:
     """Print why a command failed, and return its exit status: 2 with a message, 1 with a traceback for a fault.
 
     Parameters
     ----------
     error : Exception
         The error that ended the command.
-    parameters : collection of str
-        Python names of the arguments that are flags of the command.
+    parameters, positions
+        Of the command, as for `in_flags`.
     program : str
         Name at the start of each line.
     """
@@ -76,9 +92,9 @@ def fail(error: Exception, parameters: Collection[str] = (), *, program: str = "
             file=sys.stderr,
         )
         return 1
-    print(f"{program}: {in_flags(text, parameters)}", file=sys.stderr)
+    print(f"{program}: {in_flags(text, parameters, positions)}", file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
-        print(f"{program}: {in_flags(str(note), parameters)}", file=sys.stderr)
+        print(f"{program}: {in_flags(str(note), parameters, positions)}", file=sys.stderr)
     return 2
 
 
@@ -119,15 +135,26 @@ def _library_of_frames(error: BaseException) -> str | None:
     return library
 
 
-def in_flags(message: str, parameters: Collection[str]) -> str:
-    """Return `message` with the arguments of a command written as its flags.
+def in_flags(message: str, parameters: Collection[str], positions: Mapping[str, str] | None = None) -> str:
+    """Return `message` with the arguments of a command as the shell spells them, and calls of Python as commands.
 
     ``offset=-1000`` is ``--offset -1000``, ``overwrite=True`` is ``--overwrite``, ``bands={"B04": "red"}`` is
     ``--bands B04=red``, ``bands=["B04", "B03"]`` is ``--bands B04 B03``.
+
+    Parameters
+    ----------
+    message : str
+    parameters : collection of str, or mapping
+        Python names of the arguments that are flags of the command; with their flags where these have other names.
+    positions : mapping of str to str, optional
+        Word of each argument that is given by position, by its Python name. A message begins with the name.
     """
-    names = {n: n for n in parameters} | {k: v for k, v in _RENAMED.items() if v in parameters}
-    for name, renamed in names.items():
-        flag = f"--{renamed.replace('_', '-')}"
+    for call, command in _CALLS:
+        message = re.sub(call, command, message)
+    for name, word in (positions or {}).items():
+        message = re.sub(rf"(?m)^((?:\d+\. )?){name}(?=: | must )", rf"\g<1>{word}", message)
+    flags = parameters if isinstance(parameters, Mapping) else {n: f"--{n.replace('_', '-')}" for n in parameters}
+    for name, flag in flags.items():
         start = rf"(?<![\w.\-]){name}"
 
         def pairs(found: re.Match[str], flag: str = flag) -> str:
@@ -146,12 +173,15 @@ def in_flags(message: str, parameters: Collection[str]) -> str:
         message = re.sub(start + r"=(-?[\w/~][\w./:~-]*\w|-?\w|\.\.\.)", rf"{flag} \1", message)
         message = re.sub(start + r"=(?=[\s,;.)]|$)", flag, message)
         message = re.sub(start + r"(?= must )", flag, message)
+        message = re.sub(rf"(?m)^((?:\d+\. )?){name}(?=: )", rf"\g<1>{flag}", message)
     # A call whose only argument became a flag: plan(..., --measure).
     return re.sub(r"\b[\w.]+\(\.\.\., (--[^()]*)\)", r"\1", message)
 
 
 @contextmanager
-def warnings_as_lines(parameters: Collection[str] = (), *, program: str = "deo-cube") -> Iterator[None]:
+def warnings_as_lines(
+    parameters: Collection[str] = (), positions: Mapping[str, str] | None = None, *, program: str = "deo-cube"
+) -> Iterator[None]:
     """Print warnings to users as one line each, without the source line that Python adds."""
     python = warnings.showwarning
 
@@ -160,7 +190,7 @@ def warnings_as_lines(parameters: Collection[str] = (), *, program: str = "deo-c
     ) -> None:
         if category is UserWarning:
             text = " ".join(str(message).split())
-            print(f"{program}: warning: {in_flags(text, parameters)}", file=file or sys.stderr)
+            print(f"{program}: warning: {in_flags(text, parameters, positions)}", file=file or sys.stderr)
         else:
             python(message, category, filename, lineno, file, line)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from deo_cube.errors import ArgumentError
-from deo_cube.flags import INTEGER, TEXT
+from deo_cube.flags import INTEGER, OPTIONAL, TEXT
 from deo_cube.paths import local_path
 
 __all__ = ["COMMANDS"]
@@ -30,7 +30,7 @@ def info(
         Positional[str],
         arg(help="store, cube, map, head, table of vectors, STAC file, or the name of a model", metavar="X"),
     ],
-    group: Annotated[str | None, TEXT, arg(help="group of a Zarr or netCDF cube")] = None,
+    group: Annotated[str | None, TEXT, arg(help="group of a Zarr or netCDF cube", help_behavior_hint=OPTIONAL)] = None,
 ) -> None:
     """Describe what X is: shape, dates, model, progress, classes. Reads no pixel."""
     from deo_cube.facts import info as describe
@@ -69,7 +69,7 @@ def export(
     time: Time = None,
     pool: Annotated[int, INTEGER, arg(help="of a table: patches along a side that are pooled to one vector")] = 1,
     geometry: Annotated[Literal["point", "polygon"], arg(help="of a table: centre or outline of each patch")] = "point",
-    min_valid: Annotated[float, arg(help="of a table: leave out patches with at most this valid share")] = 0.0,
+    min_valid: Annotated[float, arg(help="of a table: leave out patches with at most this valid share, 0 to 1")] = 0.0,
     compress: Annotated[str, arg(help="of a GeoTIFF: deflate, zstd, lzw, ...")] = "deflate",
     overwrite: Overwrite = False,
 ) -> None:
@@ -124,12 +124,14 @@ def page(
         str | None, TEXT, arg(help="date to show, as 2024-06-05 or 2024-06", help_behavior_hint="(default: all)")
     ] = None,
     labels: Annotated[
-        str | None, TEXT, arg(help="labelled places, or a map of classes, for the search by label")
+        str | None,
+        TEXT,
+        arg(help="labelled places, or a map of classes, for the search by label", help_behavior_hint=OPTIONAL),
     ] = None,
     coarsen: Annotated[int, INTEGER, arg(help="patches along a side that are averaged to one")] = 1,
     dims: Annotated[int, INTEGER, arg(help="numbers per patch; fewer are smaller and less exact")] = 64,
     title: Annotated[str | None, TEXT, arg(help="heading", help_behavior_hint="(default: the model)")] = None,
-    max_bytes: Annotated[int, INTEGER, arg(help="largest size of the vectors of all dates")] = 96 * 2**20,
+    max_bytes: Annotated[int, INTEGER, arg(help="largest size of the vectors of all dates, bytes")] = 96 * 2**20,
     overwrite: Annotated[bool, arg(help="replace the page that is there")] = False,
     progress: Annotated[bool, arg(help="show the progress bar")] = True,
 ) -> None:

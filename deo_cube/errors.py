@@ -6,8 +6,9 @@ message states what was expected, what was found, and the argument or command th
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "StorageRefusedError",
     "StorageUnreachableError",
     "StoreMismatchError",
+    "StoreNotFoundError",
     "TilePlanError",
     "UnknownModelError",
     "WeightsMismatchError",
@@ -128,6 +130,10 @@ class StoreMismatchError(DeoCubeError, ValueError):
     """The store on disk was made by another model, cube or plan, or is not one of ours."""
 
 
+class StoreNotFoundError(StoreMismatchError, InputNotFoundError):
+    """No store is at a path."""
+
+
 class DeviceError(DeoCubeError, RuntimeError):
     """The device is missing or too small, or no worker has it."""
 
@@ -155,6 +161,18 @@ class CubeProblemsError(DeoCubeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return joined, (self.problems,)
+
+
+@contextlib.contextmanager
+def naming(argument: str, instead_of: str = "path") -> Iterator[None]:
+    """Let errors name the argument of the caller, `argument`, instead of that of a function which it calls."""
+    try:
+        yield
+    except DeoCubeError as error:
+        text = str(error)
+        if text.startswith((f"{instead_of}: ", f"{instead_of} must ")):
+            error.args = (argument + text.removeprefix(instead_of), *error.args[1:])
+        raise
 
 
 def joined(problems: Sequence[DeoCubeError]) -> DeoCubeError:

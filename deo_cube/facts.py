@@ -14,10 +14,10 @@ import xarray as xr
 from deo_cube.constants import Attribute
 from deo_cube.cube.categories import Categories, read_categories
 from deo_cube.embedding.match import Summary, describe, summarise_map
-from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, InputNotFoundError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, naming
 from deo_cube.extras import require
 from deo_cube.heads.index_files import MANIFEST
-from deo_cube.paths import is_url, local_path
+from deo_cube.paths import is_url, local_path, not_found, reading
 
 __all__ = ["class_map", "info"]
 
@@ -88,7 +88,8 @@ def _at(path: str, group: str | None, storage_options: Mapping[str, Any] | None)
         return summarise_map(classes)
     from deo_cube.cube.open import open_cube
 
-    return describe(open_cube(path, **({} if group is None else {"group": group})))
+    with naming("x"):
+        return describe(open_cube(path, **({} if group is None else {"group": group})))
 
 
 def _model(name: str, path: Path) -> Summary:
@@ -100,7 +101,7 @@ def _model(name: str, path: Path) -> Summary:
         if path.exists():
             raise
         known = ", ".join(list_models()["alias"])
-        raise InputNotFoundError(f"{name!r} is neither a file nor a model; models are {known}") from error
+        raise not_found("x", name, f"a file, or the name of a model: {known}") from error
     return Summary(tuple(found.facts()), title=f"deo_cube model {found.alias}")
 
 
@@ -179,7 +180,7 @@ def _tiff(path: str) -> Summary:
 
     from deo_cube.cube.open import open_cube
 
-    with rasterio.open(path) as file:
+    with reading("x", path, "a raster"), rasterio.open(path) as file:
         tags, bands, dtype = file.tags(), file.count, file.dtypes[0]
         flags = {k: tags[k] for k in ("flag_meanings", "flag_colors") if k in tags}
         names = [d for d in file.descriptions if d]
@@ -201,7 +202,8 @@ def _tiff(path: str) -> Summary:
 
 def _table(path: str) -> Summary:
     pq = require("pyarrow.parquet", extra="vector", purpose="Reading GeoParquet")
-    file = pq.ParquetFile(path)
+    with reading("x", path, "a Parquet table"):
+        file = pq.ParquetFile(path)
     stored = file.schema_arrow.metadata or {}
     facts = [
         ("rows", f"{file.metadata.num_rows:,}"),

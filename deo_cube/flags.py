@@ -7,11 +7,12 @@ They annotate the fields of option dataclasses, from which tyro makes the flags:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-__all__ = ["BANDS", "INTEGER", "NUMBER", "NUMBER_OR_WORD", "TEXT", "choice"]
+__all__ = ["BANDS", "BBOX", "INTEGER", "NUMBER", "NUMBER_OR_WORD", "OPTIONAL", "PATH", "TEXT", "choice"]
 
 
 def _spec(
@@ -45,10 +46,15 @@ def _bands(texts: list[str]) -> dict[str, str] | list[str]:
 
 #: ``B04=red B08=4``: a mapping; ``B04 B03 B02``: a list.
 BANDS = _spec("BAND", _bands, nargs="*")
+#: ``x0 y0 x1 y1``.
+BBOX = _spec("X0 Y0 X1 Y1", lambda texts: tuple(float(text) for text in texts), nargs=4)
 INTEGER = _spec("INT", lambda texts: int(texts[0]))
 NUMBER = _spec("FLOAT", lambda texts: float(texts[0]))
 #: A number, None for ``none``, or a text.
 NUMBER_OR_WORD = _spec("NUMBER", _number_or_word)
+#: What the help says instead of "(default: None)".
+OPTIONAL = "(optional)"
+PATH = _spec("PATH", lambda texts: Path(texts[0]))
 TEXT = _spec("STR", lambda texts: texts[0])
 
 

@@ -1,15 +1,31 @@
-"""Expand paths as users write them (`~`, `file://`, URLs), in one way for all arguments."""
+"""Expand paths as users write them (`~`, `file://`, URLs), and report those that are missing or unreadable.
+
+All arguments that are paths do so in one way, and all messages have one wording.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DeoCubeError,
+    InputNotFoundError,
+    MissingExtraError,
+    StorageError,
+)
 
-__all__ = ["expand", "is_url", "local_path"]
+__all__ = ["expand", "is_url", "local_path", "not_found", "reading", "unreadable"]
+
+E = TypeVar("E", bound=DeoCubeError)
 
 
 def is_url(path: object) -> bool:
@@ -59,3 +75,112 @@ def expand(path: str | os.PathLike[str]) -> str:
     if isinstance(path, str) and path.startswith("/vsi"):
         return path  # doubled slashes have a meaning in GDAL
     return os.fspath(path).rstrip("/") if is_url(path) else str(local_path(path))
+
+
+def not_found(argument: str, path: object, expected: str, *, error: type[E] = InputNotFoundError) -> E:  # type: ignore[assignment]
+    """Return the error of a path that does not exist, which names the most similar file of its folder.
+
+    Parameters
+    ----------
+    argument : str
+        Name of the argument that holds the path.
+    path : str or path
+        As the user wrote it.
+    expected : str
+        What should be there, with its article.
+    error : type
+        Class of the error.
+
+    Examples
+    --------
+    >>> str(not_found("emb", "/no/such.zarr", "a store of embeddings"))
+    'emb: /no/such.zarr does not exist, and neither does the folder /no. Expected a store of embeddings'
+    """
+    return error(f"{argument}: {path} does not exist{_nearest(path)}. Expected {expected}")
+
+
+def _nearest(path: object) -> str:
+    """Return the end of a sentence on what is there instead of a path: a file of a similar name, or no folder."""
+    if is_url(path) or str(path).startswith("/vsi"):
+        return ""
+    try:
+        local = local_path(str(path))
+        names = os.listdir(local.parent)
+    except (OSError, DeoCubeError):
+        parent = Path(str(path)).parent
+        return "" if parent.exists() else f", and neither does the folder {parent}"
+    # "emb" is "emb.zarr" without its ending, though most of the letters differ.
+    similar = [n for n in sorted(names) if Path(n).stem.lower() == local.stem.lower() and not n.startswith(".")]
+    similar = similar or difflib.get_close_matches(local.name, names, 1)
+    return f", but {local.with_name(similar[0])} does" if similar else ""
+
+
+#: First bytes of files that are often taken for others, and what these files are.
+_KINDS = (
+    (b"version https://git-lfs", "a pointer of Git LFS instead of the file (git lfs pull fetches it)"),
+    (b"<!doctype html", "a web page, as a refused download leaves"),
+    (b"<html", "a web page, as a refused download leaves"),
+    (b"\x89png", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"%pdf", "a PDF document"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"pk\x03\x04", "a ZIP archive"),
+    (b"ii*\0", "a TIFF that is damaged or not complete"),
+    (b"mm\0*", "a TIFF that is damaged or not complete"),
+    (b"par1", "a Parquet table"),
+    (b"\x89hdf", "an HDF5 or netCDF file"),
+)
+
+
+def unreadable(
+    argument: str,
+    path: object,
+    expected: str,
+    reason: BaseException | str,
+    *,
+    error: type[E] = StorageError,  # type: ignore[assignment]
+) -> E:
+    """Return the error of a file that a library cannot read, which names the kind of the file.
+
+    Parameters
+    ----------
+    argument, path, expected, error
+        As for `not_found`.
+    reason : exception or str
+        What the library reports.
+    """
+    detail = " ".join(str(reason).split())[:300]
+    return error(
+        f"{argument}: {path} cannot be read. Expected {expected}, found {_kind(path) or 'another or a damaged file'}"
+        + (f" ({detail})" if detail else "")
+        + ". Pass another file, or download or write this one again"
+    )
+
+
+@contextlib.contextmanager
+def reading(argument: str, path: object, expected: str) -> Iterator[None]:
+    """Raise what libraries raise while they read a file as `unreadable`."""
+    try:
+        yield
+    except DeoCubeError:
+        raise
+    except ImportError as error:
+        raise MissingExtraError(f"{argument}: {path} needs a package that is not installed: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise unreadable(argument, path, expected, error) from error
+
+
+def _kind(path: object) -> str:
+    """Return what a file is by its size and first bytes; empty text where they do not show it."""
+    try:
+        local = local_path(str(path))
+        if local.is_dir():
+            return "an empty folder" if not any(local.iterdir()) else "a folder"
+        with local.open("rb") as file:
+            head = file.read(64).lower()
+    except (OSError, DeoCubeError):
+        return ""
+    if not head:
+        return "an empty file"
+    kind = next((kind for start, kind in _KINDS if head.lstrip().startswith(start)), "")
+    return kind or ("a text file" if all(byte >= 32 or byte in b"\t\n\r\f" for byte in head) else "")

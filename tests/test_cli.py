@@ -96,9 +96,9 @@ def test_mistakes_are_one_message_and_status_2(cube: Path, tmp_path: Path, capsy
     catalogue.write_text('{"type": "Catalog", "id": "x"}')
     for args, says in (
         (("embed", cube, tmp_path / "e.zarr", "--model", "vitc"), "vitc"),
-        (("embed", tmp_path / "none.zarr", tmp_path / "e.zarr"), "no cube at"),
+        (("embed", tmp_path / "none.zarr", tmp_path / "e.zarr"), "CUBE: "),
         (("embed", cube, tmp_path / "e.zarr", "--tile", "3"), "multiple"),
-        (("plan", cube.with_suffix(".xyz")), "no cube at"),
+        (("plan", cube.with_suffix(".xyz")), "CUBE: "),
         (("plan", catalogue), "is not a STAC item"),
         (("plan", cube, "--bands", "B04=red", "B03"), "names and variables"),
     ):
@@ -252,6 +252,12 @@ def test_index_and_search(store: Path, tmp_path: Path, capsys: pytest.CaptureFix
     for wrong in ((at, "somewhere"), ("nothing.gpkg",), ("9,47",), ()):
         assert run("search", tmp_path / "i", *wrong) == 2
     assert run("search", tmp_path / "other", at) == 2
+    # An index of an array knows no store, and the message names the flag that gives it.
+    deo_cube.build_index(emb, tmp_path / "of_array")
+    capsys.readouterr()
+    assert run("search", tmp_path / "of_array", at) == 2
+    assert "--store " in capsys.readouterr().err
+    assert run("search", tmp_path / "of_array", at, "--store", store) == 0
     assert run("search", tmp_path / "i", at, "--out", tmp_path / "near.strange") == 2
 
 

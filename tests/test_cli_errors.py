@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 import deo_cube
-from deo_cube import cli, cli_errors
+from deo_cube import cli, cli_arguments, cli_errors
 from deo_cube.errors import ArgumentError, MissingBandsError
 
 
@@ -34,7 +34,6 @@ from deo_cube.errors import ArgumentError, MissingBandsError
         ("pass units= and offset=.", "pass --units and --offset."),
         ("tile must be an integer", "--tile must be an integer"),
         ("nodata=None", "--nodata none"),
-        ("num_workers=2 and batch_size=4", "--workers 2 and --batch-size 4"),
         ("edge='pad' keeps them", "--edge pad keeps them"),
         ("ds.odc.reproject(resolution=10)", "ds.odc.reproject(resolution=10)"),
         ("weights=/data/w.safetensors", "--weights /data/w.safetensors"),
@@ -44,6 +43,24 @@ def test_arguments_become_flags(message: str, shown: str) -> None:
     flags = ["workers", "batch_size", "units", "offset", "tile", "overwrite", "measure", "progress", "bands", "nodata"]
     assert cli_errors.in_flags(message, [*flags, "edge", "weights", "mask"]) == shown
     assert cli_errors.in_flags(message, []) == message
+
+
+def test_positions_and_calls_become_what_the_shell_writes() -> None:
+    spelling = cli_arguments.spelling_of("similar", cli.COMMANDS["similar"])
+    flags, positions = spelling.flags, spelling.positions
+    for message, shown in (
+        ("emb: x.zarr does not exist", "STORE: x.zarr does not exist"),
+        ("to must be within the embeddings", "X Y must be within the embeddings"),
+        ("negatives: n.gpkg does not exist", "--negatives: n.gpkg does not exist"),
+        ("crs='EPSG:0' is not a CRS", "--crs EPSG:0 is not a CRS"),
+        ("2 problems:\n1. emb must be of one model", "2 problems:\n1. STORE must be of one model"),
+        ("deo_cube.build_index(store, 'a.index') writes one", "deo-cube index STORE a.index writes one"),
+    ):
+        assert cli_errors.in_flags(message, flags, positions) == shown
+    view = cli_arguments.spelling_of("view", cli.COMMANDS["view"])
+    assert cli_errors.in_flags("heads must be", view.flags) == "--head must be"
+    embed = cli_arguments.spelling_of("embed", cli.COMMANDS["embed"])
+    assert cli_errors.in_flags("num_workers=2", embed.flags) == "--workers 2"
 
 
 def run(*args: object) -> int:

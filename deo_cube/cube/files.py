@@ -173,7 +173,9 @@ def expand_files(path: Any) -> list[str]:
             continue
         matched = sorted(p for p in glob.glob(text, recursive=True) if not p.endswith(".aux.xml"))
         if not matched:
-            raise InputNotFoundError(f"no file matches {text}")
+            raise InputNotFoundError(
+                f"path: no file matches {text}. Expected a pattern of existing files, such as 'scenes/*.tif'"
+            )
         paths += matched
     if not paths:
         raise ArgumentError("path is an empty list: expected paths, or a pattern such as 'scenes/*.tif'")

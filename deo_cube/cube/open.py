@@ -34,7 +34,7 @@ from deo_cube.errors import (
     MissingExtraError,
     StorageError,
 )
-from deo_cube.paths import expand, is_url
+from deo_cube.paths import expand, is_url, not_found, unreadable
 
 __all__ = [
     "OBJECT_CODECS",
@@ -233,6 +233,7 @@ def _plain_refs(document: Mapping[str, Any], path: Path, allow: Sequence[str]) -
 
 
 NETCDF = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5")
+_EXPECTED = "a cube: .zarr, .nc, .tif, .jp2, .vrt, .SAFE, .zip, or .json of STAC items"
 #: Largest size in bytes of a JSON file that is searched for references.
 _LARGEST_JSON = 500_000_000
 
@@ -316,7 +317,7 @@ def _open_one(path: Any, group: str | None, options: dict[str, Any]) -> xr.Datas
     local = not is_url(text)
     gdal = text.startswith("/vsi")
     if local and not gdal and not Path(text).exists():
-        raise InputNotFoundError(f"path: no cube at {text}")
+        raise not_found("path", path, _EXPECTED)
     ending = Path(text).suffix.lower()
     if gdal or ending in RASTERS:
         _no_group(group, text)
@@ -343,8 +344,8 @@ def _open_one(path: Any, group: str | None, options: dict[str, Any]) -> xr.Datas
         return load_cube(text, **options)
     inside = _zarr_above(text) if local else None
     raise ArgumentError(
-        f"path {text} is of an unknown kind: expected the ending .zarr, .nc, .tif, .jp2, .vrt, .SAFE, .zip, or "
-        ".json (STAC items)" + (f". It is a part of the Zarr store {inside}: open the store" if inside else "")
+        f"path: {text} is of an unknown kind. Expected {_EXPECTED}"
+        + (f". It is a part of the Zarr store {inside}: open the store" if inside else "")
     )
 
 
@@ -365,7 +366,9 @@ def _plain_errors(text: str, reader: str, options: Mapping[str, Any]) -> Iterato
     except DeoCubeError:
         raise
     except FileNotFoundError as error:
-        raise InputNotFoundError(f"no cube at {text}: {reader} says {_line(error)}") from error
+        raise InputNotFoundError(
+            f"path: {text} does not exist ({reader}: {_line(error)}). Expected {_EXPECTED}"
+        ) from error
     except ImportError as error:
         raise MissingExtraError(f"{text} needs a package that is not installed: {_line(error)}") from error
     except TypeError as error:
@@ -375,7 +378,8 @@ def _plain_errors(text: str, reader: str, options: Mapping[str, Any]) -> Iterato
             f"{reader} does not take these options ({', '.join(f'{k}=' for k in options)}): {_line(error)}"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise StorageError(f"{text} cannot be read by {reader}: {type(error).__name__}: {_line(error)}") from error
+        reason = f"{reader}: {type(error).__name__}: {_line(error)}"
+        raise unreadable("path", text, "a cube", reason) from error
 
 
 def _line(error: BaseException) -> str:
@@ -588,7 +592,7 @@ def _open_netcdf(text: str, group: str | None, options: dict[str, Any]) -> xr.Da
             raise MissingExtraError(f"{text} needs a reader of netCDF: pip install netCDF4") from error
         if isinstance(error, DeoCubeError):
             raise
-        raise StorageError(f"{text} cannot be read by xarray.open_dataset: {_line(error)}") from error
+        raise unreadable("path", text, "a cube", f"xarray.open_dataset: {_line(error)}") from error
     except (OSError, KeyError, TypeError, RuntimeError) as error:
         names: list[str] = []
         with contextlib.suppress(OSError, ValueError, TypeError):

@@ -25,7 +25,7 @@ from deo_cube.errors import (
 )
 from deo_cube.extras import require
 from deo_cube.options import get_option
-from deo_cube.paths import expand, is_url, local_path
+from deo_cube.paths import expand, is_url, local_path, not_found
 
 if TYPE_CHECKING:
     import pystac
@@ -133,9 +133,7 @@ def _read_json(source: str) -> Any:
     """Read a JSON file, of this machine or from a URL."""
     if not is_url(source):
         if not Path(source).is_file():
-            raise InputNotFoundError(
-                f"no items at {source}: expected a JSON file with a STAC item or a collection of items"
-            )
+            raise not_found("items", source, "a JSON file with a STAC item or a collection of items")
         try:
             return json.loads(Path(source).read_text(encoding="utf-8"))
         except OSError as error:

@@ -55,7 +55,7 @@ from deo_cube.errors import (
     WeightsNotFoundError,
 )
 from deo_cube.options import get_option
-from deo_cube.paths import local_path
+from deo_cube.paths import local_path, not_found
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,7 +190,8 @@ def find(model: str | Path | ModelCard) -> KnownModel:
         file = path / "card.json" if path.is_dir() else path
         if not file.is_file():
             inside = sorted(p.name for p in path.iterdir())[:6] if path.is_dir() else []
-            raise UnknownModelError(f"there is no {file}" + (f"; the folder holds {inside}" if path.is_dir() else ""))
+            what = "the card of a model" + (f"; the folder holds {inside}" if path.is_dir() else "")
+            raise not_found("model", file, what, error=UnknownModelError)
         try:
             return KnownModel(ModelCard.load(file))
         except ValueError as error:

@@ -41,7 +41,7 @@ from deo_cube.encoder.hub import (
 )
 from deo_cube.errors import DeoCubeError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.options import get_option
-from deo_cube.paths import local_path
+from deo_cube.paths import local_path, not_found
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,7 +109,7 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
                 raise WeightsNotFoundError(f"weights={str(weights)!r} is a folder without {_names(card)}")
             path = inside
         if not path.is_file():
-            raise WeightsNotFoundError(f"weights={str(weights)!r}: there is no such file")
+            raise not_found("weights", weights, f"the file of {_names(card)}", error=WeightsNotFoundError)
         return check_file(card, path)
     location = local_weights(card)
     if location is None:

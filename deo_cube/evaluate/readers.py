@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from deo_cube.constants import TCI_SCALE, WAVELENGTH_BANDS
 from deo_cube.cube.sentinel2 import band_of_name, counted
 from deo_cube.errors import ArgumentError, InputNotFoundError, MissingBandsError
-from deo_cube.paths import local_path
+from deo_cube.paths import local_path, not_found
 
 __all__ = [
     "ChipSet",
@@ -189,7 +189,7 @@ class Series:
 
 def _need(path: Path, what: str) -> Path:
     if not path.exists():
-        raise InputNotFoundError(f"{what} not found at {path}")
+        raise not_found("data", path, what)
     return path
 
 

@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.arguments import number
-from deo_cube.errors import ArgumentError, LabelsError
+from deo_cube.errors import ArgumentError, LabelsError, naming
 from deo_cube.heads.cells import CellVectors, gather
 from deo_cube.heads.geometries import cells_of, clean, into_grid, north_up
 from deo_cube.heads.rasters import lattice_mean, read_around
@@ -115,16 +115,18 @@ def labelled_cells(
     form, parsed = form_of(labels, "training"), parsed_crs(crs)
     labelled = np.zeros(box.shape, bool)
     if form == "raster":
-        raster = read_around(labels, parsed, upright)
+        with naming("training", "labels"):
+            raster = read_around(labels, parsed, upright)
         if raster.values.size:
             numbers = raster.values.astype("float64")
             missing = raster.missing | ~np.isfinite(numbers)
             labelled = lattice_mean(numbers, missing, raster.transform, raster.crs, upright)[1] >= 0.5
     else:
         try:
-            table = read_table(labels, form, column=column, layer=layer, crs=parsed)
+            with naming("training", "labels"):
+                table = read_table(labels, form, column=column, layer=layer, crs=parsed)
         except LabelsError as error:
-            raise LabelsError(f"training: {error}") from error
+            raise LabelsError(f"training: {str(error).removeprefix('training: ')}") from error
         has_label = np.array([v is not None for v in table.values], bool)
         shapes = into_grid(clean(table.shapes[has_label]).shapes, table.crs, upright)
         labelled[cells_of(shapes, upright, "majority")[1:]] = True

@@ -80,9 +80,9 @@ def open_index(path: Any, *, store: Any = None, storage_options: Mapping[str, An
         stores = list(store) if isinstance(store, list | tuple) else [store]
         for one in stores:
             array, _ = opened_embeddings(one, storage_options)
-            check_model(array, index._manifest, files)
+            index.check(array)
             source = source_of(array, None)
-            numbers = [i for i, s in enumerate(index._manifest.sources) if s.same_grid(source)]
+            numbers = [i for i, s in enumerate(index.sources) if s.same_grid(source)]
             if not numbers:
                 raise StoreMismatchError(f"store has a grid that no source of {files.shown} has: {source.shape}")
             for number in numbers:
@@ -124,9 +124,58 @@ class Index:
         known = {s.crs for s in self._manifest.sources}
         return CRS.from_user_input(known.pop() if len(known) == 1 else 4326)
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Stores and arrays whose patches the index holds: path, grid and dates of each, in the order of `source`."""
+        return self._manifest.sources
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors."""
+        return self._manifest.dim
+
+    @property
+    def lists(self) -> int:
+        """Number of inverted lists."""
+        return self._manifest.lists
+
+    @property
+    def background(self) -> Array:
+        """Sample (n, D) float64 of all vectors, at most 200, with which negatives are completed."""
+        return self._sample[:BACKGROUND]
+
+    def check(self, emb: xr.DataArray) -> None:
+        """Raise if the vectors of `emb` cannot be compared with those of the index.
+
+        Raises
+        ------
+        StoreMismatchError
+            For embeddings of another model, or vectors of another length.
+        """
+        check_model(emb, self._manifest, self._files)
+
     def attach(self, array: xr.DataArray, number: int = 0) -> None:
         """Read examples that are places in source `number` from an array."""
         self._arrays[number] = array
+
+    def attach_where_unknown(self, array: xr.DataArray) -> list[int]:
+        """Attach an array to the sources on its grid that the index cannot open, and return their numbers.
+
+        The index does not know the place of a source that was built from an array. `array` must hold all dates of
+        such a source to be attached to it.
+        """
+        own, dates = source_of(array, None), set(labels_of(array))
+        numbers = [
+            n
+            for n, source in enumerate(self.sources)
+            if source.store is None
+            and n not in self._arrays
+            and source.same_grid(own)
+            and {layer.time for layer in source.layers} <= dates
+        ]
+        for n in numbers:
+            self.attach(array, n)
+        return numbers
 
     def search(
         self,
@@ -187,7 +236,7 @@ class Index:
         if negatives is not None:
             others, counter = self._read(negatives, at, crs, "negatives")
             ids = np.concatenate([ids, others])
-            queries = direction(vectors, counter, self._sample[:BACKGROUND])
+            queries = direction(vectors, counter, self.background)
         else:
             queries = _reduced(unit(vectors))
         allowed = self._allowed(bbox, time, own)
@@ -204,12 +253,31 @@ class Index:
         SelectionError
             For an id that the index does not have.
         """
+        numbers = self._numbers(ids)
+        return self._table(numbers, np.full(len(numbers), np.nan, "float32"))
+
+    def vectors(self, ids: Iterable[int]) -> Array:
+        """Return the vectors of the patches with these ids, float64 (n, D), read from their stores.
+
+        NaN where a patch has no valid embedding.
+
+        Raises
+        ------
+        SelectionError
+            For an id that the index does not have.
+        ArgumentError
+            For patches of an array that is not attached.
+        """
+        return self._of_ids(self._numbers(ids))
+
+    def _numbers(self, ids: Iterable[int]) -> Array:
+        """Return ids as an array (n,), if the index has them."""
         numbers = np.asarray(list(ids), "int64").reshape(-1)
         if ((numbers < 0) | (numbers >= self._manifest.numbers)).any():
             raise SelectionError(
-                f"ids must be those of results, 0 to {self._manifest.numbers - 1}, got {list(ids)[:5]}"
+                f"ids must be those of results, 0 to {self._manifest.numbers - 1}, got {numbers[:5].tolist()}"
             )
-        return self._table(numbers, np.full(len(numbers), np.nan, "float32"))
+        return numbers
 
     # --- examples ---
 
@@ -217,8 +285,7 @@ class Index:
         """Return ids (n,) of the patches of examples, and their finite vectors (m, D)."""
         numbers = _ids(given)
         if numbers is not None:
-            self.patches(numbers)  # refuses others
-            vectors = self._of_ids(numbers)
+            vectors = self.vectors(numbers)
         else:
             as_vectors = vectors_of(given, self._manifest.dim, _attrs(self._manifest), argument)
             if as_vectors is not None:
@@ -511,14 +578,38 @@ def _centres_within(source: Source, window: tuple[float, float, float, float], c
     xs, ys = t.c + (np.arange(cols) + 0.5) * t.a, t.f + (np.arange(rows) + 0.5) * t.e
     if own.equals(crs, ignore_axis_order=True):
         return _run((ys >= y0) & (ys <= y1)), _run((xs >= x0) & (xs <= x1))
-    west, south, east, north = Transformer.from_crs(crs, own, always_xy=True).transform_bounds(x0, y0, x1, y1, 51)
-    margin = max(abs(t.a), abs(t.e)) + 0.01 * max(east - west, north - south)
-    r = np.flatnonzero((ys >= south - margin) & (ys <= north + margin))
-    c = np.flatnonzero((xs >= west - margin) & (xs <= east + margin))
+    r, c = _rows_and_columns_near(source, window, crs, xs, ys)
     gx, gy = np.meshgrid(xs[c], ys[r])
     px, py = Transformer.from_crs(own, crs, always_xy=True).transform(gx, gy)
     i, j = np.nonzero((px >= x0) & (px <= x1) & (py >= y0) & (py <= y1))
     return r[i], c[j]
+
+
+def _rows_and_columns_near(
+    source: Source, window: tuple[float, float, float, float], crs: CRS, xs: Array, ys: Array
+) -> tuple[Array, Array]:
+    """Return the rows and columns that may be within a window in another CRS: a few more than are."""
+    own = CRS.from_user_input(source.crs)
+    t = Affine(*source.transform)
+    (rows, cols), everything = source.shape, (np.arange(len(ys)), np.arange(len(xs)))
+    edges = sorted((t.c, t.c + cols * t.a)), sorted((t.f, t.f + rows * t.e))
+    outline = edges[0][0], edges[1][0], edges[0][1], edges[1][1]
+    # Only the part of the window that is near the source can be projected: a UTM zone does not hold the whole world.
+    west, south, east, north = Transformer.from_crs(own, crs, always_xy=True).transform_bounds(*outline, 51)
+    if not np.isfinite([west, south, east, north]).all() or west > east:  # across the antimeridian
+        return everything
+    beside = 0.02 * max(east - west, north - south)
+    x0, y0 = max(window[0], west - beside), max(window[1], south - beside)
+    x1, y1 = min(window[2], east + beside), min(window[3], north + beside)
+    if x0 >= x1 or y0 >= y1:
+        return np.empty(0, "int64"), np.empty(0, "int64")
+    west, south, east, north = Transformer.from_crs(crs, own, always_xy=True).transform_bounds(x0, y0, x1, y1, 51)
+    if not np.isfinite([west, south, east, north]).all() or west > east:
+        return everything
+    margin = max(abs(t.a), abs(t.e)) + 0.01 * max(east - west, north - south)
+    r = np.flatnonzero((ys >= south - margin) & (ys <= north + margin))
+    c = np.flatnonzero((xs >= west - margin) & (xs <= east + margin))
+    return r, c
 
 
 def _run(inside: Array) -> slice:

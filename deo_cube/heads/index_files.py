@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deo_cube.errors import InputNotFoundError, StorageError, StoreMismatchError
+from deo_cube.errors import StorageError, StoreMismatchError
 from deo_cube.options import get_option
-from deo_cube.paths import is_url
+from deo_cube.paths import is_url, not_found
 from deo_cube.store import storage
 
 __all__ = ["MANIFEST", "SEGMENT", "Files", "Layer", "Manifest", "Segment", "Source"]
@@ -194,8 +194,8 @@ class Files:
         """
         found = self.manifest()
         if found is None:
-            raise InputNotFoundError(
-                f"path {self.shown} has no search index: build it, deo_cube.build_index(store, {self.shown!r})"
+            raise not_found(
+                "path", self.shown, f"a search index: deo_cube.build_index(store, {self.shown!r}) writes one"
             )
         return found
 

@@ -20,6 +20,7 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError
 from deo_cube.heads.coverage import Coverage, cover
 from deo_cube.heads.geometries import clean, into_grid, transform
 from deo_cube.heads.tables import parsed_crs, read_frame, read_table, stated_crs
+from deo_cube.paths import not_found
 
 __all__ = ["Places", "coverage_of", "read_places"]
 
@@ -65,7 +66,7 @@ def read_places(places: Any, *, layer: Any = None, crs: Any = None) -> Places:
         try:
             frame = read_frame(places, layer)
         except InputNotFoundError as error:
-            raise InputNotFoundError(f"places not found at {os.fsdecode(places)}") from error
+            raise not_found("places", os.fsdecode(places), "a file: .gpkg, .geojson, .parquet, .csv, .shp") from error
         return _of_frame(frame, own)
     if layer is not None:
         raise ArgumentError(f"layer={layer!r} is for files with layers, but places are a {type(places).__name__}")

@@ -33,6 +33,7 @@ from deo_cube.cube.georeference import crs_name
 from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
 from deo_cube.heads.geometries import apply
 from deo_cube.heads.tables import located
+from deo_cube.paths import unreadable
 
 __all__ = [
     "Legend",
@@ -141,7 +142,7 @@ def read_around(labels: Any, crs: Any, near: GeoBox, *, ignore_nodata: bool = Fa
             missing = r.read_masks(1, window=window) == 0 if masked and all(size) else np.zeros(values.shape, bool)
             legend = legend_of_file(r)
     except RasterioError as error:
-        raise LabelsError(f"{labels} cannot be read as a raster of labels ({error})") from error
+        raise unreadable("labels", labels, "a raster of labels", error, error=LabelsError) from error
     return _raster(values, missing, masked, box, rows, cols, legend)
 
 

@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError, LabelsError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, naming
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.geometries import apply, cells_of, clean, into_grid, north_up
 from deo_cube.heads.labels import outside_message, rasterize_labels
@@ -22,7 +22,7 @@ from deo_cube.heads.rasters import legend_of_attrs, legend_of_file
 from deo_cube.heads.tables import form_of, parsed_crs, read_table
 from deo_cube.heads.targets import rasterize_targets
 from deo_cube.heads.vectors import geobox, spatial_dims
-from deo_cube.paths import local_path
+from deo_cube.paths import local_path, not_found, reading
 
 __all__ = ["Places", "one_time", "read_map", "reference_places", "values_at"]
 
@@ -86,11 +86,12 @@ def _opened(map_: Any, argument: str) -> Any:
         return map_
     path = local_path(map_)
     if not path.exists():
-        raise InputNotFoundError(f"{argument} not found at {path}")
+        raise not_found(argument, path, "a map: .tif, .nc, or .zarr")
     if path.suffix.lower() in (".nc", ".h5", ".hdf5"):
-        return xr.open_dataset(path, mask_and_scale=False, decode_coords="all", chunks={})
+        with reading(argument, path, "a map"):
+            return xr.open_dataset(path, mask_and_scale=False, decode_coords="all", chunks={})
     if path.is_dir():
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), reading(argument, path, "a map, as segment writes it"):
             warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
             opened = xr.open_zarr(path, mask_and_scale=False, decode_coords="all")
         valid = [v for v in opened.data_vars if v not in ("valid", "spatial_ref")]
@@ -98,7 +99,8 @@ def _opened(map_: Any, argument: str) -> Any:
     import rasterio
     import rioxarray
 
-    array = rioxarray.open_rasterio(path, chunks={"y": 2048, "x": 2048})
+    with reading(argument, path, "a map"):
+        array = rioxarray.open_rasterio(path, chunks={"y": 2048, "x": 2048})
     if not isinstance(array, xr.DataArray) or array.sizes["band"] != 1:
         raise ArgumentError(
             f"{argument} must have one band, found several in {path}: pass rioxarray.open_rasterio(path)[0]"
@@ -243,10 +245,12 @@ def _of_raster(
     reference: Any, drawn: xr.DataArray, classes: Classes | None, options: Mapping[str, Any]
 ) -> tuple[Array, Array, Array]:
     if classes is None:
-        target = rasterize_targets(reference, drawn, crs=options["crs"], nodata=options["nodata"]).values
+        with naming("reference", "targets"), naming("reference", "labels"):
+            target = rasterize_targets(reference, drawn, crs=options["crs"], nodata=options["nodata"]).values
         rows, cols = np.nonzero(np.isfinite(target))
         return rows, cols, target[rows, cols].astype(object)
-    raster = rasterize_labels(reference, drawn, crs=options["crs"], nodata=options["nodata"])
+    with naming("reference", "labels"):
+        raster = rasterize_labels(reference, drawn, crs=options["crs"], nodata=options["nodata"])
     own = Classes.from_attrs(raster.attrs)
     names = dict(zip(own.codes, own.names, strict=True))
     rows, cols = np.nonzero(raster.values != NO_CLASS)
@@ -264,9 +268,10 @@ def _of_table(
     upright = north_up(box)
     crs = parsed_crs(options["crs"])
     try:
-        table = read_table(reference, form, column=options["column"], layer=options["layer"], crs=crs)
+        with naming("reference", "labels"):
+            table = read_table(reference, form, column=options["column"], layer=options["layer"], crs=crs)
     except LabelsError as error:
-        raise LabelsError(f"reference: {error}") from error
+        raise LabelsError(f"reference: {str(error).removeprefix('reference: ')}") from error
     nodata = options["nodata"]
     skipped = set() if nodata is None else set(np.atleast_1d(nodata).tolist())
     has_value = np.array([v is not None and v not in skipped for v in table.values], bool)

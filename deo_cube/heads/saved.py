@@ -23,7 +23,7 @@ from deo_cube.errors import (
     StorageError,
     WeightsMismatchError,
 )
-from deo_cube.paths import local_path
+from deo_cube.paths import local_path, not_found
 
 __all__ = ["read_head", "read_json", "write_head", "write_json"]
 
@@ -106,9 +106,11 @@ def _head_file(path: str | Path) -> Path:
     if not path.exists() and path.with_name(path.name + ".safetensors").exists():
         path = path.with_name(path.name + ".safetensors")
     if path.is_dir():
-        raise InputNotFoundError(f"{path} is a folder: expected the .safetensors file that head.save(path) writes")
+        raise InputNotFoundError(
+            f"head: {path} is a folder. Expected the .safetensors file that head.save(path) writes"
+        )
     if not path.is_file():
-        raise InputNotFoundError(f"no head at {path}: expected the .safetensors file that head.save(path) writes")
+        raise not_found("head", path, "the .safetensors file that head.save(path) writes")
     return path
 
 
@@ -165,7 +167,7 @@ def read_json(path: Any, names: Sequence[str], what: str) -> dict[str, Any]:
     """
     file = _json_file(path)
     if not file.is_file():
-        raise InputNotFoundError(f"no file of {what} at {file}")
+        raise not_found("file", file, f"a file of {what}")
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise WeightsMismatchError(f"{file} is not {what}: it has more than {MAX_JSON_BYTES // 2**20} MiB")

@@ -31,13 +31,12 @@ from deo_cube.errors import (
     ArgumentError,
     ArgumentTypeError,
     DeoCubeError,
-    InputNotFoundError,
     LabelsError,
     MissingCRSError,
     MissingExtraError,
 )
 from deo_cube.extras import require
-from deo_cube.paths import expand, is_url
+from deo_cube.paths import expand, is_url, not_found
 
 __all__ = ["Table", "form_of", "located", "parsed_crs", "read_frame", "read_table", "stated_crs", "suffix_of"]
 
@@ -140,7 +139,7 @@ def located(path: Any, what: str = "labels") -> str:
     if is_url(text) or text.startswith("/vsi"):
         return text
     if not Path(text).exists():
-        raise InputNotFoundError(f"{what} not found at {text}")
+        raise not_found(what, text, "a file of places (.gpkg, .geojson, .parquet, .csv, .shp), or a raster")
     return text
 
 

@@ -34,6 +34,7 @@ from deo_cube.heads.labels import all_inside, outside_message
 from deo_cube.heads.rasters import lattice_mean, nodata_values, not_overlapping, read_around
 from deo_cube.heads.tables import form_of, located, parsed_crs, read_table
 from deo_cube.heads.vectors import geobox, spatial_dims
+from deo_cube.paths import unreadable
 
 __all__ = ["TargetOptions", "rasterize_targets", "target_vectors"]
 
@@ -145,7 +146,7 @@ def _stated(targets: Any) -> _Stated:
                 named = {"units": file.units[0], "long_name": file.descriptions[0]}
                 return _Stated(file.scales[0], file.offsets[0], {k: v for k, v in named.items() if v})
         except RasterioError as error:
-            raise LabelsError(f"{targets} cannot be read as a raster of targets ({error})") from error
+            raise unreadable("targets", targets, "a raster of targets", error, error=LabelsError) from error
     array = next(iter(targets.data_vars.values())) if isinstance(targets, xr.Dataset) and targets.data_vars else targets
     scale, offset = (float(array.attrs.get(k, v)) for k, v in (("scale_factor", 1.0), ("add_offset", 0.0)))
     return _Stated(scale, offset, {k: str(array.attrs[k]) for k in ("units", "long_name") if k in array.attrs})

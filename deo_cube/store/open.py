@@ -24,9 +24,9 @@ from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.open import UNREADABLE, check_codecs
 from deo_cube.embedding import metadata
-from deo_cube.errors import StorageError, StoreMismatchError
+from deo_cube.errors import StorageError, StoreMismatchError, StoreNotFoundError, naming
 from deo_cube.notebook import facts_html
-from deo_cube.paths import expand, is_url, local_path
+from deo_cube.paths import expand, is_url, local_path, not_found
 from deo_cube.progress import Progress
 from deo_cube.store import create, storage, template
 from deo_cube.store.create import existing
@@ -111,8 +111,10 @@ def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> S
 def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
     found = existing(store, mode)
     if found is None:
-        what = "is an empty folder, and not a store" if is_local(store) and Path(store).is_dir() else "does not exist"
-        raise StoreMismatchError(f"{store} {what}: emb.deo.to_zarr(path), or deo-cube embed, writes one")
+        expected = "a store of embeddings: emb.deo.to_zarr(path), or deo-cube embed, writes one"
+        if is_local(store) and Path(store).is_dir():
+            raise StoreMismatchError(f"store: {store} is an empty folder. Expected {expected}")
+        raise not_found("store", store, expected, error=StoreNotFoundError)
     if IDENTITY not in found.attrs:
         raise StoreMismatchError(
             f"{store} was not made by deo_cube (no {IDENTITY} in its attributes, which a copy by xarray may lack): "
@@ -249,10 +251,8 @@ def opened(emb: Any, argument: str = "emb", *, storage_options: Mapping[str, Any
         For a path that is not a store of embeddings.
     """
     if isinstance(emb, str | os.PathLike | Store):
-        try:
+        with naming(argument, instead_of="store"):
             emb = open_embeddings(emb, storage_options=storage_options if is_url(emb) else None)
-        except StoreMismatchError as error:
-            raise StoreMismatchError(f"{argument}: {error}") from error
     return embeddings_of(emb, argument=argument)
 
 

@@ -35,7 +35,7 @@ from deo_cube.cube.open import check_codecs
 from deo_cube.cube.times import read_times
 from deo_cube.embedding.metadata import to_json
 from deo_cube.errors import MissingCRSError, StoreMismatchError
-from deo_cube.paths import expand
+from deo_cube.paths import expand, reading
 
 __all__ = ["open_layout"]
 
@@ -92,7 +92,8 @@ def open_layout(path: Any) -> xr.DataArray | None:
 
 
 def _geotiff(path: str) -> xr.DataArray:
-    opened = rioxarray.open_rasterio(path, chunks={"x": CHUNK, "y": CHUNK})
+    with reading("store", path, "a raster of embeddings"):
+        opened = rioxarray.open_rasterio(path, chunks={"x": CHUNK, "y": CHUNK})
     assert isinstance(opened, xr.DataArray)
     name = path.rsplit("/", 1)[-1]
     bands = opened.sizes["band"]

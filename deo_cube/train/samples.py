@@ -30,7 +30,7 @@ from deo_cube.cube.open import open_cube
 from deo_cube.cube.units import Radiometry, decide_radiometry, find_unit_error
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, InputNotFoundError, MissingBandsError
 from deo_cube.heads.splits import split_groups
-from deo_cube.paths import expand
+from deo_cube.paths import expand, not_found
 from deo_cube.train.augment import column
 from deo_cube.train.config import MS_BANDS, Loader, TrainConfig
 from deo_cube.train.vectors import VectorMap, shared_region
@@ -643,14 +643,16 @@ def open_source(
     path = Path(spec.path)
     images = spec.kind == "images" or (not spec.kind and _holds_images(path))
     if (images or path.suffix == ".npz") and not path.exists():
-        raise InputNotFoundError(f"--data: there is no {path}")
+        raise not_found("--data", path, "a folder of pictures, or arrays (.npz)")
     if images:
         return _image_source(path, spec)
     if path.suffix == ".npz":
         return _array_source(path, spec, fill)
     files = _cube_files(spec.path)[spec.phase :: spec.every]
     if not files:
-        raise InputNotFoundError(f"--data: no cube at {spec.path}")
+        if path.is_dir():
+            raise InputNotFoundError(f"--data: {path} holds no cube: expected files .tif, .nc or .zarr in it")
+        raise not_found("--data", spec.path, "a cube, a folder of cubes, or a pattern of existing files")
     # GeoTIFFs are read as plain arrays: without Dask there is no graph to walk for every window.
     opens = [partial(open_cube, f, **({"chunks": None} if f.lower().endswith((".tif", ".tiff")) else {}))
              for f in files]  # fmt: skip

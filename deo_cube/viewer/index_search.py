@@ -14,9 +14,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from deo_cube.errors import DeoCubeError
-from deo_cube.heads.examples import BACKGROUND
-from deo_cube.heads.index import Index, check_model, labels_of, open_index, source_of
+from deo_cube.errors import DeoCubeError, SelectionError, naming
+from deo_cube.heads.index import Index, open_index
 from deo_cube.viewer.requests import BadRequest
 
 __all__ = ["IndexSearch"]
@@ -51,25 +50,29 @@ class IndexSearch:
         StoreMismatchError
             For an index of another model.
         """
-        opened = index if isinstance(index, Index) else open_index(index)
-        manifest = opened._manifest
-        check_model(emb, manifest, opened._files)
-        # An index of an array knows no store: vectors of its patches are those of the array, where it is shown.
-        own, dates = source_of(emb, None), set(labels_of(emb))
-        for n, source in enumerate(manifest.sources):
-            if source.store is None and n not in opened._arrays and source.same_grid(own):
-                if {layer.time for layer in source.layers} <= dates:
-                    opened.attach(emb, n)
+        with naming("index"):
+            opened = index if isinstance(index, Index) else open_index(index)
+        opened.check(emb)
+        # Vectors of the patches of an array are read from that array, where it is the one that is shown.
+        opened.attach_where_unknown(emb)
         return cls(opened, apart)
 
     @property
     def background(self) -> Array:
         """Sample (n, D) of the vectors of the index."""
-        return np.asarray(self.index._sample[:BACKGROUND])
+        return self.index.background
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page needs to know of the index."""
-        return {"patches": len(self.index), "stores": len(self.index._manifest.sources)}
+        """Return what the page needs to know of the index: its size, and its first and last date where it has dates."""
+        try:
+            days = [str(np.datetime64(label, "D")) for label in self.index.times]
+        except ValueError:  # labels that are not dates
+            days = []
+        return {
+            "patches": len(self.index),
+            "stores": len(self.index.sources),
+            "dates": [min(days), max(days)] if days else None,
+        }
 
     def examples(self, ids: Sequence[int]) -> tuple[list[dict[str, Any]], Array]:
         """Return what is known of patches of the index, and their vectors (n, D).
@@ -80,28 +83,60 @@ class IndexSearch:
             For an id that the index does not have, and a patch without a valid vector.
         """
         if not ids:
-            return [], np.empty((0, self.index._manifest.dim), "float32")
+            return [], np.empty((0, self.index.dim), "float32")
         try:
             table = self.index.patches(ids)
-            vectors = self.index._of_ids(np.asarray(ids, "int64"))
+            vectors = self.index.vectors(ids)
         except (DeoCubeError, ValueError) as error:
             raise BadRequest(str(error.args[0])) from None
         if not np.isfinite(vectors).all():
             raise BadRequest("a result that was marked has no valid embedding in its store: mark another one")
         return self._places(table), vectors.astype("float32")
 
-    def search(self, vectors: Array, count: int, taken: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
-        """Return the best patches that are apart from each other and from the places `taken` (lon, lat)."""
-        chosen: list[dict[str, Any]] = []
+    def search(
+        self,
+        vectors: Array,
+        count: int,
+        taken: Sequence[tuple[float, float]],
+        *,
+        bounds: tuple[float, float, float, float] | None = None,
+        time: Any = None,
+    ) -> list[dict[str, Any]]:
+        """Return the best patches that are apart from each other and from the places `taken` (lon, lat).
+
+        Parameters
+        ----------
+        vectors : (n, D)
+            Positive examples, or the direction that was fitted to all.
+        count : int
+            Number of results; fewer are returned where fewer are left.
+        taken : sequence of (lon, lat)
+        bounds : (west, south, east, north), optional
+            Only patches with centres within, degrees. Longitudes may continue beyond 180, as those of a map do.
+        time : slice or label, optional
+            Only patches of these dates, as in `Index.search`.
+        """
+        # Without bounds one search of everything.
+        boxes: list[Any] = [None] if bounds is None else _boxes(bounds)
         k = 8 * count
         while True:
-            table = self.index.search(vectors, k=k)
-            chosen = self._apart(self._places(table), count, taken)
-            if len(chosen) == count or len(table) < k or k >= MOST:
+            try:
+                tables = [self.index.search(vectors, k=k, bbox=box, time=time, crs=4326) for box in boxes]
+            except SelectionError:  # no date of the index is within `time`
+                return []
+            places = [place for table in tables for place in self._places(table)]
+            places.sort(key=lambda place: -place["score"])
+            # A search returns fewer than k only where no more patches are left.
+            complete = all(len(table) < k for table in tables)
+            # Of two boxes, what is beyond the best k of both may be worse than what one of them did not return.
+            chosen = self._apart(places if complete else places[:k], count, taken)
+            if len(chosen) == count or complete or k >= MOST:
                 return chosen
             k *= 4
 
-    def _apart(self, places: list[dict[str, Any]], count: int, taken: Sequence[tuple[float, float]]) -> Any:
+    def _apart(
+        self, places: list[dict[str, Any]], count: int, taken: Sequence[tuple[float, float]]
+    ) -> list[dict[str, Any]]:
         occupied, chosen = list(taken), []
         for place in places:
             lon, lat = place["lon"], place["lat"]
@@ -123,7 +158,7 @@ class IndexSearch:
         centres = shapely.centroid(table.geometry.to_numpy())
         x, y = shapely.get_x(centres), shapely.get_y(centres)
         lon, lat = Transformer.from_crs(self.index.crs, 4326, always_xy=True).transform(x, y)
-        sources = self.index._manifest.sources
+        sources = self.index.sources
         crs = self.index.crs.to_authority()
         places = []
         for n, row in enumerate(table.itertuples(index=False)):
@@ -142,6 +177,18 @@ class IndexSearch:
                 place["score"] = round(float(row.score), 4)
             places.append(place)
         return places
+
+
+def _boxes(bounds: tuple[float, float, float, float]) -> list[tuple[float, float, float, float]]:
+    """Return bounds of a map as boxes of longitudes from -180 to 180: two where they cross the antimeridian."""
+    west, south, east, north = bounds
+    south, north = max(south, -90.0), min(north, 90.0)
+    if east - west >= 360:
+        return [(-180.0, south, 180.0, north)]
+    start = (west + 180) % 360 - 180
+    end = start + east - west
+    parts = [(start, min(end, 180.0)), (-180.0, end - 360)]
+    return [(a, south, b, north) for a, b in parts if a < b]
 
 
 def _date(value: Any) -> str:

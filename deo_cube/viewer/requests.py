@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 from shapely.geometry import Polygon
@@ -18,7 +19,9 @@ from deo_cube.heads.classes import NO_CLASS
 __all__ = [
     "BadRequest",
     "LabelSet",
+    "parse_bounds",
     "parse_choice",
+    "parse_dates",
     "parse_ids",
     "parse_int",
     "parse_place",
@@ -96,6 +99,48 @@ def parse_places(value: Any) -> list[tuple[float, float]]:
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_PLACES:
         raise BadRequest(f"places must be a list of 1 to {MAX_PLACES} places [longitude, latitude]")
     return [parse_place(p) for p in value]
+
+
+def parse_bounds(value: Any) -> tuple[float, float, float, float] | None:
+    """Return (west, south, east, north) of two places, south-west and north-east; None for None.
+
+    Raises
+    ------
+    BadRequest
+        For anything else, and bounds without an area.
+    """
+    if value is None:
+        return None
+    corners = parse_places(value)
+    if len(corners) != 2:
+        raise BadRequest("bounds must be two places, south-west and north-east")
+    (west, south), (east, north) = corners
+    if west >= east or south >= north:
+        raise BadRequest(f"bounds must be south-west and north-east of an area, got {value!r:.80}")
+    return west, south, east, north
+
+
+def parse_dates(first: Any, last: Any) -> slice | None:
+    """Return the dates from `first` to `last`, written YYYY-MM-DD, as a slice; None where neither is given.
+
+    Raises
+    ------
+    BadRequest
+        For other texts, and a first date after the last.
+    """
+    given: list[str | None] = []
+    for value in (first, last):
+        if value is not None and value != "":
+            try:
+                given.append(date.fromisoformat(value).isoformat())
+            except (TypeError, ValueError):
+                raise BadRequest(f"a date must be written YYYY-MM-DD, got {value!r:.40}") from None
+        else:
+            given.append(None)
+    start, stop = given
+    if start is not None and stop is not None and start > stop:
+        raise BadRequest(f"the first date must not be after the last, got {start} and {stop}")
+    return None if start is None and stop is None else slice(start, stop)
 
 
 def parse_ids(value: Any) -> list[int]:

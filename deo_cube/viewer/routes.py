@@ -24,7 +24,9 @@ from deo_cube.viewer.requests import (
     MAX_BYTES,
     BadRequest,
     LabelSet,
+    parse_bounds,
     parse_choice,
+    parse_dates,
     parse_ids,
     parse_int,
     parse_place,
@@ -128,7 +130,9 @@ class _Routes:
     async def results(self, request: Request) -> Response:
         body = await _json_body(request)
         count = parse_int(body.get("count", 12), "the number of results", 1, 101)
-        return JSONResponse(self.state.best(self._date(body.get("t")), count).to_dict(), 202)
+        bounds, dates = parse_bounds(body.get("bounds")), parse_dates(body.get("from"), body.get("to"))
+        job = self.state.best(self._date(body.get("t")), count, bounds=bounds, time=dates)
+        return JSONResponse(job.to_dict(), 202)
 
     async def remove_layer(self, request: Request) -> Response:
         id = parse_choice(request.path_params["layer"], "a layer to remove", ("similar", "classes"))

@@ -303,22 +303,33 @@ class ViewerState:
             vectors.append(vector)
         return examples, np.stack(vectors) if vectors else np.empty((0, self.source.shape[1]), "float32")
 
-    def best(self, t: int, count: int) -> BackgroundJob:
+    def best(
+        self,
+        t: int,
+        count: int,
+        *,
+        bounds: tuple[float, float, float, float] | None = None,
+        time: slice | None = None,
+    ) -> BackgroundJob:
         """Find the patches with the greatest scores of the layer `similar` at date `t`, in the background.
 
         The examples and their neighbours, and neighbours of better results, are left out, so that each result shows
-        another place.
+        another place. With an index, results are of any date and store, or only those within `bounds` (west, south,
+        east, north in degrees) and `time`.
 
         Raises
         ------
         BadRequest
-            Before there are examples, and for stores with more patches than `BEST_PATCHES`.
+            Before there are examples, for stores with more patches than `BEST_PATCHES`, and for `bounds` and `time`
+            without an index.
         """
         state = self.layers.get("similar")
         if state is None:
             raise BadRequest("results need examples: find what is similar to a place first")
         if self.index is not None:
-            return self._best_of_index(state, count)
+            return self._best_of_index(state, count, bounds, time)
+        if bounds is not None or time is not None:
+            raise BadRequest("bounds and dates limit the results of an index, and none is open: pass index=")
         _, _, rows, cols = self.source.shape
         if rows * cols > BEST_PATCHES:
             raise BadRequest(
@@ -347,7 +358,9 @@ class ViewerState:
         found: list[dict[str, float]] = []
         return self.jobs.start("Finding results", work, lambda _: {"results": found, "version": state.version})
 
-    def _best_of_index(self, state: LayerState, count: int) -> BackgroundJob:
+    def _best_of_index(
+        self, state: LayerState, count: int, bounds: tuple[float, float, float, float] | None, time: slice | None
+    ) -> BackgroundJob:
         """Find results in the index, on any date and in any of its stores."""
         index, f = self.index, state.facts
         assert index is not None
@@ -356,10 +369,10 @@ class ViewerState:
         backgrounds = {"pca": self.grid} | ({"true": self.layers["true"].layer.grid} if "true" in self.layers else {})
 
         def work() -> list[dict[str, Any]]:
-            results = index.search(state.layer.examples, count, taken)
+            results = index.search(state.layer.examples, count, taken, bounds=bounds, time=time)
             for r in results:
                 r["inside"] = _contains(self.grid, r["lon"], r["lat"])
-                dates = [n for n, time in enumerate(self.times) if not time or not r["date"] or time == r["date"]]
+                dates = [n for n, date in enumerate(self.times) if not date or not r["date"] or date == r["date"]]
                 r["t"] = dates[0] if dates else None
                 r["pictures"] = [id for id, grid in backgrounds.items() if _contains(grid, r["lon"], r["lat"])]
             return results

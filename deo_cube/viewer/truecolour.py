@@ -19,7 +19,7 @@ from deo_cube.cube.open import open_cube
 from deo_cube.cube.times import read_times
 from deo_cube.cube.units import Radiometry, decide_radiometry, find_unit_error
 from deo_cube.embedding import metadata
-from deo_cube.errors import AmbiguousUnitsError, ArgumentError, DeoCubeError
+from deo_cube.errors import AmbiguousUnitsError, ArgumentError, DeoCubeError, naming
 from deo_cube.heads import vectors
 from deo_cube.viewer.layers import Tile, colour_png
 from deo_cube.viewer.tiles import TileGrid, TileSource
@@ -38,7 +38,8 @@ def open_for_viewing(path: str | Path) -> xr.Dataset | xr.DataArray:
     """Return the result of `open_cube`, for a GeoTIFF in chunks small enough for the tiles of a map."""
     tif = Path(str(path)).suffix.lower() in (".tif", ".tiff")
     options: dict[str, Any] = {"chunks": {"band": 1, "x": 512, "y": 512}} if tif else {}
-    return open_cube(path, **options)
+    with naming("cube"):
+        return open_cube(path, **options)
 
 
 @dataclass(frozen=True)

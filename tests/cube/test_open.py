@@ -60,9 +60,9 @@ def test_what_is_written_is_opened_as_it_is_stored(two_bands: xr.Dataset, tmp_pa
 
 def test_a_name_that_says_nothing_and_one_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "cube.xyz").touch()
-    with pytest.raises(ValueError, match=r"expected the ending \.zarr"):
+    with pytest.raises(ValueError, match=r"path: .* unknown kind"):
         open_cube(tmp_path / "cube.xyz")
-    with pytest.raises(FileNotFoundError, match="no cube at"):
+    with pytest.raises(FileNotFoundError, match="path: .* does not exist"):
         open_cube(tmp_path / "cube.zarr")
 
 
@@ -422,7 +422,7 @@ def test_options_that_a_reader_does_not_take_are_named(cube: xr.Dataset, tmp_pat
             open_cube(tmp_path / name, chunk_size=3)
     with pytest.raises(ArgumentError, match="group="):
         open_cube(tmp_path / "c.tif", group="a")
-    with pytest.raises(InputNotFoundError, match="no cube at"):
+    with pytest.raises(InputNotFoundError, match="path: .* does not exist"):
         open_cube(tmp_path / "none.zarr")
     with pytest.raises(InputNotFoundError):
         open_cube(f"file://{tmp_path}/none.zarr")

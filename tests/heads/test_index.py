@@ -105,6 +105,64 @@ def test_a_bbox_in_degrees_is_that_of_the_centres(index):
     assert sorted(found["row"] * 50 + found["col"]) == np.flatnonzero(inside).tolist()
 
 
+@pytest.mark.parametrize(
+    "bbox", [(-180, -90, 180, 90), (-180, 0, 180, 90), (-30, -80, 60, 89), (8.9, 46.5, 9.5, 47.5)], ids=str
+)
+def test_a_bbox_larger_than_the_zone_of_the_index_leaves_out_nothing(index, bbox):
+    whole = index.search(EMB.isel(time=1, y=9, x=3), k=5000)
+    found = index.search(EMB.isel(time=1, y=9, x=3), k=5000, bbox=bbox, crs=4326)
+    assert sorted(found["id"]) == sorted(whole["id"])
+
+
+def test_a_bbox_elsewhere_leaves_nothing(index):
+    for bbox in ((-170, -80, -160, -70), (9, -40, 10, -30), (100, 40, 140, 50)):
+        assert not len(index.search(EMB.isel(time=1, y=9, x=3), bbox=bbox, crs=4326))
+
+
+def test_what_an_index_holds_is_public(index):
+    (source,) = index.sources
+    assert source.store is None
+    assert source.shape == (40, 50)
+    assert [layer.time[:4] for layer in source.layers] == ["2019", "2020"]
+    assert (index.dim, index.lists) == (16, 1)
+    sample = index.background
+    assert sample.shape == (200, 16)
+    np.testing.assert_allclose(np.linalg.norm(sample, axis=1), 1, atol=1e-3)
+    index.check(EMB)
+    with pytest.raises(StoreMismatchError, match="length"):
+        index.check(embeddings(dim=8))
+    with pytest.raises(StoreMismatchError, match="model"):
+        index.check(EMB.assign_attrs({"deo_cube:model": "another"}))
+
+
+@given(ids=st.lists(st.integers(0, 2 * 40 * 50 - 1), max_size=20))
+def test_vectors_of_ids_are_those_of_the_store(index, ids):
+    t, cells = np.divmod(np.array(ids, int), 40 * 50)
+    r, c = np.divmod(cells, 50)
+    expected = EMB.transpose("time", "y", "x", "embedding").values[t, r, c]
+    vectors = index.vectors(ids)
+    assert vectors.shape == (len(ids), 16)
+    np.testing.assert_array_equal(vectors, expected)
+
+
+@pytest.mark.parametrize("ids", [[-1], [0, 4000]])
+def test_vectors_of_other_ids_are_refused(index, ids):
+    with pytest.raises(SelectionError, match="ids"):
+        index.vectors(ids)
+
+
+def test_an_array_is_attached_to_the_sources_of_its_grid(tmp_path):
+    build_index(EMB, tmp_path / "i")
+    opened = open_index(tmp_path / "i")
+    with pytest.raises(ArgumentError, match="store"):
+        opened.vectors([3])
+    for other in (EMB.isel(time=[0]), EMB.isel(x=slice(1, None))):  # without a date, and of another grid
+        assert opened.attach_where_unknown(other) == []
+    assert opened.attach_where_unknown(EMB) == [0]
+    assert opened.attach_where_unknown(EMB) == []
+    np.testing.assert_array_equal(opened.vectors([3])[0], EMB.isel(time=0, y=0, x=3))
+
+
 def test_invalid_patches_are_never_found(index):
     found = index.search(AT, k=5000, examples=True)
     assert len(found) == len(index)

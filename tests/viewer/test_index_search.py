@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("starlette")
 pytest.importorskip("faiss")
@@ -13,6 +15,7 @@ pytest.importorskip("faiss")
 from deo_cube.errors import StoreMismatchError
 from deo_cube.heads.index_build import build_index
 from deo_cube.viewer.explore import Explorer, explore
+from deo_cube.viewer.index_search import _boxes
 from deo_cube.viewer.state import ViewerState
 from tests.heads.fields import embeddings, on_dask
 from tests.viewer.browser import Browser, chromium
@@ -34,15 +37,16 @@ def view(index: Any) -> ViewerState:
     return ViewerState(SHOWN, index=index)
 
 
-def results_of(client: Any, count: int = 12) -> list[dict[str, Any]]:
-    job = finished(client, client.post("/api/results", json={"t": 0, "count": count}).json())
+def results_of(client: Any, count: int = 12, **limits: Any) -> list[dict[str, Any]]:
+    job = finished(client, client.post("/api/results", json={"t": 0, "count": count, **limits}).json())
     assert job["state"] == "done", job
     return list(job["result"]["results"])
 
 
 def test_the_best_result_is_that_of_brute_force(view: ViewerState) -> None:
     client = client_of(view)
-    assert client.get("/api/store").json()["index"] == {"patches": 60 * 80 * 2, "stores": 1}
+    described = client.get("/api/store").json()["index"]
+    assert described == {"patches": 60 * 80 * 2, "stores": 1, "dates": ["2019-06-15", "2020-06-15"]}
     body = {"t": 0, "places": places_of(view, [(30, 10)])}
     assert client.post("/api/similar", json=body).status_code == 200
     results = results_of(client)
@@ -54,6 +58,69 @@ def test_the_best_result_is_that_of_brute_force(view: ViewerState) -> None:
     cells = [((r["x"] - 500_000) / 80, (5_200_000 - r["y"]) / 80) for r in results] + [(10.5, 30.5)]
     apart = [max(abs(a[0] - b[0]), abs(a[1] - b[1])) for i, a in enumerate(cells) for b in cells[:i]]
     assert min(apart) > 3
+
+
+def test_results_are_limited_to_the_view_and_to_dates(view: ViewerState) -> None:
+    client = client_of(view)
+    client.post("/api/similar", json={"t": 0, "places": places_of(view, [(30, 10)])})
+    (west, north), (east, south) = places_of(view, [(20, 5), (50, 28)])
+    corners = [[west, south], [east, north]]
+    for shift in (0, 360, -360):  # maps repeat beyond 180 degrees
+        bounds = [[lon + shift, lat] for lon, lat in corners]
+        found = results_of(client, 100, bounds=bounds)
+        assert found
+        assert all(west <= r["lon"] <= east and south <= r["lat"] <= north for r in found)
+    limits: dict[str, Any]
+    for limits, year in (({"from": "2020-01-01"}, "2020"), ({"to": "2019-12-31"}, "2019")):
+        found = results_of(client, 20, **limits)
+        assert {r["date"][:4] for r in found} == {year}
+        assert len(found) == 20
+    world = [[-540, -90], [540, 90]]
+    assert results_of(client, 20, bounds=world) == results_of(client, 20)
+    assert results_of(client, **{"from": "2030-01-01"}) == []
+    assert results_of(client, bounds=[[-100, -60], [-90, -50]]) == []
+    # Fewer than are asked for where the limits leave fewer that are apart.
+    few = results_of(client, 100, bounds=corners, **{"from": "2020-01-01", "to": "2020-12-31"})
+    assert 0 < len(few) < 100
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"bounds": [[9, 47], [8, 48]]},
+        {"bounds": [[8, 47], [8, 48]]},
+        {"bounds": [[8, 47]]},
+        {"bounds": "all"},
+        {"from": "yesterday"},
+        {"to": 2020},
+        {"from": "2020-02-01", "to": "2020-01-01"},
+    ],
+)
+def test_limits_that_are_not_such_are_refused(view: ViewerState, limits: dict[str, Any]) -> None:
+    client = client_of(view)
+    client.post("/api/similar", json={"t": 0, "places": places_of(view, [(30, 10)])})
+    assert client.post("/api/results", json={"t": 0, **limits}).status_code == 400
+
+
+def test_limits_without_an_index_are_refused() -> None:
+    state = ViewerState(SHOWN)
+    client = client_of(state)
+    client.post("/api/similar", json={"t": 0, "places": places_of(state, [(30, 10)])})
+    answer = client.post("/api/results", json={"t": 0, "from": "2020-01-01"})
+    assert answer.status_code == 400
+    assert "index=" in answer.json()["error"]
+
+
+@given(
+    west=st.floats(-540, 539), width=st.floats(1e-3, 400), lon=st.floats(-180, 180, exclude_max=True)
+)  # fmt: skip
+def test_boxes_hold_what_the_bounds_of_a_map_hold(west: float, width: float, lon: float) -> None:
+    boxes = _boxes((west, -10.0, west + width, 95.0))
+    assert all(-180 <= a < b <= 180 and (s, n) == (-10.0, 90.0) for a, s, b, n in boxes)
+    shown = any(west <= lon + 360 * k <= west + width for k in range(-4, 5))
+    edges = [v for a, _, b, _ in boxes for v in (a, b)]
+    if min((abs(lon - e) for e in edges), default=1) > 1e-9:
+        assert any(a <= lon <= b for a, _, b, _ in boxes) == shown
 
 
 def test_marked_results_outside_the_store_are_examples(view: ViewerState) -> None:

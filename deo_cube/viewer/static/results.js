@@ -40,6 +40,7 @@ export class Results {
     this.find = attempt(() => this.held(() => this.search()));
     $("find-results").onclick = () => { this.wanted = true; this.find(); };
     $("close-results").onclick = () => this.close();
+    for (const id of ["in-view", "from-date", "to-date"]) $(id).onchange = () => this.renew();
   }
 
   close() {
@@ -69,14 +70,21 @@ export class Results {
     if (this.wanted) this.find();
   }
 
+  // What limits the results of an index: the view, and the dates that were chosen.
+  limits(bounds) {
+    if ($("limits").hidden) return {};
+    const dates = [["from", $("from-date").value], ["to", $("to-date").value]].filter(([, date]) => date && !$("between").hidden);
+    return { ...($("in-view").checked ? { bounds } : {}), ...Object.fromEntries(dates) };
+  }
+
   async search() {
-    const { time } = this.view();
+    const { time, bounds } = this.view();
     const note = $("results-note");
     $("results").hidden = false;
-    const job = await ask("api/results", { method: "POST", body: { t: time, count: 12 } });
+    const job = await ask("api/results", { method: "POST", body: { t: time, count: 12, ...this.limits(bounds) } });
     const found = await follow(job, (text) => { note.textContent = text; });
     if (!found) return;
-    note.textContent = found.results.length ? "Mark results as right or wrong: each mark searches again." : this.view().indexed ? "No further results in the index." : "No further results on this date.";
+    note.textContent = found.results.length ? "Mark results as right or wrong: each mark searches again." : this.view().indexed ? `No further results in the index${Object.keys(this.limits(bounds)).length ? " within these limits" : ""}.` : "No further results on this date.";
     $("result-list").replaceChildren(...found.results.map((result) => this.item(result)));
   }
 

@@ -78,6 +78,13 @@ function applyLayers() {
   remember();
 }
 
+// South-west and north-east corner of the map, [longitude, latitude].
+function viewBounds() {
+  const bounds = map.getBounds();
+  const corner = (lon, lat) => [Math.max(-540, Math.min(540, lon)), Math.max(-90, Math.min(90, lat))];
+  return [corner(bounds.getWest(), bounds.getSouth()), corner(bounds.getEast(), bounds.getNorth())];
+}
+
 // Report, once tiles are loaded, whether they are complete.
 let settling = 0;
 function settle() {
@@ -95,8 +102,7 @@ function settle() {
       const key = `${sampled.facts.id === "true"} ${time} ${map.getZoom()} ${bounds.toBBoxString().slice(0, 24)}`;
       const loadOverview = attempt(async () => {
         tried.add(key);
-        const corners = [[bounds.getWest(), bounds.getSouth()], [bounds.getEast(), bounds.getNorth()]];
-        const job = await ask("api/overview", { method: "POST", body: { layer: sampled.facts.id, t: time, bounds: corners } });
+        const job = await ask("api/overview", { method: "POST", body: { layer: sampled.facts.id, t: time, bounds: viewBounds() } });
         const stop = element("button", { onclick: () => ask(`api/jobs/${job.id}`, { method: "DELETE" }) }, "Stop");
         await follow(job, (text) => banner.replaceChildren(text, stop));
         for (const l of visible) l.refresh();
@@ -461,11 +467,15 @@ async function start() {
   showOpacity();
 
   results = new Results(
-    () => ({ layer: base === "true" ? "true" : "pca", time, zoom: Math.min(store.zoom + 1, 24), version: layers.get("pca").facts.version, indexed: Boolean(store.index) }),
+    () => ({ layer: base === "true" ? "true" : "pca", time, zoom: Math.min(store.zoom + 1, 24), version: layers.get("pca").facts.version, indexed: Boolean(store.index), bounds: viewBounds() }),
     { mark: ({ lon, lat, id }, right) => mark([lon, lat], right, id), show: showResult, coordinates: ({ lon, lat }) => shown({ lat, lng: lon }) },
   );
-  if (store.index) $("index-note").textContent = `Searched in an index of ${store.index.patches.toLocaleString("en")} patches of ${store.index.stores} ${store.index.stores > 1 ? "stores" : "store"}, on all dates.`;
+  if (store.index) $("index-note").textContent = `Searched in an index of ${store.index.patches.toLocaleString("en")} patches of ${store.index.stores} ${store.index.stores > 1 ? "stores" : "store"}.`;
   $("index-note").hidden = !store.index;
+  $("limits").hidden = !store.index;
+  const dates = store.index?.dates;
+  $("between").hidden = !dates || dates[0] === dates[1];
+  for (const id of dates ? ["from-date", "to-date"] : []) [$(id).min, $(id).max] = dates;
   labels = new Labels(map, () => {});
   labels.onpick = pick;
   const classLayers = () => ["classes", ...[...layers.keys()].filter((k) => k.startsWith("head"))].map((id) => layers.get(id)?.facts).filter((facts) => facts?.kind === "class");
