@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError
+from deo_cube.packed import decoded_floats
 from deo_cube.paths import local_path
 
 __all__ = [
@@ -244,7 +245,8 @@ def embeddings_of(value: Any, *, argument: str = "emb") -> xr.DataArray:
             "emb = cube.deo.embed(); for vectors from elsewhere rename their dimension: array.rename(band='embedding')"
         )
     refuse_foreign(value.variable, argument, argument=argument)
-    return value
+    # Here, and not where vectors are read: mosaics and exports take embeddings as they are stored.
+    return decoded_floats(value, argument)
 
 
 def refuse_foreign(variable: xr.Variable, name: str, *, argument: str = "cube") -> None:

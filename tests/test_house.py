@@ -14,7 +14,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "deo_cube"
 #: From the top down; a package may import those below it.
 LAYERS = ("top", "evaluate", "viewer", "train", "heads", "store", "embedding", "encoder", "cube", "base")
-BASE = {"arguments", "constants", "extras", "flags", "errors", "notebook", "options", "paths", "progress", "cli_errors"}
+BASE = {"arguments", "constants", "extras", "flags", "errors", "notebook", "options", "packed", "paths", "progress"}
+BASE |= {"cli_errors"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

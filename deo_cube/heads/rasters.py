@@ -38,17 +38,19 @@ from deo_cube.paths import unreadable
 __all__ = [
     "Legend",
     "Raster",
+    "USUAL_FILLS",
     "classes_in",
     "lattice_majority",
     "lattice_mean",
     "nodata_values",
     "not_overlapping",
+    "one_array",
     "read_around",
 ]
 
 Array = NDArray[Any]
 
-_USUAL_FILLS = (-1, -9, -99, -999, -9999, -99999, -32768, 32767, 65535, -2147483648, 2147483647, 4294967295)
+USUAL_FILLS = (-1, -9, -99, -999, -9999, -99999, -32768, 32767, 65535, -2147483648, 2147483647, 4294967295)
 """Codes that many rasters hold where they have no class, whether they state it or not."""
 MAX_LATTICE = 12
 """Largest number of lattice points along a side of a cell."""
@@ -147,7 +149,7 @@ def read_around(labels: Any, crs: Any, near: GeoBox, *, ignore_nodata: bool = Fa
 
 
 def _of_array(labels: xr.DataArray | xr.Dataset, crs: Any, near: GeoBox, ignore_nodata: bool) -> Raster:
-    array = _one_array(labels)
+    array = one_array(labels)
     d = georeference.dims(array)
     others = [k for k in array.dims if k not in (d.y, d.x)]
     several = [k for k in others if array.sizes[k] > 1]
@@ -171,7 +173,7 @@ def _of_array(labels: xr.DataArray | xr.Dataset, crs: Any, near: GeoBox, ignore_
     return _raster(values, missing, bool(fills), box, rows, cols, legend_of_attrs(array.attrs))
 
 
-def _one_array(labels: xr.DataArray | xr.Dataset) -> xr.DataArray:
+def one_array(labels: xr.DataArray | xr.Dataset) -> xr.DataArray:
     """Return the only array with both spatial dimensions of a Dataset; a DataArray as it is."""
     if isinstance(labels, xr.DataArray):
         return labels
@@ -322,7 +324,7 @@ def _check_evidence(raster: Raster, classes: list[int], nodata: Any, named: set[
     """Refuse values that look like nodata in a raster that states no nodata; warn where 0 is taken for a class."""
     if nodata is not None or raster.states_nodata or raster.values.dtype.kind == "b":
         return
-    fills = {*_USUAL_FILLS, 255} if raster.values.dtype == np.uint8 or max(classes) == 255 else set(_USUAL_FILLS)
+    fills = {*USUAL_FILLS, 255} if raster.values.dtype == np.uint8 or max(classes) == 255 else set(USUAL_FILLS)
     doubtful = [v for v in classes if v in fills and v not in named]
     if doubtful:
         raise LabelsError(

@@ -31,9 +31,10 @@ from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
 from deo_cube.heads.cells import TrainingVectors, gather, join
 from deo_cube.heads.geometries import clean, covered_cells, into_grid, north_up
 from deo_cube.heads.labels import all_inside, outside_message
-from deo_cube.heads.rasters import lattice_mean, nodata_values, not_overlapping, read_around
+from deo_cube.heads.rasters import lattice_mean, nodata_values, not_overlapping, one_array, read_around
 from deo_cube.heads.tables import form_of, located, parsed_crs, read_table
 from deo_cube.heads.vectors import geobox, spatial_dims
+from deo_cube.packed import decoded_floats, scale_and_offset
 from deo_cube.paths import unreadable
 
 __all__ = ["TargetOptions", "rasterize_targets", "target_vectors"]
@@ -110,6 +111,8 @@ def _rasterize(targets: Any, like: Any, options: TargetOptions) -> xr.DataArray:
     form, crs = form_of(targets), parsed_crs(options.crs)
     attrs: dict[str, Any] = {}
     if form == "raster":
+        if isinstance(targets, xr.DataArray | xr.Dataset):
+            targets = _as_values(one_array(targets), nodata_values(options.nodata))
         stated = _stated(targets)
         values, weights = _of_raster(targets, crs, upright, options)
         # Integers are stored with a scale, which readers that decode have applied and removed.
@@ -147,9 +150,15 @@ def _stated(targets: Any) -> _Stated:
                 return _Stated(file.scales[0], file.offsets[0], {k: v for k, v in named.items() if v})
         except RasterioError as error:
             raise unreadable("targets", targets, "a raster of targets", error, error=LabelsError) from error
-    array = next(iter(targets.data_vars.values())) if isinstance(targets, xr.Dataset) and targets.data_vars else targets
-    scale, offset = (float(array.attrs.get(k, v)) for k, v in (("scale_factor", 1.0), ("add_offset", 0.0)))
-    return _Stated(scale, offset, {k: str(array.attrs[k]) for k in ("units", "long_name") if k in array.attrs})
+    scale, offset = scale_and_offset(targets)
+    return _Stated(scale, offset, {k: str(targets.attrs[k]) for k in ("units", "long_name") if k in targets.attrs})
+
+
+def _as_values(raster: xr.DataArray, nodata: tuple[float, ...] | None) -> xr.DataArray:
+    """Return floats that still state a scale as the values that they mean; `nodata` are values as they are stored."""
+    if raster.dtype.kind == "f" and scale_and_offset(raster) != (1.0, 0.0) and nodata:
+        raster = raster.where(~raster.isin(list(nodata)))
+    return decoded_floats(raster, "targets")
 
 
 def _of_raster(targets: Any, crs: Any, box: GeoBox, options: TargetOptions) -> tuple[Array, Array]:

@@ -33,6 +33,7 @@ from deo_cube.cube.times import read_times
 from deo_cube.embedding.metadata import PREFIX, derivation
 from deo_cube.errors import ArgumentError, ArgumentTypeError, StorageError
 from deo_cube.extras import require
+from deo_cube.packed import decoded_floats
 from deo_cube.paths import local_path
 
 __all__ = ["to_cog", "to_geoparquet"]
@@ -287,6 +288,7 @@ def _flat(array: xr.DataArray) -> tuple[xr.DataArray, str | None]:
     pair = next((p for p in SPATIAL_DIMS if set(p) <= set(array.dims)), ("y", "x"))
     others = [str(k) for k in array.dims if k not in pair]
     refuse_foreign(array.variable, "array", argument="array")
+    array = decoded_floats(array, "array") if "embedding" in array.dims else array
     if not set(pair) <= set(array.dims):
         raise ArgumentError(f"array must have the dimensions y and x, found {tuple(map(str, array.dims))}")
     if len(others) > 1:

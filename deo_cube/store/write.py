@@ -41,6 +41,7 @@ from deo_cube.embedding import chunks, graph, look, process
 from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.inputs import compute_block
 from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
+from deo_cube.packed import decoded_floats
 from deo_cube.progress import duration, size
 from deo_cube.store import create, run_local, storage
 from deo_cube.store.layout import GROUP, PLANE_DTYPES, Block, Layout, Record, Target, lost_shards, planes_of
@@ -332,7 +333,7 @@ def _checked(emb: Any) -> xr.DataArray:
     if Attribute.DTYPE in array.attrs and str(array.dtype) not in ("float16", "float32", "float64", "int8"):
         raise StoreMismatchError(f"embeddings are float16, float32 or int8, got {array.dtype}")
     refuse_foreign(array.variable, "emb", argument="emb")
-    return array
+    return decoded_floats(array, "emb")
 
 
 def _on_dask(emb: xr.DataArray, layout: Layout | None = None) -> xr.DataArray:

@@ -171,3 +171,33 @@ def test_the_advice_for_fractions_as_classes_works():
     with pytest.raises(LabelsError, match=r"fit_head\('ridge'"):
         rasterize_labels(own, emb)
     assert fit_head("ridge", emb, own).report["targets"] == 576
+
+
+def packed_raster(**attrs):
+    values = np.arange(48, dtype="int16").reshape(6, 8)
+    return raster(values, box()).assign_attrs(scale_factor=0.1, _FillValue=np.int16(-1), **attrs), values * 0.1
+
+
+def test_the_scale_of_a_dataset_is_that_of_its_raster():
+    packed, expected = packed_raster()
+    ds = xr.Dataset({"count": ("plot", [1, 2]), "biomass": packed})
+    np.testing.assert_allclose(rasterize_targets(ds, box()).values, expected, rtol=1e-6)
+    np.testing.assert_allclose(rasterize_targets(ds.reset_coords("spatial_ref"), box()).values, expected, rtol=1e-6)
+
+
+def test_floats_made_of_packed_targets_are_scaled_once():
+    packed, expected = packed_raster()
+    chosen = packed.where(packed > 9)
+    np.testing.assert_allclose(
+        rasterize_targets(chosen, box()).values, np.where(expected > 0.95, expected, np.nan), rtol=1e-6
+    )
+    scaled = packed * 0.1
+    with pytest.raises(ArgumentError, match="targets.attrs.pop"):
+        rasterize_targets(scaled, box())
+    scaled.attrs.pop("scale_factor")
+    np.testing.assert_allclose(rasterize_targets(scaled, box()).values, expected, rtol=1e-6)
+    floats = packed.astype("float32")
+    without = rasterize_targets(floats, box(), nodata=7).values
+    np.testing.assert_allclose(without, np.where(packed.values == 7, np.nan, expected), rtol=1e-6)
+    with pytest.raises(ArgumentError, match="targets"):
+        rasterize_targets((floats + floats.shift(x=1, fill_value=0)) / 2, box())
