@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from deo_cube.arguments import number
 from deo_cube.errors import ArgumentError, LabelsError, naming
+from deo_cube.heads.base import ModelId, check_same_model
 from deo_cube.heads.cells import CellVectors, gather
 from deo_cube.heads.geometries import cells_of, clean, into_grid, north_up
 from deo_cube.heads.rasters import lattice_mean, read_around
@@ -85,11 +86,7 @@ def _of_head(head: RegressionHead, emb: xr.DataArray) -> CellVectors:
     vectors = head.tensors.get("training.vectors")
     if vectors is None or not len(vectors):
         raise ArgumentError("training: the head keeps no training vectors, pass the targets that it was fitted on")
-    if vectors.shape[1] != emb.sizes["embedding"]:
-        raise ArgumentError(
-            f"training must be of the model of the embeddings, whose vectors have {emb.sizes['embedding']} numbers; "
-            f"those of the head have {vectors.shape[1]}"
-        )
+    check_same_model(head.model, ModelId.of(emb), "training: the embeddings")
     places = head.tensors["training.places"]
     if len(places) != len(vectors):
         # Without places every vector is a block of its own.

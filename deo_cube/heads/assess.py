@@ -193,6 +193,9 @@ def _notes_on(
         notes += _without_width(places, confidence)
     if places.census:
         notes.append("every cell of the reference raster is a place: the intervals hold for a random choice of cells")
+    if places.by_number:
+        listed = ", ".join(places.by_number[:12])
+        notes.append(f"numbers of the reference are read as those of the map ({listed}): pass mapping= if they differ")
     if places.left_out:
         notes.append(f"{places.left_out} reference places are where the map has no class, and are left out")
     return notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,11 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, namin
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.geometries import apply, cells_of, clean, into_grid, north_up
 from deo_cube.heads.labels import outside_message, rasterize_labels
-from deo_cube.heads.rasters import legend_of_attrs, legend_of_file
+from deo_cube.heads.rasters import USUAL_FILLS, legend_of_attrs, legend_of_file
 from deo_cube.heads.tables import form_of, parsed_crs, read_table
 from deo_cube.heads.targets import rasterize_targets
 from deo_cube.heads.vectors import geobox, spatial_dims
+from deo_cube.packed import decoded_floats, scale_and_offset
 from deo_cube.paths import local_path, not_found, reading
 
 __all__ = ["Places", "one_time", "read_map", "reference_places", "values_at"]
@@ -55,29 +56,76 @@ def read_map(map_: Any, time: Any, argument: str = "map") -> tuple[xr.DataArray,
             f"{argument} must have the dimensions y and x, found {array.dims}: select one index of the others"
         )
     array = array.transpose(y, x)
-    if "flag_values" not in array.attrs and array.dtype.kind == "f":
-        fill = array.attrs.get("_FillValue")
-        return (array if fill is None or np.isnan(fill) else array.where(array != fill)), None
-    if "flag_values" not in array.attrs and array.dtype.kind not in "iub":
+    if "flag_values" not in array.attrs and array.dtype.kind not in "fiub":
         raise ArgumentTypeError(f"{argument} must hold classes or numbers, got dtype {array.dtype}")
-    attrs = array.attrs
+    if "flag_values" not in array.attrs and (array.dtype.kind == "f" or scale_and_offset(array) != (1.0, 0.0)):
+        return _quantity(array, argument), None
+    return _classes(array, argument)
+
+
+def _quantity(array: xr.DataArray, argument: str) -> xr.DataArray:
+    """Return a map of numbers as floats, decoded where it states a scale, NaN where there is none."""
+    array = decoded_floats(array, argument)
+    fill = array.attrs.get("_FillValue")
+    known = array if fill is None or np.isnan(fill) else array.where(array != fill)
     if array.dtype.kind == "f":
-        array = array.fillna(NO_CLASS)
-    if array.dtype != np.uint8:
-        array = array.astype("int64")
-    fill = attrs.get("_FillValue", array.encoding.get("_FillValue", NO_CLASS))
-    array = array.where(array != fill, NO_CLASS) if fill != NO_CLASS else array
-    if array.dtype != np.uint8:
-        array = array.where((array >= 0) & (array < NO_CLASS), NO_CLASS).astype("uint8")
+        return known
+    scale, offset = scale_and_offset(array)
+    attrs = {k: v for k, v in array.attrs.items() if k not in ("scale_factor", "add_offset", "_FillValue")}
+    return (known.astype("float64") * scale + offset).drop_attrs(deep=False).assign_attrs(attrs)
+
+
+def _classes(array: xr.DataArray, argument: str) -> tuple[xr.DataArray, Classes]:
+    """Return a map of classes as uint8, 255 where there is none, and its classes.
+
+    Codes beyond 0 to 254 are numbered in their order; `flag_values` of the result are the codes of the map.
+    """
+    attrs = array.attrs
     legend = legend_of_attrs(attrs)
-    if "flag_values" in attrs:
-        codes = sorted(int(v) for v in np.atleast_1d(attrs["flag_values"]))
-    else:
-        codes = [int(v) for v in np.unique(array.values) if v != NO_CLASS]
+    fill = attrs.get("_FillValue", array.encoding.get("_FillValue"))
+    flags = attrs.get("flag_values")
+    flagged = None if flags is None else sorted({int(v) for v in np.atleast_1d(flags)} - {fill})
+    if array.dtype != np.uint8 or NO_CLASS in (flagged or ()):
+        array = (array.fillna(_MISSING) if array.dtype.kind == "f" else array).astype("int64")
+    missing = NO_CLASS if array.dtype == np.uint8 else _MISSING
+    array = array if fill is None or np.isnan(fill) or fill == missing else array.where(array != fill, missing)
+    codes = flagged if flagged is not None else _codes_in(array)
     if not codes:
         raise ArgumentError(f"{argument} must hold classes, all its values are missing")
-    classes = Classes(tuple(codes), tuple(legend.names.get(c, str(c)) for c in codes))
-    return array.assign_attrs(attrs), classes.coloured(legend.colors) if legend.colors else classes
+    if len(codes) > NO_CLASS:
+        raise ArgumentError(f"{argument} must hold at most {NO_CLASS} classes, found {len(codes)} different values")
+    names = tuple(legend.names.get(c, str(c)) for c in codes)
+    own, colors = codes, dict(legend.colors)
+    if not 0 <= codes[0] <= codes[-1] < NO_CLASS:
+        array = xr.apply_ufunc(
+            _positions_of,
+            array,
+            kwargs={"codes": codes},
+            dask="parallelized",
+            output_dtypes=[np.uint8],
+            keep_attrs=True,
+        )
+        own, colors = list(range(len(codes))), {i: colors[c] for i, c in enumerate(codes) if c in colors}
+    elif array.dtype != np.uint8:
+        array = array.where((array >= 0) & (array < NO_CLASS), NO_CLASS).astype("uint8")
+    classes = Classes(tuple(own), names)
+    return array.assign_attrs(attrs | {"flag_values": codes}), classes.coloured(colors) if colors else classes
+
+
+#: Stands for a missing class among integers of any size.
+_MISSING = -(2**62)
+
+
+def _codes_in(array: xr.DataArray) -> list[int]:
+    """Return the classes that a map without flags holds; values that usually mark no class are none."""
+    codes = [int(v) for v in np.unique(array.values) if v != _MISSING and int(v) not in USUAL_FILLS]
+    return codes[:-1] if codes and codes[-1] == NO_CLASS else codes
+
+
+def _positions_of(values: Array, codes: list[int]) -> Array:
+    """Return the position of each value among increasing codes; 255 for others."""
+    at = np.minimum(np.searchsorted(codes, values), len(codes) - 1)
+    return np.where(np.asarray(codes)[at] == values, at, NO_CLASS).astype("uint8")
 
 
 def _opened(map_: Any, argument: str) -> Any:
@@ -162,6 +210,10 @@ class Places:
         Of the classes of the map, then of those that only the reference has; empty for a quantity.
     census : bool
         Whether the reference is a raster.
+    left_out : int
+        Places where the map has no value.
+    by_number : tuple of str
+        Named classes of the map that numbers of the reference were taken for: "1 trees".
     """
 
     rows: Array
@@ -175,6 +227,7 @@ class Places:
     colors: tuple[str, ...]
     census: bool
     left_out: int
+    by_number: tuple[str, ...] = ()
 
 
 def reference_places(
@@ -209,8 +262,9 @@ def reference_places(
         rows, cols, values, clusters = _of_table(reference, form, drawn, options)
     keep = np.ones(len(rows), bool)
     extra: tuple[str, ...] = ()
+    by_number: tuple[str, ...] = ()
     if classes is not None:
-        values, extra = _positions(values, classes, mapping)
+        values, extra, by_number = _positions(values, classes, drawn.attrs["flag_values"], mapping)
         keep = values >= 0
     else:
         values = _quantities(values)
@@ -238,6 +292,7 @@ def reference_places(
     return Places(
         rows[usable], cols[usable], values[usable], mapped[usable], xs[usable], ys[usable],
         None if clusters is None else clusters[usable], names, colors, form == "raster", int((keep & ~has_map).sum()),
+        by_number,
     )  # fmt: skip
 
 
@@ -310,10 +365,16 @@ def _key(name: Any) -> str:
     return re.sub(r"\W+", "_", str(name)).strip("_").lower()
 
 
-def _positions(values: Array, classes: Classes, mapping: Mapping[Any, Any] | None) -> tuple[Array, tuple[str, ...]]:
-    """Return the position of each reference class among the classes, -1 to leave it out, and those not of the map."""
+def _positions(
+    values: Array, classes: Classes, codes: Sequence[int], mapping: Mapping[Any, Any] | None
+) -> tuple[Array, tuple[str, ...], tuple[str, ...]]:
+    """Return the position of each reference class among the classes, -1 to leave it out; and those not of the map.
+
+    `codes` are those of the map. The third are the named classes that were found by their code alone.
+    """
     by_name = {_key(n): i for i, n in enumerate(classes.names)}
-    by_code = {c: i for i, c in enumerate(classes.codes)}
+    by_code = {int(c): i for i, c in enumerate(codes)}
+    by_number: list[str] = []
     spelled = {_key(k): v for k, v in (mapping or {}).items()}
     position: dict[Any, int] = {}
     unknown, extra = [], dict[str, int]()
@@ -325,19 +386,21 @@ def _positions(values: Array, classes: Classes, mapping: Mapping[Any, Any] | Non
             position[value] = by_name[_key(mapped)]
         elif isinstance(mapped, int | float) and mapped in by_code:
             position[value] = by_code[int(mapped)]
+            if _key(value) not in spelled:
+                by_number.append(f"{int(mapped)} {classes.names[position[value]]}")
         elif _key(value) in spelled:
             position[value] = len(classes) + extra.setdefault(str(mapped), len(extra))
         else:
             unknown.append(value)
     if unknown:
         first = unknown[0]
-        pairs = dict(zip(classes.codes, classes.names, strict=True))
+        pairs = dict(zip(codes, classes.names, strict=True))
         raise LabelsError(
             f"classes of the reference must be classes of the map, {pairs}; found {unknown[:6]}: pass the class of the "
             f"map for each, mapping={{{first!r}: {classes.names[0]!r}}}; {{{first!r}: None}} leaves its places out, "
             f"and {{{first!r}: {first!r}}} counts it as a class that the map lacks"
         )
-    return np.array([position[v] for v in values.tolist()], dtype=int), tuple(extra)
+    return np.array([position[v] for v in values.tolist()], dtype=int), tuple(extra), tuple(by_number)
 
 
 def values_at(layer: xr.DataArray, box: GeoBox, places: Places) -> Array:

@@ -344,3 +344,71 @@ def test_the_verb_of_the_accessor_is_the_function():
     drawn = class_map(truth(20, 20), ("a", "b", "c"))
     place = [(float(drawn.x[3]), float(drawn.y[3]), "a"), (float(drawn.x[15]), float(drawn.y[3]), "b")]
     pd.testing.assert_frame_equal(drawn.deo.assess(place).table, deo_cube.assess(drawn, place).table)
+
+
+def test_training_data_of_another_model_are_refused():
+    emb = embeddings(24, 24, dim=5)
+    target = xr.DataArray(emb.values[0], dims=("y", "x"), coords={"y": emb.y, "x": emb.x})
+    head = fit_head("ridge", emb.assign_attrs({"deo_cube:model_fingerprint": "a"}), target)
+    assert applicability(emb.assign_attrs({"deo_cube:model_fingerprint": "a"}), head).dims == ("y", "x")
+    with pytest.raises(ArgumentError, match="training"):
+        applicability(emb.assign_attrs({"deo_cube:model_fingerprint": "b"}), head)
+
+
+@pytest.mark.parametrize("chunks", [None, 7])
+@pytest.mark.parametrize("codes", [(311, 211, 112), (-5, 3, 300), (10, 255, 20)])
+def test_classes_of_any_number_are_assessed(codes, chunks):
+    label = truth(24, 32)
+    drawn = class_map(label, ("a", "b", "c")).copy(data=np.array(codes, "int32")[label]).drop_attrs(deep=False)
+    if 255 in codes:
+        drawn.attrs |= {"flag_values": sorted(codes), "flag_meanings": "low middle high", "_FillValue": -1}
+    drawn = drawn if chunks is None else drawn.chunk(y=chunks, x=chunks)
+    rng = np.random.default_rng(0)
+    picks = [(int(r), int(c)) for r, c in rng.integers(0, (24, 32), (80, 2))]
+    places = [(float(drawn.x[c]), float(drawn.y[r]), codes[label[r, c]]) for r, c in picks]
+    result = assess(drawn, places)
+    assert result.overall.value == 1
+    hectares = np.array([(label == codes.index(k)).sum() * 0.09 for k in sorted(codes)])
+    np.testing.assert_allclose(result.table["mapped_ha"], hectares)
+    assert result.confusion.to_numpy().sum() == 80
+    wrong = [(x, y, codes[(codes.index(k) + 1) % 3]) for x, y, k in places]
+    assert assess(drawn, wrong).overall.value == 0
+
+
+def test_numbers_of_the_reference_that_are_read_as_the_maps_are_named():
+    drawn = class_map(truth(24, 32), ("water", "trees", "grass"))
+    centre = [(float(drawn.x[c]), float(drawn.y[r]), int(truth(24, 32)[r, c])) for r in range(24) for c in range(32)]
+    read = "1 trees"
+    assert any(read in note and "mapping=" in note for note in assess(drawn, centre).notes)
+    named = {0: "water", 1: "trees", 2: "grass"}
+    for result in (assess(drawn, centre, mapping=named), assess(drawn, [(x, y, named[k]) for x, y, k in centre])):
+        assert not any(read in note for note in result.notes)
+
+
+@pytest.mark.parametrize("kind", ["tif", "nc", "array", "floats"])
+def test_packed_numbers_are_a_quantity(tmp_path, kind):
+    import rasterio
+
+    values = (np.arange(24 * 32) % 97).astype("int16").reshape(24, 32)
+    drawn = class_map(np.zeros((24, 32)), ("a",)).copy(data=values).drop_attrs(deep=False)
+    drawn.attrs = {"scale_factor": 0.1, "add_offset": 2.0, "_FillValue": np.int16(-1), "grid_mapping": "spatial_ref"}
+    places = [
+        (float(drawn.x[i]), float(drawn.y[j]), float(values[j, i]) * 0.1 + 2)
+        for j in range(0, 24, 3)
+        for i in range(0, 32, 3)
+    ]
+    given: object = drawn
+    if kind == "tif":
+        given = tmp_path / "q.tif"
+        profile = {"driver": "GTiff", "height": 24, "width": 32, "count": 1, "dtype": "int16", "nodata": -1}
+        with rasterio.open(given, "w", **profile, crs=drawn.rio.crs, transform=drawn.rio.transform()) as file:
+            file.write(values, 1)
+            file.scales, file.offsets = (0.1,), (2.0,)
+    elif kind == "nc":
+        given = tmp_path / "q.nc"
+        drawn.to_dataset(name="biomass").to_netcdf(given)
+    elif kind == "floats":
+        given = drawn.where(drawn >= 0)
+    result = assess(given, places)
+    assert isinstance(result, QuantityAssessment)
+    assert result.table.loc["rmse", "value"] == pytest.approx(0, abs=1e-6)
