@@ -19,7 +19,7 @@ from deo_cube.cube.eopf import cube_of
 from deo_cube.cube.footprint import centre
 from deo_cube.cube.masks import align_mask, check_classes, hidden_classes
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name
-from deo_cube.cube.units import OFFSET_COORD, Radiometry, decide_radiometry, find_unit_error
+from deo_cube.cube.units import OFFSET_COORD, Radiometry, decide_radiometry, find_unit_error, to_layers
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, MissingBandsError
 
 __all__ = ["clear_bands", "composite"]
@@ -161,7 +161,7 @@ def _as_dataset(cube: xr.Dataset | xr.DataArray) -> tuple[xr.Dataset, georeferen
     if isinstance(cube, xr.DataArray):
         if d.band is None:
             raise MissingBandsError("the DataArray has no band dimension: expected (time, band, y, x)")
-        cube = cube.assign_coords({d.band: [str(v) for v in cube[d.band].values]}).to_dataset(d.band)
+        cube = to_layers(cube, d.band)
     cube = times.as_dated(cube, d.time, "a composite")
     # Coordinates along time decide at the call, but `Dataset.chunk` puts them on Dask with the pixels.
     cube = cube.assign_coords({n: c.variable.load() for n, c in cube.coords.items() if c.dims == ("time",)})

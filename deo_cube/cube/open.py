@@ -618,9 +618,25 @@ def _open_raster(text: str, options: dict[str, Any]) -> xr.DataArray:
             f"{text} holds several rasters, not one. List them, rasterio.open(path).subdatasets, and open one with "
             "rioxarray.open_rasterio"
         )
+    if raster.sizes.get("band", 1) > 1 and not options.keys() & {"masked", "mask_and_scale"}:
+        _check_nodata(text)
     raster = _with_colours(raster, text)
     # The name of the product is evidence of its sensor, whose band numbers may mean other bands than Sentinel-2's.
     return raster if other_sensor(Path(text).name) is None else raster.assign_attrs(id=Path(text).stem)
+
+
+def _check_nodata(text: str) -> None:
+    """Refuse a raster whose bands have different marks of no data, of which rioxarray keeps the first."""
+    import rasterio
+
+    with _plain_errors(text, "rasterio.open", {}), rasterio.open(text) as file:
+        marks = sorted({v for v in file.nodatavals if v is not None and np.isfinite(v)})
+    if len(marks) > 1:
+        raise ArgumentError(
+            f"the bands of {text} have different marks of no data ({', '.join(f'{v:g}' for v in marks)}), and a cube "
+            "has one: open_cube(path, masked=True) replaces each band's own by NaN. The result is floats, "
+            "for which embed asks units="
+        )
 
 
 def _with_colours(raster: xr.DataArray, text: str) -> xr.DataArray:

@@ -42,6 +42,7 @@ __all__ = [
     "find_unit_error",
     "mixed_with_nodata",
     "product_levels",
+    "to_layers",
 ]
 
 T = TypeVar("T")
@@ -265,7 +266,7 @@ class Evidence:
     def from_cube(cls, cube: xr.Dataset | xr.DataArray, match: BandMatch) -> Evidence:
         """Collect the evidence about the matched bands of a cube."""
         matched = dict.fromkeys(v for v in match.variables if v is not None)
-        layers = (cube,) if isinstance(cube, xr.DataArray) else tuple(cube[v] for v in matched)
+        layers = (_of_matched(cube, match),) if isinstance(cube, xr.DataArray) else tuple(cube[v] for v in matched)
         time = dims(cube).time
         return cls(cube, match, layers, time, 1 if time is None else cube.sizes[time])
 
@@ -351,6 +352,36 @@ class Evidence:
             return ""
         dates = [str(self.cube.coords[self.time].values[t])[:10] for t in sorted(set(steps))[:3]]
         return f" ({', '.join(dates)}{', ...' if len(set(steps)) > 3 else ''})"
+
+
+#: Attributes that rasterio and xarray give a stack of bands that differ in them: one entry per band.
+_PER_BAND = ("scales", "offsets", "nodatavals")
+
+
+def to_layers(stack: xr.DataArray, dim: str) -> xr.Dataset:
+    """Return a stack of bands as a Dataset of one variable per band, each with its own scale, offset and nodata."""
+    labels = [str(v) for v in stack[dim].values]
+    layers = stack.assign_coords({dim: labels}).to_dataset(dim)
+    for key in _PER_BAND:
+        for label, value in zip(labels, _entries(stack.attrs.get(key), len(labels)), strict=False):
+            layers[label].attrs[key] = value
+    return layers
+
+
+def _entries(values: Any, n: int) -> tuple[Any, ...]:
+    """Return the entries of an attribute that has one per band of `n`; none where it has not."""
+    return tuple(values) if isinstance(values, tuple | list | np.ndarray) and len(values) == n else ()
+
+
+def _of_matched(stack: xr.DataArray, match: BandMatch) -> xr.DataArray:
+    """Return a stack whose attributes per band are those of its matched bands: one value where these agree."""
+    stated: dict[str, Any] = {}
+    for key in _PER_BAND:
+        entries = () if match.band_dim is None else _entries(stack.attrs.get(key), stack.sizes[match.band_dim])
+        if entries:
+            own = tuple(dict.fromkeys(entries[i] for i in match.indices if i is not None))
+            stated[key] = own[0] if len(own) == 1 else own
+    return stack.assign_attrs(stated) if stated else stack
 
 
 def product_levels(cube: xr.Dataset | xr.DataArray) -> frozenset[str]:
@@ -503,6 +534,14 @@ def _common_statements(
             f"the bands have different units, scales or offsets ({listed}). If their values are alike all the same, "
             'pass units="reflectance" (0 to 1), units="percent" or units="dn", and offset=; if not, bring them to one '
             "first"
+        )
+    # Of a stack, one entry per matched band where these differ (`_of_matched`).
+    entries = {k: v for k in ("scales", "offsets") if isinstance(v := layers[0].attrs.get(k), tuple | list)}
+    if any(len(set(v)) > 1 for v in entries.values()):
+        listed = "; ".join(f"{k}: {', '.join(f'{number:g}' for number in v)}" for k, v in entries.items())
+        raise AmbiguousUnitsError(
+            f"the bands state different scales or offsets ({listed}): bring them to one first. If their values are "
+            'alike all the same, pass units="dn" (or "reflectance", "percent") and offset='
         )
     (units,), (cf_raw,), (cf_decoded,) = stated, raw, decoded
     if units is not None and units.startswith("other"):
@@ -660,6 +699,8 @@ def _decide_nodata(evidence: Evidence, decided: Decided | None, nodata: Any) -> 
     if nodata != "auto":
         raise ArgumentError(f"nodata must be 'auto', a number or None, got {nodata!r}")
     layers = evidence.layers
+    for layer in layers:
+        _check_marks(layer)
     stated = {str(la.name): _stated_nodata(la) for la in layers}
     finite = {v for v in stated.values() if v is not None and math.isfinite(v)}
     if len(finite) > 1:
@@ -682,6 +723,19 @@ def _decide_nodata(evidence: Evidence, decided: Decided | None, nodata: Any) -> 
     if decided is not None and decided.masked:
         return None, "decoding replaced no data by NaN"
     return 0.0, "0 is no data in Sentinel-2 products, and stays so in floats"
+
+
+def _check_marks(layer: xr.DataArray) -> None:
+    """Refuse a variable with two marks of no data, of which only one would be used: CF's two attributes may differ."""
+    if layer.dtype.kind not in "iu":
+        return
+    marks = [_first_number(layer.attrs, key) for key in ("_FillValue", "missing_value")]
+    first, second = (m if m is not None and math.isfinite(m) else None for m in marks)
+    if first is not None and second is not None and first != second:
+        raise AmbiguousUnitsError(
+            f"{str(layer.name)!r} states two marks of no data, _FillValue={first:g} and missing_value={second:g}. Make "
+            f"them one, cube = cube.where(cube != {second:g}, {first:g}), and pass nodata={first:g}"
+        )
 
 
 def _stated_nodata(layer: xr.DataArray) -> float | None:
@@ -972,11 +1026,13 @@ def _wrong_units(values: Array, bands: Sequence[Array], r: Radiometry) -> Mistak
             f'units="dn" cannot be: all values are between {low:.3g} and {high:.3g}. '
             'Pass units="reflectance" and offset= (0 if it was subtracted, -1000 if the values carry it)',
         )
-    if values.dtype.kind == "u" and float((values > 60000).mean()) > 0.01:
+    beyond = values > 60000 if values.dtype.kind == "u" else np.zeros(0, bool)
+    # 65535 is also the value of saturated pixels. Few pixels are dark enough to be taken below zero.
+    if beyond.any() and (float(beyond.mean()) > 0.01 or int((beyond & (values != 65535)).sum()) >= _FEWEST):
         return Mistake(
             "units",
-            f"{float((values > 60000).mean()):.0%} of the values are above 60000, as unsigned integers become where "
-            'they are taken below zero. Subtract as signed ones, cube.astype("int32") - 1000, and pass offset=0',
+            f"{float(beyond.mean()):.2g} of the values are above 60000, as unsigned integers become where they are "
+            'taken below zero. Subtract as signed ones, cube.astype("int32") - 1000, and pass offset=0',
         )
     if "units" in r.given:
         return None

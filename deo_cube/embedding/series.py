@@ -27,6 +27,7 @@ from deo_cube.cube.composite import composite
 from deo_cube.cube.eopf import cube_of
 from deo_cube.cube.periods import Period, coordinates_of, periods
 from deo_cube.cube.times import dates
+from deo_cube.cube.units import to_layers
 from deo_cube.embedding import graph, metadata, process
 from deo_cube.embedding.embed import check_device, warn_of_level
 from deo_cube.embedding.options import EmbedOptions
@@ -154,8 +155,7 @@ def _needed(cube: Cube, p: Prepared) -> xr.Dataset:
     pairs = {"SCL": p.match.scl, **dict(zip(p.match.bands, p.match.variables, strict=True))}
     # A variable without rows and columns may be the grid mapping.
     if isinstance(cube, xr.DataArray):
-        labels = [str(v) for v in cube[p.match.band_dim].values]
-        cube = cube.assign_coords({p.match.band_dim: labels}).to_dataset(p.match.band_dim)
+        cube = to_layers(cube, str(p.match.band_dim))
     others = {str(n): v for n, v in cube.data_vars.items() if not {p.dims.y, p.dims.x} & set(v.dims)}
     # One variable may serve two bands (`missing="nearest"`).
     bands = {band: cube[name] for band, name in pairs.items() if name is not None}

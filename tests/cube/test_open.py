@@ -28,6 +28,7 @@ from deo_cube.cube.synthetic import synthetic_cube
 from deo_cube.cube.units import decide_radiometry
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import (
+    AmbiguousUnitsError,
     ArgumentError,
     ArgumentTypeError,
     DeoCubeError,
@@ -575,3 +576,63 @@ def test_a_store_of_embeddings_with_an_unknown_codec_is_a_storage_error(tmp_path
     for verb in (open_embeddings, verify_store, status):
         with pytest.raises(StorageError, match="unheard_of"):
             verb(path)
+
+
+def write_stack(path: Path, *, scales: Any = None, offsets: Any = None, nodata: Any = None) -> Path:
+    """Write a VRT of four bands whose statements may differ, as of `gdalbuildvrt -separate`."""
+    names = ("B02", "B03", "B04", "SCL")
+    bands = []
+    for i, name in enumerate(names):
+        file = path.parent / f"{path.stem}_{name}.tif"
+        values = np.random.default_rng(i).integers(1, 3000, (64, 64)).astype("uint16") if name != "SCL" else None
+        values = np.full((64, 64), 4, "uint16") if values is None else values
+        profile = {"driver": "GTiff", "height": 64, "width": 64, "count": 1, "dtype": "uint16", "crs": "EPSG:32632"}
+        with rasterio.open(file, "w", **profile, transform=from_origin(500_000, 5_200_000, 10, 10)) as out:
+            out.write(values, 1)
+        lines = [f"<Description>{name}</Description>"]
+        for tag, per_band in (("NoDataValue", nodata), ("Offset", offsets), ("Scale", scales)):
+            if per_band is not None and per_band[i] is not None:
+                lines.append(f"<{tag}>{per_band[i]}</{tag}>")
+        source = f'<SourceFilename relativeToVRT="1">{file.name}</SourceFilename><SourceBand>1</SourceBand>'
+        lines.append(f"<SimpleSource>{source}</SimpleSource>")
+        bands.append(f'<VRTRasterBand dataType="UInt16" band="{i + 1}">{"".join(lines)}</VRTRasterBand>')
+    path.write_text(
+        '<VRTDataset rasterXSize="64" rasterYSize="64"><SRS>EPSG:32632</SRS>'
+        f"<GeoTransform>500000, 10, 0, 5200000, 0, -10</GeoTransform>{''.join(bands)}</VRTDataset>"
+    )
+    return path
+
+
+RGB = ["B04", "B03", "B02"]
+
+
+def test_bands_with_different_marks_of_no_data_are_refused_and_the_advice_opens_them(tmp_path: Path) -> None:
+    path = write_stack(tmp_path / "s.vrt", nodata=(0, 0, 65535, None))
+    with pytest.raises(ArgumentError, match="masked=True"):
+        open_cube(path)
+    own = open_cube(write_stack(tmp_path / "t.vrt", nodata=(0, 0, 0, None)))
+    cube = open_cube(path, masked=True)
+    emb = cube.deo.embed(bands=RGB, units="dn", offset=0)
+    np.testing.assert_array_equal(emb, own.deo.embed(bands=RGB, offset=0))
+
+
+@pytest.mark.parametrize(
+    ("scales", "offsets", "add"),
+    [
+        ((1e-4, 1e-4, 1e-4, 1), (-0.1, -0.1, -0.1, 0), -1000),
+        ((1e-4, 1e-4, 1e-4, 1), None, 0),
+        ((1e-4, 1e-4, 1e-4, 1), (-0.1, 0, 0, 0), None),
+        ((1e-4, 2e-4, 1e-4, 1), None, None),
+    ],
+)
+def test_scales_per_band_are_those_of_the_bands_that_are_read(
+    tmp_path: Path, scales: Any, offsets: Any, add: int | None
+) -> None:
+    cube = open_cube(write_stack(tmp_path / "s.vrt", scales=scales, offsets=offsets))
+    if add is None:
+        with pytest.raises(AmbiguousUnitsError, match="units="):
+            cube.deo.embed(bands=RGB)
+        assert cube.deo.embed(bands=RGB, units="dn", offset=0).sizes["y"]
+        return
+    found = json.loads(cube.deo.embed(bands=RGB).attrs["deo_cube:radiometry"])
+    assert (found["add"], found["scale"], found["units"]) == (add, 1.0, "dn")

@@ -194,7 +194,7 @@ def test_edges_of_no_data_that_were_not_interpolated_pass(seed, nodata):
 
 
 def synthetic(**options):
-    ds = deo_cube.synthetic_cube(size=64, times=1, clouds=False, gaps=False, **options)
+    ds = deo_cube.synthetic_cube(**({"size": 64, "times": 1, "clouds": False, "gaps": False} | options))
     return ds[[b for b in ds.data_vars if b.startswith("B")]]
 
 
@@ -367,3 +367,40 @@ def test_zeros_are_data_where_the_caller_says_so_or_single_bands_hold_them() -> 
     ds = cube_with_edge(65535, 500, _FillValue=65535)
     ds["B02"] = ds["B02"].where(ds["B02"] != 500, 0)  # clipped at zero, as dark water is in one band
     assert float(ds.deo.embed(units="dn", offset=0).valid[8, 0]) == 1
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_few_dark_pixels_taken_below_zero_are_found(lazy):
+    """Of values with the +1000 few are below 1000: shadows and water, 0.3 % of a scene."""
+    raw = synthetic(size=128, offset=-1000)
+    dark = np.random.default_rng(0).random((1, 128, 128)) < 0.003
+    raw = raw.map(lambda v: v.where(~dark, 950).astype("uint16"), keep_attrs=True)
+    wrapped, signed = raw - np.uint16(1000), raw.astype("int32") - 1000
+    assert int((wrapped["B04"] > 60000).sum()) == int(dark.sum())
+    for ds in (wrapped, signed):
+        for band in ds.data_vars.values():
+            band.attrs.pop("boa_add_offset", None)
+    wrapped = wrapped.chunk() if lazy else wrapped
+    with pytest.raises(AmbiguousUnitsError, match="int32"):
+        wrapped.deo.embed(offset=0).compute()
+    assert np.isfinite(signed.deo.embed(offset=0).values).all()
+
+
+def test_saturated_pixels_pass():
+    ds = synthetic(size=128, offset=0)
+    ds = ds.map(lambda v: v.copy(data=np.where(np.arange(128) < 1, 65535, v.values).astype("uint16")), keep_attrs=True)
+    assert ds.deo.embed().sizes["y"]
+
+
+def test_two_marks_of_no_data_are_refused_and_the_advice_makes_them_one():
+    ds = cube()
+    for name in BANDS:
+        ds[name].values[:, :2, :2] = 65535
+        ds[name].attrs |= {"_FillValue": np.uint16(0), "missing_value": np.uint16(65535)}
+    refused(ds, "missing_value", offset=0)
+    made = ds.where(ds != 65535, 0)
+    expected = np.mean([((ds[b] != 65535) & (ds[b] != 0)).mean() for b in BANDS])
+    assert valid_share(made, decide(made, offset=0, nodata=0)) == pytest.approx(expected)
+    for name in BANDS:
+        ds[name].attrs["missing_value"] = np.uint16(0)
+    assert decide(ds.where(ds != 65535, 0), offset=0).nodata == 0
