@@ -74,6 +74,7 @@ __all__ = [
     "STATE",
     "Target",
     "Writer",
+    "blocks_without_shards",
     "checksum",
     "cuts",
     "fill",
@@ -479,6 +480,34 @@ def lost_shards(
                 ):
                     lost.append(block)
     return lost
+
+
+def blocks_without_shards(store: Store, blocks: tuple[int, int, int], *, timed: bool) -> list[Block]:
+    """Return the blocks of which a shard is not stored: those without data, and those that lost it.
+
+    Only names are listed.
+
+    Parameters
+    ----------
+    store : zarr store
+    blocks : tuple of int
+        Along time, y and x.
+    timed : bool
+        Whether the arrays have a dimension of time.
+    """
+    times, rows, columns = blocks
+    folders = [
+        (t, row, f"{name}/c/{f'{t}/' if timed else ''}{f'0/{row}' if name == 'embeddings' else row}")
+        for t in range(times)
+        for row in range(rows)
+        for name in ("embeddings", "valid")
+    ]
+    names = storage.names_below(store, [folder for _, _, folder in folders])
+    every = {str(c) for c in range(columns)}
+    missing = {
+        (t, row, int(c)) for (t, row, _), found in zip(folders, names, strict=True) for c in every.difference(found)
+    }
+    return sorted(missing)
 
 
 def _without_data(layout: Layout, dtype: np.dtype[Any], dim: int, block: Block, planes: Sequence[str]) -> int:

@@ -30,7 +30,19 @@ from deo_cube.paths import expand, is_url, local_path, not_found
 from deo_cube.progress import Progress
 from deo_cube.store import create, storage, template
 from deo_cube.store.create import existing
-from deo_cube.store.layout import FINGERPRINT, GENERATION, GROUP, PATH, ROOT, STATE, Block, Record, cuts, is_whole
+from deo_cube.store.layout import (
+    FINGERPRINT,
+    GENERATION,
+    GROUP,
+    PATH,
+    ROOT,
+    STATE,
+    Block,
+    Record,
+    blocks_without_shards,
+    cuts,
+    is_whole,
+)
 from deo_cube.store.storage import is_local, locate
 from deo_cube.store.template import BLOCKS, FORMAT, IDENTITY, WINDOW
 
@@ -308,6 +320,13 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
                 "Make the call that began it once more to finish it",
                 stacklevel=2,
             )
+    if (lost := _lost_blocks(store, root)) > 0:
+        warnings.warn(
+            f"{store}: shards of at least {lost} finished blocks are not there, as in a copy that was cut short, and "
+            "read as NaN. Copy the store again; or verify_store(..., repair=True) (deo-cube verify --repair) and the "
+            "call that made it, once more, restore them",
+            stacklevel=2,
+        )
     shards = root["embeddings"].shards or root["embeddings"].chunks
     dims = list(root["embeddings"].metadata.dimension_names)
     ds = xr.open_zarr(store, zarr_format=3, consolidated=False, chunks=None, decode_coords="all")
@@ -339,6 +358,26 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     box = GeoBox((height, width), Affine(*root.attrs[WINDOW + "_transform"]), crs)
     placed: xr.DataArray = georeference.assign_grid(emb, box, dims=(dims[-2], dims[-1]))
     return placed
+
+
+#: Most blocks of a store whose shards are looked for when it is opened, and most that are read because one is missing.
+LISTED, LOOKED_AT = 65536, 32
+
+
+def _lost_blocks(place: Any, root: zarr.Group) -> int:
+    """Return how many finished blocks of a folder are known to have lost their shards.
+
+    A block without data has none either, so that some of the blocks without shards are compared with their entries.
+    """
+    backend = storage.store_at(place)
+    if not is_local(place) or root.attrs.get(Attribute.BLOCKS) is None or not storage.has_any(backend, GROUP):
+        return 0
+    record = create.record_of(place, dict(root.attrs))
+    if record.total > LISTED:
+        return 0
+    missing = blocks_without_shards(backend, record.blocks, timed=root["embeddings"].ndim == 4)
+    chosen = np.unique(np.linspace(0, len(missing) - 1, min(len(missing), LOOKED_AT)).astype(int))
+    return sum(not _is_whole(root, record, missing[i]) for i in chosen)
 
 
 def _check_window(store: Any, attrs: Mapping[str, Any], ds: xr.Dataset, dims: tuple[str, str]) -> None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deo_cube
+from deo_cube.constants import MODEL_BANDS
 from deo_cube.cube import georeference
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import StoreMismatchError
@@ -280,6 +281,26 @@ def test_verify_finds_a_damaged_shard_and_a_lost_one(tmp_path: Path) -> None:
     assert found.damaged == ((0, 0, 0), (0, 0, 1))
     assert not found.complete
     assert "DAMAGED" in repr(found)
+
+
+@pytest.mark.parametrize(("array", "times"), [("embeddings", 2), ("valid", 2), ("embeddings", None)])
+def test_a_complete_store_that_lost_shards_says_so_and_the_advice_restores_them(
+    tmp_path: Path, array: str, times: int | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    cube = cube_at((100, 100), times=times, row=0, col=0).compute()
+    for band in MODEL_BANDS:  # blocks without data have no shards, and have lost none
+        cube[band][..., :60, :60] = 0
+    emb = embed(cube.chunk(y=50, x=50), **SMALL)
+    stored = write(emb, tmp_path / "e.zarr").compute()
+    xr.testing.assert_identical(open_embeddings(tmp_path / "e.zarr").compute(), stored)
+    assert not [w for w in recwarn if "shards" in str(w.message)]
+    shards = sorted(p for p in (tmp_path / "e.zarr" / array / "c").rglob("*") if p.is_file())
+    assert len(shards) < status(tmp_path / "e.zarr").blocks
+    shards[-1].unlink()
+    with pytest.warns(UserWarning, match="shards of at least 1 "):
+        open_embeddings(tmp_path / "e.zarr")
+    assert verify_store(tmp_path / "e.zarr", repair=True).repaired
+    xr.testing.assert_identical(write(emb, tmp_path / "e.zarr").compute(), stored)
 
 
 def test_reopened_embeddings_know_what_made_them(tmp_path: Path) -> None:
