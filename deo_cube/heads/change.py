@@ -22,6 +22,7 @@ from deo_cube.heads.vectors import (
     fit_lazily,
     map_vectors,
     model_fingerprint,
+    same_places,
     select_time,
     spatial_dims,
     subsample,
@@ -245,11 +246,7 @@ def _pair(emb: xr.DataArray, before: Any, after: Any) -> tuple[xr.DataArray, xr.
 
 def _same_grid(a: xr.DataArray, b: xr.DataArray) -> bool:
     """Return whether all cells have the same place, to a thousandth of a cell."""
-    return all(
-        np.allclose(a[d], b[d], rtol=0, atol=1e-3 * abs(float(a[d][-1] - a[d][0])) / max(a.sizes[d] - 1, 1))
-        for d in spatial_dims(a)
-        if d in a.coords and d in b.coords
-    )
+    return all(same_places(a, b, d) for d in spatial_dims(a))
 
 
 def _extent(a: xr.DataArray) -> str:

@@ -20,7 +20,7 @@ from deo_cube.constants import Attribute
 from deo_cube.cube.times import read_times
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.change import fit_ranks, rank
-from deo_cube.heads.vectors import as_embeddings, spatial_dims, subsample
+from deo_cube.heads.vectors import as_embeddings, same_places, spatial_dims, subsample
 
 __all__ = ["change_series"]
 
@@ -240,6 +240,15 @@ def _cases(emb: xr.DataArray, stable: xr.DataArray | None) -> xr.DataArray:
             f"{', '.join(f'{d} {n}' for d, n in stable.sizes.items())}: bring it there, "
             "stable.astype('uint8').odc.reproject(emb.odc.geobox, resampling='nearest') == 1"
         )
+    moved = [d for d in (y, x) if not same_places(stable, emb, d)]
+    if moved:
+        over = ", ".join(f"{d}=emb.{d}" for d in (y, x))
+        raise ArgumentError(
+            f"stable must have the coordinates of the embeddings, and differs along {' and '.join(moved)}. In another "
+            f"order, or cut elsewhere on the same grid: stable.sortby(['{y}', '{x}']).reindex({over}, "
+            f"method='nearest', tolerance={_half_a_cell(emb):g}, fill_value=False). On another grid: "
+            "stable.astype('uint8').odc.reproject(emb.odc.geobox, resampling='nearest') == 1"
+        )
     rows, columns = np.nonzero(stable.transpose(y, x).values)
     if len(rows) < 50:
         raise ArgumentError(f"stable must mark at least 50 places, got {len(rows)}: mark more, or leave it out")
@@ -247,6 +256,11 @@ def _cases(emb: xr.DataArray, stable: xr.DataArray | None) -> xr.DataArray:
     places = {d: xr.DataArray(i[chosen], dims="case") for d, i in ((y, rows), (x, columns))}
     picked = xr.DataArray(emb.variable, dims=emb.dims).isel(places)
     return picked.transpose("time", "case", "embedding")
+
+
+def _half_a_cell(emb: xr.DataArray) -> float:
+    steps = [abs(float(emb[d][1] - emb[d][0])) / 2 for d in spatial_dims(emb) if d in emb.coords and emb.sizes[d] > 1]
+    return min(steps, default=0.0)
 
 
 def _blocks(emb: xr.DataArray) -> xr.DataArray:

@@ -252,9 +252,18 @@ def locate(emb: xr.DataArray, px: float, py: float, argument: str = "to") -> tup
         For a point outside the embeddings.
     """
     y, x = spatial_dims(emb)
-    (north, rows, falling), (west, columns) = _edges(emb, y, rising=False), _edges(emb, x, rising=True)[:2]
     if not np.isfinite([px, py]).all():
         raise ArgumentError(f"{argument} must be points of two finite numbers (x, y), got ({px}, {py})")
+    for dim in (y, x):
+        if (steps := _irregular(emb, dim)) is not None:
+            row, col = (int(np.abs(np.asarray(emb[d].values, "float64") - v).argmin()) for d, v in ((y, py), (x, px)))
+            raise ArgumentError(
+                f"{argument} is a point, and emb has steps from {steps[0]:g} to {steps[1]:g} along {dim}, as where "
+                "windows were joined across a gap, so that the patch of a point is unknown. Join windows with "
+                "deo_cube.mosaic, which leaves the gap missing; or pass the vector of the nearest patch, "
+                f"{argument}=emb.isel({y}={row}, {x}={col})"
+            )
+    (north, rows, falling), (west, columns) = _edges(emb, y, rising=False), _edges(emb, x, rising=True)[:2]
     row, col = _cell((north - py) / rows), _cell((px - west) / columns)
     if not (0 <= row < emb.sizes[y] and 0 <= col < emb.sizes[x]):
         raise ArgumentError(
@@ -263,6 +272,17 @@ def locate(emb: xr.DataArray, px: float, py: float, argument: str = "to") -> tup
             f"point ({px:.8g}, {py:.8g}). Points are (x, y) in the CRS of the embeddings{_hint(emb, px, py)}"
         )
     return (row if falling else emb.sizes[y] - 1 - row), col
+
+
+def _irregular(emb: xr.DataArray, dim: str) -> tuple[float, float] | None:
+    """Return the smallest and the largest step of coordinates that are not regular, to a tenth of a cell; else None."""
+    c = np.asarray(emb[dim].values, dtype="float64")
+    even = np.linspace(c[0], c[-1], len(c))
+    cell = abs(c[-1] - c[0]) / max(len(c) - 1, 1)
+    if np.abs(c - even).max() <= 0.1 * cell:  # coordinates in float32 are rounded by less
+        return None
+    steps = np.diff(c)
+    return float(steps.min()), float(steps.max())
 
 
 def _hint(emb: xr.DataArray, px: float, py: float) -> str:

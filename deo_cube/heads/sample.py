@@ -8,6 +8,7 @@ blocks share. So memory is bounded by the blocks in flight and the result, howev
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from deo_cube import arguments
 from deo_cube.constants import PREFIX
 from deo_cube.cube.composite import clear_bands
+from deo_cube.cube.files import RASTERS
 from deo_cube.cube.georeference import BAND_DIMS, SPATIAL_DIMS
 from deo_cube.cube.sentinel2 import band_of_name
 from deo_cube.embedding import graph
@@ -32,8 +34,10 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
 from deo_cube.heads.coverage import Coverage
 from deo_cube.heads.places import Places, coverage_of, read_places
-from deo_cube.heads.tables import coordinate_columns
+from deo_cube.heads.rasters import legend_of_file
+from deo_cube.heads.tables import coordinate_columns, suffix_of
 from deo_cube.heads.vectors import as_embeddings, geobox, matching_times, spatial_dims
+from deo_cube.paths import expand
 
 __all__ = ["How", "sample", "to_table", "write_table"]
 
@@ -172,6 +176,13 @@ def _sampled(
             "data must hold numbers for means and polygons, got a map of classes: sample it at points with "
             "how='nearest', or sample the probabilities, classify(..., probabilities=True)"
         )
+    if "flag_colors" in vectors.attrs and (areas or how != "nearest"):
+        warnings.warn(
+            "data have a table of colours, as maps of classes have, whose means have no meaning: sample classes at "
+            "points with how='nearest'",
+            UserWarning,
+            stacklevel=4,
+        )
     cells = coverage_of(places, geobox(vectors), linear=how == "linear")
     statistic = how if how in ("median", "max") else "mean"
     return _wrapped(_reduced(vectors, cells, statistic, weights), vectors, channel, places, statistic)
@@ -209,7 +220,21 @@ def _opened(data: Any) -> Any:
     from deo_cube.cube.open import open_cube
     from deo_cube.store.open import is_embeddings, open_embeddings
 
-    return open_embeddings(data) if is_embeddings(data) else open_cube(data)
+    return open_embeddings(data) if is_embeddings(data) else _with_legend(open_cube(data), data)
+
+
+def _with_legend(data: Any, path: Any) -> Any:
+    """Return a raster of integers with the names of its classes as flags, where its file has any."""
+    one = isinstance(data, xr.DataArray) and data.dtype.kind in "iu" and data.sizes.get("band") == 1
+    if not one or suffix_of(path) not in RASTERS:
+        return data
+    import rasterio
+
+    with rasterio.open(expand(path)) as file:
+        legend = legend_of_file(file)
+    if legend.names:
+        return data.assign_attrs(flag_values=sorted(legend.names))
+    return data.assign_attrs(flag_colors=" ".join(legend.colors.values())) if legend.colors else data
 
 
 def _holds_bands(data: Any) -> bool:

@@ -27,6 +27,7 @@ __all__ = [
     "map_vectors",
     "matching_times",
     "model_fingerprint",
+    "same_places",
     "select_time",
     "spatial_dims",
     "subsample",
@@ -116,6 +117,16 @@ def crs_or_none(array: xr.DataArray) -> Any:
         return geobox(array).crs
     except MissingCRSError:
         return None
+
+
+def same_places(one: xr.DataArray, other: xr.DataArray, dim: str) -> bool:
+    """Return whether coordinates along `dim` are the same, to a thousandth of a cell; without any, the sizes."""
+    if one.sizes[dim] != other.sizes[dim]:
+        return False
+    if dim not in one.coords or dim not in other.coords:
+        return True
+    cell = abs(float(one[dim][-1] - one[dim][0])) / max(one.sizes[dim] - 1, 1)
+    return bool(np.allclose(one[dim], other[dim], rtol=0, atol=1e-3 * cell))
 
 
 def select_time(array: xr.DataArray, time: Any, *, argument: str = "time") -> xr.DataArray:

@@ -246,3 +246,32 @@ def test_no_more_marks_than_stated_where_real_dates_are_exchanged(shared):
 def _nbr(image):
     near, far = (image.sel(band=b).astype("float32") for b in ("B8A", "B12"))
     return (near - far) / (near + far).where(near > 0)
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        lambda s: s.isel(y=slice(None, None, -1)),
+        lambda s: s.isel(x=slice(None, None, -1)),
+        lambda s: s.roll(x=3, roll_coords=True),
+    ],
+    ids=["south up", "mirrored", "rolled"],
+)
+def test_stable_places_in_another_order_are_refused_and_the_advice_brings_them_back(moved):
+    emb, where, _ = scene(0, side=32)
+    stable = xr.DataArray(~where, dims=("y", "x"), coords={"y": emb.y, "x": emb.x})
+    with pytest.raises(ArgumentError, match="stable") as error:
+        change_series(emb, stable=moved(stable))
+    advice = str(error.value).split("grid: ")[1].split(". On another")[0]
+    restored = eval(advice, {"stable": moved(stable), "emb": emb})
+    xr.testing.assert_equal(change_series(emb, stable=restored), change_series(emb, stable=stable))
+
+
+def test_stable_places_half_a_patch_off_are_refused():
+    emb, where, _ = scene(0, side=32)
+    cell = float(emb.x[1] - emb.x[0])
+    stable = xr.DataArray(~where, dims=("y", "x"), coords={"y": emb.y, "x": emb.x + cell / 2})
+    with pytest.raises(ArgumentError, match="stable.*x"):
+        change_series(emb, stable=stable)
+    rounded = stable.assign_coords(x=(emb.x + 1e-6 * cell).astype("float32"))
+    assert change_series(emb, stable=rounded).sizes["x"] == 32

@@ -363,3 +363,37 @@ def test_fields_of_a_real_series(shared):
     assert (got["count"].values[:, ~empty] > 113).all()  # pi 36 pixels, and those that the edge crosses
     red, near_infrared = got.sel(band="B04"), got.sel(band="B08")
     assert float((near_infrared / red).sel(time="2021-06").min()) > 1
+
+
+def write_classes(path, **legend):
+    import rasterio
+
+    emb = embeddings()
+    classes = (np.arange(24 * 32).reshape(24, 32) % 3).astype("uint8")
+    profile = {"driver": "GTiff", "height": 24, "width": 32, "count": 1, "dtype": "uint8", "crs": emb.rio.crs}
+    with rasterio.open(path, "w", **profile, transform=emb.rio.transform()) as file:
+        file.write(classes, 1)
+        if "colors" in legend:
+            file.write_colormap(1, legend["colors"])
+        if "names" in legend:
+            file.update_tags(1, flag_values="0 1 2", flag_meanings=legend["names"])
+    return path, classes
+
+
+def test_means_of_a_map_of_classes_in_a_file_are_refused_where_it_names_them(tmp_path):
+    emb = embeddings()
+    path, classes = write_classes(tmp_path / "named.tif", names="water trees grass")
+    assert float(sample(path, centre(emb, 3, 4)).values.item()) == classes[3, 4]
+    with pytest.raises(ArgumentError, match="nearest"):
+        sample(path, square(emb, 3, 4, 3, 3))
+
+
+def test_means_of_a_map_with_colours_alone_are_warned_of(tmp_path, recwarn):
+    emb = embeddings()
+    path, classes = write_classes(tmp_path / "coloured.tif", colors={k: (80 * k, 0, 0, 255) for k in range(3)})
+    assert float(sample(path, centre(emb, 3, 4)).values.item()) == classes[3, 4]
+    plain, _ = write_classes(tmp_path / "plain.tif")
+    mean = sample(plain, square(emb, 3, 4, 3, 3))
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+    with pytest.warns(UserWarning, match="colours"):
+        assert float(sample(path, square(emb, 3, 4, 3, 3)).values.item()) == pytest.approx(mean.values.item())

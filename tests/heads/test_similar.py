@@ -167,3 +167,13 @@ def test_points_outside_say_how_they_would_fit():
     for wrong in ("here", None, [("a", "b")], [object()], {"type": "Point"}):
         with pytest.raises(DeoCubeError, match="to"):
             similar(emb, wrong)
+
+
+@pytest.mark.parametrize("cut", [lambda e: e.isel(x=[0, 1, 2, 20, 21, 30]), lambda e: e.isel(x=[5, 3, 9])])
+def test_the_patch_of_a_point_is_not_guessed_across_a_gap(cut):
+    emb = cut(embeddings(noise=0.3))
+    x, y = float(emb.x[2]), float(emb.y[3])
+    with pytest.raises(ArgumentError, match="mosaic") as error:
+        similar(emb, (x, y))
+    vector = eval(str(error.value).split("nearest patch, to=")[1], {"emb": emb})
+    assert float(similar(emb, vector).isel(x=2, y=3)) == pytest.approx(1, abs=1e-6)
