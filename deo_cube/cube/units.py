@@ -363,7 +363,8 @@ def to_layers(stack: xr.DataArray, dim: str) -> xr.Dataset:
     labels = [str(v) for v in stack[dim].values]
     layers = stack.assign_coords({dim: labels}).to_dataset(dim)
     for key in _PER_BAND:
-        for label, value in zip(labels, _entries(stack.attrs.get(key), len(labels)), strict=False):
+        entries = _entries(stack.attrs.get(key), len(labels))
+        for label, value in zip(labels if entries else (), entries, strict=True):
             layers[label].attrs[key] = value
     return layers
 
