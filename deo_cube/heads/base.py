@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
+import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.constants import Attribute
 from deo_cube.errors import ArgumentError
-from deo_cube.heads.classes import Classes
+from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.saved import write_head
-from deo_cube.heads.vectors import as_embeddings
+from deo_cube.heads.vectors import as_embeddings, map_vectors
 
-__all__ = ["BaseHead", "Head", "ModelId", "category_attrs", "check_model", "check_same_model"]
+__all__ = ["BaseHead", "Head", "ModelId", "category_attrs", "check_model", "check_same_model", "predict_classes"]
 
 Array = NDArray[Any]
 
@@ -191,6 +192,36 @@ def check_model(head: Head, emb: xr.DataArray) -> xr.DataArray:
         )
     check_same_model(head.model, ModelId.of(emb), "the embeddings")
     return emb
+
+
+def predict_classes(
+    head: Head,
+    embeddings: xr.DataArray,
+    scores: Callable[[Array], Array],
+    probabilities: Callable[[Array], Array] | None,
+) -> xr.DataArray:
+    """Return the class of each vector with the highest score (n, K), or its probabilities.
+
+    Parameters
+    ----------
+    head : Head
+        Names classes and model.
+    embeddings : DataArray
+        Of the head's model.
+    scores : callable
+        Of vectors (n, D).
+    probabilities : callable, optional
+        Of vectors (n, D); None: return classes.
+    """
+    emb = check_model(head, embeddings)
+    attrs = category_attrs(head, probabilities=probabilities is not None)
+    if probabilities is not None:
+        channels = {"class": list(head.classes.names)}
+        return map_vectors(probabilities, [emb], channels=channels, name="probability", attrs=attrs)
+    codes = np.array(head.classes.codes)
+    return map_vectors(
+        lambda v: codes[scores(v).argmax(axis=1)], [emb], dtype="uint8", fill=NO_CLASS, name="class", attrs=attrs
+    )
 
 
 def category_attrs(head: Head, *, probabilities: bool) -> dict[str, Any]:

@@ -13,12 +13,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.arguments import integer, number
-from deo_cube.heads.base import BaseHead, ModelId, category_attrs, check_model
+from deo_cube.heads.base import BaseHead, ModelId, predict_classes
 from deo_cube.heads.cells import TrainingVectors
-from deo_cube.heads.classes import NO_CLASS, Classes
+from deo_cube.heads.classes import Classes
 from deo_cube.heads.estimators import Fitted, Opaque, as_arrays, checked_function, fitted_copy, refuse_opaque
 from deo_cube.heads.labels import LabelOptions, class_counts, label_vectors
-from deo_cube.heads.vectors import map_vectors
 
 __all__ = ["ClassifierHead"]
 
@@ -86,16 +85,7 @@ class ClassifierHead(BaseHead):
 
     def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
         """Return classes or probabilities, as `Head.predict`."""
-        emb = check_model(self, embeddings)
-        codes, function = np.array(self.classes.codes), self.function
-        attrs = category_attrs(self, probabilities=probabilities)
-        if probabilities:
-            channels = {"class": list(self.classes.names)}
-            return map_vectors(function, [emb], channels=channels, name="probability", attrs=attrs)
-        return map_vectors(
-            lambda v: codes[function(v).argmax(axis=1)], [emb],
-            dtype="uint8", fill=NO_CLASS, name="class", attrs=attrs,
-        )  # fmt: skip
+        return predict_classes(self, embeddings, self.function, self.function if probabilities else None)
 
     def save(self, path: Any) -> Any:
         """Write the head to one ``.safetensors`` file and return its path.

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from deo_cube.arguments import boolean, integer
 from deo_cube.errors import ArgumentError
-from deo_cube.heads.base import BaseHead, ModelId, category_attrs, check_model
-from deo_cube.heads.classes import NO_CLASS, Classes
+from deo_cube.heads.base import BaseHead, ModelId, predict_classes
+from deo_cube.heads.classes import Classes
 from deo_cube.heads.labels import LabelOptions, class_counts, label_vectors
-from deo_cube.heads.vectors import map_vectors
 
 __all__ = ["KNNHead"]
 
@@ -96,9 +95,8 @@ class KNNHead(BaseHead):
 
     def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
         """Return classes or probabilities, as `Head.predict`; probabilities are shares of the votes."""
-        emb = check_model(self, embeddings)
-        codes = np.array(self.classes.codes)
         known = self.vectors.astype("float64")
+        codes = np.array(self.classes.codes)
         one_hot = (self.codes[:, None] == codes).astype("float64")
         prior = one_hot.mean(axis=0) if self.balanced else np.ones(len(codes))
         k = min(self.k, len(known))
@@ -110,13 +108,7 @@ class KNNHead(BaseHead):
             share = np.einsum("nk,nkc->nc", weight, one_hot[nearest]) / prior
             return np.asarray(share / share.sum(axis=1, keepdims=True))
 
-        attrs = category_attrs(self, probabilities=probabilities)
-        if probabilities:
-            channels = {"class": list(self.classes.names)}
-            return map_vectors(votes, [emb], channels=channels, name="probability", attrs=attrs)
-        return map_vectors(
-            lambda v: codes[votes(v).argmax(axis=1)], [emb], dtype="uint8", fill=NO_CLASS, name="class", attrs=attrs
-        )
+        return predict_classes(self, embeddings, votes, votes if probabilities else None)
 
 
 def _unit(v: Array) -> Array:

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from deo_cube.arguments import boolean, choice, integer, number
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
-from deo_cube.heads.base import BaseHead, ModelId, category_attrs, check_model
+from deo_cube.heads.base import BaseHead, ModelId, predict_classes
 from deo_cube.heads.cells import TrainingVectors
-from deo_cube.heads.classes import NO_CLASS, Classes
+from deo_cube.heads.classes import Classes
 from deo_cube.heads.labels import LabelOptions, class_counts, label_vectors
-from deo_cube.heads.vectors import map_vectors
 
 __all__ = ["LinearHead"]
 
@@ -104,19 +103,13 @@ class LinearHead(BaseHead):
 
     def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
         """Return classes or probabilities, as `Head.predict`."""
-        emb = check_model(self, embeddings)
-        codes = np.array(self.classes.codes)
-        attrs = category_attrs(self, probabilities=probabilities)
-        if probabilities:
-            channels = {"class": list(self.classes.names)}
-            return map_vectors(self._probabilities, [emb], channels=channels, name="probability", attrs=attrs)
-        return map_vectors(
-            lambda v: codes[(v @ self.weights + self.bias).argmax(axis=1)], [emb],
-            dtype="uint8", fill=NO_CLASS, name="class", attrs=attrs,
-        )  # fmt: skip
+        return predict_classes(self, embeddings, self._scores, self._probabilities if probabilities else None)
+
+    def _scores(self, vectors: Array) -> Array:
+        return np.asarray(vectors @ self.weights + self.bias)
 
     def _probabilities(self, vectors: Array) -> Array:
-        return _softmax(vectors @ self.weights + self.bias)
+        return _softmax(self._scores(vectors))
 
 
 def _softmax(scores: Array) -> Array:
