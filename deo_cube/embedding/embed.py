@@ -29,7 +29,7 @@ from deo_cube.embedding.tiles import Edge
 from deo_cube.encoder.card import ModelCard
 from deo_cube.options import Default, get_option
 
-__all__ = ["check_device", "embed", "warn_of_level", "with_runtime"]
+__all__ = ["block_of", "check_device", "embed", "warn_of_level", "with_runtime"]
 
 
 def embed(
@@ -164,7 +164,18 @@ def embed(
     _warn_of_precision(p)
     _warn_of_resolution(p)
     _warn_of_chunks(p)
-    embed_block = EmbedBlock(
+    embed_block = block_of(p, run)
+    outputs = (
+        graph.Output("embed", (p.ref.layer.dim,), np.dtype(p.dtype)),
+        graph.Output("valid", (), np.dtype("float32"), alone=embed_block.alone),
+    )
+    values, valid = graph.map_blocks_with_halo(embed_block, p.window_reader, p.sources, outputs, times=p.times)
+    return _wrap(cube, p, values, valid)
+
+
+def block_of(p: Prepared, run: RunOptions) -> EmbedBlock:
+    """Return the function of a cube's blocks."""
+    return EmbedBlock(
         p.ref,
         p.plan,
         p.radiometry,
@@ -178,12 +189,6 @@ def embed(
         compiled=get_option("compile"),
         runtime=p.runtime,
     )
-    outputs = (
-        graph.Output("embed", (p.ref.layer.dim,), np.dtype(p.dtype)),
-        graph.Output("valid", (), np.dtype("float32"), alone=embed_block.alone),
-    )
-    values, valid = graph.map_blocks_with_halo(embed_block, p.window_reader, p.sources, outputs, times=p.times)
-    return _wrap(cube, p, values, valid)
 
 
 def _wrap(cube: Cube, p: Prepared, values: Any, valid: Any) -> xr.DataArray:

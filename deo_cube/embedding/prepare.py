@@ -77,17 +77,8 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True, series: b
         As `embed`. Of a cube with several problems one error lists them all.
     """
     cube = cube_of(cube)
-    _check_reads(card_of(option("model", options.model)), series=series)
     variables = dict(options.bands) if isinstance(options.bands, Mapping) else None
-    stem_bands = None if options.bands is None or variables is not None else list(options.bands)
-    ref = resolve(
-        option("model", options.model),
-        weights=options.weights,
-        bands=stem_bands,
-        layer=options.layer,
-        normalize=options.normalize,
-        locate=locate,
-    )
+    ref = _encoder_ref(options, locate=locate, series=series)
     card = ref.card
     cube = graph.with_loaded_coordinates(cube)
     dims = georeference.dims(cube)
@@ -125,11 +116,6 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True, series: b
     assert geobox is not None
     assert plan is not None
     scl = match.scl is not None and options.mask is not False
-    dtype = dtype_name(option("dtype", options.dtype))
-    if dtype == "int8" and ref.layer.int8_scale is None:
-        raise UnknownModelError(
-            f"{card.alias} has no int8 scale for layer {ref.layer.name!r} (none was measured): pass dtype='float16'"
-        )
     groups, sources = _fields(cube, dims, match, plan, scl, hidden)
     return Prepared(
         ref=ref,
@@ -144,10 +130,33 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True, series: b
         scl=scl,
         hide_scl=scl and isinstance(options.mask, str) and options.mask in ("scl", "SCL", match.scl),
         channels=tuple(i for i, v in enumerate(match.variables) if v is not None),
-        dtype=dtype,
+        dtype=_dtype(options, ref),
         precision=str(option("precision", options.precision)),
         runtime=str(option("runtime", options.runtime)),
     )
+
+
+def _encoder_ref(options: EmbedOptions, *, locate: bool, series: bool) -> EncoderRef:
+    model = option("model", options.model)
+    _check_reads(card_of(model), series=series)
+    return resolve(
+        model,
+        weights=options.weights,
+        # A mapping names variables of the cube, a list chooses the stem.
+        bands=None if options.bands is None or isinstance(options.bands, Mapping) else list(options.bands),
+        layer=options.layer,
+        normalize=options.normalize,
+        locate=locate,
+    )
+
+
+def _dtype(options: EmbedOptions, ref: EncoderRef) -> str:
+    dtype = dtype_name(option("dtype", options.dtype))
+    if dtype == "int8" and ref.layer.int8_scale is None:
+        raise UnknownModelError(
+            f"{ref.card.alias} has no int8 scale for layer {ref.layer.name!r} (none was measured): pass dtype='float16'"
+        )
+    return dtype
 
 
 def _check_reads(card: ModelCard, *, series: bool) -> None:

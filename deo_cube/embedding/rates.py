@@ -13,6 +13,7 @@ import statistics
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 
 from deo_cube.embedding import process, transfer
 from deo_cube.embedding.block import EmbedBlock
+from deo_cube.embedding.embed import block_of
 from deo_cube.embedding.inputs import input_checksum
+from deo_cube.embedding.options import RunOptions
 from deo_cube.embedding.prepare import Prepared
 from deo_cube.embedding.tiles import TilePlan
 from deo_cube.embedding.windows import BlockIndex
@@ -110,19 +113,7 @@ def _small_block(p: Prepared, side: int, device: str) -> EmbedBlock:
     """Return the task of a block of ``side * side`` tiles, none of which is at an edge of the cube."""
     size = side * p.plan.core
     plan = TilePlan((3 * size, 3 * size), (0, 0), p.plan.tile, p.plan.halo, p.plan.patch, size, p.plan.edge)
-    return EmbedBlock(
-        p.ref,
-        plan,
-        p.radiometry,
-        p.channels,
-        p.scl,
-        p.hide_scl,
-        p.dtype,
-        device=device,
-        precision=p.precision,
-        compiled=get_option("compile"),
-        runtime=p.runtime,
-    )
+    return replace(block_of(p, RunOptions(device=device)), plan=plan)
 
 
 def _windows(p: Prepared, plan: TilePlan, index: BlockIndex) -> tuple[NDArray[Any], ...]:
