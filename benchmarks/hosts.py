@@ -131,6 +131,10 @@ class Round:
     load: float = 0.0
 
 
+#: Calls after which a store is given up.
+LIMIT = 20
+
+
 def sh(*command: str, check: bool = True) -> str:
     """Run a command and return what it prints."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -286,8 +290,9 @@ def run(network: Network, config: Config, folder: Path, expected: dict[str, str]
                 break
             found.errors.append(log.read_text().strip().splitlines()[-1][:200])
             found.calls += 1
-            if found.calls > 20:
-                raise RuntimeError(f"{network.name}: not finished after 20 calls: {found.errors[-1]}")
+            if found.calls > LIMIT:
+                print(log.read_text(), file=sys.stderr)
+                raise RuntimeError(f"{network.name}: not finished after 20 calls")
     finally:
         stop.set()
         for thread in threads:
