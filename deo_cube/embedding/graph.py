@@ -3,7 +3,8 @@
 Besides the source's own tasks the graph holds one task per block (`map_overlap` takes 11 to 16 and seconds of
 optimisation for the same), see `windows.py`. A task may give several arrays, as values and valid fraction; each array
 then picks its own out of the task's result. Layers are lazy: a task is made on request, so that a million
-blocks cost as little as one until they run, and `cut` takes a few blocks out of such a graph without listing others.
+blocks cost as little as one until they run, and `tasks.cut` takes a few blocks out of such a graph without listing
+others.
 
 Where Dask's array expressions are on (`array.query-planning`), Dask refuses hand-written graphs. The same tasks are
 then made through public slicing, `blockwise` and `concatenate`, one per block and array, and all of them at once;
@@ -16,10 +17,9 @@ as tuples.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from graphlib import TopologicalSorter
 from itertools import product
 from math import prod
 from numbers import Integral
@@ -30,14 +30,12 @@ import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
-import zarr
 from dask._task_spec import convert_legacy_task
 from dask.base import tokenize
-from dask.blockwise import Blockwise
 from dask.core import flatten
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
-from dask.task_spec import Alias, DataNode, GraphNode, List, Task, TaskRef
+from dask.task_spec import DataNode, GraphNode, List, Task, TaskRef
 from dask.utils import SerializableLock
 from numpy.typing import NDArray
 
@@ -46,22 +44,17 @@ from deo_cube.embedding.windows import BlockIndex, WindowReader
 __all__ = [
     "RUN_FAILED",
     "BlockCall",
+    "BlockLayer",
     "BlockTask",
+    "LazyLayer",
     "Output",
+    "OutputLayer",
+    "Pick",
     "Result",
-    "block_calls",
-    "block_tasks",
-    "cut",
-    "derived",
-    "values_of",
     "gather_chunks",
-    "has_blocks",
-    "is_result_alone",
     "layered",
     "map_blocks_with_halo",
-    "sources",
-    "stored",
-    "subgraph",
+    "node_of",
     "with_loaded_coordinates",
 ]
 
@@ -154,7 +147,7 @@ class BlockCall:
 
 
 @dataclass(frozen=True)
-class _Pick:
+class Pick:
     """Takes one array out of a block's result.
 
     Not `operator.getitem`: Dask's optimisation takes that for a slice of an array, and merges it with others.
@@ -163,10 +156,11 @@ class _Pick:
     output: int
 
     def __call__(self, result: tuple[Array, ...]) -> Array:
+        """Return the array."""
         return result[self.output]
 
 
-class _LazyLayer(Layer):  # type: ignore[misc]
+class LazyLayer(Layer):  # type: ignore[misc]
     """Tasks by position, each made on request; keys are ``(name, *position)``."""
 
     def __init__(self, name: str, counts: tuple[int, ...], annotations: Any = None) -> None:
@@ -219,7 +213,7 @@ class _LazyLayer(Layer):  # type: ignore[misc]
         return MaterializedLayer(tasks, annotations=self.annotations), needed
 
 
-class BlockLayer(_LazyLayer):
+class BlockLayer(LazyLayer):
     """The tasks of all blocks: of an array, where blocks give one, else of results that arrays are picked out of.
 
     Parameters
@@ -242,7 +236,7 @@ class BlockLayer(_LazyLayer):
         return BlockCall(self.task, self.task.index(key[1:])).node(key)
 
 
-class OutputLayer(_LazyLayer):
+class OutputLayer(LazyLayer):
     """The tasks of one of several arrays that blocks give: each picks it out of its block's result.
 
     Parameters
@@ -266,7 +260,7 @@ class OutputLayer(_LazyLayer):
 
     def node(self, key: tuple[Any, ...]) -> GraphNode:
         """Return the task of a key."""
-        return Task(key, _Pick(self.position), TaskRef(self._block(key)))
+        return Task(key, Pick(self.position), TaskRef(self._block(key)))
 
     def _block(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.blocks.output, key[1], *key[-2:])
@@ -405,7 +399,7 @@ def layered(*arrays: Any) -> tuple[HighLevelGraph, list[str]]:
     for array in arrays:
         flat = array.__dask_graph__()
         for key, value in flat.items():
-            layers.setdefault(_layer_of(key), {})[key] = _node(key, value, flat)
+            layers.setdefault(_layer_of(key), {})[key] = node_of(key, value, flat)
         names.append(next(flatten([array.__dask_keys__()]))[0])
     dependencies = {
         name: {_layer_of(other) for node in layer.values() for other in node.dependencies} - {name}
@@ -503,7 +497,7 @@ class _Deferred:
         return part
 
 
-def _node(key: Any, value: Any, keys: Container[Any]) -> GraphNode:
+def node_of(key: Any, value: Any, keys: Container[Any]) -> GraphNode:
     """Return what a graph has under a key as a task, or as data: a tuple is a task as Dask wrote them before 2024."""
     node = convert_legacy_task(key, value, keys)
     return node if isinstance(node, GraphNode) else DataNode(key, node)
@@ -511,248 +505,3 @@ def _node(key: Any, value: Any, keys: Container[Any]) -> GraphNode:
 
 def _layer_of(key: Any) -> str:
     return str(key[0] if isinstance(key, tuple) else key)
-
-
-def _layers_of(array: Any) -> Mapping[str, Layer]:
-    if not isinstance(array, da.Array):
-        return {}
-    layers: Mapping[str, Layer] = layered(array)[0].layers
-    return layers
-
-
-def block_tasks(array: Any) -> list[BlockTask]:
-    """Return what runs for the blocks that an array is made of: `EmbedBlock`, `ValidBlock`, with its windows."""
-    layers = _layers_of(array).values()
-    return list({id(task): task for layer in layers for task in _tasks_in(layer)}.values())
-
-
-def _tasks_in(layer: Layer) -> list[BlockTask]:
-    if isinstance(layer, BlockLayer):
-        return [layer.task]
-    if not da.ARRAY_EXPR_ENABLED:
-        return []  # the sources' layers, which may be long
-    calls = [getattr(node, "func", None) for node in layer.values()]
-    return [call.task for call in calls if isinstance(call, BlockCall)]
-
-
-def sources(*arrays: Any) -> list[Any] | None:
-    """Return what arrays are read from: Zarr arrays that xarray opened, files that odc-stac opens (with their `uri`).
-
-    None where anything else is among the sources: arrays in memory, functions that read, other kinds of files.
-    """
-    opened: dict[int, Any] = {}
-    for array in arrays:
-        graph, _ = layered(array)
-        for name, layer in graph.layers.items():
-            leaf = not graph.dependencies[name]
-            if isinstance(layer, (Blockwise, _LazyLayer)):
-                if leaf:
-                    return None
-                continue
-            for value in layer.values():
-                if isinstance(value, tuple) and value and callable(value[0]):
-                    some = [a for a in value[1:] if hasattr(a, "uri")]
-                elif isinstance(value, GraphNode) and not isinstance(value, DataNode):
-                    some = []
-                else:
-                    inner = _unwrapped(getattr(value, "value", value))
-                    if type(inner).__module__.startswith("odc."):
-                        continue  # how files are read, not what
-                    some = [inner] if isinstance(inner, zarr.Array) or hasattr(inner, "uri") else []
-                    leaf = leaf or not some
-                if leaf and not some:
-                    return None
-                opened |= {id(one): one for one in some}
-    return list(opened.values())
-
-
-def block_calls(part: Mapping[Any, Any]) -> list[tuple[BlockCall, dict[tuple[Any, ...], Any]]]:
-    """Return the blocks in a flat graph, each with the keys that its source chunks have there.
-
-    These are given by the keys of `WindowReader.chunk_slices`, which array expressions do not use.
-    """
-    calls = []
-    for node in part.values():
-        call = getattr(node, "func", None)
-        if isinstance(call, BlockCall):
-            pieces = call.task.window_reader.chunk_slices(call.index)
-            # Of array expressions, arguments are tasks in the task, each of one chunk.
-            keys = [a.key if isinstance(a, TaskRef) else next(iter(a.dependencies)) for a in node.args]
-            calls.append((call, dict(zip((piece.key for piece in pieces), keys, strict=True))))
-    return calls
-
-
-def is_result_alone(part: Mapping[Any, Any], key: Any, *, undated: bool = True) -> bool:
-    """Return whether a key of a flat graph is a block, or an array of one, of which nothing is computed.
-
-    With `undated` also if it is such an array without its axis of time, which has length 1.
-    """
-    node = part[key]
-    while isinstance(node, Alias) or isinstance(getattr(node, "func", None), _Pick) or (undated and _drops_time(node)):
-        undated = undated and not _drops_time(node)  # the next axis is longer
-        (key,) = node.dependencies
-        node = part[key]
-    return isinstance(getattr(node, "func", None), BlockCall)
-
-
-def _drops_time(node: Any) -> bool:
-    """Return whether a task takes ``a[0]`` of an array, and no part of what that holds."""
-    # Dask's arrays are indexed by `dask.array.chunk.getitem`, other graphs by `operator.getitem`.
-    if getattr(getattr(node, "func", None), "__name__", "") != "getitem" or len(node.dependencies) != 1:
-        return False
-    index = node.args[1]
-    return (
-        isinstance(index, tuple)
-        and index[:1] == (0,)
-        and all(isinstance(one, slice) and one == slice(None) for one in index[1:])
-    )
-
-
-def stored(array: Any) -> list[Any]:
-    """Return the Zarr arrays that xarray would read `array` from; none where it comes from anything else."""
-    # Dask keeps what a graph reads from in a layer of its own, which holds nothing else.
-    originals = [layer for name, layer in _layers_of(array).items() if str(name).startswith("original-")]
-    values = [value for layer in originals for value in layer.values()]
-    return [a for a in (_unwrapped(getattr(v, "value", v)) for v in values) if isinstance(a, zarr.Array)]
-
-
-def _unwrapped(value: Any) -> Any:
-    """Return what xarray's lazily indexed arrays read from; any other value as it is."""
-    inner = value
-    while hasattr(inner, "array") and type(inner).__module__.startswith("xarray."):
-        inner = inner.array
-    # There is no public way from xarray's wrapper of a Zarr array to that array.
-    return getattr(inner, "_array", inner) if type(inner).__module__.startswith("xarray.") else inner
-
-
-#: Layers that read, cut, chunk or turn an array, and change none of its values (a cast shows in the dtype).
-_SAME_VALUES = (
-    *("getitem", "rechunk", "transpose", "astype", "concatenate", "stack", "blocks"),
-    *("open_dataset", "original", "xarray", "array"),
-    "first_valid",  # of store/mosaic.py: each value is that of one of its parts
-    "aggregate",  # which states itself how it was made
-)
-
-
-def derived(array: Any) -> list[str]:
-    """Return what was computed on the way from embeddings to `array`, as Dask calls it: ``["mul"]`` for ``2 * emb``."""
-    graph, _ = layered(array)
-    layers = graph.layers
-    after = {name for name, layer in layers.items() if isinstance(layer, OutputLayer) or _tasks_in(layer)}
-    after = after or _series_in(layers)
-    if not after:  # embeddings that were opened
-        after = {name for name in layers if not graph.dependencies[name]}
-    steps: list[str] = []
-    for name in _in_order(graph):
-        if name not in after and graph.dependencies[name] & after:
-            after.add(name)
-            kind = name.rpartition("-")[0]
-            steps += [] if kind.startswith(_SAME_VALUES) else [kind]
-    return steps
-
-
-def has_series(array: Any) -> bool:
-    """Return whether an array is made by `embed_series`."""
-    return bool(_series_in(layered(array)[0].layers))
-
-
-def _series_in(layers: Iterable[str]) -> set[str]:
-    """Return the layers of `embed_series`, which Dask calls after their function."""
-    return {name for name in layers if name.startswith("embed_series_block")}
-
-
-def _in_order(graph: HighLevelGraph) -> list[str]:
-    """Return the names of the layers, those that a layer needs before it."""
-    return list(TopologicalSorter(graph.dependencies).static_order())
-
-
-class _Keys:
-    """The keys of a graph, for `in`, without listing them."""
-
-    def __init__(self, graph: HighLevelGraph) -> None:
-        lazy = (Blockwise, _LazyLayer)
-        self._lazy = {layer.output for layer in graph.layers.values() if isinstance(layer, lazy)}
-        self._listed = [layer for layer in graph.layers.values() if not isinstance(layer, lazy)]
-
-    def __contains__(self, key: object) -> bool:
-        try:
-            return (isinstance(key, tuple) and bool(key) and key[0] in self._lazy) or any(
-                key in layer for layer in self._listed
-            )
-        except TypeError:  # not hashable, so no key
-            return False
-
-    def __iter__(self) -> Iterator[Any]:
-        raise NotImplementedError("a graph's keys are not listed")
-
-
-def cut(graph: HighLevelGraph, keys: Iterable[Any]) -> dict[Any, Any]:
-    """Return only what `keys` need, as a flat graph. Not fused: `compute_block` tells reads from blocks by their tasks.
-
-    `HighLevelGraph.cull` does the same, but lists all keys of layers on the way, each time.
-    """
-    # A block could be sent without a graph, as its call and the arrays that it reads. In a job of a million blocks
-    # (`benchmarks/size.py`), cutting and pickling a block takes the client 0.70 ms and 13.8 kB this way, 0.59 ms and
-    # 13.3 kB if only its chunks are cut, and 3.6 s by public functions, `emb.data.blocks[i]` and `dask.optimize`
-    # (24 ms in a job of ten thousand). The small gain would not replace this function: the checksum of the inputs of
-    # arrays that are computed from embeddings runs their graph on stand-ins.
-    part: dict[Any, Any] = {}
-    missing = set(keys)
-    known = _Keys(graph)
-    for name in reversed(_in_order(graph)):
-        layer = graph.layers[name]
-        if isinstance(layer, (Blockwise, _LazyLayer)):
-            own = {k for k in missing if isinstance(k, tuple) and k[0] == layer.output}
-            if own:
-                culled, needed = layer.cull(own if isinstance(layer, Blockwise) else missing, ())
-                missing -= own
-                part.update(culled)
-                missing.update(*needed.values())
-            continue
-        todo = [k for k in missing if k in layer]
-        missing.difference_update(todo)
-        while todo:
-            key = todo.pop()
-            if key in part:
-                continue
-            part[key] = node = _node(key, layer[key], known)
-            for other in node.dependencies:
-                (todo.append if other in layer else missing.add)(other)
-    return part
-
-
-def subgraph(part: Mapping[Any, Any], keys: Iterable[Any]) -> dict[Any, Any]:
-    """Return only what `keys` need of a flat graph."""
-    needed: dict[Any, Any] = {}
-    todo = list(keys)
-    while todo:
-        key = todo.pop()
-        if key not in needed:
-            needed[key] = part[key]
-            todo += part[key].dependencies
-    return needed
-
-
-def has_blocks(part: Mapping[Any, Any]) -> bool:
-    """Return whether a flat graph holds tasks of blocks."""
-    return any(isinstance(getattr(node, "func", None), BlockCall) for node in part.values())
-
-
-def values_of(part: Mapping[Any, Any], keys: list[Any], known: Mapping[Any, Any] | None = None) -> list[Any]:
-    """Return the values of `keys` of a flat graph: its tasks run in this thread, but for those that are `known`.
-
-    What `dask.get` does, without a scheduler's millisecond per call: a block asks for its chunks one by one, while
-    other threads encode and need the interpreter.
-    """
-    values: dict[Any, Any] = dict(known or {})
-    todo = list(reversed(keys))  # the first key first: embeddings before valid fractions, as encoding is the long part
-    while todo:
-        key = todo[-1]
-        needed = [] if key in values else [d for d in part[key].dependencies if d not in values]
-        if needed:
-            todo += needed
-            continue
-        todo.pop()
-        if key not in values:
-            values[key] = part[key](values)
-    return [values[key] for key in keys]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deo_cube.embedding import graph
+from deo_cube.embedding import graph, tasks
 from deo_cube.embedding.chunks import Load
 from deo_cube.embedding.windows import BlockIndex
 from deo_cube.errors import StorageError
@@ -44,7 +44,7 @@ def compute_block(
     Parameters
     ----------
     part, keys
-        From `graph.subgraph`.
+        From `tasks.subgraph`.
     read : callable
         Loads chunks.
     encode : bool
@@ -64,7 +64,7 @@ def compute_block(
     loads: dict[Any, Load] = {}
     # Of one block there may be two calls, as array expressions share no tasks: its windows are gathered once.
     chunks: dict[tuple[int, BlockIndex], list[Any]] = {}
-    for call, node_keys in graph.block_calls(part):
+    for call, node_keys in tasks.block_calls(part):
         window_reader = call.task.window_reader
         if (place := _place(call)) in chunks:
             continue
@@ -90,11 +90,11 @@ def compute_block(
     )
     seen = [window for at in order for window in windows[at]]
     known = run(stand_in=False) if encode else {}
-    if all(graph.is_result_alone(part, key, undated=undated) for key in keys):
-        return graph.values_of(part, keys, known) if encode else [None] * len(keys), input_checksum(seen)
+    if all(tasks.is_result_alone(part, key, undated=undated) for key in keys):
+        return tasks.values_of(part, keys, known) if encode else [None] * len(keys), input_checksum(seen)
     stand_ins = run(stand_in=True)
-    probe = graph.values_of(part, keys, known=stand_ins)
-    values = graph.values_of(part, keys, known=known) if blocks and encode else probe
+    probe = tasks.values_of(part, keys, known=stand_ins)
+    values = tasks.values_of(part, keys, known=known) if blocks and encode else probe
     for at, own in windows.items():
         given: list[Any] = []
         for key, call in blocks.items():
@@ -118,7 +118,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _chunk(part: Mapping[Any, Any], key: Any, shape: tuple[int, ...]) -> Any:
     """Read a source chunk, and make sure that it is whole: NumPy would stretch a short one silently."""
-    value = graph.values_of(part, [key])[0]
+    value = tasks.values_of(part, [key])[0]
     if np.shape(value) != shape:
         raise StorageError(f"chunk {key} has shape {np.shape(value)}, expected {shape} as in the cube")
     return value

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deo_cube.cube.masks import check_classes, check_mask
 from deo_cube.cube.units import Radiometry, find_mistakes, find_unit_error
-from deo_cube.embedding import graph
+from deo_cube.embedding import graph, tasks
 from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.windows import BandSource, BlockIndex, WindowReader
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, DeoCubeError
@@ -56,7 +56,7 @@ def before_writing(emb: xr.DataArray, *, patience: float | None = None) -> None:
     ArgumentError
         Where the scene classification or the mask holds other numbers.
     """
-    if emb.chunks is None or not any(isinstance(task.run, EmbedBlock) for task in graph.block_tasks(emb.data)):
+    if emb.chunks is None or not any(isinstance(task.run, EmbedBlock) for task in tasks.block_tasks(emb.data)):
         return
     problems: list[DeoCubeError] = []
     thread = threading.Thread(target=_look, args=(emb, problems), name="deo_cube-look", daemon=True)
@@ -83,10 +83,10 @@ def _check(emb: xr.DataArray) -> None:
     dates = sorted({0, times // 2, times - 1} | {round(i * (times - 1) / 9) for i in range(10)})
     middle = (0, shape[-2] // 2, shape[-1] // 2)
     whole, (name,) = graph.layered(array)
-    part = graph.cut(whole, [(name, *((t,) if emb.ndim == 4 else ()), *middle) for t in dates])
+    part = tasks.cut(whole, [(name, *((t,) if emb.ndim == 4 else ()), *middle) for t in dates])
     blocks: list[tuple[EmbedBlock, WindowReader, BlockIndex]] = []
     chunks: dict[tuple[Any, ...], Any] = {}
-    for call, chunk_keys in graph.block_calls(part):
+    for call, chunk_keys in tasks.block_calls(part):
         if isinstance(call.task.run, EmbedBlock):
             blocks.append((call.task.run, call.task.window_reader, call.index))
             chunks |= chunk_keys
@@ -169,7 +169,7 @@ class _Looked:
             return []
         self._seen.add(piece.key)
         self._bytes += size
-        chunk = np.asarray(graph.values_of(self._part, [self._keys[piece.key]])[0])
+        chunk = np.asarray(tasks.values_of(self._part, [self._keys[piece.key]])[0])
         time = first.axes[0]
         start = 0 if time is None else index.time - int(piece.cut[time])  # type: ignore[arg-type]
         steps = range(1 if time is None else sizes[time])

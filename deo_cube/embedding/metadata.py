@@ -24,7 +24,7 @@ from odc.geo.geobox import GeoBox
 
 from deo_cube.constants import PREFIX, Attribute
 from deo_cube.cube.units import product_levels
-from deo_cube.embedding import graph, transfer
+from deo_cube.embedding import tasks, transfer
 
 if TYPE_CHECKING:
     from deo_cube.embedding.prepare import Prepared
@@ -198,12 +198,12 @@ def derivation(emb: xr.DataArray) -> str | None:
     if model is None:
         return None
     before = emb.attrs.get(Attribute.DERIVED)
-    if emb.chunks is None or not (graph.block_tasks(emb.data) or graph.has_series(emb.data) or graph.stored(emb.data)):
+    if emb.chunks is None or not (tasks.block_tasks(emb.data) or tasks.has_series(emb.data) or tasks.stored(emb.data)):
         return str(before) if before is not None else f"values in memory, from {model} embeddings"
-    steps = list(dict.fromkeys(_STEP.sub("", kind).replace("_", " ") for kind in graph.derived(emb.data)))
+    steps = list(dict.fromkeys(_STEP.sub("", kind).replace("_", " ") for kind in tasks.derived(emb.data)))
     if not steps:
         return None if before is None else str(before)
-    dates = max((task.times for task in graph.block_tasks(emb.data)), default=1)
+    dates = max((task.times for task in tasks.block_tasks(emb.data)), default=1)
     over = " over time" if dates > 1 and "time" not in emb.coords else ""
     return f"{', '.join(steps)}{over} of {before or f'{model} embeddings'}"
 

@@ -16,7 +16,7 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store
 
-from deo_cube.embedding import graph, metadata
+from deo_cube.embedding import metadata, tasks
 from deo_cube.errors import StorageRefusedError, StorageUnreachableError, StoreMismatchError
 from deo_cube.store import storage, template
 from deo_cube.store.layout import FINGERPRINT, GENERATION, OVERVIEWS, ROOT, STALE, STATE, Layout, Record, Target, cuts
@@ -348,7 +348,7 @@ def check_not_source(emb: xr.DataArray, place: Any) -> None:
     StoreMismatchError
         If it is.
     """
-    if any(storage.holds(place, array) for array in graph.stored(emb.data)):
+    if any(storage.holds(place, array) for array in tasks.stored(emb.data)):
         raise StoreMismatchError(
             f"{place} is what these embeddings are read from, so that writing over it would leave nothing to write: "
             "choose another path, or compute them first, emb.compute()"
