@@ -36,7 +36,7 @@ import deo_cube
 from benchmarks import null
 from deo_cube import options
 from deo_cube.embedding.embed import embed
-from deo_cube.store import create, layout, run_local, storage, write
+from deo_cube.store import create, layout, report, run_local, storage, write
 from deo_cube.store.layout import Layout
 from deo_cube.store.open import status
 
@@ -72,7 +72,7 @@ def begin(path: Path, side: int) -> tuple[Any, Any, float]:
     emb = write._on_dask(large(side))
     layout = Layout.of(tuple(str(d) for d in emb.dims), emb.chunks)
     target = create.create(emb, storage.locate(path), layout, resume=True, overwrite=False).target
-    bar = run_local.ProgressBar(emb, layout, shown=False)
+    bar = report.ProgressBar(emb, layout, shown=False)
     jobs = write._jobs(emb, target, write._todo(target.record, bar), write.Reading(3, 1800.0), "size")
     run_local.pickled(next(jobs))
     return target, jobs, time.perf_counter() - start

@@ -363,7 +363,7 @@ def segment(
     from deo_cube.cube.open import open_cube
     from deo_cube.heads.maps import segment as segment_cube
     from deo_cube.store.open import is_embeddings, open_embeddings
-    from deo_cube.store.write import log_computation
+    from deo_cube.store.report import log_computation
 
     out = local_path(out)
     tif = out.suffix.lower() in (".tif", ".tiff")
@@ -490,7 +490,7 @@ def _write_maps(maps: Any, out: Path, *, inputs: tuple[str | Path, ...], overwri
     import rioxarray  # noqa: F401 - registers .rio
     import xarray as xr
 
-    from deo_cube.store.write import log_computation
+    from deo_cube.store.report import log_computation
 
     tif = out.suffix.lower() in (".tif", ".tiff")
     if not overwrite:

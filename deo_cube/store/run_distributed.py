@@ -39,6 +39,7 @@ from deo_cube.errors import ArgumentError, DeoCubeError, DeviceError, SchedulerE
 from deo_cube.options import get_option
 from deo_cube.store import run_local
 from deo_cube.store.layout import Block
+from deo_cube.store.report import ProgressBar
 
 __all__ = ["WorkerInfo", "WorkerPool", "query_workers", "run_blocks"]
 
@@ -374,7 +375,7 @@ class _PendingBlock:
 def run_blocks(
     jobs: Iterable[Any],
     run_job: Callable[[Any], Any],
-    bar: run_local.ProgressBar,
+    bar: ProgressBar,
     runs: list[Any],
     *,
     run: str,
@@ -442,7 +443,7 @@ def _run_blocks(
     pool: WorkerPool,
     jobs: Iterator[Any],
     run_job: Callable[[Any], Any],
-    bar: run_local.ProgressBar,
+    bar: ProgressBar,
     running: dict[Any, _PendingBlock],
     results: Callable[[Block, Any], None] | None,
 ) -> None:

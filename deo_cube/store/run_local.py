@@ -17,21 +17,19 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-import numpy as np
-import xarray as xr
 
-from deo_cube.constants import Attribute
 from deo_cube.embedding import process
-from deo_cube.errors import DeoCubeError, DeviceError
+from deo_cube.errors import DeviceError
 from deo_cube.options import set_options
-from deo_cube.progress import Progress
-from deo_cube.store.layout import Block, Layout
-from deo_cube.store.template import own_geobox
+from deo_cube.store.layout import Block
 
-__all__ = ["ProgressBar", "ComparisonBar", "executor", "run_blocks", "pickled", "unpickled_call", "count_workers"]
+if TYPE_CHECKING:
+    from deo_cube.store.report import ProgressBar
+
+__all__ = ["executor", "run_blocks", "pickled", "unpickled_call", "count_workers"]
 
 
 def count_workers(kind: str, num_workers: int | None) -> int:
@@ -138,53 +136,3 @@ def pickled(job: Any) -> bytes:
 def unpickled_call(run: Callable[[Any], Any], job: bytes) -> Any:
     """Run a pickled job."""
     return run(cloudpickle.loads(job))
-
-
-class ProgressBar(Progress):
-    """Progress over the blocks of a store, with the area per second.
-
-    `done` is the number of blocks that earlier runs finished.
-    """
-
-    def __init__(self, emb: xr.DataArray, layout: Layout, *, shown: bool, done: int = 0) -> None:
-        self._layout = layout
-        self._pixel_area = _patch_area(emb)
-        alias = emb.attrs.get(Attribute.MODEL_ALIAS, "embeddings")
-        total = int(np.prod(layout.blocks))
-        super().__init__(total, title=f"embed {alias}", done=done, rate_unit="km²/s", shown=shown)
-
-    def update(self, block: Block) -> None:
-        """Count a block that this run finished."""
-        rows, columns = self._layout.region(block)
-        self.advance(amount=(rows.stop - rows.start) * (columns.stop - columns.start) * self._pixel_area)
-
-    def add_progress_note(self, error: BaseException) -> None:
-        """Add the number of finished blocks to `error`."""
-        if self.done:
-            error.add_note(f"{self.done} of {self.total} blocks are done and safe; the same call resumes from there")
-        else:
-            error.add_note(
-                f"0 of {self.total} blocks are done: the same call resumes; another one takes overwrite=True"
-            )
-
-
-class ComparisonBar(ProgressBar):
-    """Progress over the finished blocks of a store whose inputs are compared."""
-
-    def __init__(self, emb: xr.DataArray, layout: Layout, finished: int, *, shown: bool) -> None:
-        self._layout, self._pixel_area = layout, _patch_area(emb)
-        Progress.__init__(self, finished, title="compare inputs", rate_unit="km²/s", shown=shown)
-
-    def add_progress_note(self, error: BaseException) -> None:
-        """Add nothing: no block is being written."""
-
-
-def _patch_area(emb: xr.DataArray) -> float:
-    """Return the area of a patch on the ground, in square kilometres."""
-    from deo_cube.cube import georeference
-
-    try:
-        dx, dy = georeference.ground_resolution(own_geobox(emb))
-    except DeoCubeError:
-        return 0.0
-    return dx * dy / 1e6

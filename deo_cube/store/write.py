@@ -17,12 +17,9 @@ import hashlib
 import itertools
 import logging
 import os
-import sys
-import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,19 +34,17 @@ from deo_cube import arguments
 from deo_cube.arguments import embeddings_of, refuse_foreign
 from deo_cube.constants import Attribute
 from deo_cube.cube.coordinates import storable_coordinates
-from deo_cube.embedding import chunks, graph, look, process
-from deo_cube.embedding.block import EmbedBlock
+from deo_cube.embedding import chunks, graph, look, tasks
 from deo_cube.embedding.inputs import compute_block
 from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
 from deo_cube.packed import decoded_floats
-from deo_cube.progress import duration, size
 from deo_cube.store import create, run_local, storage
 from deo_cube.store.layout import GROUP, PLANE_DTYPES, Block, Layout, Record, Target, lost_shards, planes_of
 from deo_cube.store.open import open_embeddings
+from deo_cube.store.report import ComparisonBar, ProgressBar, log_complete, log_end, log_start
 from deo_cube.store.scheduler import choose_scheduler
-from deo_cube.store.storage import is_local
 
-__all__ = ["SOURCES", "log_computation", "source_token", "to_zarr"]
+__all__ = ["SOURCES", "source_token", "to_zarr"]
 
 log = logging.getLogger("deo_cube")
 
@@ -180,18 +175,18 @@ def to_zarr(
         complete = _same_inputs(begun, how, resume, token, complete=complete) and complete
         complete = not _forget_lost_blocks(begun.target, how.emb) and complete
     if complete:
-        _report_complete(place, layout, checked=resume != "unchecked", shown=progress)
+        log_complete(place, layout, checked=resume != "unchecked", shown=progress)
         return open_embeddings(place)
     _keep_token(place, token if resume != "unchecked" or not begun.found else None)
     if begun.found:
         begun = replace(begun, target=create.target(place, layout))
     record = begun.target.record
     done = record.count() if record.any() else 0
-    _log_start(emb, layout, place, done, kind, num_workers)
+    log_start(emb, layout, place, done, kind, num_workers)
     bar = _write_missing(begun.target, how, done)
     with _explain_full_disk("the metadata", place):
         create.finish(begun)
-    _log_end(place, bar)
+    log_end(place, bar)
     return open_embeddings(place)
 
 
@@ -219,7 +214,7 @@ class _Run:
         target: Target,
         blocks: Iterator[Block],
         run_one: Callable[[Job], Any],
-        bar: run_local.ProgressBar,
+        bar: ProgressBar,
         results: Callable[[Block, Any], None] | None = None,
     ) -> None:
         """Run one job per block; hand its result to `results`."""
@@ -228,7 +223,7 @@ class _Run:
         if self.scheduler == "distributed":
             from deo_cube.store.run_distributed import run_blocks
 
-            runs = [task.run for task in graph.block_tasks(self.emb.data)]
+            runs = [task.run for task in tasks.block_tasks(self.emb.data)]
             run_blocks(jobs, run_one, bar, runs, run=run, patience=self.patience, results=results)
             return
         try:
@@ -238,11 +233,11 @@ class _Run:
             chunks.forget(run)
 
 
-def _write_missing(target: Target, how: _Run, done: int) -> run_local.ProgressBar:
+def _write_missing(target: Target, how: _Run, done: int) -> ProgressBar:
     """Run a job per block without an entry, of which `done` have one; again where entries were deleted meanwhile."""
     record = target.record
     for _ in range(PASSES):
-        with run_local.ProgressBar(how.emb, target.layout, shown=how.progress, done=done) as bar:
+        with ProgressBar(how.emb, target.layout, shown=how.progress, done=done) as bar:
             how.jobs(target, _todo(record, bar), run_job, bar)
         if (done := record.count()) == record.total:
             break
@@ -273,7 +268,7 @@ def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str 
         elif not same:
             differ.append(block)
 
-    with run_local.ComparisonBar(how.emb, target.layout, record.count(), shown=how.progress) as bar:
+    with ComparisonBar(how.emb, target.layout, record.count(), shown=how.progress) as bar:
         how.jobs(target, _done(record), check_job, bar, note)
     if unknown:
         warnings.warn(
@@ -357,7 +352,7 @@ def _on_dask(emb: xr.DataArray, layout: Layout | None = None) -> xr.DataArray:
     return emb.assign_coords({n: v.chunk({d: sizes[d] for d in rest}) for n, v in planes.items()})
 
 
-def _todo(record: Record, bar: run_local.ProgressBar) -> Iterator[Block]:
+def _todo(record: Record, bar: ProgressBar) -> Iterator[Block]:
     """Yield the blocks without an entry, row by row, all dates of a place in sequence: they share source chunks.
 
     The record is read during the iteration, a few rows ahead.
@@ -390,9 +385,9 @@ def _jobs(emb: xr.DataArray, target: Target, todo: Iterator[Block], reading: Rea
         for b in wave:
             date = b[:1] if four else ()
             keys[b] = [(values, *date, 0, *b[1:]), *((plane, *date, *b[1:]) for plane in planes)]
-        part = graph.cut(whole, [key for of_block in keys.values() for key in of_block])
+        part = tasks.cut(whole, [key for of_block in keys.values() for key in of_block])
         for b, of_block in keys.items():
-            yield Job(target, b, graph.subgraph(part, of_block), of_block[0], of_block[1:], reading, run)
+            yield Job(target, b, tasks.subgraph(part, of_block), of_block[0], of_block[1:], reading, run)
 
 
 def run_job(job: Job) -> None:
@@ -434,7 +429,7 @@ def check_job(job: Job) -> bool | None:
     (values, *planes), inputs = _compute(job, encode=False)
     if entry.inputs == inputs:
         return True
-    if values is not None and not graph.has_blocks(job.graph):
+    if values is not None and not tasks.has_blocks(job.graph):
         # Nothing is encoded: the block itself was computed, and its output is compared.
         return bool(entry.output == job.target.layout.checksum(job.block, values, *planes))
     if entry.inputs is None:
@@ -460,90 +455,6 @@ def _compute(job: Job, *, encode: bool = True, undated: bool = True) -> tuple[li
     return [np.asarray(values[0] if dated else values), *of_block], inputs
 
 
-def _log_start(emb: xr.DataArray, layout: Layout, store: Any, done: int, kind: str, num_workers: int | None) -> None:
-    """Log how many blocks are to be done, by how many workers on which device, and the time expected for them."""
-    if not log.isEnabledFor(logging.INFO):
-        return
-    total = int(np.prod(layout.blocks))
-    alias = emb.attrs.get(Attribute.MODEL_ALIAS, "embeddings")
-    text = f"{store}: {total - done} of {total} blocks to do, {alias}, {_workers(kind, num_workers)}"
-    run = next((t.run for t in graph.block_tasks(emb.data) if isinstance(t.run, EmbedBlock)), None)
-    if run is not None and kind != "distributed":
-        try:
-            device = process.choose_device(run.device)
-        except DeoCubeError:
-            return  # the first block says what is wrong with it
-        text += f" on {device}, {_expected(run, layout.blocks[0] * (total - done) / total, device)}"
-    elif run is not None:
-        text += f" on {run.device}" if run.device else ""
-    log.info("%s", text)
-
-
-def _workers(kind: str, num_workers: int | None) -> str:
-    if kind == "distributed":
-        workers = process.workers_of(process.distributed_client())
-        threads = sum(int(w["nthreads"]) for w in workers.values())
-        return f"{_count(len(workers), 'worker')} with {_count(threads, 'thread')}" if workers else "no worker yet"
-    n = run_local.count_workers(kind, num_workers)
-    return _count(n, "process" if kind == "processes" else "thread")
-
-
-def _count(n: int, unit: str) -> str:
-    return f"{n} {unit}" + ("" if n == 1 else "es" if unit.endswith("s") else "s")
-
-
-def _expected(run: Any, dates: float, device: str) -> str:
-    """Return the time that a number of dates takes, at the rate that was measured."""
-    from deo_cube.embedding.rates import known_rate
-
-    rate = known_rate(run.ref, run.plan.tile, "cuda:0" if device == "cuda" else device, run.precision, run.runtime)
-    if rate is None:
-        return "time not known: plan(measure=True) measures the rate"
-    tiles = dates * run.plan.encoded_pixels(run.ref.card.trim) / run.plan.tile**2
-    return f"about {duration(tiles / rate)}"
-
-
-def _report_complete(store: Any, layout: Layout, *, checked: bool, shown: bool) -> None:
-    """Report that nothing is left to do: in the log, or where that is not shown, on standard error."""
-    blocks = _count(int(np.prod(layout.blocks)), "block")
-    text = f"{store}: complete, {blocks}, " + ("made from the same inputs" if checked else "inputs not compared")
-    if log.isEnabledFor(logging.INFO):
-        log.info("%s", text)
-    elif shown and sys.stderr is not None:
-        print(text, file=sys.stderr, flush=True)
-
-
-def _log_end(store: Any, bar: run_local.ProgressBar) -> None:
-    """Log how many blocks this run did, in which time, at which rate, and how large the store is on disk."""
-    if not log.isEnabledFor(logging.INFO):
-        return
-    text = f"{store}: {_count(bar.ran, 'block')} in {duration(bar.seconds)}"
-    text += f", {bar.rate:.3g} km²/s" if bar.rate else ""
-    # Objects elsewhere would take a request each.
-    text += f", {size(_bytes(store))} on disk" if is_local(store) else ""
-    log.info("%s", text)
-
-
-@contextmanager
-def log_computation(array: xr.DataArray, out: str | os.PathLike[str]) -> Iterator[None]:
-    """Log the same lines around the computation of what was made from embeddings: a map of classes, say."""
-    count, start = getattr(array.data, "npartitions", 1), time.perf_counter()
-    text = f"{out}: {_count(count, 'block')} to do"
-    run = next((t.run for t in graph.block_tasks(array.data) if isinstance(t.run, EmbedBlock)), None)
-    if run is not None:
-        device = process.choose_device(run.device)
-        text += f", {run.ref.card.alias} on {device}, {_expected(run, array.sizes.get('time', 1), device)}"
-    log.info("%s", text)
-    yield
-    there = _bytes(out) if os.path.isdir(out) else os.path.getsize(out)
-    seconds = time.perf_counter() - start
-    log.info("%s: %s in %s, %s on disk", out, _count(count, "block"), duration(seconds), size(there))
-
-
-def _bytes(folder: str | os.PathLike[str]) -> int:
-    return sum(os.stat(os.path.join(at, name)).st_size for at, _, names in os.walk(folder) for name in names)
-
-
 #: Object of a store that holds the token of its sources.
 SOURCES = f"{GROUP}/sources"
 
@@ -557,7 +468,7 @@ def source_token(emb: xr.DataArray) -> str | None:
     """
     if emb.chunks is None:
         return None
-    sources = graph.sources(emb.data, emb["valid"].data)
+    sources = tasks.sources(emb.data, emb["valid"].data)
     states = [_state(source) for source in sources or []]
     if not states or None in states:
         return None

@@ -159,7 +159,7 @@ def test_the_command_begins_and_ends_with_one_line(tmp_path: Path, capsys: pytes
 
 
 def test_a_map_of_classes_is_announced_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from deo_cube.store.write import log_computation
+    from deo_cube.store.report import log_computation
 
     emb = embed(cube_at(chunks={"time": 1}), **SMALL)
     out = tmp_path / "mean.zarr"

@@ -22,7 +22,7 @@ from distributed import LocalCluster
 from deo_cube.cli import main
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import ArgumentError, DeviceError, SchedulerError
-from deo_cube.store import run_local, scheduler
+from deo_cube.store import report, run_local, scheduler
 from deo_cube.store.layout import Layout
 from deo_cube.store.scheduler import choose_scheduler, connect
 from deo_cube.testing import cube_at
@@ -196,7 +196,7 @@ class Deadly:
 
 def test_a_process_that_is_killed_is_an_error_that_names_the_argument() -> None:
     emb = embed(cube_at(), **SMALL)
-    bar = run_local.ProgressBar(emb, Layout.of(tuple(map(str, emb.dims)), emb.chunks), shown=False)
+    bar = report.ProgressBar(emb, Layout.of(tuple(map(str, emb.dims)), emb.chunks), shown=False)
     gave_up: list[bool] = []
     with (
         pytest.raises(DeviceError, match="num_workers=.*block=") as caught,
