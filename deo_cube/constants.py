@@ -95,6 +95,7 @@ class Attribute:
     OVERVIEWS = "deo_cube:overviews"
     OVERVIEWS_OF = "deo_cube:overviews_of"
     PLAN = "deo_cube:plan"
+    PRODUCT_LEVELS = "deo_cube:product_levels"
     RADIOMETRY = "deo_cube:radiometry"
     SCALES = "deo_cube:scales"
     SCENE = "deo_cube:scene"

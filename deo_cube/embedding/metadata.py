@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -41,11 +42,13 @@ __all__ = [
     "decisive",
     "fingerprint",
     "identity",
+    "levels_of",
     "model_of",
     "model_url",
     "package_version",
     "provenance",
     "to_json",
+    "warn_of_levels",
 ]
 
 _ZARR = "zarr-conventions"
@@ -186,6 +189,37 @@ def decisive(fields: Mapping[str, Any]) -> dict[str, Any]:
         return dict(fields)
     numbers = {k: v for k, v in json.loads(radiometry).items() if k != "why"}
     return {**fields, "radiometry": to_json(numbers)}
+
+
+def levels_of(emb: xr.DataArray) -> frozenset[str]:
+    """Return the levels of the products that were embedded (``L1C``, ``L2A``); empty where they are not known."""
+    try:
+        return frozenset(map(str, json.loads(emb.attrs.get(Attribute.PRODUCT_LEVELS, "[]"))))
+    except (TypeError, ValueError):
+        return frozenset()
+
+
+def warn_of_levels(one: xr.DataArray, other: xr.DataArray, names: tuple[str, str], consequence: str) -> None:
+    """Warn of two arrays that were made of products of other levels.
+
+    Parameters
+    ----------
+    one, other : DataArray
+        Embeddings.
+    names : (str, str)
+        For the message.
+    consequence : str
+        What follows, as the end of a sentence.
+    """
+    levels = levels_of(one), levels_of(other)
+    if all(levels) and levels[0] != levels[1]:
+        listed = (" and ".join(sorted(level)) for level in levels)
+        warnings.warn(
+            f"{names[0]} was made of {next(listed)} products, {names[1]} of {next(listed)}: L1C is reflectance at the "
+            f"top of the atmosphere, L2A at the surface, {consequence}. Embed products of one level",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def derivation(emb: xr.DataArray) -> str | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deo_cube.constants import Attribute
 from deo_cube.cube.georeference import crs_name, same_crs
+from deo_cube.embedding.metadata import warn_of_levels
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.saved import read_json, write_json
 from deo_cube.heads.vectors import (
@@ -84,6 +85,11 @@ def change(
     StoreMismatchError
         For paths that are not stores of embeddings.
 
+    Warns
+    -----
+    UserWarning
+        For embeddings of L1C and of L2A products.
+
     Notes
     -----
     Calibrated: t = d^(1/6) of the cosine distance d is divided by the expectation of a ridge regression on the earlier
@@ -104,6 +110,7 @@ def change(
     if calibration is not None and unchanged is not None:
         raise ArgumentError("calibration and unchanged decide the same: pass one of them")
     a, b = _pair(emb, before, after)
+    warn_of_levels(a, b, ("before", "after"), "so that the atmosphere counts as change")
     if calibration is not None:
         _check_calibration(calibration, a)
     attrs = {"long_name": f"{method} change", "units": "1"} | _time_attrs(before, after)

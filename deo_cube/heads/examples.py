@@ -263,7 +263,7 @@ def locate(emb: xr.DataArray, px: float, py: float, argument: str = "to") -> tup
                 "deo_cube.mosaic, which leaves the gap missing; or pass the vector of the nearest patch, "
                 f"{argument}=emb.isel({y}={row}, {x}={col})"
             )
-    (north, rows, falling), (west, columns) = _edges(emb, y, rising=False), _edges(emb, x, rising=True)[:2]
+    (north, rows, southward), (west, columns, westward) = _edges(emb, y, rising=False), _edges(emb, x, rising=True)
     row, col = _cell((north - py) / rows), _cell((px - west) / columns)
     if not (0 <= row < emb.sizes[y] and 0 <= col < emb.sizes[x]):
         raise ArgumentError(
@@ -271,7 +271,7 @@ def locate(emb: xr.DataArray, px: float, py: float, argument: str = "to") -> tup
             f"{y} from {north - rows * emb.sizes[y]:.8g} to {north:.8g} (CRS {crs_or_none(emb) or 'unknown'}), got the "
             f"point ({px:.8g}, {py:.8g}). Points are (x, y) in the CRS of the embeddings{_hint(emb, px, py)}"
         )
-    return (row if falling else emb.sizes[y] - 1 - row), col
+    return (row if southward else emb.sizes[y] - 1 - row), (emb.sizes[x] - 1 - col if westward else col)
 
 
 def _irregular(emb: xr.DataArray, dim: str) -> tuple[float, float] | None:

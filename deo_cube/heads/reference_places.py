@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, naming
+from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, MissingCRSError, naming
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.geometries import apply, cells_of, clean, into_grid, north_up
 from deo_cube.heads.labels import outside_message, rasterize_labels
@@ -342,6 +342,11 @@ def _of_table(
     if outside == len(shapes):
         raise LabelsError(
             outside_message(cleaned.shapes, table, upright, "reference places").replace("the embeddings", "the map")
+        )
+    if outside and table.assumed:
+        raise MissingCRSError(
+            f"reference: {table.described} states no CRS, and {outside} of its {len(shapes)} places are outside the "
+            'map: pass crs="EPSG:..."'
         )
     if outside:
         warnings.warn(f"{outside} of {len(shapes)} reference places are outside the map and left out", stacklevel=4)

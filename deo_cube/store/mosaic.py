@@ -28,7 +28,7 @@ from odc.geo.geobox import GeoBox
 from deo_cube import arguments
 from deo_cube.constants import INT8_INVALID, Attribute
 from deo_cube.cube import georeference
-from deo_cube.embedding.metadata import COMPARABLE, PREFIX, to_json
+from deo_cube.embedding.metadata import COMPARABLE, PREFIX, to_json, warn_of_levels
 from deo_cube.errors import ArgumentError, StoreMismatchError
 from deo_cube.store.open import opened
 
@@ -123,7 +123,8 @@ def mosaic(embs: Sequence[Any], *, storage_options: Mapping[str, Any] | None = N
     Warns
     -----
     UserWarning
-        Where runs overlap, or touch, by less than a tile, so that patches along the seam are of the edge zone of both.
+        Where runs overlap, or touch, by less than a tile, so that patches along the seam are of the edge zone of both;
+        and for runs of L1C and of L2A products.
 
     Notes
     -----
@@ -151,6 +152,8 @@ def mosaic(embs: Sequence[Any], *, storage_options: Mapping[str, Any] | None = N
     box = georeference.geobox(_plane(upright[0]))
     runs = [_run(e, box, n) for e, n in zip(upright, names, strict=True)]
     _warn_of_seams(runs, names)
+    for array, name in zip(arrays[1:], names[1:], strict=True):
+        warn_of_levels(arrays[0], array, (names[0], name), "so that their border shows in the vectors")
     joined = _joined(runs, box)
     joined = joined if not south_up else joined.isel({joined.dims[-2]: slice(None, None, -1)})
     lazy = any(e.chunks is not None for e in arrays)

@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_
 
 import deo_cube
 from deo_cube.cube.georeference import assign_grid
-from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError, LabelsError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError, LabelsError, MissingCRSError
 from deo_cube.heads.applicability import applicability
 from deo_cube.heads.assess import ClassAssessment, QuantityAssessment, assess
 from deo_cube.heads.classes import Classes
@@ -412,3 +412,14 @@ def test_packed_numbers_are_a_quantity(tmp_path, kind):
     result = assess(given, places)
     assert isinstance(result, QuantityAssessment)
     assert result.table.loc["rmse", "value"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_reference_without_a_crs_must_be_within_the_map(tmp_path):
+    drawn = class_map(truth(24, 32), ("a", "b", "c"))
+    places = pd.DataFrame({"x": drawn.x.values[:6], "y": drawn.y.values[:6], "class": list("abcabc")})
+    assess(drawn, places)
+    beyond = places.assign(x=places.x + 1e4 * (places.index == 5))
+    with pytest.raises(MissingCRSError, match="crs="):
+        assess(drawn, beyond)
+    with pytest.warns(UserWarning, match="outside the map"):
+        assess(drawn, beyond, crs="EPSG:32632")

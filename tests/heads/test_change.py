@@ -254,3 +254,15 @@ def test_the_command_maps_change_between_stores_and_times(tmp_path, capsys):
         cli.main(["change", str(tmp_path / "e.zarr"), str(tmp_path / "e.zarr"), str(tmp_path / "d.tif")])
     assert ended.value.code == 2
     assert "before" in capsys.readouterr().err
+
+
+def test_products_of_other_levels_are_warned_of(recwarn):
+    emb = embeddings(times=2)
+    level = {k: emb.assign_attrs({"deo_cube:product_levels": f'["{k}"]'}) for k in ("L1C", "L2A")}
+    change(level["L2A"].isel(time=0), level["L2A"].isel(time=1))
+    change(level["L2A"].isel(time=0), emb.isel(time=1))
+    assert not [w for w in recwarn if "products" in str(w.message)]
+    with pytest.warns(UserWarning, match="before was made of L1C products, after of L2A"):
+        change(level["L1C"].isel(time=0), level["L2A"].isel(time=1))
+    with pytest.warns(UserWarning, match="L1C"):
+        deo_cube.mosaic([level["L1C"].isel(x=slice(0, 20)), level["L2A"].isel(x=slice(12, 32))])

@@ -177,3 +177,10 @@ def test_the_patch_of_a_point_is_not_guessed_across_a_gap(cut):
         similar(emb, (x, y))
     vector = eval(str(error.value).split("nearest patch, to=")[1], {"emb": emb})
     assert float(similar(emb, vector).isel(x=2, y=3)) == pytest.approx(1, abs=1e-6)
+
+
+def test_columns_from_east_to_west_are_not_mirrored():
+    emb = embeddings(noise=0.3)
+    point = (float(emb.x[3]), float(emb.y[5]))
+    turned = similar(emb.isel(x=slice(None, None, -1)), point)
+    np.testing.assert_allclose(turned.values[:, ::-1], similar(emb, point).values)
