@@ -338,10 +338,10 @@ def verify(
 
     try:
         found = verify_model(what, weights=weights)
-    except UnknownModelError:
-        if not path.suffix and not path.parent.name:
-            raise
-        raise not_found("what", what, "a store of embeddings, or the name of a model") from None
+    except UnknownModelError as error:
+        if path.suffix or path.parent.name:
+            raise not_found("what", what, "a store of embeddings, or the name of a model") from None
+        raise UnknownModelError(str(error).replace("model=", "what=", 1)) from None
     print(found)
     return 0 if found.ok else 1
 
@@ -633,6 +633,8 @@ def similar(
     from deo_cube.store.open import open_embeddings
 
     out = local_path(out)
+    if out.suffix.lower() not in (".tif", ".tiff", ".zarr", ""):
+        raise ArgumentError(f"OUT is a map, .tif or .zarr; got {out}")
     if out.exists() and not overwrite:
         raise ArgumentError(f"OUT {out} exists: name another path, or pass --overwrite")
     emb = as_embeddings(open_embeddings(store))

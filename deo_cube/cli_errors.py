@@ -60,6 +60,12 @@ _CALLS = (
     (r"deo_cube\.embed_series\(cube, '(\w+)'\)(?: \(deo-cube embed-series\))?", r"deo-cube embed-series --model \1"),
     (r"deo_cube\.set_options\(offline=False\)", "DEO_CUBE_OFFLINE=0 in the environment"),
     (r"verify_store\(\.\.\., repair=True\) \(in a shell: (deo-cube verify --repair)\)", r"\1"),
+    (r"plan\(measure=True\)", "deo-cube plan CUBE --measure"),
+    (r"Use them: .*?emb\.deo\.to_zarr\(path\); or", "Use them: deo-cube pca, similar, sample or segment; or"),
+    (r"use head\.predict\(emb\)", "map them first, deo-cube segment STORE HEAD OUT"),
+    (r"compare two arrays, change\(before, after\)", "compare two stores, deo-cube change A B OUT"),
+    (r"pass rioxarray\.open_rasterio\(path\)\[0\]", "write one of them to a file, gdal_translate -b 1 MAP ONE.tif"),
+    (r"deo_cube\.open_cube\(path\)", "deo-cube embed CUBE OUT embeds it"),
     (r"open_cube\(path, group='?([^')]+)'?\)", r"--group \1"),
     (r"open_cube\('([^']+)'\)", r"\1"),
 )
@@ -153,6 +159,7 @@ def in_flags(message: str, parameters: Collection[str], positions: Mapping[str, 
         message = re.sub(call, command, message)
     for name, word in (positions or {}).items():
         message = re.sub(rf"(?m)^((?:\d+\. )?){name}(?=: | must )", rf"\g<1>{word}", message)
+        message = re.sub(rf"(?m)^((?:\d+\. )?){name}=(?=\S)", rf"\g<1>{word} ", message)
     flags = parameters if isinstance(parameters, Mapping) else {n: f"--{n.replace('_', '-')}" for n in parameters}
     for name, flag in flags.items():
         start = rf"(?<![\w.\-]){name}"

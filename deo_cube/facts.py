@@ -128,7 +128,8 @@ def _store(path: str, storage_options: Mapping[str, Any] | None) -> Summary:
 def _head(path: str) -> Summary:
     from deo_cube.heads.head import load_head
 
-    head = load_head(path)
+    with naming("x", "head"):
+        head = load_head(path)
     classes = head.classes
     if not classes.codes:
         what = [(k, str(getattr(head, k))) for k in ("quantity", "units") if getattr(head, k, "")]

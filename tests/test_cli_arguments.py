@@ -177,6 +177,7 @@ def test_missing_surplus_and_wrong_values_are_named(
         (["assess", "map.tif", "place.csv"], "REFERENCE: "),
         (["assess", "map.tif", "places.csv", "--head", "hea.safetensors"], "--head: "),
         (["overviews", "em.zarr"], "STORE: "),
+        (["evaluate", "tiny", "emb.inde"], "DATA: "),
         (["page", "em.zarr", "p"], "STORE: "),
         (["export", "em.zarr", "e.tif"], "STORE: "),
         (["publish", "em.zarr"], "STORE: "),
@@ -266,3 +267,39 @@ def test_the_help_has_examples_that_are_calls(command: str, capsys: pytest.Captu
 
 def test_every_command_has_examples() -> None:
     assert EXAMPLES.keys() == cli.COMMANDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("args", "said", "python"),
+    [
+        (["pca", "map.tif", "p.tif"], ["STORE: map.tif", "deo-cube embed"], "open_cube"),
+        (["info", "head.safetensors"], ["X: head.safetensors", "an empty file"], "head.save(path) writes, not"),
+        (["segment", "emb.zarr", "head.safetensors", "m.tif"], ["HEAD: head.safetensors", "an empty file"], "model="),
+        (["assess", "map.tif", "places.csv", "--head", "head.safetensors"], ["--head: head.safetensors"], "path:"),
+        (["search", "emb.zarr", "1,2"], ["INDEX: emb.zarr"], "path:"),
+        (["plan", "emb.zarr"], ["CUBE", "deo-cube pca"], "emb.deo"),
+        (["plan", "folder"], ["CUBE: folder"], "open_cube"),
+        (["assess", "emb.zarr", "places.csv"], ["MAP", "deo-cube segment"], "head.predict"),
+        (["change-series", "emb.zarr", "c.tif"], ["deo-cube change A B OUT"], "change(before"),
+        (["verify", "tinny"], ["NAME|STORE", "tiny"], "model="),
+        (["similar", "emb.zarr", "1", "2", "s.png"], ["OUT", ".zarr"], "path:"),
+    ],
+)
+def test_messages_are_in_words_of_the_shell(
+    args: list[str], said: list[str], python: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "emb.zarr").symlink_to(store)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "head.safetensors").touch()
+    (tmp_path / "places.csv").write_text("x,y,label\n1,2,a\n")
+    emb = deo_cube.open_embeddings(store)
+    emb.isel(time=0, embedding=0, drop=True).rio.to_raster(tmp_path / "map.tif", dtype="float32")
+    if args[0] == "change-series":
+        emb.isel(time=0, drop=True).deo.to_zarr(tmp_path / "one.zarr", progress=False)
+        args = [a.replace("emb.zarr", "one.zarr") for a in args]
+    assert run(*args) == 2
+    error = lines_of(capsys)[0]
+    assert all(word in error for word in said), error
+    assert python not in error

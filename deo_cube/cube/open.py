@@ -447,7 +447,7 @@ def _no_zarr(folder: Path) -> str:
     candidates = below or files
     if not candidates:
         names = ", ".join(p.name for p in content[:5]) or "nothing"
-        return f"{folder} is a folder without a cube: expected a Zarr store or a SAFE product, found {names}"
+        return f"path: {folder} is a folder without a cube. Expected a Zarr store or a SAFE product, found {names}"
     call = f"open_cube({str(candidates[0])!r})"
     several = (
         "; several bands in files of their own: STAC items, or "
@@ -456,7 +456,7 @@ def _no_zarr(folder: Path) -> str:
         else ""
     )
     names = _listed([p.name for p in candidates])
-    return f"{folder} is a folder and not a Zarr store; it holds {names}. Open one: {call}{several}"
+    return f"path: {folder} is a folder and not a Zarr store; it holds {names}. Open one: {call}{several}"
 
 
 def _zarr_groups(store: Any) -> list[str] | None:

@@ -30,7 +30,7 @@ from deo_cube.evaluate.protocols import (
 from deo_cube.evaluate.scores import Difference, Score, compare
 from deo_cube.evaluate.upernet import upernet, upernet_halves
 from deo_cube.extras import require
-from deo_cube.paths import local_path
+from deo_cube.paths import local_path, not_found
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -373,6 +373,8 @@ def evaluate(
         else:
             baselines = BASELINES
     data, skipped, scores, differences = local_path(data), {}, [], []
+    if not data.is_dir():
+        raise not_found("data", data, "the folder that holds the labelled data sets")
     for task in chosen:
         names, prepare = TASKS[task]
         folder = next((data / n for n in names if (data / n).is_dir()), None)

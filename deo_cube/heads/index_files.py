@@ -167,7 +167,7 @@ class Files:
         data = storage.read(self.store, MANIFEST)
         if data is None:
             if self.local and _foreign(Path(self.place)):
-                raise StoreMismatchError(f"{self.shown} exists and is not a search index: choose another path")
+                raise StoreMismatchError(f"path: {self.shown} exists and is not a search index: choose another")
             return None
         try:
             version = json.loads(data)["format"]

@@ -23,7 +23,7 @@ from deo_cube.errors import (
     StorageError,
     WeightsMismatchError,
 )
-from deo_cube.paths import local_path, not_found
+from deo_cube.paths import local_path, not_found, unreadable
 
 __all__ = ["read_head", "read_json", "write_head", "write_json"]
 
@@ -89,13 +89,15 @@ def read_head(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
         # safetensors has dtypes that NumPy does not have.
         raise WeightsMismatchError(f"{path} holds a dtype that a head never has: {error}") from error
     except SafetensorError as error:
-        raise WeightsMismatchError(
-            f"{path} is not a safetensors file ({error}): heads are never read from pickles"
-        ) from error
+        expected = "the .safetensors file that head.save(path) writes, never a pickle"
+        raise unreadable("head", path, expected, error, error=WeightsMismatchError) from error
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
+        raise StorageError(f"head: {path} cannot be read: {error}") from error
     if header is None:
-        raise WeightsMismatchError(f"{path} is not a head: its header has no entry {KEY!r}")
+        raise WeightsMismatchError(
+            f"head: {path} is a safetensors file, but not a head: its header has no entry {KEY!r}. Expected the file "
+            "that head.save(path) writes"
+        )
     _check_tensors(path, tensors)
     return _head_facts(path, header), tensors
 

@@ -103,8 +103,9 @@ def _geotiff(path: str) -> xr.DataArray:
     if opened.dtype.kind == "f" and (_GRID.match(name) or "TESSERA_DATASET_VERSION" in opened.attrs):
         return _finished(opened.rename(band="embedding").astype("float32"), box, TESSERA, _year(name))
     raise StoreMismatchError(
-        f"{path} has {bands} bands of {opened.dtype}: AlphaEarth has 64 of int8, a TESSERA tile "
-        "(grid_<lon>_<lat>_<year>.tiff) float32. For a cube of bands: deo_cube.open_cube(path)"
+        f"store: {path} is a raster of {bands} bands of {opened.dtype}. Expected embeddings: a store, or of a raster "
+        "64 bands of int8 (AlphaEarth) or float32 in grid_<lon>_<lat>_<year>.tiff (TESSERA). For a cube of bands: "
+        "deo_cube.open_cube(path)"
     )
 
 

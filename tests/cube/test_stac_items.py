@@ -46,7 +46,7 @@ def test_forms_that_are_no_items_are_refused(tmp_path):
     for empty in ([], {"type": "FeatureCollection", "features": []}, pystac.ItemCollection([])):
         with pytest.raises(ValueError, match="items is empty"):
             read_items(empty)
-    with pytest.raises(FileNotFoundError, match="expected a JSON file"):
+    with pytest.raises(FileNotFoundError, match="Expected a JSON file"):
         read_items(tmp_path / "items.json")
     with pytest.raises(TypeError):
         read_items(3)
