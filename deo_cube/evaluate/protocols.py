@@ -9,6 +9,7 @@ keeps groups (runs, halves with a gap, plots) apart, and every interval is drawn
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -463,28 +464,13 @@ def change(
         )
     encode = fitted_on(encode, [im for s in scenes for im in (s.before, s.image) if im is not None], scenes[0].bands)
     distance = getattr(encode, "distance", _cosine_distance)
-    cases: dict[str, list[Any]] = {"patch": [], "pixel": [], "second": []}
-    labels: dict[str, list[Array]] = {"patch": [], "pixel": []}
-    at: list[Array] = []
-    unlabelled = []
-    for s in scenes:
-        two = [encode_scene(encode, im, s.bands, valid=s.valid, tile=tile, halo=halo) for im in (s.before, s.image)]  # type: ignore[arg-type]
-        r, c = np.nonzero(s.valid)
-        apart = np.asarray(distance(two[0].values, two[1].values))
-        unlabelled.append(Tokens(apart[None], two[0].stride, two[0].shape).at(r, c)[:, 0])
-        both = Tokens(np.concatenate([t.values for t in two]), two[0].stride, two[0].shape)
-        labels["pixel"].append(s.label[r, c])
-        cases["pixel"].append((both, r, c))
-        cases["second"].append((two[1], r, c))
-        label, ok = _share(s.label, s.valid, patch)
-        pr, pc = np.nonzero(ok)
-        cases["patch"].append(both.patches(patch)[:, pr, pc].T)
-        labels["patch"].append(label[pr, pc])
-        at.append(np.stack([pr, pc], axis=1) * patch + patch // 2)
+    plots = [_dated(encode, s, distance, patch, tile, halo) for s in scenes]
     encoded = stopwatch() - start
-    near = _neighbours(scenes)
+    labels = {"patch": [p.patch_labels for p in plots], "pixel": [p.labels for p in plots]}
+    cases = {kind: [p.features[kind] for p in plots] for kind in ("patch", "pixel", "second")}
+    near, at = _neighbours(scenes), [p.places for p in plots]
     where = places(scenes, np.repeat(np.arange(len(at)), [len(a) for a in at]), *np.concatenate(at).T)
-    dim = int(both.values.shape[0])
+    strengths = (0.001, 0.01, 0.1, *((1.0, 10.0, 100.0) if cases["patch"][0].shape[1] <= NARROW else ()))
     scores: list[Score] = []
     for what in ("patch", "pixel", "second")[: 3 if pixels else 1]:
         start, kind = stopwatch(), "patch" if what == "patch" else "pixel"
@@ -495,17 +481,7 @@ def change(
             fold = np.random.default_rng(seed).permutation(int(near.max()) + 1)[near] % 2
             if what == "patch":
                 leak = max(leak, warn_of_leak(where[fold[plot] == 0], where[fold[plot] == 1], patch + halo, what=task))
-            score = np.empty(len(y), "float32")
-            rng = np.random.default_rng(seed)
-            for side in (0, 1):
-                train, test = np.flatnonzero(fold[plot] != side), np.flatnonzero(fold[plot] == side)
-                some = np.sort(rng.choice(train, min(most, len(train)), replace=False))
-                probe = linear_probe(
-                    _take(cases[what], plot, some), y[some], groups=near[plot[some]],
-                    strengths=(0.001, 0.01, 0.1, *((1.0, 10.0, 100.0) if dim <= NARROW else ())),
-                )  # fmt: skip
-                for i in np.unique(plot[test]):
-                    score[plot == i] = probe.decision_function(_take(cases[what], plot, np.flatnonzero(plot == i)))
+            score = _held_out(cases[what], y, plot, near, fold, strengths, most=most, seed=seed)
             counts.append(histogram_counts(y, score, near[plot], int(near.max()) + 1))
         scores.append(
             make_score(
@@ -524,13 +500,61 @@ def change(
     scores.append(
         make_score(
             model, f"{task}/cosine", "average precision",
-            [histogram_counts(y, np.concatenate(unlabelled), near[plot], int(near.max()) + 1)],
+            [histogram_counts(y, np.concatenate([p.apart for p in plots]), near[plot], int(near.max()) + 1)],
             tested=len(y), labels=0, seconds=encoded,
             protocol=("difference of the index" if index else "1 - cosine similarity of the two dates' features")
             + f", bilinear to pixels, no label used; {len(scenes)} plots; all valid pixels",
         )
     )  # fmt: skip
     return scores
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """Features and labels of a plot with two dates.
+
+    `apart` is the distance of the dates per valid pixel, `places` are rows and columns of the centres of patches.
+    """
+
+    features: dict[str, Any]
+    labels: Array
+    patch_labels: Array
+    places: Array
+    apart: Array
+
+
+def _dated(encode: Any, scene: Scene, distance: Any, patch: int, tile: int, halo: int) -> _Plot:
+    two = [
+        encode_scene(encode, image, scene.bands, valid=scene.valid, tile=tile, halo=halo)  # type: ignore[arg-type]
+        for image in (scene.before, scene.image)
+    ]
+    rows, cols = np.nonzero(scene.valid)
+    apart = np.asarray(distance(two[0].values, two[1].values))
+    both = Tokens(np.concatenate([t.values for t in two]), two[0].stride, two[0].shape)
+    shares, complete = _share(scene.label, scene.valid, patch)
+    r, c = np.nonzero(complete)
+    return _Plot(
+        {"patch": both.patches(patch)[:, r, c].T, "pixel": (both, rows, cols), "second": (two[1], rows, cols)},
+        scene.label[rows, cols],
+        shares[r, c],
+        np.stack([r, c], axis=1) * patch + patch // 2,
+        Tokens(apart[None], two[0].stride, two[0].shape).at(rows, cols)[:, 0],
+    )
+
+
+def _held_out(
+    features: list[Any], y: Array, plot: Array, near: Array, fold: Array, strengths: Any, *, most: int, seed: int
+) -> Array:
+    """Return the score of each case by a probe that was fitted on the plots of the other fold."""
+    score = np.empty(len(y), "float32")
+    rng = np.random.default_rng(seed)
+    for side in (0, 1):
+        train, test = np.flatnonzero(fold[plot] != side), np.flatnonzero(fold[plot] == side)
+        some = np.sort(rng.choice(train, min(most, len(train)), replace=False))
+        probe = linear_probe(_take(features, plot, some), y[some], groups=near[plot[some]], strengths=strengths)
+        for i in np.unique(plot[test]):
+            score[plot == i] = probe.decision_function(_take(features, plot, np.flatnonzero(plot == i)))
+    return score
 
 
 def plots_apart(scenes: Sequence[Scene]) -> list[Scene]:
