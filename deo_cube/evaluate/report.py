@@ -365,13 +365,7 @@ def evaluate(
         chosen = ["series"] if tasks is None else chosen
         if chosen != ["series"]:
             raise ArgumentError(f"tasks: {encode.name} reads series, and is scored on tasks=['series'], got {chosen}")
-    if baselines is None:
-        if isinstance(encode, ModelEncode | SeriesEncode):
-            # The model's own shape is the fairer untrained network.
-            own_shape = [untrained(encode.card)] if encode.card.trained else []
-            baselines = [*(b for b in BASELINES if b.name != "untrained network"), *own_shape]
-        else:
-            baselines = BASELINES
+    baselines = _baselines_for(encode) if baselines is None else baselines
     data, skipped, scores, differences = local_path(data), {}, [], []
     if not data.is_dir():
         raise not_found("data", data, "the folder that holds the labelled data sets")
@@ -398,3 +392,11 @@ def evaluate(
     if out is not None:
         report.to_json(out)
     return report
+
+
+def _baselines_for(encode: Any) -> Sequence[Any]:
+    if not isinstance(encode, ModelEncode | SeriesEncode):
+        return BASELINES
+    # The model's own shape is the fairer untrained network.
+    own_shape = [untrained(encode.card)] if encode.card.trained else []
+    return [*(b for b in BASELINES if b.name != "untrained network"), *own_shape]

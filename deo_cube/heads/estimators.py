@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
+from deo_cube.heads.vectors import softmax, unit
 
 __all__ = [
     "Fitted",
@@ -186,7 +187,7 @@ def _linear(v: Array, t: Tensors) -> Array:
 
 
 def _unit(v: Array, t: Tensors) -> Array:
-    return np.asarray(v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12))
+    return unit(v)
 
 
 def _relu(v: Array, t: Tensors) -> Array:
@@ -198,8 +199,7 @@ def _tanh(v: Array, t: Tensors) -> Array:
 
 
 def _softmax(v: Array, t: Tensors) -> Array:
-    e = np.exp(v - v.max(axis=1, keepdims=True))
-    return np.asarray(e / e.sum(axis=1, keepdims=True))
+    return softmax(v)
 
 
 def _two(v: Array, t: Tensors) -> Array:
@@ -276,7 +276,7 @@ def _neighbours(v: Array, t: Tensors) -> Array:
     for start in range(0, len(v), ROWS):
         part = v[start : start + ROWS]
         if t["cosine"][0]:
-            distance = 1 - _unit(part, {}) @ _unit(known, {}).T
+            distance = 1 - unit(part) @ unit(known).T
         else:
             distance = np.sqrt(np.maximum((part**2).sum(axis=1)[:, None] - 2 * part @ known.T + square, 0))
         nearest = np.argpartition(distance, k - 1, axis=1)[:, :k]

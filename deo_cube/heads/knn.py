@@ -15,6 +15,7 @@ from deo_cube.errors import ArgumentError
 from deo_cube.heads.base import BaseHead, ModelId, predict_classes
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.labels import LabelOptions, class_counts, label_vectors
+from deo_cube.heads.vectors import unit
 
 __all__ = ["KNNHead"]
 
@@ -85,7 +86,7 @@ class KNNHead(BaseHead):
         return cls(
             classes,
             model,
-            _unit(stored.vectors - mean).astype("float32"),
+            unit(stored.vectors - mean).astype("float32"),
             stored.truth,
             mean.astype("float32"),
             neighbours,
@@ -102,14 +103,10 @@ class KNNHead(BaseHead):
         k = min(self.k, len(known))
 
         def votes(v: Array) -> Array:
-            similarity = _unit(v - self.mean) @ known.T
+            similarity = unit(v - self.mean) @ known.T
             nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
             weight = np.maximum(np.take_along_axis(similarity, nearest, axis=1) + 1, 1e-6) ** 4
             share = np.einsum("nk,nkc->nc", weight, one_hot[nearest]) / prior
             return np.asarray(share / share.sum(axis=1, keepdims=True))
 
         return predict_classes(self, embeddings, votes, votes if probabilities else None)
-
-
-def _unit(v: Array) -> Array:
-    return np.asarray(v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12))

@@ -18,6 +18,7 @@ from deo_cube.heads.base import BaseHead, ModelId, predict_classes
 from deo_cube.heads.cells import TrainingVectors
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.labels import LabelOptions, class_counts, label_vectors
+from deo_cube.heads.vectors import softmax
 
 __all__ = ["LinearHead"]
 
@@ -109,12 +110,7 @@ class LinearHead(BaseHead):
         return np.asarray(vectors @ self.weights + self.bias)
 
     def _probabilities(self, vectors: Array) -> Array:
-        return _softmax(self._scores(vectors))
-
-
-def _softmax(scores: Array) -> Array:
-    e = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(e / e.sum(axis=1, keepdims=True))
+        return softmax(self._scores(vectors))
 
 
 def _fit(
@@ -172,7 +168,7 @@ def _choose_strength(
         for i, strength in enumerate(strengths):
             weights, bias = _fit(labelled.vectors[train], codes[train], classes, estimator, strength, balanced)
             scores = labelled.vectors[test].astype("float64") @ weights + bias
-            p = _softmax(scores)[np.arange(len(truth)), truth]
+            p = softmax(scores)[np.arange(len(truth)), truth]
             losses[i] += (weight * -np.log(np.maximum(p, 1e-4))).sum()
             correct[i] += (weight * (scores.argmax(axis=1) == truth)).sum()
     # Scores of ridge are not log-probabilities: there the number of correct cells decides.

@@ -35,17 +35,7 @@ def read_map(map_: Any, time: Any, argument: str = "map") -> tuple[xr.DataArray,
 
     Errors name `argument`.
     """
-    array = _opened(map_, argument)
-    if isinstance(array, xr.Dataset):
-        names = [str(k) for k, v in array.data_vars.items() if v.ndim >= 2]
-        if len(names) != 1:
-            raise ArgumentTypeError(f"{argument} must be one layer, got a Dataset with {names}: pass one, ds[name]")
-        array = array[names[0]]
-    if not isinstance(array, xr.DataArray):
-        raise ArgumentTypeError(f"{argument} must be a DataArray or the path of a map, got {type(map_).__name__}")
-    if {"class", "embedding"} & set(array.dims):
-        call = "probabilities" if "class" in array.dims else "embeddings"
-        raise ArgumentTypeError(f"{argument} must be classes or a quantity (y, x), got {call}: use head.predict(emb)")
+    array = _one_layer(map_, argument)
     if "time" in array.dims:
         array = one_time(array, time)
     y, x = spatial_dims(array)
@@ -61,6 +51,21 @@ def read_map(map_: Any, time: Any, argument: str = "map") -> tuple[xr.DataArray,
     if "flag_values" not in array.attrs and (array.dtype.kind == "f" or scale_and_offset(array) != (1.0, 0.0)):
         return _quantity(array, argument), None
     return _classes(array, argument)
+
+
+def _one_layer(map_: Any, argument: str) -> xr.DataArray:
+    array = _opened(map_, argument)
+    if isinstance(array, xr.Dataset):
+        names = [str(k) for k, v in array.data_vars.items() if v.ndim >= 2]
+        if len(names) != 1:
+            raise ArgumentTypeError(f"{argument} must be one layer, got a Dataset with {names}: pass one, ds[name]")
+        array = array[names[0]]
+    if not isinstance(array, xr.DataArray):
+        raise ArgumentTypeError(f"{argument} must be a DataArray or the path of a map, got {type(map_).__name__}")
+    if {"class", "embedding"} & set(array.dims):
+        call = "probabilities" if "class" in array.dims else "embeddings"
+        raise ArgumentTypeError(f"{argument} must be classes or a quantity (y, x), got {call}: use head.predict(emb)")
+    return array
 
 
 def _quantity(array: xr.DataArray, argument: str) -> xr.DataArray:

@@ -29,8 +29,10 @@ __all__ = [
     "model_fingerprint",
     "same_places",
     "select_time",
+    "softmax",
     "spatial_dims",
     "subsample",
+    "unit",
 ]
 
 Array = NDArray[Any]
@@ -297,6 +299,17 @@ def _runs(size: int, count: int, runs: int = 8) -> Array:
     length = max(count // runs, 1)
     starts = np.linspace(0, size - length, min(runs, count)).round().astype(int)
     return np.unique((starts[:, None] + np.arange(length)).ravel())
+
+
+def unit(vectors: Array) -> Array:
+    """Return vectors (n, D) at length 1; zero vectors as they are."""
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+
+
+def softmax(scores: Array) -> Array:
+    """Return probabilities (n, K) of scores (n, K)."""
+    e = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(e / e.sum(axis=1, keepdims=True))
 
 
 def fit_lazily(
