@@ -17,10 +17,9 @@ import xarray as xr
 from deo_cube.cube.synthetic import synthetic_cube
 from deo_cube.embedding.embed import embed, with_runtime
 from deo_cube.embedding.options import EmbedOptions
-from deo_cube.embedding.plan import plan
+from deo_cube.embedding.plan import measure_rate, plan
 from deo_cube.embedding.prepare import prepare
 from deo_cube.embedding.process import choose_device
-from deo_cube.embedding.rates import measure_rate
 from deo_cube.errors import ArgumentError
 from deo_cube.options import Default
 from deo_cube.progress import Progress

@@ -27,7 +27,7 @@ import deo_cube
 from benchmarks.race import runners
 from benchmarks.race.setting import Setting, card_of, linked_cube, prepare, ref_of
 from deo_cube.embedding import transfer
-from deo_cube.embedding.rates import measure_rate
+from deo_cube.embedding.plan import measure_rate
 from deo_cube.errors import DeoCubeError
 from deo_cube.evaluate.seam import seam_report
 

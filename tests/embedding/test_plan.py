@@ -19,9 +19,8 @@ from deo_cube.cube import georeference
 from deo_cube.embedding import process
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.options import split_options
-from deo_cube.embedding.plan import plan
+from deo_cube.embedding.plan import measure_block_rate, plan
 from deo_cube.embedding.prepare import prepare
-from deo_cube.embedding.rates import measure_block_rate
 from deo_cube.testing import cube_at, raise_if_dask_computes
 
 SMALL: dict[str, Any] = {"model": "means", "block": 48}
