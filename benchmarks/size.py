@@ -36,7 +36,7 @@ import deo_cube
 from benchmarks import null
 from deo_cube import options
 from deo_cube.embedding.embed import embed
-from deo_cube.store import create, layout, report, run_local, storage, write
+from deo_cube.store import create, layout, report, scheduler, storage, write
 from deo_cube.store.layout import Layout
 from deo_cube.store.open import status
 
@@ -74,7 +74,7 @@ def begin(path: Path, side: int) -> tuple[Any, Any, float]:
     target = create.create(emb, storage.locate(path), layout, resume=True, overwrite=False).target
     bar = report.ProgressBar(emb, layout, shown=False)
     jobs = write._jobs(emb, target, write._todo(target.record, bar), write.Reading(3, 1800.0), "size")
-    run_local.pickled(next(jobs))
+    scheduler.pickled(next(jobs))
     return target, jobs, time.perf_counter() - start
 
 
@@ -101,7 +101,7 @@ def many(config: Config, folder: Path) -> dict[str, float]:
     _, jobs, found["start_s"] = begin(path, config.side)
     found["start_mb"] = megabytes() - before
     start = time.perf_counter()
-    some = [run_local.pickled(job) for job in itertools.islice(jobs, 500)]
+    some = [scheduler.pickled(job) for job in itertools.islice(jobs, 500)]
     found["client_ms_a_block"] = (time.perf_counter() - start) / 500 * 1e3
     found["pickled_kb_a_block"] = len(some[-1]) / 1e3
     ran = list(itertools.islice(jobs, 100))

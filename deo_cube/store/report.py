@@ -17,11 +17,11 @@ from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.embedding import process, tasks
 from deo_cube.embedding.block import EmbedBlock
-from deo_cube.embedding.rates import known_rate
+from deo_cube.embedding.plan import known_rate
 from deo_cube.errors import DeoCubeError
 from deo_cube.progress import Progress, duration, size
 from deo_cube.store.layout import Block, Layout
-from deo_cube.store.run_local import count_workers
+from deo_cube.store.scheduler import count_workers
 from deo_cube.store.storage import is_local
 from deo_cube.store.template import own_geobox
 

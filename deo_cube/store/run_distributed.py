@@ -37,7 +37,7 @@ from deo_cube.arguments import number
 from deo_cube.embedding import chunks, metadata, node_weights, process
 from deo_cube.errors import ArgumentError, DeoCubeError, DeviceError, SchedulerError, WeightsNotFoundError
 from deo_cube.options import get_option
-from deo_cube.store import run_local
+from deo_cube.store import scheduler
 from deo_cube.store.layout import Block
 from deo_cube.store.report import ProgressBar
 
@@ -449,7 +449,7 @@ def _run_blocks(
 ) -> None:
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     again: list[_PendingBlock] = []
-    new = (_PendingBlock(job.block, run_local.pickled(job)) for job in jobs)
+    new = (_PendingBlock(job.block, scheduler.pickled(job)) for job in jobs)
     while True:
         if pool.refresh(REFRESH):
             _recall_stranded(pool, running, again)
@@ -459,7 +459,7 @@ def _run_blocks(
                 break
             placement = pool.placement()
             future = client.submit(
-                run_local.unpickled_call, run_job, one.job, pure=False, key=_key(one), retries=0, **placement
+                scheduler.unpickled_call, run_job, one.job, pure=False, key=_key(one), retries=0, **placement
             )
             one.submissions += 1
             one.workers = tuple(placement.get("workers", ()))

@@ -1,23 +1,55 @@
-"""Choose what runs the blocks, and connect to a Dask scheduler by its address or file, or refuse within seconds."""
+"""Choose what runs the blocks of a job; run them on threads or processes of this machine; connect to a cluster.
+
+Blocks are submitted a few at a time, one when another ends. Those on a cluster are in `run_distributed.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import multiprocessing
+import os
 import queue
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import dask
 
 from deo_cube.embedding import process
-from deo_cube.errors import ArgumentError, SchedulerError
+from deo_cube.errors import ArgumentError, DeviceError, SchedulerError
 from deo_cube.extras import require
+from deo_cube.options import set_options
 from deo_cube.paths import local_path
+from deo_cube.store.layout import Block
 
-__all__ = ["choose_scheduler", "connect", "is_address"]
+if TYPE_CHECKING:
+    from deo_cube.store.report import ProgressBar
+
+__all__ = [
+    "choose_scheduler",
+    "connect",
+    "count_workers",
+    "executor",
+    "is_address",
+    "pickled",
+    "run_blocks",
+    "unpickled_call",
+]
 
 #: Seconds to wait for a file that a scheduler which was just started has not written yet.
 FILE = 5.0
@@ -68,6 +100,112 @@ def choose_scheduler(scheduler: str | None) -> str:
 def is_address(scheduler: str) -> bool:
     """Return whether a text names a scheduler by its address or file, and not one of Dask's local ones."""
     return "://" in scheduler or scheduler.lower().endswith(".json")
+
+
+def count_workers(kind: str, num_workers: int | None) -> int:
+    """Return the number of threads or processes that run blocks on this machine."""
+    if kind == "synchronous":
+        return 1
+    return num_workers or process.cpu_threads() + (0 if kind == "processes" else 2)
+
+
+@contextmanager
+def executor(kind: str, num_workers: int | None) -> Iterator[tuple[Executor, int]]:
+    """Yield an executor of this machine, and the number of blocks to submit to it at a time."""
+    n = count_workers(kind, num_workers)
+    if kind == "processes":
+        # Not fork, which the threads of torch and GDAL do not survive.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(n, mp_context=spawn, initializer=_prepare_process) as pool:
+            yield pool, 2 * n
+        return
+    with ThreadPoolExecutor(n, thread_name_prefix="deo_cube-block") as threads_pool:
+        yield threads_pool, n
+
+
+def _prepare_process() -> None:
+    """Set up a process that does nothing but run blocks."""
+    set_options(cpu_tuning=True)
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as its parent has ended, for whatever reason.
+
+    A killed parent would leave its workers waiting for the next block, each with a loaded model.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            # Not sys.exit, which would wait for the running block; a killed block is simply done again.
+            os._exit(1)
+
+    threading.Thread(target=watch, name="deo_cube-parent", daemon=True).start()
+
+
+def run_blocks(
+    executor: Executor,
+    slots: int,
+    jobs: Iterable[Any],
+    run: Callable[[Any], Any],
+    bar: ProgressBar,
+    give_up: Callable[[], None],
+    results: Callable[[Block, Any], None] | None = None,
+) -> None:
+    """Run jobs (each with its `block`), `slots` at a time; stop at the first failure.
+
+    `give_up` is called then, before running jobs are waited for.
+
+    Raises
+    ------
+    DeviceError
+        If a worker process was killed.
+    """
+    jobs = iter(jobs)
+    running: dict[Future[Any], Block] = {}
+    processes = type(executor).__name__ == "ProcessPoolExecutor"
+    try:
+        while True:
+            for job in itertools.islice(jobs, slots - len(running)):
+                future = executor.submit(unpickled_call, run, pickled(job)) if processes else executor.submit(run, job)
+                running[future] = job.block
+            if not running:
+                return
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                block = running.pop(future)
+                result = future.result()
+                if results is not None:
+                    results(block, result)
+                bar.update(block)
+    except BrokenExecutor as error:
+        # A worker process was killed by another process, or by the system.
+        killed = DeviceError(
+            "a worker process was killed: most likely it ran out of memory. Pass a smaller num_workers=, or embed "
+            "with a smaller block="
+        )
+        bar.add_progress_note(killed)
+        give_up()
+        raise killed from error
+    except BaseException as error:
+        bar.add_progress_note(error)
+        give_up()
+        raise
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def pickled(job: Any) -> bytes:
+    """Pickle a job by value: its graph may hold functions of a notebook, which plain pickle cannot send."""
+    return bytes(cloudpickle.dumps(job))
+
+
+def unpickled_call(run: Callable[[Any], Any], job: bytes) -> Any:
+    """Run a pickled job."""
+    return run(cloudpickle.loads(job))
 
 
 def connect(scheduler: str) -> Any:

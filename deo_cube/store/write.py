@@ -1,7 +1,7 @@
 """Write embeddings to a store (`emb.deo.to_zarr()`): each block is read, encoded and written by one task.
 
 All schedulers share one path: a job is the small graph of one block and its target, and runs on threads or processes
-here (`run_local.py`) or on the workers of a cluster (`run_distributed.py`). The job's graph is computed inside its
+here (`scheduler.py`) or on the workers of a cluster (`run_distributed.py`). The job's graph is computed inside its
 task, so a scheduler sees one task per block, whatever the source; no values are moved between workers. Jobs are made
 when they are needed, and the progress record is read as they are made: a million blocks start as quickly as ten.
 
@@ -38,11 +38,11 @@ from deo_cube.embedding import chunks, graph, look, tasks
 from deo_cube.embedding.inputs import compute_block
 from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
 from deo_cube.packed import decoded_floats
-from deo_cube.store import create, run_local, storage
+from deo_cube.store import create, storage
 from deo_cube.store.layout import GROUP, PLANE_DTYPES, Block, Layout, Record, Target, lost_shards, planes_of
 from deo_cube.store.open import open_embeddings
 from deo_cube.store.report import ComparisonBar, ProgressBar, log_complete, log_end, log_start
-from deo_cube.store.scheduler import choose_scheduler
+from deo_cube.store.scheduler import choose_scheduler, executor, run_blocks
 
 __all__ = ["SOURCES", "source_token", "to_zarr"]
 
@@ -221,14 +221,14 @@ class _Run:
         run = uuid.uuid4().hex
         jobs = _jobs(self.emb, target, blocks, self.reading, run)
         if self.scheduler == "distributed":
-            from deo_cube.store.run_distributed import run_blocks
+            from deo_cube.store import run_distributed
 
             runs = [task.run for task in tasks.block_tasks(self.emb.data)]
-            run_blocks(jobs, run_one, bar, runs, run=run, patience=self.patience, results=results)
+            run_distributed.run_blocks(jobs, run_one, bar, runs, run=run, patience=self.patience, results=results)
             return
         try:
-            with run_local.executor(self.scheduler, self.num_workers) as (executor, slots):
-                run_local.run_blocks(executor, slots, jobs, run_one, bar, partial(chunks.forget, run), results)
+            with executor(self.scheduler, self.num_workers) as (pool, slots):
+                run_blocks(pool, slots, jobs, run_one, bar, partial(chunks.forget, run), results)
         finally:
             chunks.forget(run)
 

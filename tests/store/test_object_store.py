@@ -12,7 +12,7 @@ import xarray as xr
 
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import MissingExtraError, StoreMismatchError
-from deo_cube.store import layout, run_local, storage
+from deo_cube.store import layout, scheduler, storage
 from deo_cube.store.open import is_embeddings, open_embeddings, status, verify_store
 from deo_cube.store.write import to_zarr
 from deo_cube.testing import cube_at
@@ -147,7 +147,7 @@ def test_the_options_travel_with_the_blocks(bucket: str, options: dict[str, Any]
     from deo_cube.store import write
 
     run_job = write.run_job
-    monkeypatch.setattr(write, "run_job", lambda job: run_local.unpickled_call(run_job, run_local.pickled(job)))
+    monkeypatch.setattr(write, "run_job", lambda job: scheduler.unpickled_call(run_job, scheduler.pickled(job)))
     to_zarr(embed(cube_at((60, 60), times=1), **SMALL), bucket, progress=False, storage_options=options)
     assert verify_store(bucket, storage_options=options).complete
 

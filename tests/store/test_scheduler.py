@@ -22,7 +22,7 @@ from distributed import LocalCluster
 from deo_cube.cli import main
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import ArgumentError, DeviceError, SchedulerError
-from deo_cube.store import report, run_local, scheduler
+from deo_cube.store import report, scheduler
 from deo_cube.store.layout import Layout
 from deo_cube.store.scheduler import choose_scheduler, connect
 from deo_cube.testing import cube_at
@@ -200,9 +200,9 @@ def test_a_process_that_is_killed_is_an_error_that_names_the_argument() -> None:
     gave_up: list[bool] = []
     with (
         pytest.raises(DeviceError, match="num_workers=.*block=") as caught,
-        run_local.executor("processes", 2) as (pool, slots),
+        scheduler.executor("processes", 2) as (pool, slots),
     ):
-        run_local.run_blocks(
+        scheduler.run_blocks(
             pool, slots, [Deadly((0, 0, i)) for i in range(6)], Deadly.run, bar, lambda: gave_up.append(True)
         )
     assert gave_up == [True]
