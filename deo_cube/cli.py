@@ -615,7 +615,10 @@ def similar(
     x: Annotated[Positional[float], arg(help="x of the example, in the CRS of STORE or --crs", metavar="X")],
     y: Annotated[Positional[float], arg(help="y of the example, likewise", metavar="Y")],
     out: Annotated[Positional[Path], arg(help="map of similarity: .tif, or .zarr", metavar="OUT")],
-    negatives: Annotated[tuple[str, ...], arg(help="counter-examples: x,y, or a file", metavar="[X,Y|FILE ...]")] = (),
+    negatives: Annotated[
+        tuple[str, ...],
+        arg(help="counter-examples: x,y, or a file", metavar="[X,Y|FILE ...]", help_behavior_hint=OPTIONAL),
+    ] = (),
     metric: Annotated[Literal["cosine", "euclidean"], arg(help="similarity, or distance")] = "cosine",
     time: Annotated[
         str | None, TEXT, arg(help="date of the map and the examples", help_behavior_hint="(default: all)")
@@ -666,9 +669,15 @@ def index(
 def search(
     index: Annotated[Positional[str], arg(help="search index, which `index` wrote", metavar="INDEX")],
     positives: Annotated[
-        Positional[tuple[str, ...]], arg(help="examples: x,y, or a file with points or polygons", metavar="X,Y|FILE")
+        Positional[tuple[str, ...]],
+        arg(
+            help="examples: x,y, or a file with points or polygons", metavar="X,Y|FILE", help_behavior_hint="(required)"
+        ),
     ],
-    negatives: Annotated[tuple[str, ...], arg(help="counter-examples, as the examples", metavar="[X,Y|FILE ...]")] = (),
+    negatives: Annotated[
+        tuple[str, ...],
+        arg(help="counter-examples, as the examples", metavar="[X,Y|FILE ...]", help_behavior_hint=OPTIONAL),
+    ] = (),
     k: Annotated[int, arg(help="number of results")] = 10,
     bbox: Annotated[
         tuple[float, float, float, float] | None,
@@ -734,7 +743,11 @@ def search(
 def mosaic(
     stores: Annotated[
         Positional[tuple[str, ...]],
-        arg(help="stores of embeddings, and last the Zarr store of the whole", metavar="STORE STORE ... OUT"),
+        arg(
+            help="stores of embeddings, and last the Zarr store of the whole",
+            metavar="STORE STORE ... OUT",
+            help_behavior_hint="(required)",
+        ),
     ],
     overwrite: Annotated[bool, arg(help="replace OUT")] = False,
     progress: Annotated[bool, arg(help="show the progress bar")] = True,
@@ -825,11 +838,13 @@ def view(
         TEXT,
         arg(help="cube that was embedded, for true colour: .zarr, .nc, .tif, or .json", help_behavior_hint=OPTIONAL),
     ] = None,
-    head: Annotated[tuple[Path, ...], arg(help="saved heads to show as layers")] = (),
+    head: Annotated[tuple[Path, ...], arg(help="saved heads to show as layers", help_behavior_hint=OPTIONAL)] = (),
     host: Annotated[str, arg(help="address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
     port: Annotated[int, arg(help="port; 0 takes a free one")] = 0,
     browser: Annotated[bool, arg(help="open the page in the browser")] = True,
-    hostnames: Annotated[tuple[str, ...], arg(help="further names of this machine that browsers may use")] = (),
+    hostnames: Annotated[
+        tuple[str, ...], arg(help="further names of this machine that browsers may use", help_behavior_hint=OPTIONAL)
+    ] = (),
     index: Annotated[
         str | None,
         TEXT,

@@ -57,7 +57,7 @@ def description(command: str, verb: Callable[..., Any]) -> str:
     # tyro joins lines that begin with a letter, and does not wrap them.
     does = textwrap.wrap(" ".join((inspect.getdoc(verb) or "").split()), _width(), subsequent_indent="  ")
     examples = [f"$ deo-cube {command} {example}".rstrip() for example in EXAMPLES.get(command, ())]
-    return "\n".join([*does, "", *examples]).strip()
+    return "\n".join([*does, "", "Examples:", *examples]).strip()
 
 
 def _width() -> int:

@@ -250,7 +250,7 @@ def test_help_fits_80_columns(
     assert run(command, "--help") == 0
     printed = capsys.readouterr().out
     assert max(map(len, (line for line in printed.splitlines() if not line.startswith("usage: ")))) <= 80
-    assert not re.search(r"None[)}]", printed)
+    assert not re.search(r"None[)}]|default: \)", printed)
     assert "\x1b" not in printed
     for word in SPELLINGS[command].positions.values():
         assert word.split()[0] in printed

@@ -187,4 +187,11 @@ def test_results_of_the_index_in_the_browser(view: ViewerState) -> None:
         page.wait("location.hash.includes('marked=')")
         page.press(elsewhere)
         page.wait("document.querySelector('#toasts').innerText.match(/Outside the store|not a date/)")
+        # The view and the dates limit what is found.
+        page.js("document.getElementById('in-view').click()")
+        first = "document.getElementById('from-date')"
+        page.js(f"{first}.value = '2020-01-01'; {first}.dispatchEvent(new Event('change'))")
+        page.wait("!document.getElementById('result-list').inert")
+        dates = "[...document.querySelectorAll('#result-list .place span:first-child')].map((e) => e.innerText)"
+        page.wait(f"{dates}.length > 0 && {dates}.every((date) => date.startsWith('2020'))")
         assert page.errors == []
