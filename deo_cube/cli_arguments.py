@@ -237,7 +237,7 @@ def _in_plain_words(report: str, spelling: Spelling) -> tuple[str, str]:
     text = " ".join(" ".join(lines).split())
     if "Missing from" in text:
         needed = [line.strip().partition(" ")[0] for line in lines if re.match(r" {4}\S", line)]
-        apart = "; x and y are two words, without a comma" if "x" in spelling.positions else ""
+        apart = "; x and y are two words, without a comma" if {"x", "y"} <= spelling.positions.keys() else ""
         return f"{spelling.command} needs {_joined(needed)}", remedy + apart
     if text.startswith("Unrecognized"):
         surplus = text.partition(":")[2].strip().split(", ")

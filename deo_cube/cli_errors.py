@@ -60,6 +60,7 @@ _CALLS = (
     (r"deo_cube\.embed_series\(cube, '(\w+)'\)(?: \(deo-cube embed-series\))?", r"deo-cube embed-series --model \1"),
     (r"deo_cube\.set_options\(offline=False\)", "DEO_CUBE_OFFLINE=0 in the environment"),
     (r"verify_store\(\.\.\., repair=True\) \(in a shell: (deo-cube verify --repair)\)", r"\1"),
+    (r"pass a boolean DataArray, or 'scl'", "name a variable, or scl"),
     (r"plan\(measure=True\)", "deo-cube plan CUBE --measure"),
     (r"Use them: .*?emb\.deo\.to_zarr\(path\); or", "Use them: deo-cube pca, similar, sample or segment; or"),
     (r"use head\.predict\(emb\)", "map them first, deo-cube segment STORE HEAD OUT"),

@@ -130,7 +130,7 @@ class StoreMismatchError(DeoCubeError, ValueError):
     """The store on disk was made by another model, cube or plan, or is not one of ours."""
 
 
-class StoreNotFoundError(StoreMismatchError, InputNotFoundError):
+class StoreNotFoundError(InputNotFoundError, StoreMismatchError):
     """No store is at a path."""
 
 

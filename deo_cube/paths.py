@@ -109,9 +109,11 @@ def _nearest(path: object) -> str:
     except (OSError, DeoCubeError):
         parent = Path(str(path)).parent
         return "" if parent.exists() else f", and neither does the folder {parent}"
-    # "emb" is "emb.zarr" without its ending, though most of the letters differ.
-    similar = [n for n in sorted(names) if Path(n).stem.lower() == local.stem.lower() and not n.startswith(".")]
-    similar = similar or difflib.get_close_matches(local.name, names, 1)
+    # Stems are compared: most of the letters of names are often their ending.
+    stems = {Path(name).stem for name in names if not name.startswith(".")}
+    nearest = difflib.get_close_matches(local.stem, stems, 1)
+    similar = [name for name in sorted(names) if nearest and Path(name).stem == nearest[0]]
+    similar.sort(key=lambda name: -difflib.SequenceMatcher(None, name, local.name).ratio())
     return f", but {local.with_name(similar[0])} does" if similar else ""
 
 

@@ -281,6 +281,8 @@ def test_every_command_has_examples() -> None:
         (["plan", "folder"], ["CUBE: folder"], "open_cube"),
         (["assess", "emb.zarr", "places.csv"], ["MAP", "deo-cube segment"], "head.predict"),
         (["change-series", "emb.zarr", "c.tif"], ["deo-cube change A B OUT"], "change(before"),
+        (["sample", "emb.zarr", "map.tif", "o.csv"], ["PLACES: map.tif", ".gpkg"], "geopandas cannot"),
+        (["info"], ["info needs X"], "comma"),
         (["verify", "tinny"], ["NAME|STORE", "tiny"], "model="),
         (["similar", "emb.zarr", "1", "2", "s.png"], ["OUT", ".zarr"], "path:"),
     ],

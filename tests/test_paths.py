@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+import pickle
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import deo_cube
-from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError
-from deo_cube.paths import expand, is_url, local_path
+from deo_cube.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DeoCubeError,
+    InputNotFoundError,
+    StorageError,
+    StoreMismatchError,
+    StoreNotFoundError,
+    naming,
+)
+from deo_cube.paths import expand, is_url, local_path, not_found, reading
 
 
 @pytest.fixture
@@ -111,3 +125,67 @@ def test_a_source_of_training_is_expanded(home: Path) -> None:
     assert spec.path == str(home / "cubes/*.zarr")
     assert spec.rgb == str(home / "fine.tif")
     assert SourceSpec.parse("s3://bucket/c.zarr").path == "s3://bucket/c.zarr"
+
+
+NAMES = st.from_regex(r"[a-c]{1,4}(\.zarr|\.tif)?", fullmatch=True)
+
+
+@given(names=st.sets(NAMES, max_size=6), missing=NAMES)
+def test_a_missing_path_is_named_with_a_file_that_exists(names: set[str], missing: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names - {missing}:
+            (Path(folder) / name).touch()
+        message = str(not_found("emb", Path(folder) / missing, "a store"))
+        assert message.startswith(f"emb: {folder}/{missing} does not exist")
+        assert message.endswith("Expected a store")
+        if nearest := re.search(r"but (\S+) does", message):
+            assert Path(nearest[1]).exists()
+        # The same name with another ending is the nearest one.
+        same = {name for name in names - {missing} if Path(name).stem == Path(missing).stem}
+        assert not same or (nearest and Path(nearest[1]).name in same)
+
+
+def test_a_missing_folder_and_addresses_have_no_nearest_file(tmp_path: Path) -> None:
+    assert f"neither does the folder {tmp_path / 'no'}" in str(not_found("x", tmp_path / "no" / "a.tif", "a raster"))
+    for address in ("https://example.org/a.tif", "/vsis3/bucket/a.tif", "s3://bucket/a.zarr"):
+        assert str(not_found("x", address, "a raster")) == f"x: {address} does not exist. Expected a raster"
+
+
+def test_every_missing_input_is_one_wording(tmp_path: Path) -> None:
+    path = tmp_path / "none.zarr"
+    emb = deo_cube.synthetic_cube(size=64, times=1).deo.embed()
+    calls = {
+        "path": lambda: deo_cube.open_cube(path),
+        "store": lambda: deo_cube.open_embeddings(path),
+        "emb": lambda: deo_cube.similar(path, (0, 0)),
+        "head": lambda: deo_cube.load_head(path),
+        "x": lambda: deo_cube.info(path),
+        "map": lambda: deo_cube.assess(path, path),
+        "places": lambda: emb.deo.sample(path),
+        "labels": lambda: deo_cube.fit_head("knn", emb, path),
+        "weights": lambda: deo_cube.synthetic_cube(size=64, times=1).deo.embed(weights=path),
+    }
+    for argument, call in calls.items():
+        with pytest.raises(FileNotFoundError, match=rf"^{argument}: .*none\.zarr does not exist"):
+            call()
+
+
+def test_a_missing_store_is_both_errors() -> None:
+    with pytest.raises(StoreMismatchError) as caught:
+        deo_cube.open_embeddings("none.zarr")
+    assert isinstance(caught.value, InputNotFoundError | StoreNotFoundError)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (StoreNotFoundError, str(caught.value))
+
+
+def test_what_a_library_raises_while_it_reads_names_the_argument(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(b"")
+    for raised in (OSError("damaged"), ValueError("damaged"), KeyError("damaged"), RuntimeError("damaged")):
+        with pytest.raises(StorageError, match="map: .*an empty file.*damaged"), reading("map", tmp_path / "a.tif", ""):
+            raise raised
+    with pytest.raises(ArgumentError, match="own"), reading("map", tmp_path / "a.tif", ""):
+        raise ArgumentError("own")
+    with pytest.raises(ArgumentError, match="^cube: x"), naming("cube"):
+        raise ArgumentError("path: x")
+    with pytest.raises(ArgumentError, match="^paths"), naming("cube"):
+        raise ArgumentError("paths are kept")

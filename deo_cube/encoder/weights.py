@@ -109,7 +109,7 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
                 raise WeightsNotFoundError(f"weights={str(weights)!r} is a folder without {_names(card)}")
             path = inside
         if not path.is_file():
-            raise not_found("weights", weights, f"the file of {_names(card)}", error=WeightsNotFoundError)
+            raise not_found("weights", weights, f"the file {_names(card)}", error=WeightsNotFoundError)
         return check_file(card, path)
     location = local_weights(card)
     if location is None:

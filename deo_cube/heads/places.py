@@ -16,7 +16,14 @@ from odc.geo.geobox import GeoBox
 from pyproj import CRS
 
 from deo_cube.cube.georeference import crs_name
-from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError, LabelsError, MissingCRSError
+from deo_cube.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    InputNotFoundError,
+    LabelsError,
+    MissingCRSError,
+    naming,
+)
 from deo_cube.heads.coverage import Coverage, cover
 from deo_cube.heads.geometries import clean, into_grid, transform
 from deo_cube.heads.tables import parsed_crs, read_frame, read_table, stated_crs
@@ -64,7 +71,8 @@ def read_places(places: Any, *, layer: Any = None, crs: Any = None) -> Places:
     own = parsed_crs(crs)
     if isinstance(places, str | os.PathLike):
         try:
-            frame = read_frame(places, layer)
+            with naming("places", "labels"):
+                frame = read_frame(places, layer)
         except InputNotFoundError as error:
             raise not_found("places", os.fsdecode(places), "a file: .gpkg, .geojson, .parquet, .csv, .shp") from error
         return _of_frame(frame, own)

@@ -36,7 +36,7 @@ from deo_cube.errors import (
     MissingExtraError,
 )
 from deo_cube.extras import require
-from deo_cube.paths import expand, is_url, not_found
+from deo_cube.paths import expand, is_url, not_found, unreadable
 
 __all__ = ["Table", "form_of", "located", "parsed_crs", "read_frame", "read_table", "stated_crs", "suffix_of"]
 
@@ -400,10 +400,8 @@ def _read_file(path: str, layer: Any) -> Any:
     except ImportError as error:
         raise MissingExtraError(f"reading {name} needs another package: {error}") from error
     except Exception as error:  # of pyogrio, pyarrow, pandas or the operating system, depending on the damage
-        raise LabelsError(
-            f"geopandas cannot read labels from {path} ({error}). Pass a raster in another format than GeoTIFF as a "
-            "DataArray"
-        ) from error
+        expected = "a table of places (.gpkg, .geojson, .parquet, .csv, .shp), or a raster of them (.tif)"
+        raise unreadable("labels", path, expected, error, error=LabelsError) from error
 
 
 def _chosen_layer(path: str, name: str, layer: Any) -> str | int | None:
