@@ -22,7 +22,7 @@ from deo_cube.constants import INT8_INVALID
 from deo_cube.cube.masks import check_mask, hidden_classes
 from deo_cube.cube.units import MIXED, Radiometry, find_unit_error, mixed_with_nodata
 from deo_cube.embedding import process, transfer
-from deo_cube.embedding.inputs import stand_in
+from deo_cube.embedding.tasks import stand_in
 from deo_cube.embedding.tiles import TileCuts, TilePlan
 from deo_cube.embedding.windows import BlockIndex
 from deo_cube.encoder.normalize import constant
@@ -196,7 +196,7 @@ class EmbedBlock:
         return ValidBlock(self.plan, self.radiometry, self.scl)
 
     def stand_in(self, index: BlockIndex, windows: tuple[Array, ...]) -> tuple[Array, NDArray[np.float32]]:
-        """Return numbers in place of the embeddings that depend on the block's place alone, see `inputs`."""
+        """Return numbers in place of the embeddings that depend on the block's place alone, see `tasks`."""
         plan = self.plan
         rows, columns = plan.rows.block(index.row), plan.columns.block(index.column)
         shape = (1, self.ref.layer.dim, rows.out_size, columns.out_size)

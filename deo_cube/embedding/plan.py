@@ -25,9 +25,9 @@ from deo_cube.cube import georeference
 from deo_cube.embedding import process, transfer
 from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.embed import block_of, check_device, with_runtime
-from deo_cube.embedding.inputs import input_checksum
 from deo_cube.embedding.options import RunOptions, split_options
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
+from deo_cube.embedding.tasks import input_checksum
 from deo_cube.embedding.tiles import TilePlan
 from deo_cube.embedding.windows import BlockIndex, read_amplification
 from deo_cube.encoder.card import ModelCard

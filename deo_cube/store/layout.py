@@ -28,7 +28,7 @@ The progress record has one object per block, written after its shards. An entry
 
 - bits 0 to 31: the CRC-32 of what was written
 - bit 32: set, so that an entry of zeros is not an entry
-- bits 33 to 63: a checksum of what the block was made from (`inputs.input_checksum`); 0 where an earlier version did
+- bits 33 to 63: a checksum of what the block was made from (`tasks.input_checksum`); 0 where an earlier version did
   not record it
 
 Whatever else is found under such a name, as after a loss of power, is not an entry: the block is done again. Entries

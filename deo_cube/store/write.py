@@ -6,7 +6,7 @@ task, so a scheduler sees one task per block, whatever the source; no values are
 when they are needed, and the progress record is read as they are made: a million blocks start as quickly as ten.
 
 When a store is resumed, the inputs of its finished blocks are first compared with those of this call
-(`embedding/inputs.py`), by jobs of the same kind that read and do not encode.
+(`embedding/tasks.py`), by jobs of the same kind that read and do not encode.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from deo_cube.arguments import embeddings_of, refuse_foreign
 from deo_cube.constants import Attribute
 from deo_cube.cube.coordinates import storable_coordinates
 from deo_cube.embedding import chunks, graph, look, tasks
-from deo_cube.embedding.inputs import compute_block
+from deo_cube.embedding.tasks import compute_block
 from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
 from deo_cube.packed import decoded_floats
 from deo_cube.store import create, storage

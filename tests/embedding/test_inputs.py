@@ -14,7 +14,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deo_cube.embedding import block, inputs, process
+from deo_cube.embedding import block, process, tasks
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.windows import BlockIndex
 from deo_cube.errors import ArgumentError, StoreMismatchError
@@ -444,9 +444,9 @@ def test_what_was_computed_from_embeddings_says_how(tmp_path: Path, compute: Any
 )
 def test_stand_ins_depend_on_the_place_alone(at: tuple[int, int, int], dtype: str) -> None:
     shape = (1, 6, 5, 4)
-    one = inputs.stand_in(BlockIndex(*at), shape, np.dtype(dtype))
-    two = inputs.stand_in(BlockIndex(*at), shape, np.dtype(dtype))
-    other = inputs.stand_in(BlockIndex(at[0], at[1] + 1, at[2]), shape, np.dtype(dtype))
+    one = tasks.stand_in(BlockIndex(*at), shape, np.dtype(dtype))
+    two = tasks.stand_in(BlockIndex(*at), shape, np.dtype(dtype))
+    other = tasks.stand_in(BlockIndex(at[0], at[1] + 1, at[2]), shape, np.dtype(dtype))
     assert one.dtype == dtype
     assert one.shape == shape
     np.testing.assert_array_equal(one, two)
@@ -461,7 +461,7 @@ def test_stand_ins_depend_on_the_place_alone(at: tuple[int, int, int], dtype: st
 
 def test_checksums_know_shape_and_dtype() -> None:
     a = np.arange(6, dtype="uint8")
-    sums = [inputs.input_checksum(x) for x in ([a], [a.reshape(2, 3)], [a.view("int8")], [a[:3], a[3:]], [])]
+    sums = [tasks.input_checksum(x) for x in ([a], [a.reshape(2, 3)], [a.view("int8")], [a[:3], a[3:]], [])]
     assert len(set(sums)) == len(sums)
     assert all(0 < s < 2**31 for s in sums)
 
