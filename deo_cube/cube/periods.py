@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,11 +90,18 @@ def coordinates_of(groups: Sequence[Period], attrs: Mapping[Any, Any] | None = N
     }
 
 
+def _in_utc(end: Any) -> Any:
+    """Return a time with a zone as UTC without one, as the dates of a cube are."""
+    if isinstance(end, dt.datetime) and end.tzinfo is not None:
+        return end.astimezone(dt.UTC).replace(tzinfo=None)
+    return end
+
+
 def _own(of_time: pd.DatetimeIndex, pair: Any) -> Period:
     if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
         raise ArgumentTypeError(f"freq must be a frequency or a list of (start, end), found {pair!r:.60} in it")
     try:
-        start, last = pd.Period(str(pair[0])), pd.Period(str(pair[1]))
+        start, last = (pd.Period(str(_in_utc(end))) for end in pair)
     except ValueError as error:
         raise ArgumentError(f"freq must be a list of (start, end) of dates, found {pair!r:.60}") from error
     first, end = start.start_time, last.end_time.floor("s")

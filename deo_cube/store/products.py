@@ -35,6 +35,7 @@ from deo_cube.cube.open import check_codecs
 from deo_cube.cube.times import read_times
 from deo_cube.embedding.metadata import to_json
 from deo_cube.errors import MissingCRSError, StoreMismatchError
+from deo_cube.packed import scale_and_offset
 from deo_cube.paths import expand, reading
 
 __all__ = ["open_layout"]
@@ -98,6 +99,12 @@ def _geotiff(path: str) -> xr.DataArray:
     name = path.rsplit("/", 1)[-1]
     bands = opened.sizes["band"]
     box = _box(opened, path)
+    own = Attribute.MODEL.replace(":", "_")
+    if own in opened.attrs or scale_and_offset(opened) != (1.0, 0.0):  # of `to_cog`: AlphaEarth states no scale
+        raise StoreMismatchError(
+            f"{path} is a GeoTIFF of embeddings by {opened.attrs.get(own, 'an unknown model')}, and not a store: open "
+            f"it as an array, rioxarray.open_rasterio({path!r}).rename(band='embedding')"
+        )
     if opened.dtype == np.int8 and bands == 64:
         return _finished(_alphaearth(opened.rename(band="embedding")), box, ALPHAEARTH, _year(path))
     if opened.dtype.kind == "f" and (_GRID.match(name) or "TESSERA_DATASET_VERSION" in opened.attrs):

@@ -274,3 +274,10 @@ def test_seasons_of_a_real_year(shared):
     months = array.isel(time=slice(4, 7))
     np.testing.assert_allclose(got.values[2], months.mean("time").values, rtol=1e-4)
     assert int(got["count"][1].max()) == 1  # December and January are empty
+
+
+def test_periods_end_at_the_moment_of_a_time_with_a_zone():
+    of_time = pd.to_datetime(["2021-03-01T22:30", "2021-03-01T23:30"])
+    berlin = pd.Timestamp("2021-03-02", tz="Europe/Berlin")
+    (own,) = periods(of_time, [("2021-01-01", berlin)])
+    assert (own.positions, own.end) == ((0,), pd.Timestamp("2021-03-01T23:00"))

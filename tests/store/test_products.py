@@ -14,7 +14,10 @@ from rasterio.transform import from_origin
 
 from deo_cube.cube import georeference
 from deo_cube.errors import MissingCRSError, StoreMismatchError
+from deo_cube.heads.vectors import as_embeddings
+from deo_cube.store.export import to_cog
 from deo_cube.store.open import open_embeddings
+from tests.heads.fields import embeddings
 
 H, W = 30, 40
 
@@ -206,3 +209,16 @@ def test_anything_else_is_refused_by_what_it_is(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros(3))
     with pytest.raises(StoreMismatchError, match="TESSERA tile"):
         open_embeddings(tmp_path / "x.npy")
+
+
+def test_a_geotiff_of_embeddings_is_not_taken_for_alphaearth(tmp_path: Path) -> None:
+    import rioxarray
+
+    emb = embeddings(dim=64)
+    codes = (emb / 0.05).round().clip(-127, 127).astype("int8")
+    codes.attrs = dict(emb.attrs) | {"scale_factor": 0.05, "_FillValue": np.int8(-128)}
+    path = to_cog(codes, tmp_path / "own.tif")
+    with pytest.raises(StoreMismatchError, match="rioxarray"):
+        open_embeddings(path)
+    own = rioxarray.open_rasterio(path).rename(band="embedding")
+    np.testing.assert_allclose(as_embeddings(own), codes.values * 0.05, rtol=1e-6)
