@@ -32,6 +32,7 @@ from deo_cube.cube.sentinel2 import level_of
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError
 
 __all__ = [
+    "CARRIED",
     "OFFSET_COORD",
     "SCL_INVALID",
     "TCI_SCALE",
@@ -40,6 +41,7 @@ __all__ = [
     "decide_radiometry",
     "find_mistakes",
     "find_unit_error",
+    "looks_carried",
     "mixed_with_nodata",
     "product_levels",
     "to_layers",
@@ -837,7 +839,10 @@ def _offset_of_product(evidence: Evidence, decided: Decided, t: int, properties:
         return Offset(
             None, f"{carried.reason}, and nothing says whether the reflectance was computed with that offset", True
         )
-    return Offset(0.0, "reflectance is free of the offset by definition, and nothing speaks against it")
+    return Offset(0.0, _FREE)
+
+
+_FREE = "reflectance is free of the offset by definition, and nothing speaks against it"
 
 
 def _offset_left(product: Product, applied: float) -> Offset:
@@ -869,6 +874,8 @@ def _offset_hint(sample: Array | None, scale: float, nodata: float | None) -> st
 
 #: Smallest number of values that are judged.
 _FEWEST = 16
+#: Smallest number of values that show how dark a scene is.
+_FEWEST_OF_A_SCENE = 16384
 #: Values that mark no data in files that do not state them.
 _MARKS = (65535.0, -9999.0, -32768.0, -999.0, -99999.0)
 #: DN above which a frequent value is a mark: clouds and snow reach 20000, sun glint little more.
@@ -880,6 +887,13 @@ MIXED = (
     "take them as they are"
 )
 """Message for `mixed_with_nodata`."""
+
+
+CARRIED = (
+    "hardly a valid value is below DN 1000 and many are just above it, as in values that carry the +1000 of baseline "
+    "04.00: pass offset=-1000 if they do, offset=0 if not"
+)
+"""Message for `looks_carried`."""
 
 
 class Mistake(NamedTuple):
@@ -953,6 +967,31 @@ def find_mistakes(bands: Sequence[Array], r: Radiometry, *, offset: float, low_s
             )
             mistakes.append(Mistake("offset", text))
     return mistakes
+
+
+def looks_carried(bands: Sequence[Array], r: Radiometry, offset: float) -> bool:
+    """Return whether values look as if they carry an offset of which metadata say nothing.
+
+    Shadows, water and the short waves over plants are close to 0 in nearly every scene. Clouds and bright deserts alone
+    may look as if they carried it, so that this does not decide.
+
+    Parameters
+    ----------
+    bands : sequence of arrays
+        Samples of one time step, per band, in the units of the cube.
+    r : Radiometry
+        The decision. Only an offset of 0 that was passed, or that is that of reflectance by definition, is doubted.
+    offset : float
+        DN that are added at this time step.
+    """
+    unproven = "offset" in r.given or _FREE in r.reasons
+    if offset != 0 or not unproven or r.units == "uint8_rgb":
+        return False
+    dn = np.concatenate([b[_is_data(b, r.nodata)].ravel() for b in bands]).astype(np.float64) * r.scale
+    if dn.size < _FEWEST_OF_A_SCENE:
+        return False
+    below, near = float((dn < 1000).mean()), float(((dn >= 1000) & (dn < 1300)).mean())
+    return below <= 0.005 and near >= 0.005
 
 
 def _is_data(values: Array, nodata: float | None) -> NDArray[np.bool_]:
@@ -1119,6 +1158,9 @@ def _check_values(samples: Sequence[Array], evidence: Evidence, r: Radiometry) -
             check([t], 0.5)
     refused: list[str] = []
     doubted: list[str] = []
+    carried = [t for t in range(steps) if looks_carried([s[t if len(s) > 1 else 0] for s in samples], r, offsets[t])]
+    if carried and not by_mistake:
+        by_mistake["carried"] = (Mistake("offset", CARRIED), carried)
     for m, at in by_mistake.values():
         where = "" if len(set(at)) == steps else f" at {len(set(at))} of {steps} time steps{evidence.dates(at)}"
         (doubted if m.topic in r.given else refused).append(m.text + where)

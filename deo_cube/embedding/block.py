@@ -8,6 +8,7 @@ through the encoder in batches, their cores are stitched, and patches without on
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from deo_cube.constants import INT8_INVALID
 from deo_cube.cube.masks import check_mask, hidden_classes
-from deo_cube.cube.units import MIXED, Radiometry, find_unit_error, mixed_with_nodata
+from deo_cube.cube.units import CARRIED, MIXED, Radiometry, find_unit_error, looks_carried, mixed_with_nodata
 from deo_cube.embedding import process, transfer
 from deo_cube.embedding.tasks import stand_in
 from deo_cube.embedding.tiles import TileCuts, TilePlan
@@ -103,6 +104,9 @@ def _check_values(bands: Array, good: NDArray[np.bool_], radiometry: Radiometry,
         problem = MIXED.format(layers="a band", nodata=radiometry.nodata) if mixed else None
     if problem:
         raise AmbiguousUnitsError(f"block (time {index.time}, row {index.row}, column {index.column}): {problem}")
+    if looks_carried(list(sample), radiometry, radiometry.at(index.time)):
+        # One text for all blocks, so that it is shown once.
+        warnings.warn(f"offset=0 is taken as given, but {CARRIED}", UserWarning, stacklevel=2)
 
 
 @dataclass(frozen=True)

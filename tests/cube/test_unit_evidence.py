@@ -404,3 +404,37 @@ def test_two_marks_of_no_data_are_refused_and_the_advice_makes_them_one():
     for name in BANDS:
         ds[name].attrs["missing_value"] = np.uint16(0)
     assert decide(ds.where(ds != 65535, 0), offset=0).nodata == 0
+
+
+@pytest.mark.parametrize("units", ["dn", "reflectance"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_values_that_carry_the_offset_are_not_taken_without_a_word(units, lazy):
+    """DN divided by 10000 are called reflectance, and carry what the DN carried."""
+    carried = synthetic(size=128, offset=-1000).drop_vars("processing_baseline", errors="ignore")
+    free = synthetic(size=128, offset=0).drop_vars("processing_baseline", errors="ignore")
+    options = {"units": units} | ({"offset": 0} if units == "dn" else {})
+    cubes = []
+    for ds in (carried, free):
+        for band in ds.data_vars.values():
+            band.attrs.clear()
+        ds.attrs.clear()
+        ds = ds.astype("float32") if units == "dn" else (ds / 10000).where(ds > 0)
+        cubes.append(ds.chunk(x=64) if lazy else ds.compute())
+    carried, free = cubes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        free.deo.embed(**options).compute()
+        carried.deo.embed(**(options | {"offset": -1000})).compute()
+    if units == "reflectance" and not lazy:
+        with pytest.raises(AmbiguousUnitsError, match="offset=-1000"):
+            carried.deo.embed(**options)
+        options["offset"] = 0
+    with pytest.warns(UserWarning, match="offset=-1000 if they do"):
+        carried.deo.embed(**options).compute()
+
+
+def test_dates_that_carry_the_offset_are_named():
+    free = synthetic(size=128, offset=0).compute()
+    ds = xr.concat([free, (free + 1000).assign_coords(time=free.time + np.timedelta64(10, "D"))], "time")
+    with pytest.warns(UserWarning, match=r"at 1 of 2 time steps \(2021"):
+        ds.deo.embed(offset=0)
