@@ -27,6 +27,7 @@ from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import Prepared, prepare
 from deo_cube.embedding.tiles import plan_tiles
 from deo_cube.encoder.card import ModelCard, Weights
+from deo_cube.encoder.normalize import normalize
 from deo_cube.errors import ArgumentError
 from deo_cube.extras import require
 from deo_cube.heads.base import ModelId
@@ -267,8 +268,6 @@ def _block_names(network: Any) -> list[str]:
 
 def _features(network: Any, p: Prepared, batch: Array) -> Any:
     import torch
-
-    from deo_cube.encoder.normalize import normalize
 
     x = normalize(torch.from_numpy(batch), p.ref.stem, p.ref.normalization)
     return network.forward_features(x, p.ref.stem.name, (p.ref.layer.name,))[p.ref.layer.name]

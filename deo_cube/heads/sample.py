@@ -28,6 +28,7 @@ from deo_cube.constants import PREFIX
 from deo_cube.cube.composite import clear_bands
 from deo_cube.cube.files import RASTERS
 from deo_cube.cube.georeference import BAND_DIMS, SPATIAL_DIMS
+from deo_cube.cube.open import open_cube
 from deo_cube.cube.sentinel2 import band_of_name
 from deo_cube.embedding import graph
 from deo_cube.errors import ArgumentError, ArgumentTypeError
@@ -38,6 +39,7 @@ from deo_cube.heads.rasters import legend_of_file
 from deo_cube.heads.tables import coordinate_columns, suffix_of
 from deo_cube.heads.vectors import as_embeddings, geobox, matching_times, spatial_dims
 from deo_cube.paths import expand
+from deo_cube.store.open import is_embeddings, open_embeddings
 
 __all__ = ["How", "sample", "to_table", "write_table"]
 
@@ -217,9 +219,6 @@ def _as_vectors(data: Any, units: str, offset: Any, nodata: Any) -> tuple[xr.Dat
 def _opened(data: Any) -> Any:
     if not isinstance(data, str | os.PathLike):
         return data
-    from deo_cube.cube.open import open_cube
-    from deo_cube.store.open import is_embeddings, open_embeddings
-
     return open_embeddings(data) if is_embeddings(data) else _with_legend(open_cube(data), data)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from odc.geo.geobox import GeoBox
 
 from deo_cube import arguments
 from deo_cube.constants import Attribute
@@ -81,10 +82,35 @@ def stac_item(store: Any, *, id: str | None = None, href: str | None = None) -> 
     box = georeference.geobox(emb.isel(embedding=0, drop=True))
     geometry, bbox = geobox_footprint(box)
     first, last = _dates(emb)
-    a = json.loads
-    facts = emb.attrs
-    radiometry, plan = a(facts[Attribute.RADIOMETRY]), a(facts[Attribute.PLAN])
-    epsg = box.crs.epsg
+    one = first == last
+    item = pystac.Item(
+        id=name,
+        geometry=_plain(geometry),
+        bbox=bbox,
+        datetime=first if one else None,
+        start_datetime=None if one else first,
+        end_datetime=None if one else last,
+        properties=_plain(_properties(emb, box)),
+        stac_extensions=list(_EXTENSIONS),
+    )
+    item.add_asset(
+        "embeddings",
+        pystac.Asset(
+            href or _relative(store),
+            title="embeddings (time, embedding, y, x) and their valid fraction",
+            media_type=ZARR,
+            roles=["data"],
+            extra_fields={"data_type": str(emb.encoding.get("dtype", emb.dtype))},
+        ),
+    )
+    source = metadata.SYNTHETIC if _synthetic(emb) else metadata.SOURCE
+    item.add_link(pystac.Link("emb:source-data", source, title=_source(emb)))
+    return item
+
+
+def _properties(emb: xr.DataArray, box: GeoBox) -> dict[str, Any]:
+    facts, epsg = emb.attrs, box.crs.epsg
+    plan = json.loads(facts[Attribute.PLAN])
     properties: dict[str, Any] = {
         "title": f"{_what(emb)} of {_source(emb)}",
         "gsd": float(facts[Attribute.GSD]) * plan["patch"],
@@ -99,10 +125,10 @@ def stac_item(store: Any, *, id: str | None = None, href: str | None = None) -> 
             "weights_status": facts[Attribute.WEIGHTS_STATUS],
             "layer": facts[Attribute.LAYER],
             "normalization": facts[Attribute.NORMALIZATION],
-            "bands": a(facts[Attribute.BANDS]),
+            "bands": json.loads(facts[Attribute.BANDS]),
             **{k: plan[k] for k in ("tile", "halo", "patch", "edge")},
         },
-        "emb:preprocessing": {"format": "deo_cube:radiometry", "expression": radiometry},
+        "emb:preprocessing": {"format": "deo_cube:radiometry", "expression": json.loads(facts[Attribute.RADIOMETRY])},
         "emb:spatial_coverage": "every patch of the grid; those without one valid pixel are no data",
         **_cube(emb, box),
     }
@@ -121,30 +147,7 @@ def stac_item(store: Any, *, id: str | None = None, href: str | None = None) -> 
             "scale": [float(emb.encoding["scale_factor"])],
             "offset": [0.0],
         }
-    one = first == last
-    item = pystac.Item(
-        id=name,
-        geometry=_plain(geometry),
-        bbox=bbox,
-        datetime=first if one else None,
-        start_datetime=None if one else first,
-        end_datetime=None if one else last,
-        properties=_plain(properties),
-        stac_extensions=list(_EXTENSIONS),
-    )
-    item.add_asset(
-        "embeddings",
-        pystac.Asset(
-            href or _relative(store),
-            title="embeddings (time, embedding, y, x) and their valid fraction",
-            media_type=ZARR,
-            roles=["data"],
-            extra_fields={"data_type": str(emb.encoding.get("dtype", emb.dtype))},
-        ),
-    )
-    source = metadata.SYNTHETIC if _synthetic(emb) else metadata.SOURCE
-    item.add_link(pystac.Link("emb:source-data", source, title=_source(emb)))
-    return item
+    return properties
 
 
 def collection_of(store: Any, *, description: str | None = None, license: str = "other") -> pystac.Collection:
@@ -388,7 +391,39 @@ def model_item(model: str | Path | ModelCard, *, weights_sha256: str | None = No
     if checksum:
         weights["file:checksum"] = f"1220{checksum}"  # a multihash: sha2-256, 32 bytes
         extensions.append(_FILE)
-    properties: dict[str, Any] = {
+    properties = _model_properties(card)
+    if card.paper:
+        properties["sci:citation"] = card.paper
+        extensions.append(_SCIENTIFIC)
+    # A model has no place or date: as in the examples of the extension, the globe and several centuries.
+    globe = [-180.0, -90.0, 180.0, 90.0]
+    ring = [[-180.0, -90.0], [180.0, -90.0], [180.0, 90.0], [-180.0, 90.0], [-180.0, -90.0]]
+    item = pystac.Item(
+        id=card.name,
+        geometry={"type": "Polygon", "coordinates": [ring]},
+        bbox=globe,
+        datetime=None,
+        start_datetime=datetime(1900, 1, 1, tzinfo=UTC),
+        end_datetime=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
+        properties=properties,
+        stac_extensions=extensions,
+    )
+    bands = dict.fromkeys(b for stem in card.stems for b in stem.bands)
+    item.add_asset(
+        "model",
+        pystac.Asset(
+            model_url(card),
+            title=card.weights.file,
+            media_type="application/octet-stream; application=" + weights["mlm:artifact_type"],
+            roles=["mlm:model", "mlm:weights"],
+            extra_fields={**weights, "bands": [_band(b) for b in bands]},
+        ),
+    )
+    return item
+
+
+def _model_properties(card: ModelCard) -> dict[str, Any]:
+    return {
         "title": card.summary,
         "description": "; ".join(card.limits) or card.summary,
         "license": "other",
@@ -419,34 +454,6 @@ def model_item(model: str | Path | ModelCard, *, weights_sha256: str | None = No
         Attribute.LICENSE_WEIGHTS: card.license_weights,
         Attribute.WEIGHTS_STATUS: card.weights.status,
     }
-    if card.paper:
-        properties["sci:citation"] = card.paper
-        extensions.append(_SCIENTIFIC)
-    # A model has no place or date: as in the examples of the extension, the globe and several centuries.
-    globe = [-180.0, -90.0, 180.0, 90.0]
-    ring = [[-180.0, -90.0], [180.0, -90.0], [180.0, 90.0], [-180.0, 90.0], [-180.0, -90.0]]
-    item = pystac.Item(
-        id=card.name,
-        geometry={"type": "Polygon", "coordinates": [ring]},
-        bbox=globe,
-        datetime=None,
-        start_datetime=datetime(1900, 1, 1, tzinfo=UTC),
-        end_datetime=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
-        properties=properties,
-        stac_extensions=extensions,
-    )
-    bands = dict.fromkeys(b for stem in card.stems for b in stem.bands)
-    item.add_asset(
-        "model",
-        pystac.Asset(
-            model_url(card),
-            title=card.weights.file,
-            media_type="application/octet-stream; application=" + weights["mlm:artifact_type"],
-            roles=["mlm:model", "mlm:weights"],
-            extra_fields={**weights, "bands": [_band(b) for b in bands]},
-        ),
-    )
-    return item
 
 
 def _input(card: ModelCard, stem: Stem) -> dict[str, Any]:
