@@ -504,7 +504,9 @@ def table(rounds: Sequence[Round]) -> str:
         "| hosts killed | unplugged | S3 out | scheduler out | workers started again | calls | wrong objects |",
         "|" + "---|" * 14,
     ]
-    for name in dict.fromkeys(r.network for r in rounds):
+    known = [network.name for network in NETWORKS]
+    measured = {r.network for r in rounds}
+    for name in [*(n for n in known if n in measured), *sorted(measured - {*known})]:
         of = [r for r in rounds if r.network == name]
         per_km2 = {
             "s3": [(r.read + r.written) / r.km2 / 1e3 for r in of],

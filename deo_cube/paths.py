@@ -21,9 +21,11 @@ from deo_cube.errors import (
     InputNotFoundError,
     MissingExtraError,
     StorageError,
+    StorageRefusedError,
+    StorageUnreachableError,
 )
 
-__all__ = ["expand", "is_url", "local_path", "not_found", "reading", "unreadable"]
+__all__ = ["expand", "is_url", "local_path", "not_found", "reading", "unreachable", "unreadable"]
 
 E = TypeVar("E", bound=DeoCubeError)
 
@@ -170,6 +172,32 @@ def reading(argument: str, path: object, expected: str) -> Iterator[None]:
         raise MissingExtraError(f"{argument}: {path} needs a package that is not installed: {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise unreadable(argument, path, expected, error) from error
+
+
+#: Packages whose errors are about a store on the network.
+_REMOTE = {"adlfs", "aiohttp", "azure", "botocore", "gcsfs", "obstore"}
+#: Names of their errors where a store answers, and refuses.
+_REFUSED = {"PermissionDeniedError", "UnauthenticatedError", "NoCredentialsError"}
+
+
+def unreachable(path: object, error: BaseException) -> StorageError | None:
+    """Return the error of an object store that does not answer, or refuses; None where `error` is another.
+
+    Parameters
+    ----------
+    path : path, URL or store
+        What was opened.
+    error : exception
+        As a library raised it.
+    """
+    if type(error).__module__.partition(".")[0] not in _REMOTE:
+        return None
+    refused = type(error).__name__ in _REFUSED
+    reason = str(error).partition("\n")[0]
+    return (StorageRefusedError if refused else StorageUnreachableError)(
+        f"{path} cannot be opened: {reason}\nCheck the URL and storage_options= (endpoint, region, access_key_id, "
+        "secret_access_key, ...), or the environment (AWS_*)"
+    )
 
 
 def _kind(path: object) -> str:

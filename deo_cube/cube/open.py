@@ -34,7 +34,7 @@ from deo_cube.errors import (
     MissingExtraError,
     StorageError,
 )
-from deo_cube.paths import expand, is_url, not_found, unreadable
+from deo_cube.paths import expand, is_url, not_found, unreachable, unreadable
 
 __all__ = [
     "OBJECT_CODECS",
@@ -379,7 +379,11 @@ def _plain_errors(text: str, reader: str, options: Mapping[str, Any]) -> Iterato
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = f"{reader}: {type(error).__name__}: {_line(error)}"
-        raise unreadable("path", text, "a cube", reason) from error
+        raise (unreachable(text, error) or unreadable("path", text, "a cube", reason)) from error
+    except Exception as error:
+        if (silent := unreachable(text, error)) is not None:
+            raise silent from error
+        raise
 
 
 def _line(error: BaseException) -> str:

@@ -17,7 +17,8 @@ import zarr
 from zarr.abc.store import Store
 
 from deo_cube.embedding import metadata, tasks
-from deo_cube.errors import StorageRefusedError, StorageUnreachableError, StoreMismatchError
+from deo_cube.errors import StoreMismatchError
+from deo_cube.paths import unreachable
 from deo_cube.store import storage, template
 from deo_cube.store.layout import FINGERPRINT, GENERATION, OVERVIEWS, ROOT, STALE, STATE, Layout, Record, Target, cuts
 from deo_cube.store.storage import is_local
@@ -307,14 +308,9 @@ def existing(place: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
             place if is_local(place) and mode == "r" else store, mode=mode, zarr_format=3, use_consolidated=False
         )
     except Exception as error:
-        if not type(error).__module__.startswith("obstore"):
-            raise
-        refused = type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError")
-        reason = str(error).partition("\n")[0]
-        raise (StorageRefusedError if refused else StorageUnreachableError)(
-            f"{place} cannot be opened: {reason}\nCheck the URL and storage_options= (endpoint, region, access_key_id, "
-            "secret_access_key, ...), or the environment (AWS_*)"
-        ) from error
+        if (silent := unreachable(place, error)) is not None:
+            raise silent from error
+        raise
 
 
 def nothing_at(place: Any) -> bool:

@@ -218,6 +218,8 @@ def _is_whole(root: zarr.Group | None, record: Record, block: Block) -> bool:
         return True  # not readable without the group's document; that is what is reported
     try:
         return is_whole(root, record, block)
+    except OSError:
+        raise  # what cannot be fetched may be whole
     except Exception:
         return False  # an array's document is damaged
 

@@ -15,9 +15,9 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import zarr
@@ -28,7 +28,7 @@ from zarr.storage import LocalStore
 
 from deo_cube.errors import ArgumentError, StoreMismatchError
 from deo_cube.extras import require
-from deo_cube.paths import is_url, local_path
+from deo_cube.paths import is_url, local_path, unreachable
 
 __all__ = [
     "PARTIAL",
@@ -52,6 +52,8 @@ __all__ = [
     "tidy",
     "write",
 ]
+
+T = TypeVar("T")
 
 #: Schemes that obstore supports; fsspec opens any other.
 OBSTORE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
@@ -329,6 +331,17 @@ def store_at(place: Any, *, before_rename: Callable[[], None] | None = None) -> 
     return store
 
 
+def _run(store: Store, request: Coroutine[Any, Any, T]) -> T:
+    """Run a request, and raise the errors of an object store that does not answer as `unreachable`."""
+    try:
+        answer: T = sync(request)
+        return answer
+    except Exception as error:
+        if (silent := unreachable(store, error)) is not None:
+            raise silent from error
+        raise
+
+
 def read(store: Store, key: str) -> bytes | None:
     """Return the bytes of an object; None where there is none."""
     return read_many(store, [key])[0]
@@ -338,7 +351,7 @@ def read_many(store: Store, keys: Sequence[str]) -> list[bytes | None]:
     """Return the bytes of several objects, a few requests at a time."""
     if isinstance(store, LocalStore):
         return [_read_file(Path(store.root, key)) for key in keys]
-    found: list[bytes | None] = sync(_get_all(store, keys))
+    found: list[bytes | None] = _run(store, _get_all(store, keys))
     return found
 
 
@@ -364,7 +377,7 @@ def read_below(store: Store, folders: Sequence[str]) -> list[dict[str, bytes]]:
     """Return name and bytes of the objects directly below each folder."""
     if isinstance(store, LocalStore):
         return [_read_folder(Path(store.root, folder)) for folder in folders]
-    names: list[list[str]] = sync(_list_all(store, folders))
+    names: list[list[str]] = _run(store, _list_all(store, folders))
     keys = [f"{folder}/{name}" for folder, some in zip(folders, names, strict=True) for name in some]
     values = iter(read_many(store, keys))
     return [{n: v for n in some if (v := next(values)) is not None} for some in names]
@@ -379,7 +392,7 @@ def names_below(store: Store, folders: Sequence[str]) -> list[list[str]]:
     """Return the names directly below each folder."""
     if isinstance(store, LocalStore):
         return [_names(Path(store.root, folder)) for folder in folders]
-    found: list[list[str]] = sync(_list_all(store, folders))
+    found: list[list[str]] = _run(store, _list_all(store, folders))
     return found
 
 
@@ -408,17 +421,17 @@ def has_any(store: Store, folder: str) -> bool:
             return True
         return False
 
-    return bool(sync(run()))
+    return bool(_run(store, run()))
 
 
 def write(store: Store, key: str, value: bytes) -> None:
     """Write an object whole."""
-    sync(store.set(key, default_buffer_prototype().buffer.from_bytes(value)))
+    _run(store, store.set(key, default_buffer_prototype().buffer.from_bytes(value)))
 
 
 def delete(store: Store, key: str) -> None:
     """Delete an object, if there is one."""
-    sync(store.delete(key))
+    _run(store, store.delete(key))
 
 
 def delete_all(store: Store, *, keep: Sequence[str] = ()) -> None:
@@ -434,7 +447,7 @@ def delete_all(store: Store, *, keep: Sequence[str] = ()) -> None:
         keys = [key async for key in store.list() if key not in keep]
         await asyncio.gather(*(one(key) for key in keys))
 
-    sync(run())
+    _run(store, run())
 
 
 def contents(store: zarr.storage.MemoryStore) -> Mapping[str, bytes]:

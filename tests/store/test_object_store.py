@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import xarray as xr
 
+from deo_cube.cube.open import open_cube
 from deo_cube.embedding.embed import embed
-from deo_cube.errors import MissingExtraError, StoreMismatchError
+from deo_cube.errors import MissingExtraError, StorageUnreachableError, StoreMismatchError
 from deo_cube.store import layout, scheduler, storage
 from deo_cube.store.open import is_embeddings, open_embeddings, status, verify_store
 from deo_cube.store.write import to_zarr
@@ -69,6 +70,45 @@ def test_written_reopened_and_verified_by_url(bucket: str, options: dict[str, An
     theirs = storage.locate(bucket, {"endpoint_url": options["endpoint"], "key": "S3RVER", "secret": "S3RVER"})
     xr.testing.assert_equal(to_zarr(emb, theirs, progress=False).compute(), emb.compute())
     assert status(theirs.store).complete
+
+
+def test_a_store_that_does_not_answer_is_unreachable_and_not_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    import urllib.request
+
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"endpoint": f"http://{host}:{port}", **KEYS}
+    urllib.request.urlopen(urllib.request.Request(f"{options['endpoint']}/gone", method="PUT")).close()
+    cube, path = cube_at((100, 100), times=1), "s3://gone/emb.zarr"
+    place = storage.locate("s3://gone/cube.zarr", options)
+    cube.to_zarr(place, consolidated=True, zarr_format=3)
+    assert dict(open_cube(place).sizes)
+    to_zarr(embed(cube, **SMALL), path, progress=False, storage_options=options)
+    entry = layout.Record.entry
+    answers = True
+
+    def first_answers(record: Any, block: Any) -> Any:
+        nonlocal answers
+        found = entry(record, block)
+        if answers:
+            answers = False
+            server.stop()  # between the entries and the blocks, when all else has been read
+        return found
+
+    monkeypatch.setattr(layout.Record, "entry", first_answers)
+    with pytest.raises(StorageUnreachableError):
+        verify_store(path, storage_options=options)
+    assert not answers
+    for call in (
+        lambda: verify_store(path, storage_options=options),
+        lambda: open_embeddings(path, storage_options=options),
+        lambda: status(path, storage_options=options),
+        lambda: open_cube(place),
+        lambda: to_zarr(embed(cube, **SMALL), path, progress=False, storage_options=options),
+    ):
+        with pytest.raises(StorageUnreachableError):
+            call()
 
 
 def test_a_run_that_died_is_resumed_to_the_same_bytes_and_each_entry_is_an_object_written_last(
