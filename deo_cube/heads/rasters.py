@@ -46,12 +46,15 @@ __all__ = [
     "not_overlapping",
     "one_array",
     "read_around",
+    "unstated_fills",
 ]
 
 Array = NDArray[Any]
 
 USUAL_FILLS = (-1, -9, -99, -999, -9999, -99999, -32768, 32767, 65535, -2147483648, 2147483647, 4294967295)
 """Codes that many rasters hold where they have no class, whether they state it or not."""
+_FLOAT_FILLS = (float(np.finfo("float32").min), float(np.finfo("float32").max), 1e20, -1e20, 1e30, 9.969209968386869e36)
+"""The same of floats: the limits of float32, and what climate models and netCDF write."""
 MAX_LATTICE = 12
 """Largest number of lattice points along a side of a cell."""
 MAX_LATTICE_OF_MEANS = 32
@@ -337,6 +340,34 @@ def _check_evidence(raster: Raster, classes: list[int], nodata: Any, named: set[
             'without one, or names={0: "..."} if it is one',
             stacklevel=2,
         )
+
+
+def unstated_fills(numbers: Array, *, eight_bits: bool = False) -> list[float]:
+    """Return values that mark missing numbers: usual marks that are farther from the others than these spread.
+
+    Parameters
+    ----------
+    numbers : array
+        Of any shape; NaN is ignored.
+    eight_bits : bool
+        Whether they are of 8 bits, whose marks are 254 and 255.
+
+    Examples
+    --------
+    >>> unstated_fills(np.array([0.0, 40, 100, -9999])), unstated_fills(np.array([-30.0, -9, -1, 20]))
+    ([-9999.0], [])
+    """
+    known = numbers[np.isfinite(numbers)].astype("float64")
+    if not known.size:
+        return []
+    usual = (*USUAL_FILLS, *_FLOAT_FILLS, *((254, 255) if eight_bits else ()))
+    found = {v: np.isclose(known, v, rtol=1e-6, atol=0) for v in usual}
+    others = known[~np.logical_or.reduce(list(found.values()))]
+    if not others.size:
+        return []
+    low, high = others.min(), others.max()
+    far = max(high - low, 1.0)
+    return [float(v) for v, at in found.items() if at.any() and (v - high > far or low - v > far)]
 
 
 # ---- which class a cell has -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, Missi
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.geometries import apply, cells_of, clean, into_grid, north_up
 from deo_cube.heads.labels import outside_message, rasterize_labels
-from deo_cube.heads.rasters import USUAL_FILLS, legend_of_attrs, legend_of_file
+from deo_cube.heads.rasters import USUAL_FILLS, legend_of_attrs, legend_of_file, nodata_values, unstated_fills
 from deo_cube.heads.tables import form_of, parsed_crs, read_table
 from deo_cube.heads.targets import rasterize_targets
 from deo_cube.heads.vectors import geobox, spatial_dims
@@ -273,6 +273,14 @@ def reference_places(
         keep = values >= 0
     else:
         values = _quantities(values)
+        nodata = nodata_values(options["nodata"])
+        fills = [] if nodata == () else unstated_fills(values[~np.isin(values, list(nodata or ()))])
+        if fills:
+            marks = ", ".join(f"{v:.17g}" for v in sorted({*fills, *(nodata or ())}))
+            raise LabelsError(
+                f"reference holds {', '.join(f'{v:.17g}' for v in fills)}, far from all others, which usually marks a "
+                f"missing value: pass nodata=[{marks}], or nodata=() if it is a value"
+            )
         keep = np.isfinite(values)
     y, x = spatial_dims(drawn)
     index = {y: xr.DataArray(rows, dims="place"), x: xr.DataArray(cols, dims="place")}

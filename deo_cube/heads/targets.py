@@ -31,7 +31,7 @@ from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
 from deo_cube.heads.cells import TrainingVectors, gather, join
 from deo_cube.heads.geometries import clean, covered_cells, into_grid, north_up
 from deo_cube.heads.labels import all_inside, outside_message
-from deo_cube.heads.rasters import lattice_mean, nodata_values, not_overlapping, one_array, read_around
+from deo_cube.heads.rasters import lattice_mean, nodata_values, not_overlapping, one_array, read_around, unstated_fills
 from deo_cube.heads.tables import form_of, located, parsed_crs, read_table
 from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.packed import decoded_floats, scale_and_offset
@@ -171,6 +171,10 @@ def _of_raster(targets: Any, crs: Any, box: GeoBox, options: TargetOptions) -> t
         missing = missing | (np.isnan(raster.values) if np.isnan(value) else raster.values == value)
     numbers = raster.values.astype("float64")
     missing = missing | ~np.isfinite(numbers)
+    if nodata != ():
+        _refuse_fills(
+            unstated_fills(numbers[~missing], eight_bits=raster.values.dtype == np.uint8), nodata, "the raster"
+        )
     values, weights = lattice_mean(numbers, missing, raster.transform, raster.crs, box)
     if not (weights > 0).any():
         raise LabelsError(not_overlapping(raster, box, what="target"))
@@ -183,8 +187,20 @@ def _of_raster(targets: Any, crs: Any, box: GeoBox, options: TargetOptions) -> t
     return np.where(usable, values, np.nan), np.where(usable, weights, 0.0)
 
 
+def _refuse_fills(fills: list[float], nodata: tuple[float, ...] | None, what: str) -> None:
+    if fills:
+        marks = ", ".join(f"{v:.17g}" for v in sorted({*fills, *(nodata or ())}))
+        raise LabelsError(
+            f"targets hold {', '.join(f'{v:.17g}' for v in fills)}, far from all others, which usually marks a missing "
+            f"value and {what} does not state: pass nodata=[{marks}], or nodata=() if it is a target"
+        )
+
+
 def _of_table(table: Any, box: GeoBox, options: TargetOptions) -> tuple[Array, Array]:
-    numbers = _numbers(table.values, table.described, nodata_values(options.nodata) or ())
+    nodata = nodata_values(options.nodata)
+    numbers = _numbers(table.values, table.described, nodata or ())
+    if nodata != ():
+        _refuse_fills(unstated_fills(numbers), nodata, table.described)
     finite = np.isfinite(numbers)
     cleaned = clean(table.shapes[finite])
     cleaned.warn(int(finite.sum()), "targets")

@@ -201,3 +201,36 @@ def test_floats_made_of_packed_targets_are_scaled_once():
     np.testing.assert_allclose(without, np.where(packed.values == 7, np.nan, expected), rtol=1e-6)
     with pytest.raises(ArgumentError, match="targets"):
         rasterize_targets((floats + floats.shift(x=1, fill_value=0)) / 2, box())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "marks"),
+    [("uint8", [255]), ("uint8", [254, 255]), ("int16", [-9999]), ("float32", [-9999, np.finfo("float32").min])],
+)
+@pytest.mark.parametrize("form", ["raster", "table"])
+def test_marks_of_missing_values_that_nothing_states_are_refused_and_the_advice_leaves_them_out(dtype, marks, form):
+    values = (np.arange(48) * 2).reshape(6, 8).astype(dtype)
+    marked = values.copy()
+    marked.ravel()[: len(marks)] = marks
+    expected = np.where(marked == values, values, np.nan)
+    if form == "table":
+        if dtype == "uint8":
+            return  # 255 is a number in a table
+        drawn = raster(marked, box())
+        given = [
+            (float(x), float(y), float(marked[i, j])) for i, y in enumerate(drawn.y) for j, x in enumerate(drawn.x)
+        ]
+    else:
+        given = raster(marked, box())
+    with pytest.raises(LabelsError, match="nodata=") as error:
+        rasterize_targets(given, box())
+    nodata = eval(str(error.value).split("pass nodata=")[1].split(", or nodata")[0])
+    np.testing.assert_allclose(rasterize_targets(given, box(), nodata=nodata).values, expected, rtol=1e-6)
+    assert np.nanmin(rasterize_targets(given, box(), nodata=()).values) == pytest.approx(float(marked.min()), rel=1e-6)
+
+
+def test_cold_and_negative_targets_are_values():
+    values = np.linspace(-30, 20, 48).round(1)
+    values[:4] = -1, -9, -30, 20
+    grid = raster(values.reshape(6, 8).astype("float32"), box())
+    np.testing.assert_allclose(rasterize_targets(grid, box()).values.ravel(), values, rtol=1e-6)
