@@ -64,6 +64,10 @@ _CALLS = (
     (r"plan\(measure=True\)", "deo-cube plan CUBE --measure"),
     (r"Use them: .*?emb\.deo\.to_zarr\(path\); or", "Use them: deo-cube pca, similar, sample or segment; or"),
     (r"use head\.predict\(emb\)", "map them first, deo-cube segment STORE HEAD OUT"),
+    (r"before must be of one time, got (\d+): .*", r"A holds \1 dates: pass before=DATE"),
+    (r"after must be of one time, got (\d+): .*", r"B holds \1 dates: pass after=DATE"),
+    (r"choose, \.isel\(time=0\), or", "choose one, time=DATE, or"),
+    (r"(?<=may lack\): )open it as it is, xr\.open_zarr\(.*?\)$", "embed a cube first, deo-cube embed CUBE OUT"),
     (r"compare two arrays, change\(before, after\)", "compare two stores, deo-cube change A B OUT"),
     (r"pass rioxarray\.open_rasterio\(path\)\[0\]", "write one of them to a file, gdal_translate -b 1 MAP ONE.tif"),
     (r"deo_cube\.open_cube\(path\)", "deo-cube embed CUBE OUT embeds it"),
@@ -190,7 +194,7 @@ def in_flags(message: str, parameters: Collection[str], positions: Mapping[str, 
 def warnings_as_lines(
     parameters: Collection[str] = (), positions: Mapping[str, str] | None = None, *, program: str = "deo-cube"
 ) -> Iterator[None]:
-    """Print warnings to users as one line each, without the source line that Python adds."""
+    """Print warnings to users as one line each, without the source line that Python adds; leave out FutureWarning."""
     python = warnings.showwarning
 
     def show(
@@ -199,7 +203,7 @@ def warnings_as_lines(
         if category is UserWarning:
             text = " ".join(str(message).split())
             print(f"{program}: warning: {in_flags(text, parameters, positions)}", file=file or sys.stderr)
-        else:
+        elif not issubclass(category, FutureWarning):  # to programmers, of what a library will change
             python(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show

@@ -283,6 +283,10 @@ def test_every_command_has_examples() -> None:
         (["change-series", "emb.zarr", "c.tif"], ["deo-cube change A B OUT"], "change(before"),
         (["sample", "emb.zarr", "map.tif", "o.csv"], ["PLACES: map.tif", ".gpkg"], "geopandas cannot"),
         (["info"], ["info needs X"], "comma"),
+        (["change", "emb.zarr", "cube.zarr", "c.tif"], ["B: cube.zarr", "deo-cube embed"], "open_zarr"),
+        (["change", "two.zarr", "emb.zarr", "c.tif"], ["A holds 2 dates", "--before"], "before.sel"),
+        (["change", "emb.zarr", "two.zarr", "c.tif"], ["B holds 2 dates", "--after"], "after.sel"),
+        (["similar", "two.zarr", "600100", "4999900", "s.tif"], ["--time"], "isel"),
         (["verify", "tinny"], ["NAME|STORE", "tiny"], "model="),
         (["similar", "emb.zarr", "1", "2", "s.png"], ["OUT", ".zarr"], "path:"),
     ],
@@ -293,11 +297,14 @@ def test_messages_are_in_words_of_the_shell(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "emb.zarr").symlink_to(store)
+    (tmp_path / "cube.zarr").symlink_to(store.with_name("cube.zarr"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "head.safetensors").touch()
     (tmp_path / "places.csv").write_text("x,y,label\n1,2,a\n")
     emb = deo_cube.open_embeddings(store)
     emb.isel(time=0, embedding=0, drop=True).rio.to_raster(tmp_path / "map.tif", dtype="float32")
+    if "two.zarr" in args:
+        deo_cube.synthetic_cube(size=64, times=2).deo.embed().deo.to_zarr(tmp_path / "two.zarr", progress=False)
     if args[0] == "change-series":
         emb.isel(time=0, drop=True).deo.to_zarr(tmp_path / "one.zarr", progress=False)
         args = [a.replace("emb.zarr", "one.zarr") for a in args]

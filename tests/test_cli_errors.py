@@ -202,6 +202,7 @@ def test_warnings_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings(), cli_errors.warnings_as_lines(["offset"]):
         warnings.simplefilter("always")
         warnings.warn("offset=0 is taken\nas given", UserWarning, stacklevel=1)
+        warnings.warn("'decade' is deprecated", FutureWarning, stacklevel=1)
     assert capsys.readouterr().err == "deo-cube: warning: --offset 0 is taken as given\n"
 
 

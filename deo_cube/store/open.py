@@ -129,8 +129,8 @@ def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
         raise not_found("store", store, expected, error=StoreNotFoundError)
     if IDENTITY not in found.attrs:
         raise StoreMismatchError(
-            f"{store} was not made by deo_cube (no {IDENTITY} in its attributes, which a copy by xarray may lack): "
-            f"{_how_to_read(store)}"
+            f"store: {store} was not made by deo_cube (no {IDENTITY} in its attributes, which a copy by xarray may "
+            f"lack): {_how_to_read(store)}"
         )
     return found
 
