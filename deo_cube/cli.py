@@ -978,6 +978,8 @@ def main(args: list[str] | None = None) -> None:
     if args[0].startswith("--tyro-"):  # of the completion
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="deo-cube", description=__doc__, args=args)
     spelling = _spelling(args[0])
+    if os.environ.get("NO_COLOR"):
+        os.environ["TERM"] = "dumb"  # tyro asks only this variable
     try:
         # The process is the command's own.
         with cli_errors.warnings_as_lines(spelling.flags, spelling.positions), set_options(cpu_tuning=True):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -312,3 +315,19 @@ def test_messages_are_in_words_of_the_shell(
     error = lines_of(capsys)[0]
     assert all(word in error for word in said), error
     assert python not in error
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
+@pytest.mark.parametrize(
+    ("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_a_terminal_without_colours_has_none(environment: dict[str, str], coloured: bool) -> None:
+    import pty
+
+    own, terminal = pty.openpty()
+    command = [sys.executable, "-m", "deo_cube", "models", "--help"]
+    plain = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm"}
+    subprocess.run(command, stdout=terminal, env=plain | environment, check=True)
+    os.close(terminal)
+    assert (b"\x1b[" in os.read(own, 100_000)) == coloured
+    os.close(own)
