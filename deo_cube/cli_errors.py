@@ -66,6 +66,7 @@ _CALLS = (
     (r"use head\.predict\(emb\)", "map them first, deo-cube segment STORE HEAD OUT"),
     (r"before must be of one time, got (\d+): .*", r"A holds \1 dates: pass before=DATE"),
     (r"after must be of one time, got (\d+): .*", r"B holds \1 dates: pass after=DATE"),
+    (r"change\(emb, before, after\)", "deo-cube change A A OUT --before DATE --after DATE"),
     (r"choose, \.isel\(time=0\), or", "choose one, time=DATE, or"),
     (r"(?<=may lack\): )open it as it is, xr\.open_zarr\(.*?\)$", "embed a cube first, deo-cube embed CUBE OUT"),
     (r"compare two arrays, change\(before, after\)", "compare two stores, deo-cube change A B OUT"),

@@ -27,7 +27,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "info": ("emb.zarr", "tiny"),
     "models": ("",),
     "completion": ("bash",),
-    "plan": ("cube.zarr --measure", "'scenes/*.tif' --bands B02=1 B03=2 B04=3 B08=4"),
+    "plan": ("cube.zarr --measure", "'scenes/*.tif' --offset 0 --tile 512"),
     "embed": ("cube.zarr emb.zarr", "S2A.SAFE emb.zarr --model tiny --dtype int8 --tile 512"),
     "embed-series": ("months.zarr series.zarr --freq year",),
     "verify": ("emb.zarr", "tiny"),

@@ -54,6 +54,10 @@ def test_positions_and_calls_become_what_the_shell_writes() -> None:
         ("negatives: n.gpkg does not exist", "--negatives: n.gpkg does not exist"),
         ("crs='EPSG:0' is not a CRS", "--crs EPSG:0 is not a CRS"),
         ("2 problems:\n1. emb must be of one model", "2 problems:\n1. STORE must be of one model"),
+        (
+            "compare dates: change(emb, before, after)",
+            "compare dates: deo-cube change A A OUT --before DATE --after DATE",
+        ),
         ("deo_cube.build_index(store, 'a.index') writes one", "deo-cube index STORE a.index writes one"),
     ):
         assert cli_errors.in_flags(message, flags, positions) == shown
