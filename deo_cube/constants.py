@@ -9,6 +9,7 @@ __all__ = [
     "DTYPES",
     "INT8_INVALID",
     "MODEL_BANDS",
+    "OPENVINO_CONVERSION",
     "PRECISIONS",
     "PREFIX",
     "RUNTIMES",
@@ -24,6 +25,10 @@ __all__ = [
 MODEL_BANDS = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 #: The same bands in the order of Sentinel-2's band numbers.
 WAVELENGTH_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+
+#: Version of what this package changes in networks that OpenVINO converts. It may change the last digits of vectors,
+#: and so is part of what a store is.
+OPENVINO_CONVERSION = 2
 
 #: DN at which 8-bit true-colour images (visual, TCI, EuroSAT) are white.
 TCI_WHITE = 2750.0

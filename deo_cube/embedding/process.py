@@ -31,6 +31,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 from deo_cube import options
+from deo_cube.constants import OPENVINO_CONVERSION
 from deo_cube.embedding import node_weights
 from deo_cube.embedding.replay import Replayed
 from deo_cube.encoder.devices import choose_device, cpu_has_bfloat16
@@ -184,9 +185,12 @@ def _openvino_network(ref: EncoderRef, network: Any, runtime: str, precision: st
 
 
 def _installed_openvino() -> str | None:
-    """Return "openvino" with its version, as stores record it; None where it is not installed. Imports nothing."""
+    """Return "openvino" with its version and that of the conversion, as stores record it; None where it is missing.
+
+    Imports nothing.
+    """
     try:
-        return f"openvino {version('openvino')}"
+        return f"openvino {version('openvino')}+{OPENVINO_CONVERSION}"
     except PackageNotFoundError:
         return None
 
@@ -224,7 +228,7 @@ def choose_runtime(
     if name == "openvino":
         if installed is None:
             module = require("openvino", extra="cpu", purpose="runtime='openvino'")
-            installed = f"openvino {module.__version__}"
+            installed = f"openvino {module.__version__}+{OPENVINO_CONVERSION}"
         if device not in (None, "cpu"):
             raise DeviceError(
                 f"runtime='openvino' runs on the CPU, got device={device!r}: pass device='cpu', or runtime='torch'"

@@ -33,13 +33,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deo_cube.constants import OPENVINO_CONVERSION
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.reference import reference_input
 from deo_cube.encoder.torch_settings import plain_torch
 from deo_cube.errors import DeviceError
 from deo_cube.options import get_option
 
-__all__ = ["TOLERANCE", "OpenVINONetwork", "has_bfloat16", "relative_error"]
+__all__ = ["TOLERANCE", "OpenVINONetwork", "compile_logarithms", "has_bfloat16", "relative_error"]
 
 log = logging.getLogger("deo_cube")
 
@@ -208,7 +209,7 @@ def _cached(
     card: ModelCard, network: nn.Module, sha256: str, stem: str, layer: str, channels: int, tile: int, scratch: Path
 ) -> Path:
     """Return a folder with the converted network and its expected vectors; `scratch` where the cache is read-only."""
-    fields = (sha256, stem, layer, channels, tile, version("openvino"))
+    fields = (sha256, stem, layer, channels, tile, version("openvino"), OPENVINO_CONVERSION)
     key = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:24]
     folder = Path(get_option("cache_dir")) / "openvino" / f"{card.alias}-{tile}-{key}"
     if (folder / "expected.npy").exists():
@@ -261,10 +262,45 @@ def _convert(
             frontend = manager.load_by_framework("pytorch")
             model = frontend.convert(frontend.load(decoder))
         model.reshape(list(x.shape))
+        compile_logarithms(model)
         openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
     except Exception as error:  # of torch's tracer, of the library, or of the network's own code
         raise DeviceError(_refusal(card, f"OpenVINO cannot convert it ({_first_line(error)})")) from error
     np.save(folder / "expected.npy", _some_patches(expected))
+
+
+def compile_logarithms(model: Any) -> int:
+    """Replace logarithms of numbers of 1 and more by operations for which OpenVINO has vector code; return how many.
+
+    It computes `Log` number by number, which took 3 to 5 % of the time of `tiny`. Here ``log z = 16 log u`` with
+    ``u = z ** (1 / 16)``, and ``log u = 2 artanh((u - 1) / (u + 1))`` by its series. Up to 1e5 the error is below 5e-6.
+    Only logarithms whose input is a maximum with a constant of 1 or more are replaced.
+    """
+    from openvino import opset13 as op
+
+    def constant(value: float) -> Any:
+        return op.constant(np.float32(value))
+
+    logs = [node for node in model.get_ops() if node.get_type_name() == "Log" and _at_least_one(node)]
+    for node in logs:
+        root = node.input_value(0)
+        for _ in range(4):
+            root = op.sqrt(root)
+        ratio = op.divide(op.subtract(root, constant(1)), op.add(root, constant(1)))
+        square = op.multiply(ratio, ratio)
+        series = constant(32 / 11)
+        for power in (9, 7, 5, 3, 1):
+            series = op.add(op.multiply(series, square), constant(32 / power))
+        node.output(0).replace(op.multiply(ratio, series).output(0))
+    model.validate_nodes_and_infer_types()
+    return len(logs)
+
+
+def _at_least_one(log_node: Any) -> bool:
+    before = log_node.input_value(0).get_node()
+    inputs = [value.get_node() for value in before.input_values()]
+    constants = [n.get_data() for n in inputs if n.get_type_name() == "Constant"]
+    return before.get_type_name() == "Maximum" and any(c.size and c.min() >= 1 for c in constants)
 
 
 def _some_patches(maps: NDArray[Any]) -> NDArray[np.float32]:

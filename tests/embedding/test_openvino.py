@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deo_cube
+from deo_cube.constants import OPENVINO_CONVERSION
 from deo_cube.embedding import metadata, process, transfer
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.plan import plan
@@ -114,6 +115,7 @@ def test_the_runtime_is_part_of_a_store(tmp_path: Path) -> None:
     by_torch, by_openvino = embed(cube, **SMALL), embed(cube, **SMALL, runtime="openvino")
     assert "deo_cube:runtime" not in by_torch.attrs  # as before there were others
     assert by_openvino.attrs["deo_cube:runtime"] == version()
+    assert version().endswith(f"+{OPENVINO_CONVERSION}")
     assert by_torch.data.name != by_openvino.data.name
     assert metadata.identity(by_openvino)["runtime"] == version()
     by_torch.deo.to_zarr(tmp_path / "torch.zarr", progress=False)
@@ -247,6 +249,33 @@ def test_lazy_embeddings_travel_to_other_processes() -> None:
     emb = embed(cube_at((32, 32), times=1, chunks={}), **SMALL, runtime="openvino")
     copy = pickle.loads(pickle.dumps(emb))
     xr.testing.assert_identical(copy.compute(), emb.compute())
+
+
+def _log_model(floor: float | None) -> Any:
+    import openvino
+    from openvino import opset13 as op
+
+    x = op.parameter([1, 4096], np.float32)
+    below = x if floor is None else op.maximum(x, op.constant(np.float32(floor)))
+    return openvino.Model([op.log(below)], [x])
+
+
+def test_logarithms_of_numbers_from_one_are_compiled_and_as_exact() -> None:
+    import openvino
+
+    model = _log_model(1.0)
+    assert openvino_network.compile_logarithms(model) == 1
+    assert not [node for node in model.get_ops() if node.get_type_name() == "Log"]
+    z = np.geomspace(0.5, 1e5, 4096, dtype=np.float32)[None]
+    found = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({0: z})[0]
+    np.testing.assert_allclose(found, np.log(np.maximum(z, 1), dtype=np.float64), atol=5e-6)
+
+
+@pytest.mark.parametrize("floor", [None, 1e-6])
+def test_logarithms_of_other_numbers_stay(floor: float | None) -> None:
+    model = _log_model(floor)
+    assert openvino_network.compile_logarithms(model) == 0
+    assert [node for node in model.get_ops() if node.get_type_name() == "Log"]
 
 
 @pytest.mark.skipif(not process.cpu_has_bfloat16(), reason="this processor has no bfloat16")
