@@ -972,7 +972,7 @@ def find_mistakes(bands: Sequence[Array], r: Radiometry, *, offset: float, low_s
 def looks_carried(bands: Sequence[Array], r: Radiometry, offset: float) -> bool:
     """Return whether values look as if they carry an offset of which metadata say nothing.
 
-    Shadows, water and the short waves over plants are close to 0 in nearly every scene. Clouds and bright deserts alone
+    Shadows, water and the short waves over plants are close to 0 in nearly every scene. Clouds, haze and bright deserts
     may look as if they carried it, so that this does not decide.
 
     Parameters
@@ -990,8 +990,9 @@ def looks_carried(bands: Sequence[Array], r: Radiometry, offset: float) -> bool:
     dn = np.concatenate([b[_is_data(b, r.nodata)].ravel() for b in bands]).astype(np.float64) * r.scale
     if dn.size < _FEWEST_OF_A_SCENE:
         return False
-    below, near = float((dn < 1000).mean()), float(((dn >= 1000) & (dn < 1300)).mean())
-    return below <= 0.005 and near >= 0.005
+    # Few values are so dark that noise or the correction of the atmosphere takes them below 0, and hardly one by 0.01.
+    far, below = float((dn < 900).mean()), float((dn < 1000).mean())
+    return far <= 0.0005 and below <= 0.005 and float(((dn >= 1000) & (dn < 1300)).mean()) >= 0.005
 
 
 def _is_data(values: Array, nodata: float | None) -> NDArray[np.bool_]:
