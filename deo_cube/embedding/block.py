@@ -104,7 +104,8 @@ def _check_values(bands: Array, good: NDArray[np.bool_], radiometry: Radiometry,
         problem = MIXED.format(layers="a band", nodata=radiometry.nodata) if mixed else None
     if problem:
         raise AmbiguousUnitsError(f"block (time {index.time}, row {index.row}, column {index.column}): {problem}")
-    if looks_carried(list(sample), radiometry, radiometry.at(index.time)):
+    warned = any(CARRIED in reason for reason in radiometry.reasons)  # at the call, of a cube in memory
+    if not warned and looks_carried(list(sample), radiometry, radiometry.at(index.time)):
         # One text for all blocks, so that it is shown once.
         warnings.warn(f"offset=0 is taken as given, but {CARRIED}", UserWarning, stacklevel=2)
 
