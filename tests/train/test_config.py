@@ -48,7 +48,7 @@ def test_every_field_has_a_reason() -> None:
     from deo_cube.train import config as module
 
     source = inspect.getsource(module)
-    groups = ("Student", "Optical", "Objective", "Augment", "Optimizer", "Loader", "Health", "Neck")
+    groups = ("StudentConfig", "Optical", "Objective", "Augment", "Optimizer", "Loader", "Health", "Neck")
     groups += ("Specialist", "TrainConfig")
     for name in groups:
         body = source[source.index(f"class {name}:") :].split("\n@dataclass")[0]
