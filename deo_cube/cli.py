@@ -735,6 +735,9 @@ def search(
         write_results(found, local_path(out))
         print(f"{out}: {len(found)} patches")
         return
+    if not len(found):
+        print(f"{index}: no further patch" + (" within --bbox and --time" if bbox or time else ""))
+        return
     edges = found.bounds  # not the centroid, which warns of degrees
     centres = {"x": (edges.minx + edges.maxx) / 2, "y": (edges.miny + edges.maxy) / 2}
     print(found.drop(columns="geometry").assign(**centres).to_string(index=False))

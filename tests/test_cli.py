@@ -252,6 +252,9 @@ def test_index_and_search(store: Path, tmp_path: Path, capsys: pytest.CaptureFix
     for wrong in ((at, "somewhere"), ("nothing.gpkg",), ("9,47",), ()):
         assert run("search", tmp_path / "i", *wrong) == 2
     assert run("search", tmp_path / "other", at) == 2
+    capsys.readouterr()
+    assert run("search", tmp_path / "i", at, "--bbox", 0, 0, 1, 1) == 0
+    assert capsys.readouterr().out.endswith("no further patch within --bbox and --time\n")
     # An index of an array knows no store, and the message names the flag that gives it.
     deo_cube.build_index(emb, tmp_path / "of_array")
     capsys.readouterr()
