@@ -292,6 +292,11 @@ def reference_places(
         has_map = mapped >= 0
     else:
         mapped = mapped.astype("float64")
+        if fills := unstated_fills(mapped):
+            raise ArgumentError(
+                f"map holds {fills[0]:.17g}, far from all other values, which usually marks a missing value and the "
+                f"map does not state: map.where(map != {fills[0]:.17g})"
+            )
         has_map = np.isfinite(mapped)
     usable = keep & has_map
     if not usable.any():

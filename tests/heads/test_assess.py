@@ -423,3 +423,16 @@ def test_a_reference_without_a_crs_must_be_within_the_map(tmp_path):
         assess(drawn, beyond)
     with pytest.warns(UserWarning, match="outside the map"):
         assess(drawn, beyond, crs="EPSG:32632")
+
+
+def test_marks_of_missing_values_in_a_map_of_a_quantity_are_refused():
+    values = np.arange(24 * 32, dtype="float32").reshape(24, 32)
+    drawn = class_map(np.zeros((24, 32)), ("a",)).copy(data=values).drop_attrs(deep=False)
+    places = [(float(drawn.x[i]), float(drawn.y[j]), float(values[j, i])) for j in range(24) for i in range(32)]
+    marked = drawn.where(drawn > 40, -9999)
+    with pytest.raises(ArgumentError, match="map.where"):
+        assess(marked, places)
+    result = assess(marked.where(marked != -9999), places)
+    assert result.table.loc["rmse", "value"] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(LabelsError, match="reference holds -9999.*nodata="):
+        assess(drawn, [*places, (*places[0][:2], -9999)])
