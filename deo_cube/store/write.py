@@ -118,7 +118,7 @@ def to_zarr(
     scheduler : {"threads", "processes", "synchronous", "distributed"}, optional
         Default: the cluster of this process if there is one, else Dask's configured scheduler, else threads.
     num_workers : int, optional
-        Blocks in flight, for threads and processes. Default: one a core and two more that read and write.
+        Blocks that run at once, on threads or processes. Default: one per core, and two more that read and write.
     worker_timeout : float
         Seconds to wait while a cluster has no worker, at the start or after the last one vanished.
     storage_options : mapping, optional
