@@ -16,7 +16,7 @@ from deo_cube.train.config import (
     Objective,
     Optical,
     Optimizer,
-    Student,
+    StudentConfig,
     TrainConfig,
 )
 
@@ -47,7 +47,7 @@ BASE = TrainConfig(
     teacher="mobilenet",
     device="cpu",
     threads=1,
-    student=Student(family="swin", dim=64, depths=(2, 2), heads=(2, 4), window=4, patch=8, **_STATISTICS),
+    student=StudentConfig(family="swin", dim=64, depths=(2, 2), heads=(2, 4), window=4, patch=8, **_STATISTICS),
     optical=Optical(enlarge=1.5, standardize=True),
     # 16 samples and 64 dimensions have the scale, 5, and the bound, 0.28, of the paper's 16 x 64 samples and 256.
     objective=Objective(hidden=128, ms_dim=64, world_size=16),
