@@ -100,7 +100,7 @@ class Variant:
             encoder = self.quantised[key]
         pixels = torch.from_numpy(np.ascontiguousarray(np.asarray(array, "float32")[:, order]))
         begun = time.process_time()
-        with transfer.precise(self.precision, "cpu"):
+        with transfer.autocast_context(self.precision, "cpu"):
             maps: Array = encoder.encode(pixels).float().numpy()
         self.seconds += time.process_time() - begun
         return maps

@@ -139,7 +139,7 @@ def graphs(ref: EncoderRef, device: str, precision: str) -> dict[str, Any]:
     if not isinstance(encoder, Replayed):
         return {"model": ref.card.alias, "precision": precision, "passed": True, "skipped": "no graphs"}
     pixels = _noise(ref, 8, ref.card.tile).to(device)
-    with transfer.precise(precision, device):
+    with transfer.autocast_context(precision, device):
         plain = encoder.encoder.encode(pixels)
         replayed = [encoder.encode(pixels) for _ in range(5)]
         replayed.append(encoder.encode(pixels.flip(0)).flip(0))

@@ -84,7 +84,7 @@ def one(
     noise = torch.rand(batch, len(encoder.stem.bands), tile, tile, device=device) * 3000
 
     def forward() -> None:
-        with transfer.precise(precision, device):
+        with transfer.autocast_context(precision, device):
             encoder.encode(noise)
 
     def whole(cube: Any = cube) -> None:

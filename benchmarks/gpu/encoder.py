@@ -79,7 +79,7 @@ def _timed(encoder: Any, noise: torch.Tensor, precision: str, device: str) -> tu
     """Tiles per second, and milliseconds that the host needs to launch a batch's kernels."""
 
     def forward() -> None:
-        with transfer.precise(precision, device):
+        with transfer.autocast_context(precision, device):
             encoder.encode(noise)
 
     tiles = len(noise) * rate(forward, device)

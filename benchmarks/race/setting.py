@@ -76,7 +76,7 @@ class Setting:
 
     def encode(self, pixels: Any) -> Any:
         """A tensor [B, C, H, W] of DN to float32 maps [B, D, h, w], in this setting's runtime and precision."""
-        with transfer.precise(self.precision, "cpu"):
+        with transfer.autocast_context(self.precision, "cpu"):
             return self.encoder().encode(pixels).float()
 
     def batch(self, tile: int) -> int:

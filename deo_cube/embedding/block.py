@@ -311,10 +311,10 @@ class _Encoding:
             block.ref, self.device, block.compiled, block.precision, runtime=block.runtime, tile=plan.tile
         )
         self.batch = block.batch or process.default_batch(block.ref, plan.tile, self.device)
-        self.apart = transfer.apart(self.device)
+        self.copied = transfer.needs_copy(self.device)
         # Of a network of convolutions cuDNN prepares each new shape of batch, for a second or more: batches of one
         # size spare that at the edges of blocks.
-        self.pad = self.apart and card.architecture["family"] in ("conv", "spectral")
+        self.pad = self.copied and card.architecture["family"] in ("conv", "spectral")
         # Most blocks have no blank pixel, which is known here and need not be searched for in every tile.
         self.whole = hidden is None and bool(good.all())
         # lcm(0, n) is 0: tiles of models with position embeddings are never cut shorter.
@@ -332,7 +332,7 @@ class _Encoding:
         batches = partial(
             process.run_batches, tiles, batch=self.batch, device=self.device, key=key, alike=self.cuts.size
         )
-        if self.apart:
+        if self.copied:
             # Stitched as soon as it is fetched, so that pinned memory is free for the next batch.
             batches(self.encode, stage=self.stage, fetch=lambda batch: self.stitch(self.fetch(batch)), ahead=AHEAD)
         else:
@@ -341,7 +341,7 @@ class _Encoding:
         rows, columns = (slice(axis.skip, axis.skip + axis.out_size) for axis in (self.rows, self.columns))
         return self.canvas[:, rows, columns]
 
-    def stage(self, places: Sequence[Place]) -> tuple[Sequence[Place], transfer.Staged]:
+    def stage(self, places: Sequence[Place]) -> tuple[Sequence[Place], transfer.StagedBatch]:
         """Cut tiles, and begin to copy them to the device."""
         windows = [(..., *self.cuts.pixels(place)) for place in places]
         if self.pad:
@@ -352,23 +352,25 @@ class _Encoding:
         hidden = None if self.hidden is None else transfer.stack([self.hidden[w] for w in windows], self.device)
         return places, transfer.stage((batch, hidden), self.device)
 
-    def encode(self, batch: tuple[Sequence[Place], transfer.Staged]) -> tuple[Sequence[Place], transfer.Left]:
+    def encode(
+        self, batch: tuple[Sequence[Place], transfer.StagedBatch]
+    ) -> tuple[Sequence[Place], transfer.PendingResult]:
         """Encode a staged batch, on a thread of the device."""
         places, staged = batch
         maps = self._maps(staged)[: len(places)]
         # Rounded on the device: float16 is copied in half the bytes; NumPy rounds to the same numbers, but slowly.
-        return places, transfer.leave(maps.half() if self.half else maps.float())
+        return places, transfer.pending(maps.half() if self.half else maps.float())
 
-    def _maps(self, staged: transfer.Staged) -> Any:
-        tiles, hidden = staged.take()
+    def _maps(self, staged: transfer.StagedBatch) -> Any:
+        tiles, hidden = staged.on_device()
         pixels = self.block._canonical(tiles, hidden, self.time, self.bands.dtype, whole=self.whole)
-        with transfer.precise(self.block.precision, self.device):
+        with transfer.autocast_context(self.block.precision, self.device):
             return self.encoder.encode(pixels)
 
-    def fetch(self, batch: tuple[Sequence[Place], transfer.Left]) -> tuple[Sequence[Place], Array]:
+    def fetch(self, batch: tuple[Sequence[Place], transfer.PendingResult]) -> tuple[Sequence[Place], Array]:
         """Copy the maps of a batch to the host."""
-        places, left = batch
-        maps, total = transfer.fetch(left)
+        places, result = batch
+        maps, total = transfer.fetch(result)
         self.totals.append(total)
         return places, maps
 

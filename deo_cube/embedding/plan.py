@@ -301,7 +301,7 @@ def measure_rate(
     items = list(range(batch * process.device_threads(device).count))
 
     def work(part: Any) -> None:
-        with transfer.precise(precision, device):
+        with transfer.autocast_context(precision, device):
             encoder.encode(noise[: len(part)].to(device)).cpu()
 
     process.run_batches(items, work, batch=batch, device=device, key=ref.fingerprint)

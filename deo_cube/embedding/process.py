@@ -128,8 +128,8 @@ def encoder(
     """Return the loaded encoder, built once per process, device, precision and runtime.
 
     `compiled` is the option ``compile``: True for `torch.compile`, or the name of one of its backends. With `precision`
-    "bfloat16" the encoder is to be run under `transfer.precise`. Any `runtime` other than "torch" runs tiles of `tile`
-    pixels (default: the card's), and ignores `compiled`.
+    "bfloat16" the encoder is to be run under `transfer.autocast_context`. Any `runtime` other than "torch" runs tiles
+    of `tile` pixels (default: the card's), and ignores `compiled`.
 
     Raises
     ------

@@ -28,13 +28,13 @@ from deo_cube.errors import ArgumentError, DeviceError
 
 __all__ = [
     "TOLERANCE",
-    "Left",
-    "Staged",
+    "PendingResult",
+    "StagedBatch",
     "Streams",
     "check_precision",
     "fetch",
-    "leave",
-    "precise",
+    "pending",
+    "autocast_context",
     "stack",
     "stage",
     "tolerance",
@@ -131,21 +131,21 @@ def _streams(device: Any) -> Streams | None:
     return STREAMS.get(str(device).partition(":")[0])
 
 
-def apart(device: str) -> bool:
+def needs_copy(device: str) -> bool:
     """Return whether the device has memory of its own, so that batches must cross to it."""
     return device != "cpu"
 
 
 @dataclass(frozen=True)
-class Staged:
+class StagedBatch:
     """A batch on its way to the device: arrays as they are on the CPU, else tensors there."""
 
     arrays: tuple[Any, ...]
     ready: Any = None
     """Event of the copy; None where the copy is done already."""
 
-    def take(self) -> tuple[Any, ...]:
-        """Return the batch, for the worker thread: its kernels will wait for the copy, the thread does not."""
+    def on_device(self) -> tuple[Any, ...]:
+        """Return the batch, for the device's thread: its kernels will wait for the copy, the thread does not."""
         tensors = [a for a in self.arrays if a is not None]
         if self.ready is not None and (streams := _streams(tensors[0].device)) is not None:
             computing = streams.computing(tensors[0].device)
@@ -157,8 +157,8 @@ class Staged:
 
 
 @dataclass(frozen=True)
-class Left:
-    """Vectors that the worker thread has left on the device, perhaps still being computed."""
+class PendingResult:
+    """Vectors on the device, perhaps still being computed."""
 
     tensor: Any
     total: Any
@@ -180,41 +180,41 @@ def stack(parts: Sequence[Array], device: str) -> Array:
     return pinned
 
 
-def stage(arrays: Sequence[Array | None], device: str) -> Staged:
+def stage(arrays: Sequence[Array | None], device: str) -> StagedBatch:
     """Begin to copy a batch to the device, as it is stored: uint16 crosses the bus in half the bytes of float32."""
-    if not apart(device):
-        return Staged(tuple(arrays))
+    if not needs_copy(device):
+        return StagedBatch(tuple(arrays))
     import torch
 
     hosts = [None if a is None else torch.from_numpy(a) for a in arrays]
     streams = _streams(device)
     if streams is None:
-        return Staged(tuple(None if h is None else h.to(device) for h in hosts))
+        return StagedBatch(tuple(None if h is None else h.to(device) for h in hosts))
     stream = streams.copying(device)
     there = tuple(None if h is None else streams.copy_to_device(h, device, stream) for h in hosts)
-    return Staged(there, streams.record(stream))
+    return StagedBatch(there, streams.record(stream))
 
 
-def leave(tensor: Any) -> Left:
-    """Mark, on the worker thread, where the kernels of `tensor` end; does not wait for them."""
+def pending(tensor: Any) -> PendingResult:
+    """Mark, on the device's thread, where the kernels of `tensor` end; does not wait for them."""
     import torch
 
     # Adding float16 into float32 takes a CPU three times as long as converting first.
     total = tensor.float().sum() if tensor.device.type == "cpu" else tensor.sum(dtype=torch.float32)
     streams = _streams(tensor.device)
-    return Left(tensor, total, None if streams is None else streams.record(streams.computing(tensor.device)))
+    return PendingResult(tensor, total, None if streams is None else streams.record(streams.computing(tensor.device)))
 
 
-def fetch(left: Left) -> tuple[Array, float]:
+def fetch(result: PendingResult) -> tuple[Array, float]:
     """Return vectors on the host, once they are computed, and their total; waits for them on the calling thread."""
-    streams = _streams(left.tensor.device)
-    if left.done is None or streams is None:
-        return np.asarray(left.tensor.cpu().numpy()), float(left.total)
-    stream = streams.copying(left.tensor.device)
-    streams.wait(stream, left.done)
+    streams = _streams(result.tensor.device)
+    if result.done is None or streams is None:
+        return np.asarray(result.tensor.cpu().numpy()), float(result.total)
+    stream = streams.copying(result.tensor.device)
+    streams.wait(stream, result.done)
     # The total too on this stream: on the computing one it would queue behind the batches of other blocks.
-    hosts = [streams.copy_to_host(tensor, stream) for tensor in (left.tensor, left.total)]
-    for tensor in (left.tensor, left.total):
+    hosts = [streams.copy_to_host(tensor, stream) for tensor in (result.tensor, result.total)]
+    for tensor in (result.tensor, result.total):
         streams.keep(tensor, stream)
     streams.synchronize(streams.record(stream))
     return np.asarray(hosts[0].numpy()), float(hosts[1])
@@ -251,7 +251,7 @@ def _no_bfloat16(device: str) -> str:
     return ""
 
 
-def precise(precision: str, device: str) -> AbstractContextManager[Any]:
+def autocast_context(precision: str, device: str) -> AbstractContextManager[Any]:
     """Return the context in which the network runs: nothing for float32, autocast for bfloat16."""
     if precision == "float32":
         return contextlib.nullcontext()

@@ -25,7 +25,7 @@ from deo_cube.store.storage import is_local
 from deo_cube.store.template import BLOCKS, FORMAT, IDENTITY, WINDOW, Template, root_bytes
 
 __all__ = [
-    "Begun",
+    "ReadyStore",
     "attributes",
     "check_not_source",
     "create",
@@ -44,18 +44,18 @@ log = logging.getLogger("deo_cube")
 
 
 @dataclass(frozen=True)
-class Begun:
+class ReadyStore:
     """A store that is ready for blocks."""
 
     target: Target
     template: Template
-    found: bool
+    existed: bool
     """True if it existed, created by an earlier run or by another process."""
 
 
 def create(
     emb: xr.DataArray, place: Any, layout: Layout, *, resume: bool, overwrite: bool, shards: bool = True
-) -> Begun:
+) -> ReadyStore:
     """Create a store for `emb`, or find an existing one.
 
     Parameters
@@ -84,7 +84,7 @@ def create(
     root = _root(place, made, overwrite=overwrite)
     if root is not None and overwrite:
         _check_overwrite(emb, place, root)
-        return Begun(_replace(place, made, layout, fingerprint), made, found=False)
+        return ReadyStore(_replace(place, made, layout, fingerprint), made, existed=False)
     if root is not None:
         _check_same(place, root, fields)
         if root.get(STATE) not in ("creating", "replacing"):
@@ -94,14 +94,14 @@ def create(
                 )
             repair(place, made)
             _check_blocks(place, layout)
-            return Begun(target(place, layout), made, found=True)
+            return ReadyStore(target(place, layout), made, existed=True)
     if not is_local(place):
         if root is not None and root.get(STATE) == "replacing":
-            return Begun(_replace(place, made, layout, fingerprint), made, found=False)
+            return ReadyStore(_replace(place, made, layout, fingerprint), made, existed=False)
         # Another process may create the same store now: both write the same bytes, and neither deletes. So neither
         # may draw a generation of its own.
         _write(storage.store_at(place), made, "")
-        return Begun(target(place, layout), made, found=False)
+        return ReadyStore(target(place, layout), made, existed=False)
     path, generation = Path(place), uuid.uuid4().hex
     path.parent.mkdir(parents=True, exist_ok=True)
     # Made beside its place and renamed, so that no process ever sees an incomplete store.
@@ -118,8 +118,8 @@ def create(
                 raise
             _check_same(place, dict(other.attrs), fields)  # another process began the same store first: join it
             _check_blocks(place, layout)
-            return Begun(target(place, layout), made, found=True)
-    return Begun(Target(place, layout, fingerprint, generation), made, found=False)
+            return ReadyStore(target(place, layout), made, existed=True)
+    return ReadyStore(Target(place, layout, fingerprint, generation), made, existed=False)
 
 
 def _has_shards(place: Any, default: bool) -> bool:
@@ -408,21 +408,21 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def is_complete(begun: Begun) -> bool:
+def is_complete(ready: ReadyStore) -> bool:
     """Return whether a store is complete; if it is marked so and is not, the mark is removed."""
-    store = storage.store_at(begun.target.store)
-    root = attributes(begun.target.store)
+    store = storage.store_at(ready.target.store)
+    root = attributes(ready.target.store)
     if root.get(STATE) != "complete":
         return False
     # The record of the store, which may have other blocks than the array that is to be written.
-    record = record_of(begun.target.store, root)
+    record = record_of(ready.target.store, root)
     if record.count() == record.total:
         return True
     restart(store)
     return False
 
 
-def finish(begun: Begun) -> None:
+def finish(ready: ReadyStore) -> None:
     """Mark a store complete when every block has its entry; the mark is written last.
 
     Before that, the metadata are compared with their seal, half-written files of killed runs are removed, and the
@@ -433,7 +433,7 @@ def finish(begun: Begun) -> None:
     StoreMismatchError
         If entries are missing: they were deleted meanwhile.
     """
-    target = begun.target
+    target = ready.target
     if target.check():
         return  # another process completed it
     record = target.record
@@ -445,7 +445,7 @@ def finish(begun: Begun) -> None:
         )
     store = storage.store_at(target.store)
     if FORMAT in attributes(target.store) and _damage(store):
-        repair(target.store, begun.template)
+        repair(target.store, ready.template)
     for attempt in range(3):
         try:
             storage.tidy(target.store)

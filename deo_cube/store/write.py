@@ -162,30 +162,30 @@ def to_zarr(
     with _explain_full_disk("the metadata", place):
         if overwrite or create.nothing_at(place):
             look.before_writing(emb, patience=read_timeout)
-        begun = create.create(emb, place, layout, resume=bool(resume), overwrite=overwrite, shards=shards)
+        ready = create.create(emb, place, layout, resume=bool(resume), overwrite=overwrite, shards=shards)
     token = source_token(emb)
-    complete = create.is_complete(begun)
+    complete = create.is_complete(ready)
     how = _Run(emb, kind, num_workers, Reading(retries, read_timeout), worker_timeout, progress)
-    if begun.found:
+    if ready.existed:
         if (theirs := create.stored_layout(place)) != layout:
             # Complete: nothing is left to write, and what is there is compared block by block.
             layout = theirs
             how = replace(how, emb=_on_dask(emb, layout))
-        begun = replace(begun, target=create.target(place, layout))
-        complete = _same_inputs(begun, how, resume, token, complete=complete) and complete
-        complete = not _forget_lost_blocks(begun.target, how.emb) and complete
+        ready = replace(ready, target=create.target(place, layout))
+        complete = _same_inputs(ready, how, resume, token, complete=complete) and complete
+        complete = not _forget_lost_blocks(ready.target, how.emb) and complete
     if complete:
         log_complete(place, layout, checked=resume != "unchecked", shown=progress)
         return open_embeddings(place)
-    _keep_token(place, token if resume != "unchecked" or not begun.found else None)
-    if begun.found:
-        begun = replace(begun, target=create.target(place, layout))
-    record = begun.target.record
+    _keep_token(place, token if resume != "unchecked" or not ready.existed else None)
+    if ready.existed:
+        ready = replace(ready, target=create.target(place, layout))
+    record = ready.target.record
     done = record.count() if record.any() else 0
     log_start(emb, layout, place, done, kind, num_workers)
-    bar = _write_missing(begun.target, how, done)
+    bar = _write_missing(ready.target, how, done)
     with _explain_full_disk("the metadata", place):
-        create.finish(begun)
+        create.finish(ready)
     log_end(place, bar)
     return open_embeddings(place)
 
@@ -244,7 +244,7 @@ def _write_missing(target: Target, how: _Run, done: int) -> ProgressBar:
     return bar
 
 
-def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str | None, *, complete: bool) -> bool:
+def _same_inputs(ready: create.ReadyStore, how: _Run, resume: bool | str, token: str | None, *, complete: bool) -> bool:
     """Compare the inputs of finished blocks with those of this call; return whether all are the same.
 
     Raises
@@ -252,7 +252,7 @@ def _same_inputs(begun: create.Begun, how: _Run, resume: bool | str, token: str 
     StoreMismatchError
         If some differ and `resume` is not "changed".
     """
-    target, place = begun.target, begun.target.store
+    target, place = ready.target, ready.target.store
     stored = storage.read(storage.store_at(place), SOURCES)
     if resume == "unchecked" or (token is not None and stored == token.encode()):
         return True

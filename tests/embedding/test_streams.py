@@ -101,7 +101,7 @@ class Simulated(transfer.Streams):
 def device(monkeypatch: pytest.MonkeyPatch) -> Simulated:
     """Make the CPU a device with streams, whose encoder's output is there only once somebody waits for it."""
     simulated = Simulated()
-    monkeypatch.setattr(transfer, "apart", lambda device: True)
+    monkeypatch.setattr(transfer, "needs_copy", lambda device: True)
     monkeypatch.setitem(transfer.STREAMS, "cpu", simulated)
     real = process.encoder
 

@@ -1,6 +1,6 @@
 """Batches cross to a device and back as they were; precision and compilation are what they are called.
 
-There is no GPU here: what is shown is that the steps which a GPU takes (stage, take, leave, fetch, canonical on
+There is no GPU here: what is shown is that the steps which a GPU takes (stage, on_device, pending, fetch, canonical on
 tensors) give the same bits as the CPU's own path, by taking them on the CPU.
 """
 
@@ -27,12 +27,12 @@ def crossing(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     seen: list[torch.dtype] = []
     real = transfer.stage
 
-    def noted(arrays: Sequence[np.ndarray | None], device: str) -> transfer.Staged:
+    def noted(arrays: Sequence[np.ndarray | None], device: str) -> transfer.StagedBatch:
         staged = real(arrays, device)
         seen.append(staged.arrays[0].dtype)
         return staged
 
-    monkeypatch.setattr(transfer, "apart", lambda device: True)
+    monkeypatch.setattr(transfer, "needs_copy", lambda device: True)
     monkeypatch.setattr(transfer, "stage", noted)
     return seen
 
