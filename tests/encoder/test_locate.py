@@ -133,7 +133,7 @@ def test_what_to_put_where_is_said(elsewhere: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DEO_CUBE_WEIGHTS", "/data/weights")
     with pytest.raises(WeightsNotFoundError, match="/data/weights"):
         find_weights(a_card())
-    with pytest.raises(WeightsNotFoundError, match="weights=.*typo"):
+    with pytest.raises(WeightsNotFoundError, match="weights: .*typo"):
         find_weights(a_card(), elsewhere / "typo.pth")
     with pytest.raises(WeightsNotFoundError, match="weights=.*net.safetensors"):
         find_weights(a_card(), elsewhere)
