@@ -44,7 +44,7 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -77,6 +77,7 @@ __all__ = [
     "Writer",
     "blocks_without_shards",
     "checksum",
+    "checksum_without_data",
     "cuts",
     "fill",
     "is_whole",
@@ -468,22 +469,16 @@ def lost_shards(
 
     Only the names of the shards are listed; what they hold is checked by `is_whole`.
     """
-    four = len(layout.dims) == 4
     lost = []
     for row, numbers in record.rows():
         times = [int(t) for t in np.flatnonzero(numbers.any(axis=1))]
-        embeddings = [f"embeddings/c/{t}/0/{row}" if four else f"embeddings/c/0/{row}" for t in times]
-        valid = [f"valid/c/{t}/{row}" if four else f"valid/c/{row}" for t in times]
-        names = storage.names_below(store, [*embeddings, *valid])
-        for i, t in enumerate(times):
-            whole = set(names[i]) & set(names[len(times) + i])
+        for t, stored in zip(times, _stored_columns(store, times, row, timed=len(layout.dims) == 4), strict=True):
             for column in np.flatnonzero(numbers[t]):
                 block = (t, row, int(column))
-                if str(column) in whole:
+                if str(column) in stored:
                     continue
-                if Entry.from_number(int(numbers[t, column])).output != _without_data(
-                    layout, dtype, dim, block, planes
-                ):
+                empty = checksum_without_data(block, layout.shape, layout.shard, dim, dtype, tuple(planes))
+                if Entry.from_number(int(numbers[t, column])).output != empty:
                     lost.append(block)
     return lost
 
@@ -502,25 +497,48 @@ def blocks_without_shards(store: Store, blocks: tuple[int, int, int], *, timed: 
         Whether the arrays have a dimension of time.
     """
     times, rows, columns = blocks
-    folders = [
-        (t, row, f"{name}/c/{f'{t}/' if timed else ''}{f'0/{row}' if name == 'embeddings' else row}")
-        for t in range(times)
+    return [
+        (t, row, column)
         for row in range(rows)
-        for name in ("embeddings", "valid")
+        for t, stored in enumerate(_stored_columns(store, range(times), row, timed=timed))
+        for column in range(columns)
+        if str(column) not in stored
     ]
-    names = storage.names_below(store, [folder for _, _, folder in folders])
-    every = {str(c) for c in range(columns)}
-    missing = {
-        (t, row, int(c)) for (t, row, _), found in zip(folders, names, strict=True) for c in every.difference(found)
-    }
-    return sorted(missing)
 
 
-def _without_data(layout: Layout, dtype: np.dtype[Any], dim: int, block: Block, planes: Sequence[str]) -> int:
-    """Return the checksum of a block without a valid patch, of which no shard is stored."""
-    shape = tuple(s.stop - s.start for s in layout.region(block))
-    empty = [np.zeros(shape, PLANE_DTYPES[name]) for name in planes]
-    return layout.checksum(block, np.full((dim, *shape), fill(dtype)).astype(dtype), *empty)
+def _stored_columns(store: Store, times: Sequence[int], row: int, *, timed: bool) -> list[set[str]]:
+    """Return for each of `times` the columns of a row of blocks whose embeddings and valid fraction are stored."""
+    embeddings = [f"embeddings/c/{t}/0/{row}" if timed else f"embeddings/c/0/{row}" for t in times]
+    valid = [f"valid/c/{t}/{row}" if timed else f"valid/c/{row}" for t in times]
+    names = storage.names_below(store, [*embeddings, *valid])
+    return [
+        set(of_both[0]).intersection(of_both[1])
+        for of_both in zip(names[: len(times)], names[len(times) :], strict=True)
+    ]
+
+
+def checksum_without_data(
+    block: Block, size: tuple[int, int], shard: tuple[int, int], dim: int, dtype: np.dtype[Any], planes: tuple[str, ...]
+) -> int:
+    """Return the checksum of a block without a valid patch, of which no shard is stored.
+
+    Parameters
+    ----------
+    block : tuple of int
+        Time, row and column.
+    size, shard : tuple of int
+        Rows and columns of the store, and of a shard.
+    dim, dtype, planes
+        Of the store.
+    """
+    shape = tuple(min((i + 1) * s, n) - i * s for i, s, n in zip(block[1:], shard, size, strict=True))
+    return _checksum_of_fill(shape, dim, np.dtype(dtype).str, planes)
+
+
+@lru_cache(maxsize=16)
+def _checksum_of_fill(shape: tuple[int, ...], dim: int, dtype: str, planes: tuple[str, ...]) -> int:
+    kind = np.dtype(dtype)
+    return checksum(np.full((dim, *shape), fill(kind), kind), *(np.zeros(shape, PLANE_DTYPES[name]) for name in planes))
 
 
 def _replace(array: Any, shard: tuple[int, ...], region: tuple[int | slice, ...], values: np.ndarray) -> None:

@@ -40,8 +40,10 @@ from deo_cube.store.layout import (
     Block,
     Record,
     blocks_without_shards,
+    checksum_without_data,
     cuts,
     is_whole,
+    planes_in,
 )
 from deo_cube.store.storage import is_local, locate
 from deo_cube.store.template import BLOCKS, FORMAT, IDENTITY, WINDOW
@@ -362,14 +364,14 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     return placed
 
 
-#: Most blocks of a store whose shards are looked for when it is opened, and most that are read because one is missing.
-LISTED, LOOKED_AT = 65536, 32
+#: Most blocks of a store whose shards are looked for when it is opened, and about as many entries that are read then.
+LISTED, READ = 65536, 1024
 
 
 def _lost_blocks(place: Any, root: zarr.Group) -> int:
     """Return how many finished blocks of a folder are known to have lost their shards.
 
-    A block without data has none either, so that some of the blocks without shards are compared with their entries.
+    A block without data has no shard either: its entry says so.
     """
     backend = storage.store_at(place)
     if not is_local(place) or root.attrs.get(Attribute.BLOCKS) is None or not storage.has_any(backend, GROUP):
@@ -377,9 +379,14 @@ def _lost_blocks(place: Any, root: zarr.Group) -> int:
     record = create.record_of(place, dict(root.attrs))
     if record.total > LISTED:
         return 0
-    missing = blocks_without_shards(backend, record.blocks, timed=root["embeddings"].ndim == 4)
-    chosen = np.unique(np.linspace(0, len(missing) - 1, min(len(missing), LOOKED_AT)).astype(int))
-    return sum(not _is_whole(root, record, missing[i]) for i in chosen)
+    values, planes = root["embeddings"], tuple(plane.basename for plane in planes_in(root))
+    size, shard, dim = values.shape[-2:], (values.shards or values.chunks)[-2:], values.shape[-3]
+    missing = blocks_without_shards(backend, record.blocks, timed=values.ndim == 4)
+    entries = {block: record.entry(block) for block in missing[:: max(1, len(missing) // READ)]}
+    return sum(
+        entry is not None and entry.output != checksum_without_data(block, size, shard, dim, values.dtype, planes)
+        for block, entry in entries.items()
+    )
 
 
 def _check_window(store: Any, attrs: Mapping[str, Any], ds: xr.Dataset, dims: tuple[str, str]) -> None:
