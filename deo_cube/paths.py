@@ -25,7 +25,7 @@ from deo_cube.errors import (
     StorageUnreachableError,
 )
 
-__all__ = ["expand", "is_url", "local_path", "not_found", "reading", "unreachable", "unreadable"]
+__all__ = ["answering", "expand", "is_url", "local_path", "not_found", "reading", "unreadable"]
 
 E = TypeVar("E", bound=DeoCubeError)
 
@@ -180,24 +180,29 @@ _REMOTE = {"adlfs", "aiohttp", "azure", "botocore", "gcsfs", "obstore"}
 _REFUSED = {"PermissionDeniedError", "UnauthenticatedError", "NoCredentialsError"}
 
 
-def unreachable(path: object, error: BaseException) -> StorageError | None:
-    """Return the error of an object store that does not answer, or refuses; None where `error` is another.
+@contextlib.contextmanager
+def answering(path: object) -> Iterator[None]:
+    """Raise the errors of an object store that does not answer, or refuses, as errors of this package.
 
     Parameters
     ----------
     path : path, URL or store
-        What was opened.
-    error : exception
-        As a library raised it.
+        What is read or written.
+
+    Raises
+    ------
+    StorageRefusedError, StorageUnreachableError
     """
-    if type(error).__module__.partition(".")[0] not in _REMOTE:
-        return None
-    refused = type(error).__name__ in _REFUSED
-    reason = str(error).partition("\n")[0]
-    return (StorageRefusedError if refused else StorageUnreachableError)(
-        f"{path} cannot be opened: {reason}\nCheck the URL and storage_options= (endpoint, region, access_key_id, "
-        "secret_access_key, ...), or the environment (AWS_*)"
-    )
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _REMOTE:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise (StorageRefusedError if type(error).__name__ in _REFUSED else StorageUnreachableError)(
+            f"{path} cannot be reached: {reason}\nCheck the URL and storage_options= (endpoint, region, access_key_id, "
+            "secret_access_key, ...), or the environment (AWS_*)"
+        ) from error
 
 
 def _kind(path: object) -> str:

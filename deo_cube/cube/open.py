@@ -34,7 +34,7 @@ from deo_cube.errors import (
     MissingExtraError,
     StorageError,
 )
-from deo_cube.paths import expand, is_url, not_found, unreachable, unreadable
+from deo_cube.paths import answering, expand, is_url, not_found, unreadable
 
 __all__ = [
     "OBJECT_CODECS",
@@ -362,7 +362,8 @@ def _zarr_above(text: str) -> Path | None:
 def _plain_errors(text: str, reader: str, options: Mapping[str, Any]) -> Iterator[None]:
     """Raise the errors of readers as errors of this package, in one line."""
     try:
-        yield
+        with answering(text):
+            yield
     except DeoCubeError:
         raise
     except FileNotFoundError as error:
@@ -379,11 +380,7 @@ def _plain_errors(text: str, reader: str, options: Mapping[str, Any]) -> Iterato
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = f"{reader}: {type(error).__name__}: {_line(error)}"
-        raise (unreachable(text, error) or unreadable("path", text, "a cube", reason)) from error
-    except Exception as error:
-        if (silent := unreachable(text, error)) is not None:
-            raise silent from error
-        raise
+        raise unreadable("path", text, "a cube", reason) from error
 
 
 def _line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from zarr.abc.store import Store
 
 from deo_cube.embedding import metadata, tasks
 from deo_cube.errors import StoreMismatchError
-from deo_cube.paths import unreachable
+from deo_cube.paths import answering
 from deo_cube.store import storage, template
 from deo_cube.store.layout import FINGERPRINT, GENERATION, OVERVIEWS, ROOT, STALE, STATE, Layout, Record, Target, cuts
 from deo_cube.store.storage import is_local
@@ -288,7 +288,7 @@ def existing(place: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
             raise StoreMismatchError(f"{place} is a file, not a Zarr store: choose another path")
         if not any(path.iterdir()):
             return None
-    try:
+    with answering(place):
         store = storage.store_at(place)
         data = storage.read(store, ROOT)
         if data is None:
@@ -307,10 +307,6 @@ def existing(place: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group | None:
         return zarr.open_group(
             place if is_local(place) and mode == "r" else store, mode=mode, zarr_format=3, use_consolidated=False
         )
-    except Exception as error:
-        if (silent := unreachable(place, error)) is not None:
-            raise silent from error
-        raise
 
 
 def nothing_at(place: Any) -> bool:

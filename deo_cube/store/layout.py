@@ -56,7 +56,7 @@ from zarr.abc.store import Store
 
 from deo_cube.constants import INT8_INVALID, Attribute
 from deo_cube.errors import StoreMismatchError
-from deo_cube.paths import unreachable
+from deo_cube.paths import answering
 from deo_cube.store import storage
 
 __all__ = [
@@ -432,15 +432,13 @@ def is_whole(root: zarr.Group, record: Record, block: Block) -> bool:
     )
     time = (block[0],) if values.ndim == 4 else ()
     try:
-        of_block = [plane[(*time, rows, columns)] for plane in planes]
-        crc = checksum(values[(*time, slice(None), rows, columns)], *of_block)
-    except Exception as error:
-        # Codecs may raise any error on damaged bytes: a block that cannot be read is damaged. One that cannot be
-        # fetched may be whole.
-        if (silent := unreachable(root.store_path, error)) is not None:
-            raise silent from error
-        if isinstance(error, ConnectionError | PermissionError | TimeoutError):
-            raise
+        with answering(root.store_path):
+            of_block = [plane[(*time, rows, columns)] for plane in planes]
+            crc = checksum(values[(*time, slice(None), rows, columns)], *of_block)
+    except (ConnectionError, PermissionError, TimeoutError):
+        raise  # what cannot be fetched may be whole
+    except Exception:
+        # Codecs may raise any error on damaged bytes: a block that cannot be read is damaged.
         return False
     return entry.output == crc
 

@@ -28,7 +28,7 @@ from zarr.storage import LocalStore
 
 from deo_cube.errors import ArgumentError, StoreMismatchError
 from deo_cube.extras import require
-from deo_cube.paths import is_url, local_path, unreachable
+from deo_cube.paths import answering, is_url, local_path
 
 __all__ = [
     "PARTIAL",
@@ -332,14 +332,10 @@ def store_at(place: Any, *, before_rename: Callable[[], None] | None = None) -> 
 
 
 def _run(store: Store, request: Coroutine[Any, Any, T]) -> T:
-    """Run a request, and raise the errors of an object store that does not answer as `unreachable`."""
-    try:
+    """Run a request to a store; the errors of an object store that does not answer are ours."""
+    with answering(store):
         answer: T = sync(request)
-        return answer
-    except Exception as error:
-        if (silent := unreachable(store, error)) is not None:
-            raise silent from error
-        raise
+    return answer
 
 
 def read(store: Store, key: str) -> bytes | None:

@@ -38,6 +38,7 @@ from deo_cube.embedding import chunks, graph, look, tasks
 from deo_cube.embedding.tasks import compute_block
 from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
 from deo_cube.packed import decoded_floats
+from deo_cube.paths import answering
 from deo_cube.store import create, storage
 from deo_cube.store.layout import GROUP, PLANE_DTYPES, Block, Layout, Record, Target, lost_shards, planes_of
 from deo_cube.store.open import open_embeddings
@@ -400,7 +401,7 @@ def run_job(job: Job) -> None:
         raise StoreMismatchError(f"{target.store} is marked complete, and lacks block {job.block}: make the call again")
     (values, *planes), inputs = _compute(job)
     try:
-        with _explain_full_disk(f"block {job.block}", target.store):
+        with _explain_full_disk(f"block {job.block}", target.store), answering(target.store):
             target.open().write(job.block, values, planes, inputs)
     except FileNotFoundError:
         # Another process finished the store meanwhile, this block included, and removed half-written files.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -72,7 +72,10 @@ def test_written_reopened_and_verified_by_url(bucket: str, options: dict[str, An
     assert status(theirs.store).complete
 
 
-def test_a_store_that_does_not_answer_is_unreachable_and_not_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def mortal() -> Iterator[tuple[Callable[[], None], dict[str, Any]]]:
+    """What stops a server for good, which has a bucket ``gone``, and the server's options."""
+    import socket
     import urllib.request
 
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -80,6 +83,36 @@ def test_a_store_that_does_not_answer_is_unreachable_and_not_damaged(monkeypatch
     host, port = server.get_host_and_port()
     options = {"endpoint": f"http://{host}:{port}", **KEYS}
     urllib.request.urlopen(urllib.request.Request(f"{options['endpoint']}/gone", method="PUT")).close()
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+        def stop() -> None:
+            server.stop()
+            holder.bind((host, port))  # so that no other server gets the port, and answers
+
+        yield stop, options
+
+
+def test_a_write_that_finds_no_store_is_an_error_of_ours(
+    mortal: tuple[Callable[[], None], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, options = mortal
+    write = layout.Writer.write
+
+    def late(*args: Any) -> None:
+        stop()
+        write(*args)
+
+    monkeypatch.setattr(layout.Writer, "write", late)
+    emb = embed(cube_at((60, 60), times=1), **SMALL)
+    with pytest.raises(StorageUnreachableError):
+        to_zarr(emb, "s3://gone/late.zarr", progress=False, scheduler="synchronous", storage_options=options)
+
+
+def test_a_store_that_does_not_answer_is_unreachable_and_not_damaged(
+    mortal: tuple[Callable[[], None], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, options = mortal
     cube, path = cube_at((100, 100), times=1), "s3://gone/emb.zarr"
     place = storage.locate("s3://gone/cube.zarr", options)
     cube.to_zarr(place, consolidated=True, zarr_format=3)
@@ -93,7 +126,7 @@ def test_a_store_that_does_not_answer_is_unreachable_and_not_damaged(monkeypatch
         found = entry(record, block)
         if answers:
             answers = False
-            server.stop()  # between the entries and the blocks, when all else has been read
+            stop()  # between the entries and the blocks, when all else has been read
         return found
 
     monkeypatch.setattr(layout.Record, "entry", first_answers)
@@ -197,7 +230,7 @@ def test_a_bucket_that_is_not_there_is_said_with_what_mends_it(options: dict[str
     with pytest.raises(FileNotFoundError, match="NoSuchBucket"):
         to_zarr(emb, "s3://nosuchbucket/e.zarr", progress=False, storage_options=options)
     gone = {**options, "endpoint": "http://127.0.0.1:9", "retry_config": {"max_retries": 0}}
-    with pytest.raises(ConnectionError, match="(?s)cannot be opened.*storage_options"):
+    with pytest.raises(ConnectionError, match="(?s)cannot be reached.*storage_options"):
         open_embeddings("s3://bucket/e.zarr", storage_options=gone)
 
 
