@@ -81,7 +81,8 @@ def case_key(name: str, halo: int, block: int) -> str:
     return f"{name} | halo {halo}" + (f" | block {block}" if name in runners.BLOCKED else "")
 
 
-def _plan(setting: Setting, course: Course, halo: int, block: int) -> Any:
+def plan_of(setting: Setting, course: Course, halo: int, block: int) -> Any:
+    """Return the plan of a course, without its price in time."""
     return deo_cube.plan(
         setting.cube({}), setting.card, tile=course.tile, halo=halo, block=block, anchor="array", units="dn", offset=0
     )
@@ -123,7 +124,7 @@ def race(
                 print(f"skipped: {name}: {reason}", file=sys.stderr)
             out["skipped"][name] = reason
             continue
-        plan = _plan(setting, course, halo, block)
+        plan = plan_of(setting, course, halo, block)
         tiles, real = plan.tiles, plan.tiling.block
         out["cases"][case_key(name, halo, real)] = {
             "runner": name, "halo": halo, "block": real if name in runners.BLOCKED else None, "tiles": tiles,
@@ -197,7 +198,7 @@ def runtimes(
     """
     prepare(setting)
     halo, block = course.halos[-1], course.blocks[0]
-    plan = _plan(setting, course, halo, block)
+    plan = plan_of(setting, course, halo, block)
     real = plan.tiling.block
     out: dict[str, Any] = {
         "model": course.model, "size": course.size, "tile": course.tile, "halo": halo, "block": real,
@@ -280,7 +281,7 @@ def peaks(course: Course, setting: Setting, *, most: int | None = None) -> dict[
     cases = [c for c in course.cases() if c[1] == course.halos[0] and c[2] == course.blocks[-1]]
     for name, halo, block in cases[:most]:
         if runners.missing(name) is None:
-            real = _plan(setting, course, halo, block).tiling.block
+            real = plan_of(setting, course, halo, block).tiling.block
             task = {"setting": asdict(setting), "runner": name, "tile": course.tile, "halo": halo, "block": real}
             found[case_key(name, halo, real)] = _child(task | {"out": _out(setting, name)})
             _clear(_out(setting, name))
@@ -324,7 +325,7 @@ def scaling(course: Course, setting: Setting, rounds: int, *, kinds: tuple[str, 
     """
     prepare(setting, tif=False)
     halo, block = course.halos[0], course.blocks[-1]
-    plan = _plan(setting, course, halo, block)
+    plan = plan_of(setting, course, halo, block)
     out: dict[str, Any] = {
         "model": course.model, "size": course.size, "tile": course.tile, "halo": halo, "block": plan.tiling.block,
         "tiles": plan.tiles, "blocks": plan.blocks, "km2": setting.km2, "seconds": {k: [] for k in kinds},

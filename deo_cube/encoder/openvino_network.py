@@ -272,9 +272,9 @@ def _convert(
 def compile_logarithms(model: Any) -> int:
     """Replace logarithms of numbers of 1 and more by operations for which OpenVINO has vector code; return how many.
 
-    It computes `Log` number by number, which took 3 to 5 % of the time of `tiny`. Here ``log z = 16 log u`` with
-    ``u = z ** (1 / 16)``, and ``log u = 2 artanh((u - 1) / (u + 1))`` by its series. Up to 1e5 the error is below 5e-6.
-    Only logarithms whose input is a maximum with a constant of 1 or more are replaced.
+    It computes `Log` number by number. Here ``log z = 16 log u`` with ``u = z ** (1 / 16)``, and
+    ``log u = 2 artanh((u - 1) / (u + 1))`` by its series. Up to 1e5 the error is below 5e-6. Only logarithms whose
+    input is a maximum with a constant of 1 or more are replaced.
     """
     from openvino import opset13 as op
 
