@@ -78,7 +78,7 @@ class JobQueue:
     Parameters
     ----------
     on_drop : callable
-        Called with each finished job that is no longer remembered.
+        Called with each finished job that is no longer remembered; must not call the queue.
     """
 
     def __init__(self, on_drop: Callable[[BackgroundJob], None] = lambda job: None) -> None:
@@ -126,9 +126,9 @@ class JobQueue:
     def _drop_old(self) -> None:
         with self._lock:
             finished = [j for j in self._jobs.values() if not j.open]
-            old = [self._jobs.pop(j.id) for j in finished[: max(len(finished) - MAX_FINISHED, 0)]]
-        for job in old:
-            self._on_drop(job)
+            for job in finished[: max(len(finished) - MAX_FINISHED, 0)]:
+                # Under the lock: whoever finds no job, from whichever thread, finds no file either.
+                self._on_drop(self._jobs.pop(job.id))
 
     def _serve(self) -> None:
         while (one := self._waiting.get()) is not None:
