@@ -28,7 +28,7 @@ WAVELENGTH_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11
 
 #: Version of what this package changes in networks that OpenVINO converts. It may change the last digits of vectors,
 #: and so is part of what a store is.
-OPENVINO_CONVERSION = 2
+OPENVINO_CONVERSION = 3
 
 #: DN at which 8-bit true-colour images (visual, TCI, EuroSAT) are white.
 TCI_WHITE = 2750.0

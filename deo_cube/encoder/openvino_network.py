@@ -40,7 +40,7 @@ from deo_cube.encoder.torch_settings import plain_torch
 from deo_cube.errors import DeviceError
 from deo_cube.options import get_option
 
-__all__ = ["TOLERANCE", "OpenVINONetwork", "compile_logarithms", "has_bfloat16", "relative_error"]
+__all__ = ["TOLERANCE", "OpenVINONetwork", "compile_logarithms", "has_bfloat16", "relative_error", "separate_biases"]
 
 log = logging.getLogger("deo_cube")
 
@@ -161,6 +161,8 @@ class OpenVINONetwork(nn.Module):
             maps: dict[str, Tensor] = run.forward_features(x, stem, tuple(layers))
             return maps
         pixels = x.detach().contiguous().numpy()
+        if len(pixels) == 1:  # not copied twice
+            return {self.layer: torch.from_numpy(self._run(pixels))}
         return {self.layer: torch.from_numpy(np.concatenate([self._run(tile[None]) for tile in pixels]))}
 
     def _run(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -263,6 +265,7 @@ def _convert(
             model = frontend.convert(frontend.load(decoder))
         model.reshape(list(x.shape))
         compile_logarithms(model)
+        separate_biases(model)
         openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
     except Exception as error:  # of torch's tracer, of the library, or of the network's own code
         raise DeviceError(_refusal(card, f"OpenVINO cannot convert it ({_first_line(error)})")) from error
@@ -294,6 +297,32 @@ def compile_logarithms(model: Any) -> int:
         node.output(0).replace(op.multiply(ratio, series).output(0))
     model.validate_nodes_and_infer_types()
     return len(logs)
+
+
+def separate_biases(model: Any) -> int:
+    """Give each convolution a constant of its own as bias; return how many.
+
+    OpenVINO adds a bias, and applies what follows it, within the convolution, but not where several convolutions have
+    one constant: there, the maps are written to memory and read again. A network that computes strip by strip applies
+    one convolution many times.
+    """
+    from openvino import opset13 as op
+
+    changed = 0
+    for node in model.get_ops():
+        if node.get_type_name() != "Add":
+            continue
+        inputs = [value.get_node() for value in node.input_values()]
+        for i, (bias, other) in enumerate(zip(inputs, reversed(inputs), strict=True)):
+            if bias.get_type_name() != "Reshape" or not other.get_type_name().endswith("Convolution"):
+                continue
+            source = bias.input_value(0).get_node()
+            if source.get_type_name() == "Constant":
+                own = op.constant(source.get_data().reshape(tuple(bias.get_output_shape(0))))
+                node.input(i).replace_source_output(own.output(0))
+                changed += 1
+    model.validate_nodes_and_infer_types()
+    return changed
 
 
 def _at_least_one(log_node: Any) -> bool:

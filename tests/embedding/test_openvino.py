@@ -278,6 +278,40 @@ def test_logarithms_of_other_numbers_stay(floor: float | None) -> None:
     assert [node for node in model.get_ops() if node.get_type_name() == "Log"]
 
 
+def _convolution_twice() -> Any:
+    """Return a model that applies one convolution, its bias and SiLU to each half of its input."""
+    import openvino
+    from openvino import opset13 as op
+
+    rng = np.random.default_rng(0)
+    x = op.parameter([1, 4, 64, 64], np.float32)
+    weight = op.constant(rng.normal(size=(8, 4, 3, 3)).astype(np.float32))
+    bias = op.constant(rng.normal(size=8).astype(np.float32))
+    halves = []
+    for part in op.split(x, op.constant(2), 2).outputs():
+        maps = op.convolution(part, weight, [1, 1], [1, 1], [1, 1], [1, 1])
+        halves.append(op.swish(op.add(maps, op.reshape(bias, op.constant([1, 8, 1, 1]), False))))
+    return openvino.Model([op.concat(halves, 2)], [x])
+
+
+def test_shared_biases_are_separated_and_then_added_within_the_convolution() -> None:
+    import openvino
+
+    def compiled(model: Any) -> Any:
+        return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def steps(model: Any) -> list[str]:
+        return [node.get_rt_info()["layerType"].astype(str) for node in compiled(model).get_runtime_model().get_ops()]
+
+    model, x = _convolution_twice(), np.random.default_rng(1).normal(size=(1, 4, 64, 64)).astype(np.float32)
+    expected = np.array(compiled(model)({0: x})[0])
+    before = steps(model)
+    assert openvino_network.separate_biases(model) == 2
+    np.testing.assert_allclose(compiled(model)({0: x})[0], expected, atol=1e-6)
+    assert before.count("Convolution") == steps(model).count("Convolution") == 2
+    assert before.count("Subgraph") > steps(model).count("Subgraph") == 0
+
+
 @pytest.mark.skipif(not process.cpu_has_bfloat16(), reason="this processor has no bfloat16")
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_bfloat16_on_this_processor_is_near_float32_and_has_the_same_bits_in_any_batch(name: str) -> None:
