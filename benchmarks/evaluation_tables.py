@@ -1,4 +1,4 @@
-"""Write the tables of docs/evaluation.md and heads.md from docs/data/*.json: python -m benchmarks.evaluation_tables.
+"""Write the tables of the pages in `PAGES` from docs/data/*.json: python -m benchmarks.evaluation_tables.
 
 ``deo-cube evaluate tiny DATA --out docs/data/evaluation_tiny.json``, `benchmarks.seams` and `benchmarks.clicks`
 write them.
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
+#: Pages with tables, below docs/.
+PAGES = ("evaluation.md", "heads.md", "howto/quantities.md", "explain/good-for.md")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -147,6 +149,27 @@ def confusion() -> str:
     return table(["label, drawn as", *t["classes"]], [[n, *r] for n, r in zip(t["classes"], t["patches"], strict=True)])
 
 
+def worth() -> str:
+    """What `tiny` is better at than what has learnt nothing, and what it is not."""
+    found = [s for name in ("apart", "tiny") for s in read(f"evaluation_{name}")["scores"]]
+    rows = []
+    for task, what in (
+        ("EuroSAT RGB/linear10", "Kind of land on chips, ten labels per class (EuroSAT, accuracy)"),
+        ("EuroSAT RGB/light", "... the same chips 20 % brighter or darker (accuracy lost)"),
+        ("world/patch", "Land cover of other places, many labels (world, macro F1)"),
+        ("beetle/cosine", "Change between two dates, no labels (bark beetle, average precision)"),
+        ("beetle/patch", "Change between two dates, with labels (the same)"),
+        ("floods/pixel", "Flood, pixel by pixel (mean IoU)"),
+    ):
+        own = [s for s in found if s["task"] == task]
+        ours = next(s for s in own if s["model"] == "tiny")
+        others = [s for s in own if s["model"] not in ("tiny", "tiny_v1")]
+        best = (min if "loss" in ours["metric"] else max)(others, key=lambda s: s["value"])
+        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(s["value"], *s["interval95"]) for s in (ours, best)]
+        rows.append([what, cells[0], f"{cells[1]} ({best['model']})"])
+    return table(["", "`tiny`", "without learning"], rows)
+
+
 def pooling() -> str:
     """A row per way to pool a chip's vectors."""
     found = read("pooling")["scores"]
@@ -180,6 +203,7 @@ def precision() -> str:
 TABLES = {
     "precision": precision,
     "apart": apart,
+    "worth": worth,
     "pooling": pooling,
     "quantities": quantities,
     "default map": default_map, "default map confusion": confusion,
@@ -199,6 +223,6 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for page in ("evaluation.md", "heads.md", "howto/quantities.md"):
+    for page in PAGES:
         path = DOCS / page
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -221,12 +221,14 @@ def test_tables_of_this_package_are_shown_as_such_and_those_of_xarray_are_not() 
     assert not HOOKS.ours(emb._repr_html_())
 
 
-def test_the_evaluation_page_shows_the_committed_figures() -> None:
+def test_pages_with_tables_of_scores_show_the_committed_figures() -> None:
+    from benchmarks.evaluation_tables import PAGES as SHOWN
     from benchmarks.evaluation_tables import with_tables
 
-    page = WRITTEN["docs/evaluation.md"]
-    assert "<!-- table scores: begin -->" in page
-    assert page == with_tables(page), "run: python -m benchmarks.evaluation_tables"
+    for page in SHOWN:
+        text = WRITTEN[f"docs/{page}"]
+        assert "<!-- table " in text, page
+        assert text == with_tables(text), "run: python -m benchmarks.evaluation_tables"
 
 
 def test_the_architecture_names_files_that_exist() -> None:
