@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -46,9 +46,9 @@ class Load(NamedTuple):
 
 @dataclass
 class _Held:
-    future: Future[Any]
-    size: int = 0
-    """Bytes of its value; 0 until it is read."""
+    future: Future[Any] = field(init=False)
+    size: int | None = None
+    """Bytes of its value; None until it is read."""
     readers: int = 0
     """Blocks that have read it."""
 
@@ -68,8 +68,8 @@ class ChunkReader:
         self.capacity = capacity
         self.blocks = 0  # that use it now
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="deo_cube-read")
-        # Always acquired before the pool's own lock. Reentrant, for the callbacks of what `close` cancels.
-        self._lock = threading.RLock()
+        # Always acquired before the pool's own lock.
+        self._lock = threading.Lock()
         self._held: OrderedDict[Hashable, _Held] = OrderedDict()
         self._bytes = 0
         self._first = threading.Lock()
@@ -128,29 +128,36 @@ class ChunkReader:
             if key in self._held:
                 self._held.move_to_end(key)
                 return self._held[key].future
-            future = self._pool.submit(call)
-            self._held[key] = _Held(future)
-        future.add_done_callback(lambda f: self._settle(key, f))
-        return future
+            held = _Held()
+            held.future = self._pool.submit(self._read, key, held, call)
+            self._held[key] = held
+            return held.future
 
-    def _settle(self, key: Hashable, future: Future[Any]) -> None:
+    def _read(self, key: Hashable, held: _Held, call: Callable[[], Any]) -> Any:
+        # The cache is settled before the future is, and not in a callback of it: a block that has its values would
+        # otherwise find a failed read still cached, or memory not yet counted.
+        try:
+            value = call()
+        except BaseException:
+            with self._lock:
+                if self._held.get(key) is held:
+                    del self._held[key]  # the next block reads it again
+            raise
         with self._lock:
-            held = self._held.get(key)
-            if held is None or held.future is not future:
-                return
-            if future.cancelled() or future.exception() is not None:
-                del self._held[key]  # the next block reads it again
-                return
-            held.size = _size(future)
-            self._bytes += held.size
-            for other in list(self._held):
-                if self._bytes <= self.capacity:
-                    break
-                if self._held[other].future.done():
-                    self._drop(other)
+            if self._held.get(key) is held:
+                held.size = int(value.nbytes) if isinstance(value, np.ndarray) else 0
+                self._bytes += held.size
+                self._make_room()
+        return value
+
+    def _make_room(self) -> None:
+        for key in [key for key, held in self._held.items() if held.size is not None]:
+            if self._bytes <= self.capacity:
+                break
+            self._drop(key)
 
     def _drop(self, key: Hashable) -> None:
-        self._bytes -= self._held.pop(key).size
+        self._bytes -= self._held.pop(key).size or 0
 
     def close(self) -> None:
         """Release chunks and threads; running reads are abandoned."""
@@ -232,11 +239,6 @@ def _with_retries(
             log.warning("chunk %s could not be read (%s): retrying in %.1f s", key, error, wait)
             closed.wait(wait)
     raise AssertionError("unreachable")
-
-
-def _size(future: Future[Any]) -> int:
-    value = future.result()
-    return int(value.nbytes) if isinstance(value, np.ndarray) else 0
 
 
 _lock = threading.Lock()
