@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
@@ -577,14 +578,18 @@ class ViewerState:
 
     def _delete_oldest(self, newest: Path) -> None:
         """Delete exported files, the oldest first, until they take no more than `EXPORT_BYTES`."""
-        folders = sorted(Path(self._folder.name).iterdir(), key=lambda p: p.stat().st_mtime)
-        sizes = {p: sum(f.stat().st_size for f in p.iterdir()) for p in folders}
-        for folder in folders:
-            if sum(sizes.values()) <= EXPORT_BYTES:
+        folders: list[tuple[float, int, Path]] = []
+        for folder in Path(self._folder.name).iterdir():
+            # A request that starts a job deletes the files of jobs that are no longer remembered, on its own thread.
+            with contextlib.suppress(FileNotFoundError):
+                folders.append((folder.stat().st_mtime, sum(f.stat().st_size for f in folder.iterdir()), folder))
+        total = sum(size for _, size, _ in folders)
+        for _, size, folder in sorted(folders):
+            if total <= EXPORT_BYTES:
                 break
             if folder != newest:
                 shutil.rmtree(folder, ignore_errors=True)
-                del sizes[folder]
+                total -= size
 
     def file(self, job: BackgroundJob) -> Path | None:
         """Return the file that an export wrote; None where there is none."""

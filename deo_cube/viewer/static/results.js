@@ -37,6 +37,7 @@ export class Results {
     Object.assign(this, { view, mark, show, coordinates });
     this.wanted = false;
     this.searches = 0;
+    this.latest = 0;
     this.find = attempt(() => this.held(() => this.search()));
     $("find-results").onclick = () => { this.wanted = true; this.find(); };
     $("close-results").onclick = () => this.close();
@@ -80,10 +81,12 @@ export class Results {
   async search() {
     const { time, bounds } = this.view();
     const note = $("results-note");
+    const number = (this.latest += 1);
     $("results").hidden = false;
     const job = await ask("api/results", { method: "POST", body: { t: time, count: 12, ...this.limits(bounds) } });
     const found = await follow(job, (text) => { note.textContent = text; });
-    if (!found) return;
+    // Two searches may run at once, and the answer of the earlier one may arrive last.
+    if (!found || number !== this.latest) return;
     note.textContent = found.results.length ? "Mark results as right or wrong: each mark searches again." : this.view().indexed ? `No further results in the index${Object.keys(this.limits(bounds)).length ? " within these limits" : ""}.` : "No further results on this date.";
     $("result-list").replaceChildren(...found.results.map((result) => this.item(result)));
   }
