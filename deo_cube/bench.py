@@ -112,6 +112,8 @@ def bench(
     with TemporaryDirectory(prefix="deo_cube-bench-") as folder, bar:
         made = synthetic_cube(size=size, times=1, clouds=False, gaps=False)
         made = made.drop_vars([n for n, c in made.coords.items() if c.dtype == object])
+        # Before pixels are drawn, so that options that `embed` refuses are refused at once.
+        counts = plan(made, model, device=device, precision=precision, runtime=runtime)
         made.chunk(y=1024, x=1024).to_zarr(f"{folder}/cube.zarr", consolidated=False)
         cube = xr.open_zarr(f"{folder}/cube.zarr", consolidated=False, decode_coords="all", mask_and_scale=False)
         for turn in range(rounds + 1):
@@ -128,7 +130,6 @@ def bench(
                 alone.append(rate_alone)
                 whole.append(tiles / seconds)
             bar.advance()
-    counts = plan(cube, model, device=device, precision=precision, runtime=runtime)
     rate = statistics.median(whole)
     return Bench(
         ", ".join([counts.model, *(v for v in (p.runtime, p.precision) if v not in ("torch", "float32"))]),
