@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DEO_CUBE_OFFLINE", "1")
@@ -11,8 +12,10 @@ os.environ.setdefault("DEO_CUBE_OFFLINE", "1")
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=25, derandomize=True)
-hypothesis.settings.register_profile("thorough", deadline=None, max_examples=300)
+# A busy machine makes inputs slowly: no time of a clock fails a test.
+UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("quick", max_examples=25, derandomize=True, **UNTIMED)
+hypothesis.settings.register_profile("thorough", max_examples=300, **UNTIMED)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 

@@ -26,25 +26,32 @@ def stac_api(items: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[str]:
         pytest.skip("rustac is not installed")
     path = folder / "items.json"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": list(items)}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [str(rustac), "serve", "--create-collections", "--addr", address, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ) as run:
-        try:
-            wait_for(f"http://{address}")
-            yield f"http://{address}"
-        finally:
-            run.terminate()
+    for _ in range(5):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        command = [str(rustac), "serve", "--create-collections", "--addr", address, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ) as run:
+            try:
+                # Another process may have taken the port meanwhile; then the server ends at once.
+                if answers(f"http://{address}", run):
+                    yield f"http://{address}"
+                    return
+            finally:
+                run.terminate()
+    raise AssertionError("rustac does not serve")
 
 
-def wait_for(url: str) -> None:
-    """Return once something answers at `url`."""
+def answers(url: str, run: subprocess.Popen[bytes]) -> bool:
+    """Return True once `run` answers at `url`, False if it ends before."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for _ in range(100):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         try:
-            opener.open(url, timeout=1).close()
-            return
+            opener.open(url, timeout=10).close()
+            return run.poll() is None
         except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.1)
+            if run.poll() is not None:
+                return False
+            time.sleep(0.05)
     raise TimeoutError(f"no answer from {url}")

@@ -110,10 +110,10 @@ def test_a_search_that_cannot_be_is_refused_at_the_call():
     with deo_cube.set_options(offline=True), pytest.raises(CatalogueError, match="offline is set"):
         search("earth-search", bbox=(8, 47, 9, 48))
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("127.0.0.1", 0))  # held, so that no other server gets the port and answers
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    with pytest.raises(CatalogueError, match=r"did not answer.*load_cube\('items\.json'\)"):
-        search(url, collection="x", bbox=(8, 47, 9, 48))
+        with pytest.raises(CatalogueError, match=r"did not answer.*load_cube\('items\.json'\)"):
+            search(url, collection="x", bbox=(8, 47, 9, 48))
 
 
 # --- a real API and real files on loopback ------------------------------------------------------------

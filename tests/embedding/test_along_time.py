@@ -110,7 +110,7 @@ def plain(array: xr.DataArray) -> list:
     max_examples=15,
     deadline=None,
     phases=(Phase.reuse, Phase.generate),
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     time=st.sampled_from(sorted(POOL)),

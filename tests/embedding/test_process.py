@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,14 +32,14 @@ def test_batches_come_back_in_order_with_their_items() -> None:
 
 def test_no_more_run_at_once_than_there_are_threads() -> None:
     threads = process.DeviceThreads("cpu", 2)
-    running, most, guard = 0, 0, threading.Lock()
+    running, most, guard, pair = 0, 0, threading.Lock(), threading.Barrier(2)
 
     def work() -> None:
         nonlocal running, most
         with guard:
             running += 1
             most = max(most, running)
-        time.sleep(0.01)
+        pair.wait(60)
         with guard:
             running -= 1
 

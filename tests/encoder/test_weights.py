@@ -62,7 +62,7 @@ def under(prefix: str, state: State) -> State:
 
 @pytest.mark.parametrize("make", [swin, vit])
 @given(stack=st.lists(st.sampled_from(PREFIXES), max_size=4), trunk=st.sampled_from(["", "backbone.", "_orig_mod."]))
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_stacking_of_prefixes(make, stack: list[str], trunk: str) -> None:
     source, target = make(1), make(2)
     state = {
@@ -156,7 +156,7 @@ def refuse(network: torch.nn.Module, state: State, tmp_path: Path) -> str:
 
 
 @given(drop=st.data())
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_missing_tensor(drop: st.DataObject, tmp_path: Path) -> None:
     state = published(vit())
     name = drop.draw(st.sampled_from(sorted(vit().state_dict())))

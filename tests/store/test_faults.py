@@ -27,7 +27,7 @@ from deo_cube.store.write import to_zarr
 from deo_cube.testing import cube_at
 from tests.cube.items import flat, product, remote
 from tests.cube.range_server import Served, serve
-from tests.store.test_write import SMALL, tree, undisturbed  # noqa: F401
+from tests.store.test_write import SMALL, tree
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def sour(spoil: Callable[[int, np.ndarray], np.ndarray]) -> xr.Dataset:
 
 def test_a_read_that_hangs_is_tried_again_and_one_that_always_hangs_is_said_so(
     tmp_path: Path,
-    undisturbed: dict[str, str],  # noqa: F811
+    undisturbed: dict[str, str],
 ) -> None:
     forever = threading.Event()
 
@@ -69,7 +69,7 @@ def test_a_read_that_hangs_is_tried_again_and_one_that_always_hangs_is_said_so(
         forever.wait(60)
         return block
 
-    to_zarr(embed(sour(hang), **SMALL), tmp_path / "e.zarr", progress=False, read_timeout=0.5)
+    to_zarr(embed(sour(hang), **SMALL), tmp_path / "e.zarr", progress=False, read_timeout=0.5, retries=8)
     assert tree(tmp_path / "e.zarr") == undisturbed
     with pytest.raises(TimeoutError, match="no answer within 0.1 s.*read_timeout=") as caught:
         to_zarr(embed(sour(always), **SMALL), tmp_path / "f.zarr", progress=False, read_timeout=0.1, retries=1)
@@ -80,7 +80,7 @@ def test_a_read_that_hangs_is_tried_again_and_one_that_always_hangs_is_said_so(
 
 def test_a_short_chunk_is_read_again_and_one_that_stays_short_is_refused(
     tmp_path: Path,
-    undisturbed: dict[str, str],  # noqa: F811
+    undisturbed: dict[str, str],
 ) -> None:
     # Of one row: NumPy would stretch it over the window without a word.
     to_zarr(
@@ -218,7 +218,7 @@ def test_the_draft_of_a_process_that_died_is_swept_up_and_one_in_the_making_is_n
 
 def test_a_store_that_lost_entries_says_so_and_is_mended_by_the_same_call(
     tmp_path: Path,
-    undisturbed: dict[str, str],  # noqa: F811
+    undisturbed: dict[str, str],
 ) -> None:
     path = tmp_path / "e.zarr"
     emb = embed(cube_at(), **SMALL)
@@ -232,7 +232,7 @@ def test_a_store_that_lost_entries_says_so_and_is_mended_by_the_same_call(
 
 def test_a_store_is_marked_complete_last_and_a_kill_just_before_leaves_the_same_bytes(
     tmp_path: Path,
-    undisturbed: dict[str, str],  # noqa: F811
+    undisturbed: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "e.zarr"
@@ -255,7 +255,7 @@ def test_a_store_is_marked_complete_last_and_a_kill_just_before_leaves_the_same_
 
 def test_damaged_blocks_are_done_again_after_a_repair(
     tmp_path: Path,
-    undisturbed: dict[str, str],  # noqa: F811
+    undisturbed: dict[str, str],
 ) -> None:
     path = tmp_path / "e.zarr"
     emb = embed(cube_at(), **SMALL)

@@ -167,6 +167,7 @@ def begun(command: list[str]) -> Iterator[tuple[psutil.Popen, list[psutil.Proces
         parent.wait()
 
 
+@pytest.mark.slow
 def test_processes_end_with_their_parent(command: list[str]) -> None:
     """A command that is killed takes its workers with it, and the same call resumes."""
     import deo_cube

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +34,6 @@ def tree(path: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def undisturbed(tmp_path: Path) -> dict[str, str]:
-    to_zarr(embed(cube_at(), **SMALL), tmp_path / "undisturbed.zarr", progress=False)
-    return tree(tmp_path / "undisturbed.zarr")
-
-
 # Schedulers
 
 
@@ -49,19 +41,6 @@ def undisturbed(tmp_path: Path) -> dict[str, str]:
 def test_every_scheduler_writes_the_same_bytes(tmp_path: Path, undisturbed: dict[str, str], scheduler: str) -> None:
     to_zarr(embed(cube_at(), **SMALL), tmp_path / "e.zarr", progress=False, scheduler=scheduler, num_workers=2)
     assert tree(tmp_path / "e.zarr") == undisturbed
-
-
-def test_a_cluster_writes_the_same_bytes_and_is_found_by_itself(tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    from distributed import Client, LocalCluster
-
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
-        to_zarr(embed(cube_at(), **SMALL), tmp_path / "e.zarr", progress=False)
-        ran = client.run(lambda: len(sys.modules.get("deo_cube.embedding.process")._encoders))  # type: ignore[union-attr]
-    assert tree(tmp_path / "e.zarr") == undisturbed
-    assert sum(ran.values()) >= 1  # the encoders lived on the workers
 
 
 def test_a_scheduler_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -158,21 +137,7 @@ def start(path: Path, pause: float) -> subprocess.Popen[str]:
     return job
 
 
-def test_killed_at_random_moments_and_resumed_the_bytes_are_equal(tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    rng = np.random.default_rng(0)
-    path = tmp_path / "e.zarr"
-    seen = [0]
-    for _ in range(3):
-        job = start(path, pause=0.01)
-        time.sleep(float(rng.uniform(0.0, 0.5)))
-        job.send_signal(signal.SIGKILL)
-        job.wait()
-        seen.append(status(path).done if path.exists() else 0)
-    assert seen == sorted(seen)  # what was done stayed done
-    to_zarr(embed(cube_at(), **SMALL), path, progress=False)
-    assert tree(path) == undisturbed
-
-
+@pytest.mark.slow
 def test_two_processes_on_one_store_share_the_work(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     path = tmp_path / "e.zarr"
     jobs = [start(path, pause=0.005) for _ in range(2)]

@@ -100,11 +100,11 @@ def test_a_killed_process_leaves_whole_checkpoints_only(tmp_path: Path, cube_sou
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
     try:
-        for _ in range(600):
-            if (last := checkpoints.newest(out)) and int(last.name.split("_")[1]) >= 2:
-                break
-            time.sleep(0.1)
+        end = time.monotonic() + 200
+        while not ((last := checkpoints.newest(out)) and int(last.name.split("_")[1]) >= 2):
             assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.1)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -279,6 +279,7 @@ def test_checkpoints_are_kept_by_policy(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000006"]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path, cube_source: str) -> None:
     objective = dataclasses.replace(SMOKE.objective, gather=True)
     one = smoke(tmp_path / "one", cube_source, objective=objective, steps=3)

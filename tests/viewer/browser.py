@@ -28,6 +28,10 @@ def chromium() -> str | None:
     return given or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+#: Longest wait for anything, far more than a busy machine takes.
+SECONDS = 90
+
+
 class Browser:
     """One page in a browser of its own, with an empty profile."""
 
@@ -47,11 +51,9 @@ class Browser:
             "about:blank",
         ]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port = self._port()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=10) as answer:
-            page = next(t for t in json.load(answer) if t["type"] == "page")
         self._open = contextlib.ExitStack()
-        self._socket = self._open.enter_context(connect(page["webSocketDebuggerUrl"], max_size=None, proxy=None))
+        address = self._page_address(self._port())
+        self._socket = self._open.enter_context(connect(address, max_size=None, proxy=None, open_timeout=SECONDS))
         self._ids = itertools.count(1)
         self.errors: list[str] = []
         self.requests: list[str] = []
@@ -66,19 +68,31 @@ class Browser:
 
     def _port(self) -> int:
         file = Path(self._profile.name) / "DevToolsActivePort"
-        for _ in range(600):
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
             if file.exists() and (lines := file.read_text().split()):
                 return int(lines[0])
             assert self._process.poll() is None, "Chromium ended at once"
             time.sleep(0.05)
-        raise AssertionError("Chromium did not start within 30 s")
+        raise AssertionError(f"Chromium did not start within {SECONDS} s")
+
+    def _page_address(self, port: int) -> str:
+        """Address of the first page, which may open after the port does."""
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=SECONDS) as answer:
+                pages = [target for target in json.load(answer) if target["type"] == "page"]
+            if pages:
+                return str(pages[0]["webSocketDebuggerUrl"])
+            time.sleep(0.05)
+        raise AssertionError(f"Chromium opened no page within {SECONDS} s")
 
     def send(self, method: str, **parameters: Any) -> Any:
         """One command and its answer; events on the way are looked at."""
         n = next(self._ids)
         self._socket.send(json.dumps({"id": n, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._socket.recv(timeout=60))
+            message = json.loads(self._socket.recv(timeout=SECONDS))
             if message.get("id") == n:
                 assert "error" not in message, f"{method}: {message['error']}"
                 return message["result"]
@@ -100,9 +114,9 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, expression: str, *, seconds: float = 30) -> Any:
+    def wait(self, expression: str) -> Any:
         """Until an expression is true."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             found = self.js(f"(() => {{ try {{ return {expression}; }} catch {{ return false; }} }})()")
             if found:
@@ -121,8 +135,9 @@ class Browser:
         self.wait(
             "window.deo && [...deo.layers.values()].every((l) => !l.waiting) && document.getElementById('busy').hidden"
         )
-        # Tiles are asked for in the frame after a move.
-        time.sleep(0.15)
+        # Tiles are asked for in the frame after a move; by the page's own clock, which is late on a busy machine.
+        frames = "requestAnimationFrame(() => requestAnimationFrame(done))"
+        self.js(f"new Promise((done) => setTimeout(() => {frames}, 100))")
         self.wait("[...deo.layers.values()].every((l) => !l.waiting) && document.getElementById('busy').hidden")
 
     def text(self, selector: str) -> str:
@@ -192,7 +207,7 @@ class Browser:
             self._process.terminate()
         self._open.close()
         try:
-            self._process.wait(10)
+            self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -18,7 +18,7 @@ pytest.importorskip("websockets")
 from deo_cube.viewer.explore import Explorer
 from deo_cube.viewer.state import ViewerState
 from tests.heads.fields import embeddings, truth
-from tests.viewer.browser import Browser, chromium
+from tests.viewer.browser import SECONDS, Browser, chromium
 
 pytestmark = pytest.mark.skipif(
     chromium() is None, reason="no Chromium: apt-get install chromium, or DEO_CUBE_CHROMIUM"
@@ -69,8 +69,10 @@ def colour(page: Browser, layer: str, x: float, y: float) -> list[int]:
 
 def saved(folder: Path, ending: str) -> Path:
     """The file that was downloaded, once it is whole."""
-    for _ in range(400):
-        found = [p for p in folder.iterdir() if p.name.endswith(ending)]
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        # The browser may reserve the name with an empty file before it moves the download there.
+        found = [p for p in folder.iterdir() if p.name.endswith(ending) and p.stat().st_size]
         if found and not any(folder.glob("*.crdownload")):
             return found[0]
         time.sleep(0.03)
@@ -111,7 +113,7 @@ def a_click_shows_what_is_similar(page: Browser, explorer: Explorer, downloads: 
     assert colour(page, "similar", *unlike)[3] == 255
     assert len(page.requests) == before
     page.move(*unlike)
-    assert f"Similarity {scores[30, 70]:.3f}" in page.text("#reading")
+    page.wait(f"document.getElementById('reading').innerText.includes('Similarity {scores[30, 70]:.3f}')")
     page.click(*unlike, shift=True)
     page.wait("deo.layers.get('similar').facts.examples.length === 2")
     page.settled()
@@ -261,8 +263,9 @@ def errors_are_shown_on_the_page(page: Browser, explorer: Explorer, downloads: P
 def the_keyboard_is_enough(page: Browser, explorer: Explorer, downloads: Path) -> None:
     page.key("2")
     page.js("document.getElementById('map').focus()")
+    page.js("window.panned = false, void deo.map.once('moveend', () => { window.panned = true; })")
     page.key("ArrowRight")
-    time.sleep(0.4)
+    page.wait("window.panned")
     page.key("Enter")
     page.wait("deo.labels.features.length === 4")
     lon, lat = page.js("(() => { const c = deo.map.getCenter(); return [c.lng, c.lat]; })()")

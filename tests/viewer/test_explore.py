@@ -19,7 +19,7 @@ from tests.heads.fields import embeddings
 
 
 def get(url: str) -> dict:
-    with urllib.request.urlopen(url, timeout=20) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         return json.load(answer)
 
 
@@ -96,7 +96,7 @@ def test_the_command_serves_a_store_until_it_is_stopped(store: Path, cube_path: 
         head = ("PUT /api/labels HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 9")
         begun = "\r\n".join((*head, "", "")).encode()
         port = int(url.rsplit(":", 1)[1].strip("/"))
-        held = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3)]
+        held = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(3)]
         held[0].sendall(begun[:20])
         held[1].sendall(begun)
         get(url + "api/store")

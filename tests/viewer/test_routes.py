@@ -63,7 +63,7 @@ def pixels(png: bytes, mode: str = "RGBA") -> np.ndarray:
 
 
 def finished(client: TestClient, job: dict) -> dict:
-    for _ in range(600):
+    for _ in range(6000):
         job = client.get(f"/api/jobs/{job['id']}").json()
         if job["state"] not in ("waiting", "running"):
             return job

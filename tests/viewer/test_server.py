@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -33,6 +34,8 @@ PATHS = {
 }  # fmt: skip
 EVERY = [(method, path) for method, paths in PATHS.items() for path in paths]
 BODY = b'{"classes": [], "features": []}'
+#: Seconds that anything may take, far more than it takes on a busy machine.
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +48,9 @@ def port_of(explorer: Explorer) -> int:
     return int(explorer.url.rsplit(":", 1)[1].strip("/"))
 
 
-def raw(explorer: Explorer, request: bytes, *, seconds: float = 20.0) -> bytes:
+def raw(explorer: Explorer, request: bytes) -> bytes:
     """What the server answers to these bytes, until it has answered once or closes."""
-    with socket.create_connection(("127.0.0.1", port_of(explorer)), timeout=seconds) as one:
+    with socket.create_connection(("127.0.0.1", port_of(explorer)), timeout=PATIENCE) as one:
         one.sendall(request)
         answer = b""
         while b"\r\n\r\n" not in answer and (part := one.recv(65536)):
@@ -66,6 +69,17 @@ def request(
     answer = raw(explorer, "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body)
     head = answer.partition(b"\r\n\r\n")[0].decode()
     return int(head.split(" ", 2)[1]) if head else 0, head.lower()
+
+
+def answers(explorer: Explorer) -> bool:
+    """Return whether the server answers, once it has noticed that other connections ended."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            if request(explorer, "GET", "/api/store")[0] == 200:
+                return True
+        time.sleep(0.02)
+    return False
 
 
 FOREIGN_HOSTS = [
@@ -243,21 +257,21 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[Explorer]:
         yield one
 
 
-def closed_after(one: socket.socket, drip: bytes = b"") -> float:
-    """Seconds until the server closes a connection to which a byte is sent now and then."""
-    start = time.monotonic()
+def is_closed(one: socket.socket, drip: bytes = b"") -> bool:
+    """Return whether the server closes a connection to which a byte is sent now and then."""
+    end = time.monotonic() + PATIENCE
     one.settimeout(0.1)
-    while time.monotonic() - start < 15:
+    while time.monotonic() < end:
         try:
             if drip:
                 one.sendall(drip)
             if one.recv(65536) == b"":
-                break
+                return True
         except TimeoutError:
             continue
         except OSError:
-            break
-    return time.monotonic() - start
+            return True
+    return False
 
 
 @pytest.mark.parametrize("drip", [b"", b"x"])
@@ -273,8 +287,8 @@ def closed_after(one: socket.socket, drip: bytes = b"") -> float:
 def test_requests_that_do_not_end_are_dropped(hurried: Explorer, begun: bytes, drip: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port_of(hurried))) as one:
         one.sendall(begun)
-        assert closed_after(one, drip) < 8
-    assert request(hurried, "GET", "/api/store")[0] == 200
+        assert is_closed(one, drip)
+    assert answers(hurried)
 
 
 def test_answers_that_are_not_read_are_dropped(hurried: Explorer) -> None:
@@ -287,25 +301,36 @@ def test_answers_that_are_not_read_are_dropped(hurried: Explorer) -> None:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         one.connect(("127.0.0.1", port_of(hurried)))
         one.sendall(b"GET /api/labels HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
-        end = time.monotonic() + 15
+        end = time.monotonic() + PATIENCE
         while hurried._server.server_state.connections and time.monotonic() < end:
             time.sleep(0.05)
         assert not hurried._server.server_state.connections
-    assert request(hurried, "GET", "/api/store")[0] == 200
+    assert answers(hurried)
 
 
-def test_connections_are_bounded(hurried: Explorer) -> None:
-    port, held = port_of(hurried), []
+def is_open(one: socket.socket) -> bool:
+    one.setblocking(False)
     try:
-        for _ in range(server.MAX_CONNECTIONS + 40):
-            held.append(socket.create_connection(("127.0.0.1", port)))
-        time.sleep(0.2)
-        assert len(hurried._server.server_state.connections) <= server.MAX_CONNECTIONS
-        assert all(closed_after(one) < 8 for one in held)
-    finally:
-        for one in held:
-            one.close()
-    assert request(hurried, "GET", "/api/store")[0] == 200
+        return one.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEADER_SECONDS", 2 * PATIENCE)  # so that none ends because it sends nothing
+    with Explorer(ViewerState(embeddings(times=2))) as one, contextlib.ExitStack() as connections:
+        address = ("127.0.0.1", port_of(one))
+        held = [
+            connections.enter_context(socket.create_connection(address)) for _ in range(server.MAX_CONNECTIONS + 40)
+        ]
+        end = time.monotonic() + PATIENCE
+        while sum(map(is_open, held)) > server.MAX_CONNECTIONS and time.monotonic() < end:
+            time.sleep(0.02)
+        assert sum(map(is_open, held)) == server.MAX_CONNECTIONS
+        connections.close()
+        assert answers(one)
 
 
 def test_bodies_are_bounded(explorer: Explorer) -> None:
@@ -402,7 +427,7 @@ def test_too_many_jobs_are_refused_over_http(explorer: Explorer) -> None:
         headers={"content-type": "application/json"},
     )
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(ask, timeout=10)
+        urllib.request.urlopen(ask, timeout=PATIENCE)
     assert refused.value.code == 429
     assert "wait for one" in json.load(refused.value)["error"]
     for job in held:
