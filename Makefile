@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-lowest coverage lint bench docs notebooks wheel clean
+.PHONY: demo test test-slow test-lowest coverage lint bench docs notebooks wheel clean
 
 demo: $(STAMP)
 	$(BIN)/deo-cube demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow"
+
+# The tests that `make test` leaves out. Continuous integration and `make coverage` run all.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -73,6 +73,7 @@ def test_unbiased_alignment() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_two_arms_run_resume_and_make_a_page(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

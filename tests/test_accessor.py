@@ -100,8 +100,8 @@ def test_rio_and_odc_are_there_and_imported_when_used() -> None:
 
 def test_packages_that_register_after_this_one_are_not_warned() -> None:
     code = "import deo_cube, rioxarray, odc.geo.xr, xarray as xr; xr.DataArray([[1]], dims=('y', 'x')).rio"
-    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "overriding" not in done.stderr
 
 

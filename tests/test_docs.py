@@ -81,7 +81,10 @@ EXAMPLES = [p for p in sorted((ROOT / "deo_cube").rglob("*.py")) if ">>> " in p.
 def test_examples_of_the_reference_give_what_they_say(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from deo_cube.embedding.plan import measure_rate
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("deo_cube.bench.measure_rate", functools.partial(measure_rate, seconds=0.01))
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
     found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert not found.failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import json
 import re
 import subprocess
 import sys
@@ -115,11 +116,39 @@ def test_weights_are_never_loaded_loosely() -> None:
         assert not re.search(r"^\s*import pickle\b|(?<!cloud)pickle\.load", source, re.M), path
 
 
-@pytest.mark.parametrize("module", ["deo_cube", "deo_cube.cli"])
-def test_importing_loads_neither_torch_nor_distributed(module: str) -> None:
-    code = f"import {module}, sys; print([m for m in ('torch', 'distributed', 'timm', 'sklearn') if m in sys.modules])"
+#: Code that loads no heavy library, and what else it does not load. One process runs it in this order.
+LIGHT: dict[str, tuple[str, ...]] = {
+    "import deo_cube.cube.georeference": ("dask.array", "rasterio"),
+    "from deo_cube.cube.synthetic import synthetic_cube; synthetic_cube(size=16, chunks=None)": (),
+    "import deo_cube.cli": (),
+    "import deo_cube.train.config": (),
+    "import deo_cube.encoder.networks.timm_import": (),
+    "from deo_cube.encoder.registry import card, list_models, resolve; list_models(); card('vitb')": (),
+    "import pickle; assert pickle.loads(pickle.dumps(resolve('tiny'))).card.alias == 'tiny'": (),
+    "import deo_cube.heads.maps, deo_cube.heads.change, deo_cube.heads.similar, deo_cube.heads.pca": (),
+    "import deo_cube.heads.kmeans, deo_cube.evaluate.report, deo_cube.evaluate.seam": (),
+}
+HEAVY = ("torch", "timm", "distributed", "sklearn", "geopandas", "matplotlib")
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """Modules that are loaded after each line of `LIGHT`."""
+    code = f"""
+import json, sys
+loaded = {{}}
+for line in {list(LIGHT)!r}:
+    exec(line)
+    loaded[line] = sorted(sys.modules)
+print(json.dumps(loaded))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return {line: set(modules) for line, modules in json.loads(done.stdout).items()}
+
+
+@pytest.mark.parametrize("line", LIGHT)
+def test_heavy_libraries_are_loaded_late(line: str, loaded: dict[str, set[str]]) -> None:
+    assert not loaded[line] & {*HEAVY, *LIGHT[line]}
 
 
 def test_importing_adds_little_to_xarray() -> None:

@@ -72,6 +72,7 @@ def test_it_is_the_installed_package_that_runs_and_it_is_whole(environment: Path
     assert str(ROOT / "deo_cube") not in where
 
 
+@pytest.mark.slow
 def test_demo_and_models(environment: Path, tmp_path: Path) -> None:
     assert "tiny" in run(environment, tmp_path, "deo-cube", "models")
     run(environment, tmp_path, "deo-cube", "demo", "--size", "192")

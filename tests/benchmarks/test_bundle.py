@@ -33,6 +33,7 @@ def test_the_card_is_complete() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_neighbours_on_tiles_kept_apart_also_under_other_light(shared: Path) -> None:
     source = open_source(f"{shared / 'data/eurosat_rgb/eurosat_rgb_shared.zip'},hold_out=0.5")
     assert isinstance(source, ImageSource)

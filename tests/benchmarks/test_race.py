@@ -102,6 +102,7 @@ def test_rounds_are_added_and_facts_replaced() -> None:
     assert kept == {"a": {"seconds": [1.0, 2.0]}, "halos": [0], "n": 2}
 
 
+@pytest.mark.slow
 def test_the_smoke_test_runs_writes_json_and_fills_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runners, "RUNNERS", {k: runners.RUNNERS[k] for k in runners.BLOCKED})
     out = tmp_path / "bench.json"

@@ -6,6 +6,7 @@ import logging
 import pickle
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import deo_cube
 from deo_cube.constants import OPENVINO_CONVERSION
 from deo_cube.embedding import metadata, process, transfer
 from deo_cube.embedding.embed import embed
-from deo_cube.embedding.plan import plan
+from deo_cube.embedding.plan import measure_block_rate, plan
 from deo_cube.encoder.registry import resolve
 from deo_cube.errors import ArgumentError, DeviceError, MissingExtraError, StoreMismatchError
 from deo_cube.testing import cube_at, means_card
@@ -341,7 +342,8 @@ def test_bfloat16_is_refused_on_a_processor_without(monkeypatch: pytest.MonkeyPa
         embed(cube, "means", precision="bfloat16", runtime="openvino").compute()
 
 
-def test_plans_keep_the_rate_of_each_runtime(tmp_path: Path) -> None:
+def test_plans_keep_the_rate_of_each_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deo_cube.embedding.plan.measure_block_rate", partial(measure_block_rate, seconds=0.0))
     cube = cube_at((64, 64), times=1)
     with deo_cube.set_options(cache_dir=tmp_path):
         measured = plan(cube, "means", runtime="openvino", measure=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def test_memory_of_a_block_does_not_depend_on_the_cube() -> None:
 
 
 def test_a_rate_is_measured_on_request_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deo_cube.embedding.plan.measure_block_rate", partial(measure_block_rate, seconds=0.0))
     cube = cube_at((100, 100), times=1)
     with deo_cube.set_options(cache_dir=tmp_path):
         assert plan(cube, **SMALL).seconds is None

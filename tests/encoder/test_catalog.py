@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -52,7 +50,7 @@ def test_a_factory_that_is_none_is_refused_when_it_is_registered() -> None:
     assert "mine" not in registry.known_cards()
 
 
-def test_list_models_needs_no_torch_and_is_honest() -> None:
+def test_list_models_is_honest() -> None:
     table = list_models().set_index("alias")
     assert {"tiny", "vitb", "swinb"} <= set(table.index)
     assert table.loc["tiny", "offline"]
@@ -60,12 +58,6 @@ def test_list_models_needs_no_torch_and_is_honest() -> None:
     assert not table.loc["swinb", "offline"]
     assert table.loc["swinb", "weights"] == "published"
     assert table.loc["tiny", "weights"] == card("tiny").weights.status
-    code = (
-        "import sys\nfrom deo_cube.encoder.registry import card, list_models, resolve\n"
-        "list_models(); card('vitb'); resolve('tiny'); print('torch' in sys.modules, 'timm' in sys.modules)"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.split() == ["False", "False"]
 
 
 def plugin() -> tuple[ModelCard, object]:

@@ -41,7 +41,3 @@ def test_nothing_is_declared_where_torchvision_is_whole() -> None:
         "timm_import.import_timm()"
     )
     assert out == "True True"
-
-
-def test_the_module_itself_loads_no_torch() -> None:
-    assert run("import sys, deo_cube.encoder.networks.timm_import\nprint('torch' in sys.modules)") == "False"

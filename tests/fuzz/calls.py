@@ -47,16 +47,26 @@ def classes() -> xr.DataArray:
     return deo_cube.classify(emb().isel(time=[0]), head()).compute()
 
 
-def _stored(folder: Path) -> Path:
-    emb().deo.to_zarr(folder / "store.zarr", progress=False)
-    return folder / "store.zarr"
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="deo_cube-fuzz-", ignore_cleanup_errors=True)
+
+
+@cache
+def _stored() -> Path:
+    """Return a store that no call may change, for each is refused."""
+    path = Path(_folder().name) / "store.zarr"
+    emb().deo.to_zarr(path, progress=False)
+    return path
 
 
 @cache
 def small_series() -> Path:
     from tests.series_model import series_model
 
-    return series_model(Path(tempfile.mkdtemp(prefix="deo_cube-series-")))
+    folder = Path(_folder().name) / "series"
+    folder.mkdir()
+    return series_model(folder)
 
 
 def points() -> list[tuple[float, float, str]]:
@@ -409,7 +419,7 @@ def verbs() -> list[Verb]:
         ),
         _verb(
             "add_overviews",
-            lambda f, **k: deo_cube.add_overviews(**{"store": _stored(f), "progress": False, **k}),
+            lambda _, **k: deo_cube.add_overviews(**{"store": _stored(), "progress": False, **k}),
             store=("no such", 3, None, "", ["x"]),
             levels=(0, *NOT_SIZES),
             vectors=NOT_FLAGS,

@@ -208,7 +208,9 @@ numbers = st.one_of(
     st.integers(-300, 300).map(np.int16),
     st.sampled_from([np.float32(0.5), np.int64(320), np.uint8(16), np.array(320), np.array([1, 2]), b"1", (), {}]),
 )
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @quick

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import dask
 import numpy as np
 import pandas as pd
@@ -147,28 +144,6 @@ def test_periods(freq, starts, ends):
     assert [str(p.start.date()) for p in found] == starts
     assert [str(p.end) for p in found] == [f"{end} 23:59:59" for end in ends]
     assert sorted(i for p in found for i in p.positions) == [0, 1]
-
-
-def test_the_same_with_array_expressions():
-    """Dask's other kind of arrays, in a process of its own, as it is chosen once; points and fields too."""
-    code = """
-import dask
-dask.config.set({"array.query-planning": True})
-import numpy as np
-import shapely
-from deo_cube.heads.aggregate import aggregate
-from deo_cube.heads.sample import sample
-from tests.heads.fields import embeddings, on_dask
-emb = embeddings(times=3)
-lazy = on_dask(emb, 8, 8)
-assert hasattr(lazy.data, "expr"), "array expressions are not on"
-for how in ("mean", "median"):
-    np.testing.assert_array_equal(aggregate(lazy, "year", how=how).compute(), aggregate(emb, "year", how=how))
-places = [shapely.Point(500_700, 5_199_300).buffer(400), shapely.Point(500_700, 5_199_300)]
-np.testing.assert_allclose(sample(lazy, places).compute(), sample(emb, places), rtol=1e-6)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_dates_need_no_order():

@@ -1,3 +1,4 @@
+import functools
 import json
 import pickle
 
@@ -25,6 +26,13 @@ def fitted(kind, emb, **options):
     return fit_head(kind, emb, labels, **KINDS[kind] | options)
 
 
+@functools.cache
+def known(kind, rows=30, cols=30, noise=0.5, **more):
+    """Return embeddings and a head that was fitted on them, neither of which a test changes."""
+    emb = embeddings(rows, cols, noise=noise, **more)
+    return emb, fitted(kind, emb)
+
+
 def accuracy(head, emb):
     found = head.predict(emb).values
     codes = {n: c for c, n in zip(head.classes.codes, head.classes.names, strict=True)}
@@ -45,8 +53,7 @@ def test_a_few_labels_give_the_map(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_lazy_the_same_on_any_chunks_and_nothing_invalid_has_a_class(kind, probabilities):
-    emb = embeddings(40, 44, times=2, noise=0.6, invalid=[(2, 3), (39, 43)])
-    head = fitted(kind, emb)
+    emb, head = known(kind, 40, 44, times=2, noise=0.6, invalid=((2, 3), (39, 43)))
     whole = head.predict(emb, probabilities=probabilities)
     for rows, cols in ((40, 44), (9, 11), (33, 5)):
         with dask.config.set(scheduler=no_compute):
@@ -73,9 +80,8 @@ def test_lazy_the_same_on_any_chunks_and_nothing_invalid_has_a_class(kind, proba
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("north_up", [True, False])
 def test_on_the_map_with_flags(kind, north_up):
-    emb = embeddings(30, 30, noise=0.3)
-    head = fitted(kind, emb)
-    other = embeddings(30, 30, noise=0.3, north_up=north_up)
+    emb, head = known(kind)
+    other = embeddings(30, 30, noise=0.5, north_up=north_up)
     got = head.predict(other)
     assert geobox(got) == geobox(other.isel(embedding=0))
     assert list(got.attrs["flag_values"]) == list(head.classes.codes)
@@ -87,8 +93,7 @@ def test_on_the_map_with_flags(kind, north_up):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_read_predicts_the_same(kind, tmp_path):
-    emb = embeddings(30, 30, noise=0.5)
-    head = fitted(kind, emb)
+    emb, head = known(kind)
     path = head.save(tmp_path / "my head")
     assert path.suffix == ".safetensors"
     again = load_head(tmp_path / "my head")
@@ -100,8 +105,8 @@ def test_saved_and_read_predicts_the_same(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fitting_twice_gives_the_same(kind):
-    emb = embeddings(30, 30, noise=0.5)
-    a, b = (fitted(kind, emb).predict(emb, probabilities=True) for _ in range(2))
+    emb, head = known(kind)
+    a, b = (h.predict(emb, probabilities=True) for h in (head, fitted(kind, emb)))
     xr.testing.assert_identical(a, b)
 
 
@@ -166,8 +171,7 @@ def test_no_head_module_can_unpickle():
 def test_a_tampered_head_is_refused(tmp_path):
     from safetensors.numpy import load_file, save_file
 
-    emb = embeddings(30, 30, noise=0.5)
-    path = fitted("linear", emb).save(tmp_path / "h")
+    path = known("linear")[1].save(tmp_path / "h")
     tensors = load_file(path)
     from safetensors import safe_open
 
@@ -205,7 +209,7 @@ def test_a_head_that_claims_other_sizes_is_refused_without_making_them(kind, tmp
 
     from deo_cube.heads import saved
 
-    facts, tensors = saved.read_head(fitted(kind, embeddings(30, 30)).save(tmp_path / "h"))
+    facts, tensors = saved.read_head(known(kind)[1].save(tmp_path / "h"))
     few = {k: v.ravel()[:1] for k, v in tensors.items()}
     claims = [({"model": facts["model"] | {"dim": 10**9}}, tensors), ({}, few)]
     for option, value in (

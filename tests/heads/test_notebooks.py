@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 BOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.py"))
+#: What it does with a cluster is tested in `tests/store/test_run_distributed.py`.
+SLOW = ("dask_cluster",)
+RUNS = [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in SLOW else []) for p in BOOKS]
 
 
-@pytest.mark.parametrize("book", BOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("book", RUNS)
 def test_runs(book, tmp_path, monkeypatch, request):
     matplotlib = pytest.importorskip("matplotlib")
     if "DEO_CUBE_DATA" in book.read_text(encoding="utf-8"):

@@ -1,8 +1,6 @@
 """Dense heads: what they draw depends on the cells alone, not on chunks, the window asked for, or where tiles lie."""
 
 import itertools
-import subprocess
-import sys
 
 import dask
 import numpy as np
@@ -122,19 +120,3 @@ def test_one_task_a_block():
     blocks = n * len(out.chunks[1])
     assert n >= 3
     assert blocks <= len(drawn) <= 2 * blocks
-
-
-def test_the_same_with_array_expressions():
-    """Dask's other kind of arrays: in a process of its own, as it is chosen once."""
-    code = """
-import dask
-dask.config.set({"array.query-planning": True})
-import xarray as xr
-from tests.heads.test_windows import ConvHead, scene, untrained
-emb, head = scene(70, 90), untrained(ConvHead)
-lazy = emb.chunk({"y": 30, "x": 41})
-assert hasattr(lazy.data, "expr"), "array expressions are not on"
-xr.testing.assert_identical(head.predict(lazy, probabilities=True).compute(), head.predict(emb, probabilities=True))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -72,8 +72,22 @@ def claims_nothing_false(path: Path) -> None:
     assert state != "complete" or verify_store(path).complete
 
 
-@pytest.mark.parametrize("power", [False, True], ids=["kill", "power"])
-@pytest.mark.parametrize("name", CALLS)
+def fault(name: str, power: bool, *marks: pytest.MarkDecorator) -> Any:
+    return pytest.param(name, power, id=f"{name}-{'power' if power else 'kill'}", marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("name", "power"),
+    [
+        fault("write", False),
+        fault("overwrite", True),
+        fault("changed", True),
+        # Of the same calls the other fault.
+        fault("write", True, pytest.mark.slow),
+        fault("overwrite", False, pytest.mark.slow),
+        fault("changed", False, pytest.mark.slow),
+    ],
+)
 def test_a_kill_before_any_file_operation_and_a_loss_of_power(tmp_path: Path, name: str, power: bool) -> None:
     random = np.random.default_rng(len(name))
     undisturbed, path, log = tmp_path / "u" / "e.zarr", tmp_path / "k" / "e.zarr", tmp_path / "log"

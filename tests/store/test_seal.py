@@ -123,16 +123,17 @@ def metadata_of(path: Path) -> list[str]:
     return [str(n) for n in names if n.parts[0] not in ("embeddings", "valid", "progress") or n.parts[1] != "c"]
 
 
-@pytest.mark.parametrize("how", ["empty", "zeros", "gone"])
+@pytest.mark.parametrize("how", ["damaged", "gone"])
 def test_whatever_is_damaged_is_named_and_the_same_call_restores_every_byte(
     stored: Path, whole: Path, how: str
 ) -> None:
-    for name in metadata_of(whole):
+    for i, name in enumerate(metadata_of(whole)):
         file = stored / name
         if how == "gone":
             file.unlink()
         else:
-            file.write_bytes(b"" if how == "empty" else bytes(file.stat().st_size))
+            # As a loss of power leaves a file: empty, or as long as it was and of zeros.
+            file.write_bytes(bytes(file.stat().st_size * (i % 2)))
         if not name.startswith("progress/crc32"):
             with pytest.raises(StoreMismatchError, match=name):
                 open_embeddings(stored)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -106,11 +104,6 @@ def test_mistakes_end_with_a_message_and_a_code(tmp_path, capsys, images_path) -
     assert "nowhere.zarr" in capsys.readouterr().err
     assert main(["--preset", "smoke", "--out", str(tmp_path / "c"), "--data", str(images_path)]) == 2
     assert "names no cube" in capsys.readouterr().err
-
-
-def test_help_needs_no_torch() -> None:
-    code = "import sys, deo_cube.train.config; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_defaults_of_the_class_are_consistent() -> None:
