@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -319,6 +320,28 @@ def read_crs(stated: Any) -> CRS:
     ArgumentError
         For other values, and for codes that do not exist.
     """
+    if isinstance(stated, str):
+        crs = _crs_of_text(stated)
+        if isinstance(crs, str):
+            raise ArgumentError(crs)
+        return crs
+    return _read_crs(stated)
+
+
+@lru_cache(maxsize=256)
+def _crs_of_text(stated: str) -> CRS | str:
+    """Return the CRS that a text states, or why it states none.
+
+    Remembered, because PROJ searches its whole database for a text that is a name, and a cube may state its CRS in
+    every variable.
+    """
+    try:
+        return _read_crs(stated)
+    except ArgumentError as error:
+        return str(error)
+
+
+def _read_crs(stated: Any) -> CRS:
     try:
         if isinstance(stated, Mapping) and "grid_mapping_name" in stated:
             stated = ProjCRS.from_cf(dict(stated))

@@ -22,7 +22,7 @@ from deo_cube.store.write import to_zarr
 from deo_cube.testing import cube_at
 from tests.store.test_write import SMALL
 
-LINE = re.compile(r"embed means: (\d+) of 60 blocks done, [\d.e+-]+ km²/s, [\d.]+ (s|min|h) left")
+LINE = re.compile(r"embed means: (\d+) of 18 blocks done, [\d.e+-]+ km²/s, [\d.]+ (s|min|h) left")
 
 
 class Terminal(io.StringIO):
@@ -54,10 +54,10 @@ def test_without_a_terminal_a_write_prints_a_line_per_step(tmp_path: Path, capsy
     error = capsys.readouterr().err
     assert "\r" not in error
     first, *steps, last = error.splitlines()
-    assert first == "embed means: 0 of 60 blocks done"
+    assert first == "embed means: 0 of 18 blocks done"
     assert all(LINE.fullmatch(line) for line in steps), steps
     assert 5 <= len(steps) <= 10
-    assert re.fullmatch(r"embed means: 60 of 60 blocks done in [\d.]+ s, [\d.e+-]+ km²/s", last)
+    assert re.fullmatch(r"embed means: 18 of 18 blocks done in [\d.]+ s, [\d.e+-]+ km²/s", last)
 
 
 def test_a_resumed_write_starts_at_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,16 +66,16 @@ def test_a_resumed_write_starts_at_what_is_done(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == ""
     create.restart(storage.store_at(str(path)))
     record = create.record_of(str(path), create.attributes(str(path)))
-    for column in range(4):
+    for column in range(3):
         record.forget((1, 0, column))
     to_zarr(embed(cube_at(), **SMALL), path)
     printed = capsys.readouterr().err.splitlines()
-    assert printed[0] == "compare inputs: 0 of 56 blocks done"
+    assert printed[0] == "compare inputs: 0 of 15 blocks done"
     lines = [line for line in printed if line.startswith("embed")]
-    assert lines[0] == "embed means: 56 of 60 blocks done by earlier runs"
-    assert lines[-1].startswith("embed means: 60 of 60 blocks done in ")
+    assert lines[0] == "embed means: 15 of 18 blocks done by earlier runs"
+    assert lines[-1].startswith("embed means: 18 of 18 blocks done in ")
     verify_store(path, progress=True)
-    assert capsys.readouterr().err.splitlines()[-1].startswith("verify: 60 of 60 blocks done in ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("verify: 18 of 18 blocks done in ")
 
 
 def test_rate_and_time_left_count_this_run_alone(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,16 +141,16 @@ def test_durations_are_read_at_a_glance() -> None:
 
 def test_the_command_begins_and_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cube_at().to_zarr(tmp_path / "cube.zarr", zarr_format=3, consolidated=False)
-    call = ["embed", str(tmp_path / "cube.zarr"), str(tmp_path / "e.zarr"), "--model", "means", "--block", "24"]
+    call = ["embed", str(tmp_path / "cube.zarr"), str(tmp_path / "e.zarr"), "--model", "means", "--block", "48"]
     with pytest.raises(SystemExit) as ended:
         main([*call, "--workers", "3"])
     assert ended.value.code == 0
     first, *_, last = capsys.readouterr().err.splitlines()
     begins = (
-        r"deo-cube: \S+e\.zarr: 60 of 60 blocks to do, means, 3 threads on \w+(:\d)?, (about [\d.]+ |time not known)"
+        r"deo-cube: \S+e\.zarr: 18 of 18 blocks to do, means, 3 threads on \w+(:\d)?, (about [\d.]+ |time not known)"
     )
     assert re.match(begins, first), first
-    assert re.fullmatch(r"deo-cube: \S+e\.zarr: 60 blocks in [\d.]+ s, [\d.e+-]+ km²/s, [\d.]+ [kM]B on disk", last), (
+    assert re.fullmatch(r"deo-cube: \S+e\.zarr: 18 blocks in [\d.]+ s, [\d.e+-]+ km²/s, [\d.]+ [kM]B on disk", last), (
         last
     )
     with pytest.raises(SystemExit):
@@ -167,5 +167,5 @@ def test_a_map_of_classes_is_announced_too(tmp_path: Path, caplog: pytest.LogCap
         mean = emb.mean("embedding").drop_vars("valid").chunk(-1).to_dataset(name="mean")
         mean.to_zarr(out, zarr_format=3, consolidated=False)
     begins, ends = caplog.messages
-    assert re.match(rf"{re.escape(str(out))}: 60 blocks to do, means on \w+", begins)
-    assert re.fullmatch(rf"{re.escape(str(out))}: 60 blocks in [\d.]+ s, [\d.]+ [kM]?B on disk", ends)
+    assert re.match(rf"{re.escape(str(out))}: 18 blocks to do, means on \w+", begins)
+    assert re.fullmatch(rf"{re.escape(str(out))}: 18 blocks in [\d.]+ s, [\d.]+ [kM]?B on disk", ends)

@@ -86,7 +86,7 @@ def test_the_command_line_embeds_on_a_cluster_and_names_one_that_is_not_there(
 ) -> None:
     cube_at().to_zarr(tmp_path / "cube.zarr", zarr_format=3, consolidated=False)
     call = ["embed", str(tmp_path / "cube.zarr"), str(tmp_path / "e.zarr"), "--model", "means", "--dtype", "float32"]
-    call += ["--block", "24", "--no-progress", "--scheduler"]
+    call += ["--block", "48", "--no-progress", "--scheduler"]
     with pytest.raises(SystemExit) as ended:
         cli.main([*call, client.scheduler.address])
     assert ended.value.code == 0
@@ -274,7 +274,7 @@ def test_a_cluster_that_starts_with_nobody_grows_under_the_job_or_is_given_up(
         emb = embed(cube_at(), **SMALL)
         with pytest.raises(DeviceError, match=r"no worker has joined.*worker_timeout=") as caught:
             to_zarr(emb, tmp_path / "e.zarr", progress=False, worker_timeout=0.3)
-        assert "0 of 60 blocks are done" in "".join(caught.value.__notes__)
+        assert "0 of 18 blocks are done" in "".join(caught.value.__notes__)
         cluster.adapt(minimum=0, maximum=2, interval="200ms", wait_count=2)
         to_zarr(emb, tmp_path / "e.zarr", progress=False, worker_timeout=120)
     assert tree(tmp_path / "e.zarr") == undisturbed

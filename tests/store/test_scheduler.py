@@ -207,4 +207,4 @@ def test_a_process_that_is_killed_is_an_error_that_names_the_argument() -> None:
             pool, slots, [Deadly((0, 0, i)) for i in range(6)], Deadly.run, bar, lambda: gave_up.append(True)
         )
     assert gave_up == [True]
-    assert "of 60 blocks are done and safe" in "".join(caught.value.__notes__)
+    assert "of 18 blocks are done and safe" in "".join(caught.value.__notes__)

@@ -22,7 +22,7 @@ from deo_cube.store.open import status, verify_store
 from deo_cube.store.write import to_zarr
 from deo_cube.testing import cube_at
 
-SMALL: dict[str, Any] = {"model": "means", "dtype": "float32", "block": 24}
+SMALL: dict[str, Any] = {"model": "means", "dtype": "float32", "block": 48}  # 18 blocks of `cube_at()`
 
 
 def tree(path: Path) -> dict[str, str]:
