@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, remedy
 from deo_cube.packed import decoded_floats
 from deo_cube.paths import local_path
 
@@ -190,10 +190,14 @@ def cube_of(value: Any, *, argument: str = "cube") -> xr.Dataset | xr.DataArray:
     if _holds_embeddings(value):
         single = isinstance(value, xr.DataArray)
         named = "" if single else "emb = ds['embeddings'] and "
+        verbs = remedy(
+            f"{named}emb.deo.pca_rgb(), emb.deo.similar(to=...), emb.deo.to_zarr(path)",
+            "deo-cube pca, similar, sample or segment",
+        )
         raise ArgumentError(
             f"{argument} must be a cube of Sentinel-2 bands, got embeddings (dimensions "
-            f"{tuple(map(str, value.dims))}), which were made from one already. Use them: {named}emb.deo.pca_rgb(), "
-            "emb.deo.similar(to=...), emb.deo.to_zarr(path); or pass the cube that they were made from"
+            f"{tuple(map(str, value.dims))}), which were made from one already. Use them: {verbs}; "
+            "or pass the cube that they were made from"
         )
     return _only_stack(value) if isinstance(value, xr.Dataset) else value
 
@@ -232,7 +236,8 @@ def embeddings_of(value: Any, *, argument: str = "emb") -> xr.DataArray:
         if not names:
             raise ArgumentTypeError(
                 f"{argument} must be a DataArray of embeddings (time, embedding, y, x), got a Dataset with the "
-                f"variables {_listed(value.data_vars)}. Embed it first: emb = ds.deo.embed()"
+                f"variables {_listed(value.data_vars)}. Embed it first: "
+                + remedy("emb = ds.deo.embed()", "deo-cube embed CUBE OUT")
             )
         value = value[names[0]]
     if not isinstance(value, xr.DataArray):
@@ -242,7 +247,8 @@ def embeddings_of(value: Any, *, argument: str = "emb") -> xr.DataArray:
     if "embedding" not in value.dims:
         raise ArgumentError(
             f"{argument} must have a dimension 'embedding', found {tuple(map(str, value.dims))}: embed the cube first, "
-            "emb = cube.deo.embed(); for vectors from elsewhere rename their dimension: array.rename(band='embedding')"
+            + remedy("emb = cube.deo.embed()", "deo-cube embed CUBE OUT")
+            + "; for vectors from elsewhere rename their dimension: array.rename(band='embedding')"
         )
     refuse_foreign(value.variable, argument, argument=argument)
     # Here, and not where vectors are read: mosaics and exports take embeddings as they are stored.

@@ -31,7 +31,7 @@ from deo_cube.embedding.options import (
     Weights,
     changed_options,
 )
-from deo_cube.errors import ArgumentError, DeoCubeError, UnknownModelError
+from deo_cube.errors import ArgumentError, DeoCubeError, UnknownModelError, commands_as_remedies
 from deo_cube.flags import BBOX, INTEGER, NUMBER, OPTIONAL, PATH, TEXT, choice
 from deo_cube.options import set_options
 from deo_cube.paths import is_url, local_path, not_found
@@ -267,7 +267,7 @@ def plan(
     from deo_cube.embedding.plan import plan as plan_cube
 
     counts = plan_cube(open_cube(cube, **read.given()), measure=measure, **changed_options(embedding, run))
-    print(cli_errors.in_flags(repr(counts), ["measure"]))
+    print(counts)
 
 
 def models() -> None:
@@ -985,7 +985,11 @@ def main(args: list[str] | None = None) -> None:
         os.environ["TERM"] = "dumb"  # tyro asks only this variable
     try:
         # The process is the command's own.
-        with cli_errors.warnings_as_lines(spelling.flags, spelling.positions), set_options(cpu_tuning=True):
+        with (
+            commands_as_remedies(),
+            cli_errors.warnings_as_lines(spelling.flags, spelling.positions),
+            set_options(cpu_tuning=True),
+        ):
             cli_arguments.check_command(args, COMMANDS)
             verb = COMMANDS[args[0]]
             described = cli_help.description(args[0], verb)

@@ -51,30 +51,6 @@ _LIBRARIES = {
 }
 #: Errors that a library raises where it was called wrongly, which is a fault of this package.
 _FAULTS = (AssertionError, AttributeError, NameError, NotImplementedError, RecursionError, TypeError, UnboundLocalError)
-#: Calls of Python that messages advise, and the commands that do the same.
-_CALLS = (
-    (r"emb\.deo\.to_zarr\(path\), or deo-cube embed, writes", "deo-cube embed writes"),
-    (r"deo_cube\.build_index\(store, '([^']+)'\)", r"deo-cube index STORE \1"),
-    (r"deo_cube\.build_index\(store, path\)", "deo-cube index STORE INDEX"),
-    (r"(?:emb = )?(?:cube|ds)\.deo\.embed\(\)", "deo-cube embed CUBE OUT"),
-    (r"deo_cube\.embed_series\(cube, '(\w+)'\)(?: \(deo-cube embed-series\))?", r"deo-cube embed-series --model \1"),
-    (r"deo_cube\.set_options\(offline=False\)", "DEO_CUBE_OFFLINE=0 in the environment"),
-    (r"verify_store\(\.\.\., repair=True\) \(in a shell: (deo-cube verify --repair)\)", r"\1"),
-    (r"pass a boolean DataArray, or 'scl'", "name a variable, or scl"),
-    (r"plan\(measure=True\)", "deo-cube plan CUBE --measure"),
-    (r"Use them: .*?emb\.deo\.to_zarr\(path\); or", "Use them: deo-cube pca, similar, sample or segment; or"),
-    (r"use head\.predict\(emb\)", "map them first, deo-cube segment STORE HEAD OUT"),
-    (r"before must be of one time, got (\d+): .*", r"A holds \1 dates: pass before=DATE"),
-    (r"after must be of one time, got (\d+): .*", r"B holds \1 dates: pass after=DATE"),
-    (r"change\(emb, before, after\)", "deo-cube change A A OUT --before DATE --after DATE"),
-    (r"choose, \.isel\(time=0\), or", "choose one, time=DATE, or"),
-    (r"(?<=may lack\): )open it as it is, xr\.open_zarr\(.*?\)$", "embed a cube first, deo-cube embed CUBE OUT"),
-    (r"compare two arrays, change\(before, after\)", "compare two stores, deo-cube change A B OUT"),
-    (r"pass rioxarray\.open_rasterio\(path\)\[0\]", "write one of them to a file, gdal_translate -b 1 MAP ONE.tif"),
-    (r"deo_cube\.open_cube\(path\)", "deo-cube embed CUBE OUT embeds it"),
-    (r"open_cube\(path, group='?([^')]+)'?\)", r"--group \1"),
-    (r"open_cube\('([^']+)'\)", r"\1"),
-)
 
 
 def fail(
@@ -148,10 +124,11 @@ def _library_of_frames(error: BaseException) -> str | None:
 
 
 def in_flags(message: str, parameters: Collection[str], positions: Mapping[str, str] | None = None) -> str:
-    """Return `message` with the arguments of a command as the shell spells them, and calls of Python as commands.
+    """Return `message` with the arguments of a command as the shell spells them.
 
     ``offset=-1000`` is ``--offset -1000``, ``overwrite=True`` is ``--overwrite``, ``bands={"B04": "red"}`` is
-    ``--bands B04=red``, ``bands=["B04", "B03"]`` is ``--bands B04 B03``.
+    ``--bands B04=red``, ``bands=["B04", "B03"]`` is ``--bands B04 B03``. Calls of Python are commands already:
+    messages are composed with `deo_cube.errors.remedy`.
 
     Parameters
     ----------
@@ -161,8 +138,6 @@ def in_flags(message: str, parameters: Collection[str], positions: Mapping[str, 
     positions : mapping of str to str, optional
         Word of each argument that is given by position, by its Python name. A message begins with the name.
     """
-    for call, command in _CALLS:
-        message = re.sub(call, command, message)
     for name, word in (positions or {}).items():
         message = re.sub(rf"(?m)^((?:\d+\. )?){name}(?=: | must )", rf"\g<1>{word}", message)
         message = re.sub(rf"(?m)^((?:\d+\. )?){name}=(?=\S)", rf"\g<1>{word} ", message)
@@ -187,8 +162,7 @@ def in_flags(message: str, parameters: Collection[str], positions: Mapping[str, 
         message = re.sub(start + r"=(?=[\s,;.)]|$)", flag, message)
         message = re.sub(start + r"(?= must )", flag, message)
         message = re.sub(rf"(?m)^((?:\d+\. )?){name}(?=: )", rf"\g<1>{flag}", message)
-    # A call whose only argument became a flag: plan(..., --measure).
-    return re.sub(r"\b[\w.]+\(\.\.\., (--[^()]*)\)", r"\1", message)
+    return message
 
 
 @contextmanager

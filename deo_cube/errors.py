@@ -163,6 +163,36 @@ class CubeProblemsError(DeoCubeError):
         return joined, (self.problems,)
 
 
+_in_shell = False
+
+
+def remedy(python: str, shell: str) -> str:
+    """Return the part of a message that says how to fix a mistake: a call, or on the command line what does the same.
+
+    Arguments need no such pair: `deo_cube.cli_errors.in_flags` writes ``offset=0`` as ``--offset 0``.
+
+    Examples
+    --------
+    >>> remedy("deo_cube.open_cube('a.zarr')", "deo-cube embed a.zarr OUT")
+    "deo_cube.open_cube('a.zarr')"
+    >>> with commands_as_remedies():
+    ...     remedy("deo_cube.open_cube('a.zarr')", "deo-cube embed a.zarr OUT")
+    'deo-cube embed a.zarr OUT'
+    """
+    return shell if _in_shell else python
+
+
+@contextlib.contextmanager
+def commands_as_remedies() -> Iterator[None]:
+    """Let messages name commands, in a process that is the command line's: all of its threads have the same user."""
+    global _in_shell
+    before, _in_shell = _in_shell, True
+    try:
+        yield
+    finally:
+        _in_shell = before
+
+
 @contextlib.contextmanager
 def naming(argument: str, instead_of: str = "path") -> Iterator[None]:
     """Let errors name the argument of the caller, `argument`, instead of that of a function which it calls."""

@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
 from deo_cube.constants import DTYPES, PRECISIONS, RUNTIMES
-from deo_cube.errors import ArgumentError
+from deo_cube.errors import ArgumentError, remedy
 from deo_cube.paths import local_path
 
-__all__ = ["Default", "Options", "get_option", "option", "set_options"]
+__all__ = ["Default", "Options", "allow_network", "get_option", "option", "set_options"]
 
 
 #: OMP_NUM_THREADS when the package was imported ("": not set). The environment is not read later, because starting a
@@ -55,6 +55,11 @@ _OPTIONS: dict[str, Any] = {
     # True: never use the network.
     "offline": _flag(os.environ.get("DEO_CUBE_OFFLINE", "") or os.environ.get("HF_HUB_OFFLINE", "")),
 }
+
+
+def allow_network() -> str:
+    """Return what a message advises where the option `offline` is set."""
+    return remedy("deo_cube.set_options(offline=False)", "DEO_CUBE_OFFLINE=0 in the environment")
 
 
 def _validated(name: str, value: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import xarray as xr
 
 import deo_cube
 from deo_cube import cli, cli_arguments, cli_errors
-from deo_cube.errors import ArgumentError, MissingBandsError
+from deo_cube.errors import ArgumentError, InputNotFoundError, MissingBandsError
 
 
 @pytest.mark.parametrize(
@@ -26,7 +29,6 @@ from deo_cube.errors import ArgumentError, MissingBandsError
             "pass --offset 0, --offset -1000 or --units dn; --tile 320",
         ),
         ("pass overwrite=True, or another path", "pass --overwrite, or another path"),
-        ("plan(..., measure=True) encodes a few tiles", "--measure encodes a few tiles"),
         ("with progress=False", "with --no-progress"),
         ('bands={"B04": "red", "B08": "..."}; or', "--bands B04=red B08=...; or"),
         ("bands={'SCL': ...}, or leave mask out", "--bands SCL=..., or leave mask out"),
@@ -45,7 +47,7 @@ def test_arguments_become_flags(message: str, shown: str) -> None:
     assert cli_errors.in_flags(message, []) == message
 
 
-def test_positions_and_calls_become_what_the_shell_writes() -> None:
+def test_arguments_by_position_become_their_words() -> None:
     spelling = cli_arguments.spelling_of("similar", cli.COMMANDS["similar"])
     flags, positions = spelling.flags, spelling.positions
     for message, shown in (
@@ -54,17 +56,76 @@ def test_positions_and_calls_become_what_the_shell_writes() -> None:
         ("negatives: n.gpkg does not exist", "--negatives: n.gpkg does not exist"),
         ("crs='EPSG:0' is not a CRS", "--crs EPSG:0 is not a CRS"),
         ("2 problems:\n1. emb must be of one model", "2 problems:\n1. STORE must be of one model"),
-        (
-            "compare dates: change(emb, before, after)",
-            "compare dates: deo-cube change A A OUT --before DATE --after DATE",
-        ),
-        ("deo_cube.build_index(store, 'a.index') writes one", "deo-cube index STORE a.index writes one"),
     ):
         assert cli_errors.in_flags(message, flags, positions) == shown
     view = cli_arguments.spelling_of("view", cli.COMMANDS["view"])
     assert cli_errors.in_flags("heads must be", view.flags) == "--head must be"
     embed = cli_arguments.spelling_of("embed", cli.COMMANDS["embed"])
     assert cli_errors.in_flags("num_workers=2", embed.flags) == "--workers 2"
+
+
+#: Calls that a command, a flag or a variable does the job of.
+_CALLS = re.compile(
+    r"\.deo\.\w+\(|(?<![\w.])(?:deo_cube\.|head\.)?(?:"
+    r"aggregate|assess|bench|build_index|change|change_series|classify|embed|embed_series|export|load_cube|mosaic|"
+    r"open_cube|open_embeddings|overviews|plan|predict|publish|sample|segment|set_options|similar|verify|verify_store)\((?!s\))"
+)
+#: Functions whose messages are about objects that no command passes, or that are read with objects beside them.
+_OF_PYTHON = {
+    "arguments._cube_call": "the value is not an xarray object",
+    "arguments._embeddings_call": "the value is not an xarray object",
+    "cube.arrays._array": "of from_array",
+    "cube.open._store_of": "the value is not text",
+    "encoder.encoder._refuse_series": "of Encoder",
+    "heads.doubt.doubt_sources": "commands pass a head",
+    "heads.estimators.refuse_opaque": "of heads in memory",
+    "heads.sample._as_vectors": "the value is not a path",
+}
+
+
+def _texts(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Function and text of each string that is part of a sentence, without docstrings and arguments of `remedy`."""
+
+    def walk(node: ast.AST, function: str) -> Iterator[tuple[str, str]]:
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "remedy":
+            return
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            return
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            function = node.name
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield function, node.value
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, function)
+
+    return walk(tree, "")
+
+
+def test_messages_name_no_call_that_the_shell_has_a_command_for() -> None:
+    package = Path(deo_cube.__file__).parent
+    calls = {}
+    for file in package.rglob("*.py"):
+        module = ".".join(file.relative_to(package).with_suffix("").parts)
+        for function, text in _texts(ast.parse(file.read_text(encoding="utf-8"))):
+            if _CALLS.search(text) and " " in text:
+                calls[f"{module}.{function}"] = text
+    assert {name: text for name, text in calls.items() if name not in _OF_PYTHON} == {}, "use errors.remedy"
+    assert set(_OF_PYTHON) <= set(calls), "remove these names from _OF_PYTHON"
+
+
+def test_remedies_are_calls_in_python_and_commands_in_the_shell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "a.index"
+    with pytest.raises(InputNotFoundError) as caught:
+        deo_cube.open_index(missing)
+    assert f"deo_cube.build_index(store, {str(missing)!r})" in str(caught.value)
+    assert run("search", missing, "8.65,47.35") == 2
+    error = capsys.readouterr().err
+    assert f"deo-cube index STORE {missing}" in error
+    assert "build_index" not in error
+    with pytest.raises(InputNotFoundError, match="build_index"):
+        deo_cube.open_index(missing)
 
 
 def run(*args: object) -> int:

@@ -22,7 +22,7 @@ from deo_cube.cube.boa_offset import PRODUCT_KEYS, Product, decide_offset
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, level_of
 from deo_cube.cube.times import of_value
 from deo_cube.cube.units import OFFSET_COORD
-from deo_cube.errors import ArgumentError, MissingBandsError, StorageError
+from deo_cube.errors import ArgumentError, MissingBandsError, StorageError, remedy
 
 __all__ = ["cube_of", "cube_of_product", "groups_read", "is_product"]
 
@@ -236,5 +236,6 @@ def _date(properties: Mapping[str, Any], name: str) -> np.datetime64:
                 return np.datetime64(date[0], "ns")
     raise StorageError(
         "the product has no date: stac_discovery in the attributes of its root has neither datetime nor "
-        "start_datetime, and its name has none. Read the group instead: open_cube(path, group=...)"
+        "start_datetime, and its name has none. Read the group instead: "
+        + remedy("open_cube(path, group=...)", "--group GROUP")
     )

@@ -22,7 +22,14 @@ from deo_cube.cube import georeference
 from deo_cube.cube.georeference import crs_name
 from deo_cube.cube.sentinel2 import band_of_name, other_sensor
 from deo_cube.cube.times import of_value
-from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError, MissingBandsError, StorageError
+from deo_cube.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    InputNotFoundError,
+    MissingBandsError,
+    StorageError,
+    remedy,
+)
 from deo_cube.paths import expand, is_url
 
 __all__ = [
@@ -258,9 +265,13 @@ def join_dates(cubes: Sequence[Cube], paths: Sequence[str]) -> Cube:
         if other.shape != box.shape or not other.crs or other.crs != box.crs or not _near(other.transform, box):
             raise ArgumentError(
                 f"the files are on several grids: {_grid(box)} of {Path(paths[0]).name}, {_grid(other)} of "
-                f"{Path(path).name}. Bring them to one, then join them: like = open_cube(paths[0]).odc.geobox; "
-                "xr.concat([with_date(open_cube(p).odc.reproject(like, resampling='nearest'), p) for p in paths], "
-                "'time') with with_date of deo_cube.cube.files"
+                f"{Path(path).name}. "
+                + remedy(
+                    "Bring them to one, then join them: like = open_cube(paths[0]).odc.geobox; "
+                    "xr.concat([with_date(open_cube(p).odc.reproject(like, resampling='nearest'), p) for p in paths], "
+                    "'time') with with_date of deo_cube.cube.files",
+                    "Bring them to one first: gdalwarp -r near, with the -t_srs, -te and -tr of one of them",
+                )
             )
         _check_alike(first, cube, paths[0], path)
     time = georeference.dims(first).time
@@ -302,7 +313,10 @@ def _check_alike(first: Cube, other: Cube, path: str, other_path: str) -> None:
             odd = sorted(map(str, set(first.data_vars) ^ set(other.data_vars)))
             raise ArgumentError(
                 f"{Path(path).name} and {Path(other_path).name} hold different variables ({', '.join(odd[:8])}): "
-                "select common ones, open_cube(p)[names], and join them with xr.concat(cubes, 'time')"
+                + remedy(
+                    "select common ones, open_cube(p)[names], and join them with xr.concat(cubes, 'time')",
+                    "name files that hold the same",
+                )
             )
         pairs = {str(n): (v, other[n]) for n, v in first.data_vars.items()}
     else:

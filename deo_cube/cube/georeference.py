@@ -24,7 +24,7 @@ from pyproj.exceptions import ProjError
 
 from deo_cube.cube.footprint import centre
 from deo_cube.cube.times import holds_dates
-from deo_cube.errors import ArgumentError, MissingBandsError, MissingCRSError, ResolutionMismatchError
+from deo_cube.errors import ArgumentError, MissingBandsError, MissingCRSError, ResolutionMismatchError, remedy
 
 __all__ = [
     "TOLERANCE",
@@ -566,8 +566,9 @@ def check_resolution(
     raise ResolutionMismatchError(
         f"{model or 'the model'} was trained on pixels of {gsd:g} m; the cube's are {dx:.3g} m x {dy:.3g} m on the "
         f"ground ({abs(geobox.resolution.x):g} x {abs(geobox.resolution.y):g} units of {crs_name(geobox.crs)}), "
-        f"outside {gsd / 2:g} to {2 * gsd:g} m. Load it with load_cube(items, resolution={gsd:g}); or resample it: "
-        f'cube.odc.reproject("{_metric_crs(geobox)}", resolution={gsd:g}, resampling="{_resampling(dx, dy, gsd)}"'
+        f"outside {gsd / 2:g} to {2 * gsd:g} m. "
+        + remedy(f"Load it with load_cube(items, resolution={gsd:g}); or resample it: ", "Resample it: ")
+        + f'cube.odc.reproject("{_metric_crs(geobox)}", resolution={gsd:g}, resampling="{_resampling(dx, dy, gsd)}"'
         f"{'' if nodata is None else f', src_nodata={nodata:g}'}), "
         'a scene classification by itself with resampling="nearest"' + (hint if ratio < 0.5 else "")
     )

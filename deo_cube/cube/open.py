@@ -33,6 +33,7 @@ from deo_cube.errors import (
     InputNotFoundError,
     MissingExtraError,
     StorageError,
+    remedy,
 )
 from deo_cube.paths import answering, expand, is_url, not_found, unreadable
 
@@ -449,10 +450,12 @@ def _no_zarr(folder: Path) -> str:
     if not candidates:
         names = ", ".join(p.name for p in content[:5]) or "nothing"
         return f"path: {folder} is a folder without a cube. Expected a Zarr store or a SAFE product, found {names}"
-    call = f"open_cube({str(candidates[0])!r})"
+    call = remedy(f"open_cube({str(candidates[0])!r})", str(candidates[0]))
     several = (
-        "; several bands in files of their own: STAC items, or "
-        "xr.merge([open_cube(f).squeeze('band', drop=True).rename(name) for name, f in files.items()])"
+        "; several bands in files of their own: STAC items"
+        + remedy(
+            ", or xr.merge([open_cube(f).squeeze('band', drop=True).rename(name) for name, f in files.items()])", ""
+        )
         if candidates is files and len(files) > 1
         else ""
     )
@@ -495,9 +498,8 @@ def _only(text: str, groups: Mapping[str, xr.Dataset], root: xr.Dataset) -> xr.D
         first = next(iter(cubes))
         best = next((n for n in cubes if n.endswith("reflectance/r10m")), first)
         held = "; ".join(f"{n} ({', '.join(list(map(str, ds.data_vars))[:4])})" for n, ds in list(cubes.items())[:12])
-        raise ArgumentError(
-            f"{text} has cubes in {len(cubes)} groups: {held}. Choose one: open_cube(path, group={best!r})"
-        )
+        call = remedy(f"open_cube(path, group={best!r})", f"--group {best}")
+        raise ArgumentError(f"{text} has cubes in {len(cubes)} groups: {held}. Choose one: {call}")
     ((_, only),) = cubes.items()
     return only.assign_attrs({**root.attrs, **only.attrs})
 
@@ -544,9 +546,10 @@ def _open_zip(text: str, group: str | None, options: dict[str, Any]) -> xr.Datas
     if len(rasters) == 1:
         return _open_raster(f"/vsizip/{text}/{rasters[0]}", options)
     if rasters:
+        href = f"/vsizip/{text}/{rasters[0]}"
         raise ArgumentError(
             f"{text} holds {len(rasters)} rasters: {_listed(rasters)}. Open one: "
-            f"open_cube('/vsizip/{text}/{rasters[0]}')"
+            + remedy(f"open_cube({href!r})", href)
         )
     raise ArgumentError(
         f"{text} holds neither a Zarr store, a SAFE product nor a raster, but {_listed(names)}. Unpack it, and open "
@@ -571,8 +574,8 @@ def _icechunk(text: str) -> Any:
         return repository.readonly_session("main").store
     except Exception as error:
         raise StorageError(
-            f"icechunk cannot read the branch main of {text} ({_line(error)}). Open another and pass its store: "
-            "open_cube(repository.readonly_session(branch).store)"
+            f"icechunk cannot read the branch main of {text} ({_line(error)}). Open another "
+            + remedy("and pass its store: open_cube(repository.readonly_session(branch).store)", "in Python")
         ) from error
 
 
@@ -635,8 +638,12 @@ def _check_nodata(text: str) -> None:
     if len(marks) > 1:
         raise ArgumentError(
             f"the bands of {text} have different marks of no data ({', '.join(f'{v:g}' for v in marks)}), and a cube "
-            "has one: open_cube(path, masked=True) replaces each band's own by NaN. The result is floats, "
-            "for which embed asks units="
+            "has one: "
+            + remedy(
+                "open_cube(path, masked=True) replaces each band's own by NaN. The result is floats, for which embed "
+                "asks units=",
+                "write it anew with one, gdalwarp -dstnodata 0 CUBE ONE.tif",
+            )
         )
 
 

@@ -17,9 +17,9 @@ from shapely.geometry import mapping
 
 from deo_cube import arguments
 from deo_cube.cube.footprint import cut_at_180, lonlat_bbox, place_geometry
-from deo_cube.errors import ArgumentError, ArgumentTypeError, CatalogueError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, CatalogueError, remedy
 from deo_cube.extras import require
-from deo_cube.options import get_option
+from deo_cube.options import allow_network, get_option
 
 __all__ = ["CATALOGUES", "Catalogue", "catalogue", "search"]
 
@@ -215,8 +215,8 @@ def search(
     host = urlsplit(searched.url).hostname or ""
     if get_option("offline") and host not in ("localhost", "127.0.0.1", "::1"):
         raise CatalogueError(
-            f"{searched.url} needs the network, and the option offline is set: deo_cube.set_options(offline=False), or "
-            "unset DEO_CUBE_OFFLINE"
+            f"{searched.url} needs the network, and the option offline is set: {allow_network()}, or unset "
+            "DEO_CUBE_OFFLINE"
         )
     items = _start_search(searched, {"datetime": datetime, **options}, timeout=timeout)
     selected: list[pystac.Item] = []
@@ -297,5 +297,5 @@ def _no_answer(searched: Catalogue, error: Exception) -> CatalogueError:
     return CatalogueError(
         f"the catalogue {searched.name} at {searched.url} did not answer ({type(error).__name__}: "
         f"{str(error)[:200]}). Check the network connection. STAC items in a file load without it: "
-        "load_cube('items.json')"
+        + remedy("load_cube('items.json')", "deo-cube embed items.json OUT")
     )

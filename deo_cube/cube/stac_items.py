@@ -22,9 +22,10 @@ from deo_cube.errors import (
     InputNotFoundError,
     MissingBandsError,
     StorageError,
+    remedy,
 )
 from deo_cube.extras import require
-from deo_cube.options import get_option
+from deo_cube.options import allow_network, get_option
 from deo_cube.paths import expand, is_url, local_path, not_found
 
 if TYPE_CHECKING:
@@ -87,7 +88,11 @@ def _items(items: Any, base: str | None) -> Iterable[pystac.Item]:
             raise ArgumentError(
                 f"{base or 'a mapping'} of type {items.get('type')!r} is not a STAC item: expected Feature or "
                 "FeatureCollection"
-                + (", as returned by a search: deo_cube.search(URL, ...)" if items.get("type") in _CATALOGUES else "")
+                + (
+                    ", as returned by a search" + remedy(": deo_cube.search(URL, ...)", "")
+                    if items.get("type") in _CATALOGUES
+                    else ""
+                )
             )
     elif callable(getattr(items, "items", None)):  # pystac_client.ItemSearch
         with _plain_errors("the search"):
@@ -142,9 +147,7 @@ def _read_json(source: str) -> Any:
             raise ArgumentError(f"{source} is not a JSON file of STAC items: {error}") from error
     host = urlsplit(source).hostname or ""
     if get_option("offline") and internal_host(source) != "loopback":
-        raise CatalogueError(
-            f"{source} needs the network ({host}), and the option offline is set: deo_cube.set_options(offline=False)"
-        )
+        raise CatalogueError(f"{source} needs the network ({host}), and the option offline is set: {allow_network()}")
     import pystac
 
     try:
@@ -348,7 +351,10 @@ def _resolved(item: pystac.Item, asset: pystac.Asset, band: str, *, check: bool,
         if not path.is_absolute() and not path.exists():
             raise InputNotFoundError(
                 f"item {item.id} has the relative href {asset.href!r} and no base for it. Pass "
-                "the path of the JSON file, load_cube('items.json'), or items read with pystac.Item.from_file"
+                + remedy(
+                    "the path of the JSON file, load_cube('items.json'), or items read with pystac.Item.from_file",
+                    "the file of the item itself, whose folder is the base",
+                )
             )
         href = str(path.resolve())
     check_href(href, origin_of(item), allow, f"asset {band or asset.title or ''} of item {item.id}".replace("  ", " "))

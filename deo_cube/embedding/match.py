@@ -23,7 +23,7 @@ from deo_cube.embedding.options import EmbedOptions
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import card, list_models
-from deo_cube.errors import DeoCubeError
+from deo_cube.errors import DeoCubeError, remedy
 from deo_cube.notebook import CELL, html_table
 from deo_cube.options import Default, option
 
@@ -155,7 +155,8 @@ def summarise_map(array: xr.DataArray) -> Summary:
     if classes is not None:
         named = ", ".join(f"{c} {n}" for c, n in zip(classes.codes, classes.names, strict=True))
         facts.append(("classes", named))
-        facts.append(("next", ".deo.plot() draws it; .deo.to_cog(path) writes it with its colours and names"))
+        to_cog = remedy(".deo.to_cog(path)", "deo-cube export MAP.zarr OUT.tif")
+        facts.append(("next", f"{remedy('.deo.plot() draws it; ', '')}{to_cog} writes it with its colours and names"))
         return Summary(tuple(facts), title=f"deo_cube view of a map of {len(classes.codes)} classes", classes=classes)
     what = str(array.attrs.get("long_name", array.name))
     return Summary(tuple(facts), title=f"deo_cube view of a map: {what}")

@@ -32,6 +32,7 @@ from deo_cube.embedding.tiles import TilePlan
 from deo_cube.embedding.windows import BlockIndex, read_amplification
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef
+from deo_cube.errors import remedy
 from deo_cube.notebook import facts_html
 from deo_cube.options import Default, get_option
 from deo_cube.progress import duration, size
@@ -178,7 +179,8 @@ class Plan:
         if self.runtime != "torch":
             rows.append(("runtime", self.runtime))
         if self.seconds is None:
-            rows.append(("time", "not measured on this machine: plan(..., measure=True) embeds a few blocks"))
+            call = remedy("plan(..., measure=True)", "--measure")
+            rows.append(("time", f"not measured on this machine: {call} embeds a few blocks"))
         else:
             rate = f"{self.tiles_per_second:.3g} tiles/s measured on {self.device}"
             km2 = self.times * self.area_km2 / self.seconds

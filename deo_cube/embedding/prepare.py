@@ -25,7 +25,15 @@ from deo_cube.embedding.windows import BandSource, WindowReader, band_sources
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import EncoderRef, resolve
 from deo_cube.encoder.registry import card as card_of
-from deo_cube.errors import ArgumentError, DeoCubeError, MissingBandsError, TilePlanError, UnknownModelError, joined
+from deo_cube.errors import (
+    ArgumentError,
+    DeoCubeError,
+    MissingBandsError,
+    TilePlanError,
+    UnknownModelError,
+    joined,
+    remedy,
+)
 from deo_cube.options import option
 
 __all__ = ["Cube", "Prepared", "prepare"]
@@ -170,12 +178,17 @@ def _check_reads(card: ModelCard, *, series: bool) -> None:
     if card.series and not series:
         raise ArgumentError(
             f"model={card.alias!r} reads the months of a pixel, and not single dates: "
-            f"deo_cube.embed_series(cube, {card.alias!r}) (deo-cube embed-series), or another model"
+            + remedy(f"deo_cube.embed_series(cube, {card.alias!r})", f"deo-cube embed-series --model {card.alias}")
+            + ", or another model"
         )
     if series and not card.series:
         raise ArgumentError(
             f"model={card.alias!r} reads single dates, and not series: model='presto', or one vector per period from "
-            f"those of its dates: deo_cube.aggregate(deo_cube.embed(cube, {card.alias!r}), 'year')"
+            "those of its dates: "
+            + remedy(
+                f"deo_cube.aggregate(deo_cube.embed(cube, {card.alias!r}), 'year')",
+                f"deo-cube embed CUBE DATES --model {card.alias}, then deo-cube aggregate DATES OUT --freq year",
+            )
         )
 
 
@@ -316,7 +329,8 @@ def _mask_variable(
 def _aligned_mask(cube: xr.Dataset | xr.DataArray, mask: xr.DataArray | str, dims: georeference.Dims) -> xr.Variable:
     if isinstance(mask, str):
         if not isinstance(cube, xr.Dataset) or mask not in cube:
-            raise ArgumentError(f"mask={mask!r} is not a variable of the cube: pass a boolean DataArray, or 'scl'")
+            fix = remedy("pass a boolean DataArray, or 'scl'", "name a variable, or scl")
+            raise ArgumentError(f"mask={mask!r} is not a variable of the cube: {fix}")
         mask = cube[mask]
     refuse_foreign(mask.variable, "mask", argument="mask")
     if isinstance(mask.variable._data, np.ndarray):  # in memory; of others, tasks look

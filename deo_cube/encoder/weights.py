@@ -40,7 +40,7 @@ from deo_cube.encoder.hub import (
     write_json,
 )
 from deo_cube.errors import DeoCubeError, WeightsMismatchError, WeightsNotFoundError
-from deo_cube.options import get_option
+from deo_cube.options import allow_network, get_option
 from deo_cube.paths import local_path, not_found
 
 if TYPE_CHECKING:
@@ -178,8 +178,7 @@ def _from_address(card: ModelCard, text: str, offline: bool) -> Path:
             return location
     if offline:
         raise WeightsNotFoundError(
-            f"weights={text!r} is not on this machine, and offline is set: deo_cube.set_options(offline=False) allows "
-            "the network"
+            f"weights={text!r} is not on this machine, and offline is set: {allow_network()} allows the network"
         )
     return choose(card, address)
 
@@ -267,7 +266,7 @@ def _not_found(card: ModelCard, offline: bool) -> str:
         looked.append(f"download cache {_url_cache(w).parent}")
     where = f"{w.repo} at revision {w.revision} on huggingface.co" if w.repo else w.url or "its publisher"
     network = (
-        "The network was not asked, because offline is set (deo_cube.set_options(offline=False) to allow it). "
+        f"The network was not asked, because offline is set ({allow_network()} allows it). "
         if _fetchable(card) and offline
         else ""
     )

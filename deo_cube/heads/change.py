@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deo_cube.constants import Attribute
 from deo_cube.cube.georeference import crs_name, same_crs
 from deo_cube.embedding.metadata import warn_of_levels
-from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, remedy
 from deo_cube.heads.saved import read_json, write_json
 from deo_cube.heads.vectors import (
     as_embeddings,
@@ -201,12 +201,16 @@ def _operands(emb: Any, before: Any, after: Any) -> tuple[xr.DataArray, Any, Any
     if after is None:
         if not isinstance(before, str | os.PathLike | xr.DataArray | xr.Dataset):
             raise ArgumentTypeError(
-                f"change needs two times, change(emb, before, after), or two arrays or stores, change(emb_2019, "
-                f"emb_2021); got {type(before).__name__} and no after="
+                "change needs two times, "
+                + remedy("change(emb, before, after)", "deo-cube change A A OUT --before DATE --after DATE")
+                + ", or two arrays or stores, "
+                + remedy("change(emb_2019, emb_2021)", "deo-cube change A B OUT")
+                + f"; got {type(before).__name__} and no after="
             )
         if isinstance(before, str) and "time" in first.dims and not is_url(before) and not Path(before).exists():
             raise ArgumentError(
-                f"before={before!r} is not a store, and as a time it needs another: change(emb, {before!r}, after)"
+                f"before={before!r} is not a store, and as a time it needs another: "
+                + remedy(f"change(emb, {before!r}, after)", "pass after=DATE, too")
             )
         return as_embeddings(first), first, opened(before, "before")
     times = [opened(t, n) if isinstance(t, os.PathLike) else t for n, t in (("before", before), ("after", after))]
@@ -220,9 +224,13 @@ def _pair(emb: xr.DataArray, before: Any, after: Any) -> tuple[xr.DataArray, xr.
         if isinstance(time, xr.Dataset) or (isinstance(time, xr.DataArray) and "embedding" in time.dims):
             one = as_embeddings(time)
             if one.sizes.get("time", 1) > 1:
+                dates = one.sizes["time"]
                 raise ArgumentError(
-                    f"{argument} must be of one time, got {one.sizes['time']}: select one, {argument}.sel(time=...), "
-                    "or name both times of one array, change(emb, before, after)"
+                    remedy(
+                        f"{argument} must be of one time, got {dates}: select one, {argument}.sel(time=...), or name "
+                        "both times of one array, change(emb, before, after)",
+                        f"{'A' if argument == 'before' else 'B'} holds {dates} dates: pass {argument}=DATE",
+                    )
                 )
             one = one.isel(time=0) if "time" in one.dims else one
         else:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deo_cube import arguments
 from deo_cube.constants import Attribute
 from deo_cube.cube.times import read_times
-from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, remedy
 from deo_cube.heads.change import fit_ranks, rank
 from deo_cube.heads.vectors import as_embeddings, same_places, spatial_dims, subsample
 
@@ -112,7 +112,8 @@ def change_series(
     if len(days) < 2 * min_dates:
         raise ArgumentError(
             f"the series must have at least {2 * min_dates} dates, min_dates={min_dates} before and after a change; "
-            f"got {len(days)}. Pass min_dates=1, or compare two dates: change(emb, before, after)"
+            f"got {len(days)}. Pass min_dates=1, or compare two dates: "
+            + remedy("change(emb, before, after)", "deo-cube change A A OUT --before DATE --after DATE")
         )
     season = _season(season, days, min_dates)
     design = _design(days, season)
@@ -152,7 +153,7 @@ def _series(emb: Any) -> tuple[xr.DataArray, bool]:
     if "time" not in array.dims:
         raise ArgumentError(
             f"change_series needs embeddings with a dimension 'time', got {array.dims}: embed a cube of several dates, "
-            "or compare two arrays, change(before, after)"
+            f"or compare two {remedy('arrays, change(before, after)', 'stores, deo-cube change A B OUT')}"
         )
     return array, not isinstance(emb, xr.DataArray | xr.Dataset)
 

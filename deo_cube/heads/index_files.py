@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deo_cube.errors import StorageError, StoreMismatchError
+from deo_cube.errors import StorageError, StoreMismatchError, remedy
 from deo_cube.options import get_option
 from deo_cube.paths import is_url, not_found
 from deo_cube.store import storage
@@ -176,7 +176,8 @@ class Files:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreMismatchError(
                 f"{self.shown}/{MANIFEST} is not the manifest of a search index ({error}): choose another path, or "
-                "delete it and build it anew, deo_cube.build_index(store, path)"
+                "delete it and build it anew, "
+                + remedy("deo_cube.build_index(store, path)", "deo-cube index STORE INDEX")
             ) from error
         raise StoreMismatchError(
             f"{self.shown} is a search index of format {version}, this version reads {FORMAT}: update deo_cube"
@@ -194,9 +195,8 @@ class Files:
         """
         found = self.manifest()
         if found is None:
-            raise not_found(
-                "path", self.shown, f"a search index: deo_cube.build_index(store, {self.shown!r}) writes one"
-            )
+            call = remedy(f"deo_cube.build_index(store, {self.shown!r})", f"deo-cube index STORE {self.shown}")
+            raise not_found("path", self.shown, f"a search index: {call} writes one")
         return found
 
     def folder(self, name: str) -> Path:

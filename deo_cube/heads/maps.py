@@ -24,7 +24,7 @@ from deo_cube.embedding.embed import embed
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import prepare
 from deo_cube.embedding.tiles import TilePlan
-from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, remedy
 from deo_cube.heads.base import Head, category_attrs, check_model
 from deo_cube.heads.bundled import bundled_head
 from deo_cube.heads.classes import NO_CLASS
@@ -125,8 +125,8 @@ def segment(
     patch = json.loads(emb.attrs.get(Attribute.PLAN, "{}")).get("patch")
     if patch is None:
         raise ArgumentError(
-            "cube must be a cube, or embeddings that state the pixels per patch: pass the cube, or use "
-            "classify(emb, head)"
+            "cube must be a cube, or embeddings that state the pixels per patch: pass the cube"
+            + remedy(", or use classify(emb, head)", "")
         )
     upsample = int(getattr(head, "upsample", 1))
     factor, rest = divmod(int(patch), upsample)

@@ -30,7 +30,7 @@ from rasterio.windows import Window
 
 from deo_cube.cube import georeference
 from deo_cube.cube.georeference import crs_name
-from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError
+from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError, remedy
 from deo_cube.heads.geometries import apply
 from deo_cube.heads.tables import located
 from deo_cube.paths import unreadable
@@ -133,7 +133,10 @@ def read_around(labels: Any, crs: Any, near: GeoBox, *, ignore_nodata: bool = Fa
             if r.count != 1:
                 raise LabelsError(
                     f"a raster of labels must have one band, {labels} has {r.count}: select one, "
-                    f"rioxarray.open_rasterio({str(labels)!r}).sel(band=1)"
+                    + remedy(
+                        f"rioxarray.open_rasterio({str(labels)!r}).sel(band=1)",
+                        f"gdal_translate -b 1 {labels} ONE.tif",
+                    )
                 )
             if r.crs is None and crs is None:
                 raise MissingCRSError(f'{labels} states no CRS: pass crs="EPSG:..."')

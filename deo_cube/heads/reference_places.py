@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, MissingCRSError, naming
+from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, MissingCRSError, naming, remedy
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.geometries import apply, cells_of, clean, into_grid, north_up
 from deo_cube.heads.labels import outside_message, rasterize_labels
@@ -64,7 +64,8 @@ def _one_layer(map_: Any, argument: str) -> xr.DataArray:
         raise ArgumentTypeError(f"{argument} must be a DataArray or the path of a map, got {type(map_).__name__}")
     if {"class", "embedding"} & set(array.dims):
         call = "probabilities" if "class" in array.dims else "embeddings"
-        raise ArgumentTypeError(f"{argument} must be classes or a quantity (y, x), got {call}: use head.predict(emb)")
+        fix = remedy("use head.predict(emb)", "map them first, deo-cube segment STORE HEAD OUT")
+        raise ArgumentTypeError(f"{argument} must be classes or a quantity (y, x), got {call}: {fix}")
     return array
 
 
@@ -156,7 +157,11 @@ def _opened(map_: Any, argument: str) -> Any:
         array = rioxarray.open_rasterio(path, chunks={"y": 2048, "x": 2048})
     if not isinstance(array, xr.DataArray) or array.sizes["band"] != 1:
         raise ArgumentError(
-            f"{argument} must have one band, found several in {path}: pass rioxarray.open_rasterio(path)[0]"
+            f"{argument} must have one band, found several in {path}: "
+            + remedy(
+                "pass rioxarray.open_rasterio(path)[0]",
+                "write one of them to a file, gdal_translate -b 1 MAP ONE.tif",
+            )
         )
     with rasterio.open(path) as file:
         legend = legend_of_file(file)

@@ -31,7 +31,7 @@ from deo_cube.cube.georeference import BAND_DIMS, SPATIAL_DIMS
 from deo_cube.cube.open import open_cube
 from deo_cube.cube.sentinel2 import band_of_name
 from deo_cube.embedding import graph
-from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, remedy
 from deo_cube.extras import require
 from deo_cube.heads.coverage import Coverage
 from deo_cube.heads.places import Places, coverage_of, read_places
@@ -176,7 +176,7 @@ def _sampled(
     if ("flag_values" in vectors.attrs or "flag_meanings" in vectors.attrs) and (areas or how != "nearest"):
         raise ArgumentError(
             "data must hold numbers for means and polygons, got a map of classes: sample it at points with "
-            "how='nearest', or sample the probabilities, classify(..., probabilities=True)"
+            f"how='nearest'{remedy(', or sample the probabilities, classify(..., probabilities=True)', '')}"
         )
     if "flag_colors" in vectors.attrs and (areas or how != "nearest"):
         warnings.warn(

@@ -17,7 +17,7 @@ import zarr
 from zarr.abc.store import Store
 
 from deo_cube.embedding import metadata, tasks
-from deo_cube.errors import StoreMismatchError
+from deo_cube.errors import StoreMismatchError, remedy
 from deo_cube.paths import answering
 from deo_cube.store import storage, template
 from deo_cube.store.layout import FINGERPRINT, GENERATION, OVERVIEWS, ROOT, STALE, STATE, Layout, Record, Target, cuts
@@ -317,10 +317,15 @@ def nothing_at(place: Any) -> bool:
         return False
 
 
+def repair_call() -> str:
+    """Return the call that restores the metadata of a store."""
+    return remedy("verify_store(store, repair=True)", "deo-cube verify STORE --repair")
+
+
 def _damaged(place: Any, how: str) -> str:
     return (
-        f"{place}/{ROOT} is {how}: verify_store(..., repair=True) (in a shell: deo-cube verify --repair) restores it "
-        "from the store's own copy, or the call that wrote the store, made once more"
+        f"{place}/{ROOT} is {how}: {repair_call()} restores it from the store's own "
+        "copy, or the call that wrote the store, made once more"
     )
 
 

@@ -31,7 +31,7 @@ from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.cube.plain import plain, text
 from deo_cube.cube.times import read_times
 from deo_cube.embedding.metadata import PREFIX, derivation
-from deo_cube.errors import ArgumentError, ArgumentTypeError, StorageError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, StorageError, remedy
 from deo_cube.extras import require
 from deo_cube.packed import decoded_floats
 from deo_cube.paths import local_path
@@ -281,8 +281,8 @@ def _flat(array: xr.DataArray) -> tuple[xr.DataArray, str | None]:
     if "time" in array.dims:
         if array.sizes["time"] != 1:
             raise ArgumentError(
-                f"a GeoTIFF holds one date, the array has {array.sizes['time']}: choose, .isel(time=0), or write one "
-                "file per date"
+                f"a GeoTIFF holds one date, the array has {array.sizes['time']}: choose "
+                f"{remedy('one, .isel(time=0)', 'one, time=DATE')}, or write one file per date"
             )
         array = array.isel(time=0)
     pair = next((p for p in SPATIAL_DIMS if set(p) <= set(array.dims)), ("y", "x"))

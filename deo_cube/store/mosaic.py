@@ -29,7 +29,7 @@ from deo_cube import arguments
 from deo_cube.constants import INT8_INVALID, Attribute
 from deo_cube.cube import georeference
 from deo_cube.embedding.metadata import COMPARABLE, PREFIX, to_json, warn_of_levels
-from deo_cube.errors import ArgumentError, StoreMismatchError
+from deo_cube.errors import ArgumentError, StoreMismatchError, remedy
 from deo_cube.store.open import opened
 
 __all__ = ["mosaic"]
@@ -226,12 +226,12 @@ def _check_alike(one: xr.DataArray, other: xr.DataArray, name: str, other_name: 
     if not georeference.same_crs(a.crs, b.crs):
         raise StoreMismatchError(
             f"{name} is in {georeference.crs_name(a.crs)}, {other_name} in {georeference.crs_name(b.crs)}: embed cubes "
-            "of one CRS, load_cube(items, crs=...), or keep one store per zone"
+            f"of one CRS{remedy(', load_cube(items, crs=...)', '')}, or keep one store per zone"
         )
     if not np.allclose([a.transform.a, abs(a.transform.e)], [b.transform.a, abs(b.transform.e)], rtol=1e-9):
         raise StoreMismatchError(
             f"{name} has patches of {a.transform.a:g} x {abs(a.transform.e):g}, {other_name} of {b.transform.a:g} x "
-            f"{abs(b.transform.e):g}: embed cubes of one resolution, load_cube(items, resolution=...)"
+            f"{abs(b.transform.e):g}: embed cubes of one resolution{remedy(', load_cube(items, resolution=...)', '')}"
         )
     if ("time" in one.dims) != ("time" in other.dims):
         without = name if "time" in other.dims else other_name

@@ -24,7 +24,7 @@ from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.open import UNREADABLE, check_codecs
 from deo_cube.embedding import metadata
-from deo_cube.errors import StorageError, StoreMismatchError, StoreNotFoundError, naming
+from deo_cube.errors import StorageError, StoreMismatchError, StoreNotFoundError, naming, remedy
 from deo_cube.notebook import facts_html
 from deo_cube.paths import expand, is_url, local_path, not_found
 from deo_cube.progress import Progress
@@ -125,14 +125,14 @@ def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> S
 def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
     found = existing(store, mode)
     if found is None:
-        expected = "a store of embeddings: emb.deo.to_zarr(path), or deo-cube embed, writes one"
+        expected = f"a store of embeddings: {remedy('emb.deo.to_zarr(path)', 'deo-cube embed CUBE STORE')} writes one"
         if is_local(store) and Path(store).is_dir():
             raise StoreMismatchError(f"store: {store} is an empty folder. Expected {expected}")
         raise not_found("store", store, expected, error=StoreNotFoundError)
     if IDENTITY not in found.attrs:
         raise StoreMismatchError(
             f"store: {store} was not made by deo_cube (no {IDENTITY} in its attributes, which a copy by xarray may "
-            f"lack): {_how_to_read(store)}"
+            f"lack): {remedy(_how_to_read(store), 'embed a cube first, deo-cube embed CUBE OUT')}"
         )
     return found
 
@@ -238,8 +238,8 @@ def _check_sealed(place: Any, attrs: Mapping[str, Any]) -> None:
     if wrong:
         raise StoreMismatchError(
             f"{place}: metadata are not what was written: {'; '.join(f'{k} {v}' for k, v in wrong.items())}. "
-            "verify_store(..., repair=True) (in a shell: deo-cube verify --repair) restores them from the store's own "
-            "copy, or the call that wrote the store, made once more"
+            f"{create.repair_call()} restores them from the store's own copy, or the call that "
+            "wrote the store, made once more"
         )
 
 
@@ -327,8 +327,8 @@ def open_embeddings(store: Any, *, storage_options: Mapping[str, Any] | None = N
     if (lost := _lost_blocks(store, root)) > 0:
         warnings.warn(
             f"{store}: shards of at least {lost} finished blocks are not there, as in a copy that was cut short, and "
-            "read as NaN. Copy the store again; or verify_store(..., repair=True) (deo-cube verify --repair) and the "
-            "call that made it, once more, restore them",
+            f"read as NaN. Copy the store again; or {create.repair_call()} and "
+            "the call that made it, once more, restore them",
             stacklevel=2,
         )
     shards = root["embeddings"].shards or root["embeddings"].chunks
@@ -445,7 +445,8 @@ def _check_record(store: Any, root: zarr.Group, *, needed: bool) -> None:
         if needed:
             raise StoreMismatchError(
                 f"{store} has no progress record, as where another program wrote it anew: its blocks cannot be "
-                f"counted or checked. Read it, {_how_to_read(store)}; or write it by emb.deo.to_zarr(path)"
+                f"counted or checked. Read it, {_how_to_read(store)}; or write it by "
+                + remedy("emb.deo.to_zarr(path)", "deo-cube embed CUBE STORE")
             )
         return
     if blocks is None:  # of an earlier version, whose record is a Zarr array
@@ -466,5 +467,6 @@ def _how_to_read(store: Any) -> str:
 def _refuse(store: Any, found: str) -> None:
     raise StoreMismatchError(
         f"{store} was cut or changed after deo_cube wrote it ({found}), so its attributes may not describe its "
-        f"vectors: {_how_to_read(store)}; or write parts by emb.deo.to_zarr(path), which open_embeddings reads"
+        f"vectors: {_how_to_read(store)}; or write "
+        + remedy("parts by emb.deo.to_zarr(path), which open_embeddings reads", "it again by deo-cube embed CUBE STORE")
     )

@@ -34,7 +34,7 @@ from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.cube.open import check_codecs
 from deo_cube.cube.times import read_times
 from deo_cube.embedding.metadata import to_json
-from deo_cube.errors import MissingCRSError, StoreMismatchError
+from deo_cube.errors import MissingCRSError, StoreMismatchError, remedy
 from deo_cube.packed import scale_and_offset
 from deo_cube.paths import expand, reading
 
@@ -112,7 +112,7 @@ def _geotiff(path: str) -> xr.DataArray:
     raise StoreMismatchError(
         f"store: {path} is a raster of {bands} bands of {opened.dtype}. Expected embeddings: a store, or of a raster "
         "64 bands of int8 (AlphaEarth) or float32 in grid_<lon>_<lat>_<year>.tiff (TESSERA). For a cube of bands: "
-        "deo_cube.open_cube(path)"
+        + remedy("deo_cube.open_cube(path)", "deo-cube embed CUBE OUT embeds it")
     )
 
 

@@ -18,7 +18,7 @@ from deo_cube.cube import georeference
 from deo_cube.embedding import process, tasks
 from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.plan import known_rate
-from deo_cube.errors import DeoCubeError
+from deo_cube.errors import DeoCubeError, remedy
 from deo_cube.progress import Progress, duration, size
 from deo_cube.store.layout import Block, Layout
 from deo_cube.store.scheduler import count_workers
@@ -114,7 +114,7 @@ def _expected(run: Any, dates: float, device: str) -> str:
     """Return the time that a number of dates takes, at the rate that was measured."""
     rate = known_rate(run.ref, run.plan.tile, "cuda:0" if device == "cuda" else device, run.precision, run.runtime)
     if rate is None:
-        return "time not known: plan(measure=True) measures the rate"
+        return f"time not known: {remedy('plan(measure=True)', 'deo-cube plan CUBE --measure')} measures the rate"
     tiles = dates * run.plan.encoded_pixels(run.ref.card.trim) / run.plan.tile**2
     return f"about {duration(tiles / rate)}"
 

@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str] | None = None) -> TrainConfig:
         args=arguments,
         prog="python -m deo_cube.train",
         description="Dual-teacher distillation of a student from Sentinel-2 cubes. Defaults are those of --preset "
-        f"{preset}: each line says why. A finished run is a model: ds.deo.embed(model=DIR).",
+        f"{preset}: each line says why. A finished run is a model: deo-cube embed CUBE OUT --model DIR.",
     )
 
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return cli_errors.fail(error, program="deo_cube.train")
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"\n{out} is a model now: ds.deo.embed(model={str(out)!r})")
+        print(f"\n{out} is a model now: deo-cube embed CUBE OUT --model {out}")
     return 0
 
 

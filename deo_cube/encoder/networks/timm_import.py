@@ -22,7 +22,7 @@ from deo_cube.encoder.card import ModelCard, Weights
 from deo_cube.encoder.checkpoint_format import check_file
 from deo_cube.encoder.hub import Address, cached, compare_with_first, download, hub_cache
 from deo_cube.errors import MissingExtraError, WeightsMismatchError, WeightsNotFoundError
-from deo_cube.options import get_option
+from deo_cube.options import allow_network, get_option
 
 __all__ = ["find_pretrained", "import_timm", "prepare_torchvision"]
 
@@ -138,7 +138,7 @@ def find_pretrained(card: ModelCard, repo: str | None, *, offline: bool | None =
         if offline:
             raise WeightsNotFoundError(
                 f"the weights of {card.alias} are not on this machine, and offline is set "
-                f"(deo_cube.set_options(offline=False) to allow the network). {advice}"
+                f"({allow_network()} allows the network). {advice}"
             )
         location = download(address, advice)
     check_file(dataclasses.replace(card, weights=w), location)
