@@ -21,7 +21,7 @@ from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.loading import write_model
 from deo_cube.encoder.registry import CARDS, load_encoder
-from deo_cube.evaluate.baselines import RandomConvolutions
+from deo_cube.evaluate.features import RandomConvolutions
 from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift, plots_apart
 from deo_cube.evaluate.readers import read_beetle, read_eurosat, read_terramesh
 from deo_cube.evaluate.scores import Score, compare

@@ -22,8 +22,7 @@ from sklearn.metrics import average_precision_score
 
 from benchmarks.bundle import Encode
 from deo_cube.encoder.registry import load_encoder
-from deo_cube.evaluate.baselines import RandomConvolutions
-from deo_cube.evaluate.features import Tokens, encode_scene
+from deo_cube.evaluate.features import RandomConvolutions, Tokens, encode_scene
 from deo_cube.evaluate.readers import Scene, read_beetle
 from deo_cube.heads.probes import linear_probe
 

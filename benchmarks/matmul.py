@@ -1,6 +1,6 @@
 """Float32 products on the CPU by MKL and by oneDNN: processor milliseconds a tile, one thread. Random weights.
 
-`python -m benchmarks.matmul`. See `deo_cube.encoder.devices`.
+`python -m benchmarks.matmul`. See `deo_cube.encoder.torch_settings`.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from odc.geo.geobox import GeoBox
 import deo_cube
 from deo_cube.cube.georeference import assign_grid
 from deo_cube.heads.assess import QuantityAssessment
-from deo_cube.heads.targets import rasterize_targets
+from deo_cube.heads.regression import rasterize_targets
 
 ROOT = Path(__file__).parents[1]
 #: Name of a target, tile of TerraMesh, and code of the class in its labels.

@@ -229,7 +229,7 @@ def main() -> None:
     assert abs(first[0] - first[1]) < (1e-2 if a.bf16 else 1e-4), f"the two steps do not compute the same loss: {first}"
     for i in range(a.rounds):
         for name, run, seconds in sides:  # interleaved: another process hits both alike
-            # The trainer's choice of library is its own (deo_cube.encoder.devices); torch's default is the other's.
+            # The trainer's choice of library is its own (encoder.torch_settings); torch's default is the other's.
             torch.set_float32_matmul_precision("medium" if chosen and name == "deo_cube" else "highest")
             torch.manual_seed(2 + i)
             began = time.process_time()

@@ -10,7 +10,7 @@ from deo_cube.cube.open import open_cube as open_cube
 from deo_cube.cube.stac_catalogs import search as search
 from deo_cube.cube.synthetic import synthetic_cube as synthetic_cube
 from deo_cube.embedding.embed import embed as embed
-from deo_cube.embedding.load import load_cube as load_cube
+from deo_cube.embedding.embed import load_cube as load_cube
 from deo_cube.embedding.match import match as match
 from deo_cube.embedding.plan import plan as plan
 from deo_cube.embedding.series import embed_series as embed_series
@@ -33,8 +33,8 @@ from deo_cube.heads.change_series import change_series as change_series
 from deo_cube.heads.head import fit_head as fit_head
 from deo_cube.heads.head import load_head as load_head
 from deo_cube.heads.index import Index as Index
+from deo_cube.heads.index import build_index as build_index
 from deo_cube.heads.index import open_index as open_index
-from deo_cube.heads.index_build import build_index as build_index
 from deo_cube.heads.kmeans import cluster as cluster
 from deo_cube.heads.maps import classify as classify
 from deo_cube.heads.maps import segment as segment

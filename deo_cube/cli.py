@@ -18,9 +18,15 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from deo_cube import cli_arguments, cli_errors, cli_help, cli_outputs
+from deo_cube import cli_arguments, cli_errors
 from deo_cube.constants import PRECISIONS, RUNTIMES
 from deo_cube.embedding.options import (
+    BBOX,
+    INTEGER,
+    NUMBER,
+    OPTIONAL,
+    PATH,
+    TEXT,
     BandsOption,
     EmbedOptions,
     Model,
@@ -30,9 +36,9 @@ from deo_cube.embedding.options import (
     Units,
     Weights,
     changed_options,
+    choice,
 )
 from deo_cube.errors import ArgumentError, DeoCubeError, UnknownModelError, commands_as_remedies
-from deo_cube.flags import BBOX, INTEGER, NUMBER, OPTIONAL, PATH, TEXT, choice
 from deo_cube.options import set_options
 from deo_cube.paths import is_url, local_path, not_found
 
@@ -629,7 +635,7 @@ def similar(
     overwrite: Annotated[bool, arg(help="replace OUT")] = False,
 ) -> None:
     """Map how similar every patch of a store is to an example."""
-    from deo_cube.heads.examples import of_texts
+    from deo_cube.heads.similar import of_texts
     from deo_cube.heads.similar import similar as similar_map
     from deo_cube.heads.vectors import as_embeddings, select_time
     from deo_cube.store.export import to_cog
@@ -661,7 +667,7 @@ def index(
     progress: Annotated[bool, arg(help="show the progress bar")] = True,
 ) -> None:
     """Build an index of a store for `search`, or add what is new in the store, or another store."""
-    from deo_cube.heads.index_build import build_index
+    from deo_cube.heads.index import build_index
 
     print(build_index(store, out, min_valid=min_valid, lists=lists, overwrite=overwrite, progress=progress))
 
@@ -715,8 +721,8 @@ def search(
     ] = None,
 ) -> None:
     """Find the patches of an index that are similar to examples, and print or write them."""
-    from deo_cube.heads.examples import of_texts, write_results
     from deo_cube.heads.index import open_index
+    from deo_cube.heads.similar import of_texts, write_results
 
     opened = open_index(index, store=store)
     if not positives:
@@ -879,9 +885,184 @@ def completion(
     shell: Annotated[Positional[Literal["bash", "zsh"]], arg(help="shell to write for", metavar="{bash,zsh}")],
 ) -> None:
     """Print the completion of this program for a shell: commands, flags, files and names of models."""
-    from deo_cube.completion import completion_script
+    from deo_cube.cli_arguments import completion_script
 
     print(completion_script(shell, COMMANDS))
+
+
+Store = Annotated[Positional[str], arg(help="store of embeddings", metavar="STORE")]
+Time = Annotated[
+    str | None,
+    TEXT,
+    arg(
+        help="date to write, as 2024-06-05; of several vectors in 2024-06 the mean",
+        help_behavior_hint="(default: the only one)",
+    ),
+]
+Overwrite = Annotated[bool, arg(help="replace OUT")]
+
+
+def info(
+    x: Annotated[
+        Positional[str],
+        arg(help="store, cube, map, head, table of vectors, STAC file, or the name of a model", metavar="X"),
+    ],
+    group: Annotated[str | None, TEXT, arg(help="group of a Zarr or netCDF cube", help_behavior_hint=OPTIONAL)] = None,
+) -> None:
+    """Describe what X is: shape, dates, model, progress, classes. Reads no pixel."""
+    from deo_cube.facts import info as describe
+
+    print(describe(x, group=group))
+
+
+def pca(
+    store: Store,
+    out: Annotated[Positional[Path], arg(help="picture: a GeoTIFF of three bands", metavar="OUT.tif")],
+    time: Time = None,
+    basis: Annotated[
+        str | None, TEXT, arg(help="file of a basis (.json)", help_behavior_hint="(default: the model's own)")
+    ] = None,
+    floats: Annotated[bool, arg(help="write floats from 0 to 1 instead of 8 bits")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the colours of embeddings, their principal components, as a Cloud-Optimized GeoTIFF."""
+    from deo_cube.heads.pca import pca_rgb
+    from deo_cube.heads.vectors import select_time
+    from deo_cube.store.export import to_cog
+    from deo_cube.store.open import open_embeddings
+
+    _check(out, store, overwrite, (".tif", ".tiff"))
+    emb = open_embeddings(store)
+    emb = _one_date(emb) if time is None else select_time(emb, time)
+    _print_written(to_cog(pca_rgb(emb, basis=basis), out, dtype=None if floats else "uint8"))
+
+
+def export(
+    store: Annotated[Positional[str], arg(help="store of embeddings, or of a map (.zarr)", metavar="STORE")],
+    out: Annotated[
+        Positional[Path],
+        arg(help="GeoTIFF of all vectors, or table with one row per patch", metavar="OUT.tif|.parquet"),
+    ],
+    time: Time = None,
+    pool: Annotated[int, INTEGER, arg(help="of a table: patches along a side that are pooled to one vector")] = 1,
+    geometry: Annotated[Literal["point", "polygon"], arg(help="of a table: centre or outline of each patch")] = "point",
+    min_valid: Annotated[float, arg(help="of a table: leave out patches with at most this valid share, 0 to 1")] = 0.0,
+    compress: Annotated[str, arg(help="of a GeoTIFF: deflate, zstd, lzw, ...")] = "deflate",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a store as a Cloud-Optimized GeoTIFF or as GeoParquet, by the ending of OUT."""
+    from deo_cube.heads.vectors import select_time
+    from deo_cube.store.export import to_cog, to_geoparquet
+    from deo_cube.store.open import is_embeddings, open_embeddings
+
+    _check(out, store, overwrite, (".tif", ".tiff", ".parquet"))
+    if not is_embeddings(store) and (classes := _class_map(store)) is not None:
+        if local_path(out).suffix.lower() == ".parquet":
+            raise ArgumentError(f"a table holds vectors, and {store} is a map of classes: name OUT .tif")
+        chosen = _one_date(classes) if time is None else classes.sel(time=time)
+        _print_written(to_cog(chosen, out, compress=compress))
+        return
+    emb = open_embeddings(store)
+    emb = emb if time is None else select_time(emb, time)
+    if local_path(out).suffix.lower() != ".parquet":
+        emb = _one_date(emb)
+    if local_path(out).suffix.lower() == ".parquet":
+        _print_written(to_geoparquet(emb, out, pool=pool, geometry=geometry, min_valid=min_valid))
+    else:
+        _print_written(to_cog(emb, out, compress=compress))
+
+
+def overviews(
+    store: Annotated[Positional[str], arg(help="store of embeddings, complete", metavar="STORE")],
+    levels: Annotated[
+        int | None,
+        INTEGER,
+        arg(
+            help="reduced resolutions, each half of the one before", help_behavior_hint="(default: down to 256 patches)"
+        ),
+    ] = None,
+    vectors: Annotated[bool, arg(help="write mean vectors")] = True,
+    colors: Annotated[bool, arg(help="write the colours of pca in 8 bits, at every resolution")] = True,
+    basis: Annotated[
+        str | None, TEXT, arg(help="file of a basis (.json)", help_behavior_hint="(default: the model's own)")
+    ] = None,
+    progress: Annotated[bool, arg(help="show the progress bar")] = True,
+) -> None:
+    """Write reduced resolutions into a store, so that GDAL, QGIS and titiler show it zoomed out."""
+    from deo_cube.heads.overviews import add_overviews
+
+    print(add_overviews(store, levels=levels, vectors=vectors, colors=colors, basis=basis, progress=progress))
+
+
+def page(
+    store: Store,
+    out: Annotated[Positional[Path], arg(help="folder of the page", metavar="OUT")],
+    time: Annotated[
+        str | None, TEXT, arg(help="date to show, as 2024-06-05 or 2024-06", help_behavior_hint="(default: all)")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        TEXT,
+        arg(help="labelled places, or a map of classes, for the search by label", help_behavior_hint=OPTIONAL),
+    ] = None,
+    coarsen: Annotated[int, INTEGER, arg(help="patches along a side that are averaged to one")] = 1,
+    dims: Annotated[int, INTEGER, arg(help="numbers per patch; fewer are smaller and less exact")] = 64,
+    title: Annotated[str | None, TEXT, arg(help="heading", help_behavior_hint="(default: the model)")] = None,
+    max_bytes: Annotated[int, INTEGER, arg(help="largest size of the vectors of all dates, bytes")] = 96 * 2**20,
+    overwrite: Annotated[bool, arg(help="replace the page that is there")] = False,
+    progress: Annotated[bool, arg(help="show the progress bar")] = True,
+) -> None:
+    """Write a static web page of a store: colours, similarity and search by label, without a server."""
+    from deo_cube.viewer.page import page as write_page
+
+    marked = None if labels is None else _class_map(labels)
+    written = write_page(
+        store,
+        out,
+        time=time,
+        labels=labels if marked is None else marked,
+        coarsen=coarsen,
+        dims=dims,
+        title=title,
+        max_bytes=max_bytes,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    print(written)
+
+
+def _class_map(path: str) -> Any:
+    from deo_cube.facts import class_map
+
+    return class_map(path)
+
+
+def _one_date(array: Any) -> Any:
+    """Return an array of one date; a file of rows, columns and bands has no dates."""
+    if array.sizes.get("time", 1) > 1:
+        dates = [str(label)[:10] for label in array["time"].values]
+        shown = ", ".join(dates[:4]) + (", ..." if len(dates) > 4 else "")
+        raise ArgumentError(f"a GeoTIFF holds one date, the store has {len(dates)} ({shown}): pass time={dates[0]}")
+    return array
+
+
+def _check(out: Path, source: str, overwrite: bool, endings: tuple[str, ...]) -> None:
+    """Refuse an ending that does not say the format, and to replace what is there without `overwrite`."""
+    out = local_path(out)
+    if out.suffix.lower() not in endings:
+        raise ArgumentError(f"OUT must end with {' or '.join(endings)}, which decides the format; got {out}")
+    if out.exists() and Path(source).exists() and out.samefile(source):
+        raise ArgumentError(f"OUT {out} is the input of this command: name another path")
+    if out.exists() and not overwrite:
+        raise ArgumentError(f"OUT {out} exists: name another path, or pass --overwrite")
+
+
+def _print_written(path: Path) -> None:
+    size = path.stat().st_size
+    print(f"{path}: {size / 2**20:.1f} MiB" if size >= 2**20 else f"{path}: {size / 2**10:.0f} KiB")
+
+
+#: Commands of this module by name.
 
 
 def _check_out(out: Path, *, tif: bool, inputs: tuple[str | Path, ...]) -> None:
@@ -962,9 +1143,13 @@ COMMANDS: dict[str, Any] = {
         doctor,
         view,
         completion,
+        info,
+        pca,
+        export,
+        overviews,
+        page,
     )
 }
-COMMANDS |= cli_outputs.COMMANDS
 
 
 def main(args: list[str] | None = None) -> None:
@@ -976,7 +1161,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"deo-cube {__version__}")
         raise SystemExit(0)
     if not args or args in (["-h"], ["--help"], ["help"]):
-        print(cli_help.overview(COMMANDS, __doc__ or ""), file=sys.stdout if args else sys.stderr)
+        print(cli_arguments.overview(COMMANDS, __doc__ or ""), file=sys.stdout if args else sys.stderr)
         raise SystemExit(0 if args else 2)
     if args[0].startswith("--tyro-"):  # of the completion
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="deo-cube", description=__doc__, args=args)
@@ -992,7 +1177,7 @@ def main(args: list[str] | None = None) -> None:
         ):
             cli_arguments.check_command(args, COMMANDS)
             verb = COMMANDS[args[0]]
-            described = cli_help.description(args[0], verb)
+            described = cli_arguments.description(args[0], verb)
             status = cli_arguments.parse(verb, args[1:], spelling, description=described)()
     except BrokenPipeError:
         # The reader of a pipe (head, less) has ended, and what Python flushes at its end cannot be written either.

@@ -1,26 +1,37 @@
-"""Parse the arguments of a command, and refuse wrong ones in one line of error and one of remedy.
-
-tyro parses. What it does not know of a whole program is done here: a verb or a flag that does not exist is compared
-with those of this program and of this verb, and the report of any other mistake is taken out of its box.
-"""
+"""Arguments of the command line: their types and spelling, how they are parsed, and the pages of help."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import functools
+import inspect
 import io
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import tyro
 
 from deo_cube.errors import ArgumentError
 
-__all__ = ["Spelling", "check_command", "parse", "spelling_of"]
+__all__ = [
+    "EXAMPLES",
+    "GROUPS",
+    "Spelling",
+    "check_command",
+    "completion_script",
+    "description",
+    "overview",
+    "parse",
+    "spelling_of",
+]
+
 
 #: Arguments of the functions behind the commands whose parameter is called otherwise in `cli`, as "verb.argument" or,
 #: for all verbs, "argument". The parameter is looked for in the verb, and is skipped where the verb lacks it.
@@ -266,3 +277,141 @@ def _unboxed(report: str) -> list[str]:
 
 def _joined(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1] if words else "")))
+
+
+# --- help ---
+
+
+#: Commands in the order of a first project.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Begin": ("demo", "doctor", "info", "models", "completion"),
+    "Embed a cube": ("plan", "embed", "embed-series", "verify", "aggregate", "mosaic"),
+    "Maps and numbers": ("segment", "assess", "sample", "change", "change-series"),
+    "Search": ("similar", "index", "search"),
+    "Look and publish": ("view", "page", "pca", "export", "overviews", "publish"),
+    "Measure": ("evaluate", "bench"),
+}
+
+#: Calls of each command, without the command: the commonest one, and one with the flags that are asked for most.
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "demo": ("", "--live --bbox 8.60 47.30 8.70 47.40 --datetime 2024-06"),
+    "doctor": ("",),
+    "info": ("emb.zarr", "tiny"),
+    "models": ("",),
+    "completion": ("bash",),
+    "plan": ("cube.zarr --measure", "'scenes/*.tif' --offset 0 --tile 512"),
+    "embed": ("cube.zarr emb.zarr", "S2A.SAFE emb.zarr --model tiny --dtype int8 --tile 512"),
+    "embed-series": ("months.zarr series.zarr --freq year",),
+    "verify": ("emb.zarr", "tiny"),
+    "aggregate": ("emb.zarr yearly.zarr --freq year --how median",),
+    "mosaic": ("west.zarr east.zarr whole.zarr",),
+    "segment": ("cube.zarr head.safetensors classes.tif",),
+    "assess": ("classes.tif checked.gpkg --column class --plot accuracy.png",),
+    "sample": ("emb.zarr fields.gpkg vectors.parquet --how mean",),
+    "change": ("2019.zarr 2024.zarr change.tif", "emb.zarr emb.zarr change.tif --before 2019 --after 2024"),
+    "change-series": ("emb.zarr changes.tif --false-alarms 0.01",),
+    "similar": ("emb.zarr 8.65 47.35 similar.tif --crs EPSG:4326",),
+    "index": ("emb.zarr country.index",),
+    "search": ("country.index 8.65,47.35 --crs EPSG:4326 --out found.geojson",),
+    "view": ("emb.zarr --cube cube.zarr --head head.safetensors",),
+    "page": ("emb.zarr page --time 2024-06",),
+    "pca": ("emb.zarr colours.tif --time 2024-06-05",),
+    "export": ("emb.zarr vectors.tif --time 2024-06-05", "emb.zarr vectors.parquet --pool 4 --min-valid 0.5"),
+    "overviews": ("emb.zarr",),
+    "publish": ("emb.zarr --license CC-BY-4.0",),
+    "evaluate": ("tiny data --quick",),
+    "bench": ("tiny --size 2048 --rounds 3",),
+}
+
+
+def description(command: str, verb: Callable[..., Any]) -> str:
+    """Return what the help of a command says first: what it does, and examples, in lines of the terminal's width."""
+    # tyro joins lines that begin with a letter, and does not wrap them.
+    does = textwrap.wrap(" ".join((inspect.getdoc(verb) or "").split()), _width(), subsequent_indent="  ")
+    examples = [f"$ deo-cube {command} {example}".rstrip() for example in EXAMPLES.get(command, ())]
+    return "\n".join([*does, "", "Examples:", *examples]).strip()
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size((100, 24)).columns, 110)
+
+
+def overview(commands: Mapping[str, Callable[..., Any]], description: str) -> str:
+    """Return the help of the program: usage, and the first sentence of each command, in groups."""
+    width = _width()
+    lines = [
+        "usage: deo-cube [-h] [--version] COMMAND ...",
+        "",
+        *textwrap.wrap(description.partition("\n\n")[0], width),
+    ]
+    named = {name for group in GROUPS.values() for name in group}
+    others = tuple(name for name in commands if name not in named)
+    column = max(len(name) for name in commands) + 4
+    for title, names in [*GROUPS.items(), ("Further", others)]:
+        present = [name for name in names if name in commands]
+        if not present:
+            continue
+        lines += ["", f"{title}:"]
+        for name in present:
+            first = (inspect.getdoc(commands[name]) or "").partition("\n")[0]
+            text = textwrap.wrap(first, width - column) or [""]
+            lines += [f"  {name:<{column - 2}}{text[0]}", *(" " * column + rest for rest in text[1:])]
+    exits = description.partition("\n\n")[2].strip()
+    lines += ["", *textwrap.wrap(exits, width), "", "deo-cube COMMAND --help describes a command."]
+    return "\n".join(lines)
+
+
+# --- completion of the shell ---
+
+
+#: Commands whose first word may be the name of a model.
+OF_MODELS = ("bench", "evaluate", "info", "verify")
+_SPEC = re.compile(r"^COMPLETION_SPEC = (\{.*\})$", re.M)
+
+
+def completion_script(shell: Literal["bash", "zsh"], commands: Mapping[str, Callable[..., Any]]) -> str:
+    """Return the script that completes `deo-cube` in a shell.
+
+    Parameters
+    ----------
+    shell : {"bash", "zsh"}
+    commands : mapping
+        Functions of the commands by name.
+
+    Raises
+    ------
+    ArgumentError
+        For other shells.
+    """
+    if shell not in ("bash", "zsh"):
+        raise ArgumentError(f"shell must be 'bash' or 'zsh', got {shell!r}")
+    from deo_cube.encoder.registry import list_models
+
+    text = _of_tyro(shell, commands)
+    found = _SPEC.search(text)
+    if found is None:
+        return text  # of a version of tyro that writes it otherwise
+    spec = _with_models(ast.literal_eval(found[1]), [str(name) for name in list_models()["alias"]])
+    text = text[: found.start(1)] + repr(spec) + text[found.end(1) :]
+    # Words that are neither a command nor a flag are files.
+    return text.replace("complete -F ", "complete -o bashdefault -o default -F ")
+
+
+def _of_tyro(shell: str, commands: Mapping[str, Callable[..., Any]]) -> str:
+    import tyro
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        tyro.extras.subcommand_cli_from_dict(dict(commands), prog="deo-cube", args=["--tyro-print-completion", shell])
+    return printed.getvalue()
+
+
+def _with_models(spec: dict[str, Any], models: list[str]) -> dict[str, Any]:
+    for name, command in spec["subcommands"].items():
+        for option in command["options"]:
+            if "--model" in option["flags"]:
+                option |= {"type": "choice", "choices": models}
+        if name in OF_MODELS:
+            own = {k: v for k, v in command.items() if k != "subcommands"}
+            command["subcommands"] |= {m: {**own, "description": f"model {m}", "subcommands": {}} for m in models}
+    return spec

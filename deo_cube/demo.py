@@ -15,8 +15,7 @@ import xarray as xr
 from deo_cube.constants import Attribute
 from deo_cube.cube.stac_catalogs import search
 from deo_cube.cube.synthetic import synthetic_cube
-from deo_cube.embedding.embed import embed
-from deo_cube.embedding.load import load_cube
+from deo_cube.embedding.embed import embed, load_cube
 from deo_cube.embedding.plan import plan
 from deo_cube.errors import MissingExtraError
 from deo_cube.extras import require

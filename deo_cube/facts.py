@@ -16,7 +16,7 @@ from deo_cube.cube.categories import Categories, read_categories
 from deo_cube.embedding.match import Summary, describe, summarise_map
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, naming
 from deo_cube.extras import require
-from deo_cube.heads.index_files import MANIFEST
+from deo_cube.heads.index import MANIFEST
 from deo_cube.paths import is_url, local_path, not_found, reading
 
 __all__ = ["class_map", "info"]

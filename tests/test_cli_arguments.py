@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 import deo_cube
 from deo_cube import cli
-from deo_cube.cli_arguments import check_command, check_flags, parse, spelling_of
-from deo_cube.cli_help import EXAMPLES
+from deo_cube.cli_arguments import EXAMPLES, check_command, check_flags, parse, spelling_of
 from deo_cube.errors import ArgumentError
 
 SPELLINGS = {name: spelling_of(name, verb) for name, verb in cli.COMMANDS.items()}

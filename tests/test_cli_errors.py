@@ -77,7 +77,7 @@ _OF_PYTHON = {
     "cube.arrays._array": "of from_array",
     "cube.open._store_of": "the value is not text",
     "encoder.encoder._refuse_series": "of Encoder",
-    "heads.doubt.doubt_sources": "commands pass a head",
+    "heads.assess.doubt_sources": "commands pass a head",
     "heads.estimators.refuse_opaque": "of heads in memory",
     "heads.sample._as_vectors": "the value is not a path",
 }

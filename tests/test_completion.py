@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deo_cube import cli
-from deo_cube.completion import completion_script
+from deo_cube.cli_arguments import completion_script
 from deo_cube.errors import ArgumentError
 
 

@@ -205,9 +205,8 @@ def late(node: ast.AST, path: Path) -> bool:
     return path.relative_to(ROOT / "deo_cube").as_posix() in {
         "cube/stac_reader.py",  # load_cube
         "store/run_distributed.py",  # to_zarr, after it found a client
-        "viewer/requests.py",
-        "viewer/routes.py",  # explore
         "viewer/server.py",
+        "viewer/routes.py",  # explore
     }
 
 

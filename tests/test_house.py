@@ -15,7 +15,17 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "deo_cube"
 #: From the top down; a package may import those below it.
 LAYERS = ("top", "evaluate", "viewer", "train", "heads", "store", "embedding", "encoder", "cube", "base")
-BASE = {"arguments", "constants", "extras", "flags", "errors", "notebook", "options", "packed", "paths", "progress"}
+BASE = {
+    "arguments",
+    "constants",
+    "extras",
+    "errors",
+    "notebook",
+    "options",
+    "packed",
+    "paths",
+    "progress",
+}
 BASE |= {"cli_errors"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -17,8 +17,8 @@ import torch
 
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import load_encoder
-from deo_cube.evaluate.baselines import RandomConvolutions
-from deo_cube.train import checkpoints
+from deo_cube.evaluate.features import RandomConvolutions
+from deo_cube.train import loop
 from deo_cube.train.loop import build, train
 from deo_cube.train.student import student_card
 
@@ -80,7 +80,7 @@ def run(arm: Arm, *, seed: int, steps: int, bench: Bench, out: Path, keep: bool 
         student, _, _ = build(dataclasses.replace(config, teacher="none"), torch.device("cpu"))
         encode = Stages(student.network.eval(), student_card(config), name=arm.name)
     else:
-        resume = checkpoints.newest(folder) is not None
+        resume = loop.newest(folder) is not None
         train(dataclasses.replace(config, resume=resume))
         encode = Stages(_network(folder), ModelCard.load(folder), arm.rgb, arm.name)
         result["last"] = _last(folder / "metrics.jsonl")

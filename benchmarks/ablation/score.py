@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.normalize import normalize
+from deo_cube.encoder.encoder import normalize
 from deo_cube.evaluate.protocols import change, classification, land_cover
 from deo_cube.evaluate.readers import RGB, ChipSet, Scene, read_beetle, read_eurosat, read_sen1floods11, read_terramesh
 from deo_cube.evaluate.scores import Score, resample
-from deo_cube.train.monitor import effective_rank
+from deo_cube.train.loop import effective_rank
 from deo_cube.train.student import teacher_targets
 from deo_cube.train.teachers import FrozenTeacher, MobileNetTeacher
 
@@ -185,7 +185,7 @@ def measure(bench: Bench, encode: Any, *, alone: bool = False) -> dict[str, dict
     ----------
     bench : Bench
         The data.
-    encode : Stages, or a baseline of `deo_cube.evaluate.baselines`
+    encode : Stages, or a baseline of `deo_cube.evaluate.features`
         What is scored.
     alone : bool
         Leave out what needs both stems of a `Stages`.

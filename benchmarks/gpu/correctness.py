@@ -18,7 +18,7 @@ import xarray as xr
 import deo_cube
 from benchmarks.gpu.setting import Report, card_of
 from deo_cube.embedding import process, transfer
-from deo_cube.embedding.replay import Replayed
+from deo_cube.embedding.process import Replayed
 from deo_cube.encoder.registry import EncoderRef, resolve
 
 __all__ = ["distance", "measure", "tree_hash"]

@@ -15,7 +15,7 @@ from deo_cube.arguments import refuse_foreign
 from deo_cube.constants import PREFIX, Attribute
 from deo_cube.cube import georeference, times
 from deo_cube.cube.bands import BandMatch, match_bands
-from deo_cube.cube.eopf import cube_of
+from deo_cube.cube.esa import cube_of
 from deo_cube.cube.footprint import centre
 from deo_cube.cube.masks import align_mask, check_classes, hidden_classes
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name

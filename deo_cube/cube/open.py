@@ -19,11 +19,11 @@ from zarr.abc.store import Store
 from zarr.storage import ZipStore
 
 from deo_cube import arguments
-from deo_cube.cube import eopf, files
+from deo_cube.cube import esa, files
+from deo_cube.cube.esa import is_safe, items_of_safe
 from deo_cube.cube.files import RASTERS
 from deo_cube.cube.georeference import is_cube
 from deo_cube.cube.hrefs import Origin, check_href, read_allow
-from deo_cube.cube.safe import is_safe, items_of_safe
 from deo_cube.cube.sentinel2 import other_sensor
 from deo_cube.cube.stac import load_cube
 from deo_cube.errors import (
@@ -432,8 +432,8 @@ def _open_zarr(store: Any, text: str, group: str | None, options: dict[str, Any]
         root = read(None)
         if is_cube(root) or not names:
             return root
-        if eopf.is_product(names, root.attrs):
-            return eopf.cube_of_product({n: read(n) for n in eopf.groups_read(names)}, root.attrs, name=Path(text).name)
+        if esa.is_product(names, root.attrs):
+            return esa.cube_of_product({n: read(n) for n in esa.groups_read(names)}, root.attrs, name=Path(text).name)
         return _only(text, {n: read(n) for n in names}, root)
 
 
@@ -537,9 +537,9 @@ def _open_zip(text: str, group: str | None, options: dict[str, Any]) -> xr.Datas
             for n in roots[1:]
             if _is_group(store, n)
         }
-        if eopf.is_product(groups, first.attrs):
-            read = {n: groups[n] for n in eopf.groups_read(groups)}
-            return eopf.cube_of_product(read, first.attrs, name=Path(roots[0] or text).name)
+        if esa.is_product(groups, first.attrs):
+            read = {n: groups[n] for n in esa.groups_read(groups)}
+            return esa.cube_of_product(read, first.attrs, name=Path(roots[0] or text).name)
         return _only(text, groups, first)
     _no_group(group, text)
     rasters = [n for n in names if n.lower().endswith(RASTERS)]

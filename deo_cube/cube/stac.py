@@ -20,7 +20,6 @@ from deo_cube.constants import MODEL_BANDS, Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.boa_offset import Offset, decide_offset
 from deo_cube.cube.footprint import footprint
-from deo_cube.cube.hls import FMASK_FILL, classes_of_fmask
 from deo_cube.cube.hrefs import read_allow
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name, level_of
 from deo_cube.cube.stac_grid import (
@@ -32,7 +31,14 @@ from deo_cube.cube.stac_grid import (
     placement,
     set_grid,
 )
-from deo_cube.cube.stac_items import find_assets, product_of_item, read_items, resolve_href
+from deo_cube.cube.stac_items import (
+    FMASK_FILL,
+    classes_of_fmask,
+    find_assets,
+    product_of_item,
+    read_items,
+    resolve_href,
+)
 from deo_cube.cube.units import OFFSET_COORD, SCL_INVALID
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, MissingBandsError
 from deo_cube.extras import require

@@ -7,6 +7,7 @@ Pixels are read and encoded when the result is computed, written or drawn.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from deo_cube.constants import INT8_INVALID
-from deo_cube.cube import coordinates, georeference
-from deo_cube.cube.eopf import cube_of
+from deo_cube.constants import INT8_INVALID, MODEL_BANDS
+from deo_cube.cube import coordinates, georeference, stac
+from deo_cube.cube.esa import cube_of
 from deo_cube.cube.units import product_levels
 from deo_cube.embedding import graph, metadata, process, transfer
 from deo_cube.embedding.block import EmbedBlock
@@ -27,9 +28,10 @@ from deo_cube.embedding.options import EmbedOptions, Mask, RunOptions
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
 from deo_cube.embedding.tiles import Edge
 from deo_cube.encoder.card import ModelCard
-from deo_cube.options import Default, get_option
+from deo_cube.encoder.registry import card
+from deo_cube.options import Default, get_option, option
 
-__all__ = ["block_of", "check_device", "embed", "warn_of_level", "with_runtime"]
+__all__ = ["block_of", "check_device", "embed", "load_cube", "warn_of_level", "with_runtime"]
 
 
 def embed(
@@ -275,3 +277,20 @@ def _warn_of_chunks(p: Prepared) -> None:
             f"Load it with chunks={{'time': 1, {p.dims.y!r}: {good}, {p.dims.x!r}: {good}}}",
             stacklevel=4,
         )
+
+
+# --- `deo_cube.load_cube()`: load STAC items as a cube with the bands of a model ---
+
+
+@functools.wraps(stac.load_cube)  # its signature and help
+def load_cube(
+    items: Any,
+    *,
+    model: str = Default("tiny"),
+    bands: Sequence[str] | Mapping[str, str] | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Load STAC items as `deo_cube.cube.stac.load_cube` does, with the bands of `model`."""
+    if bands is None and set(expected := card(option("model", model)).bands) != set(MODEL_BANDS):
+        bands = expected
+    return stac.load_cube(items, bands=bands, **options)

@@ -17,7 +17,7 @@ from deo_cube.constants import PREFIX, Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.categories import Categories, read_categories
-from deo_cube.cube.eopf import cube_of
+from deo_cube.cube.esa import cube_of
 from deo_cube.cube.times import read_times
 from deo_cube.embedding.options import EmbedOptions
 from deo_cube.embedding.prepare import Cube, Prepared, prepare

@@ -14,7 +14,7 @@ from odc.geo.geobox import GeoBox
 from deo_cube.arguments import refuse_foreign
 from deo_cube.cube import georeference
 from deo_cube.cube.bands import FILL_WITH_MEAN, LEAVE_OUT, BandMatch, match_bands
-from deo_cube.cube.eopf import cube_of
+from deo_cube.cube.esa import cube_of
 from deo_cube.cube.masks import align_mask, check_classes, check_mask
 from deo_cube.cube.times import check_times
 from deo_cube.cube.units import Radiometry, decide_radiometry

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
+import hashlib
 import itertools
 import logging
 import multiprocessing
@@ -23,24 +25,30 @@ import os
 import queue
 import socket
 import sys
+import tempfile
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, TypeVar
+
+import dask
 
 from deo_cube import options
 from deo_cube.constants import OPENVINO_CONVERSION
-from deo_cube.embedding import node_weights
-from deo_cube.embedding.replay import Replayed
-from deo_cube.encoder.devices import choose_device, cpu_has_bfloat16
+from deo_cube.encoder.hub import file_sha256
 from deo_cube.encoder.registry import EncoderRef
-from deo_cube.errors import DeviceError
+from deo_cube.encoder.torch_settings import choose_device, cpu_has_bfloat16
+from deo_cube.encoder.weights import find_weights
+from deo_cube.errors import DeoCubeError, DeviceError
 from deo_cube.extras import require
 
 __all__ = [
+    "CHUNK_BYTES",
     "DeviceThreads",
+    "Replayed",
     "choose_device",
     "choose_runtime",
     "cpu_threads",
@@ -48,15 +56,106 @@ __all__ = [
     "device_threads",
     "distributed_client",
     "encoder",
+    "fetch_from_hub",
+    "has_weights",
     "keep_freed_memory",
+    "local_ref",
+    "receive_chunk",
     "run_batches",
     "workers_of",
 ]
 
+
+log = logging.getLogger("deo_cube")
+
+# --- Launch all kernels of an encoder at once: a CUDA graph per shape of batch ---
+#
+# An encoder is 150 to 1000 kernels, and Python takes and releases the interpreter's lock for each of them. While other
+# threads read, stitch and compress blocks, that takes many times longer than the kernels themselves, and the GPU is
+# idle. A graph is recorded once and launched in a single call, with the same kernels and the same numbers.
+
+#: Batches of a shape that are encoded before its graph is recorded: libraries choose their kernels in the first ones.
+WARM = 2
+#: Graphs per encoder. They share their memory, but for inputs and outputs; shapes beyond are encoded kernel by kernel.
+MOST = 8
+
+
+class Replayed:
+    """An encoder on a CUDA device whose kernels are launched by graphs.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        On the device. Its maps must depend on nothing but the pixels.
+    """
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder = encoder
+        self._lock = threading.Lock()
+        self._seen: Counter[Any] = Counter()
+        self._graphs: dict[Any, tuple[Any, Any, Any]] = {}
+        self._pool: Any = None
+        self._most = MOST
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.encoder, name)
+
+    @property
+    def recorded(self) -> int:
+        """Number of graphs."""
+        return len(self._graphs)
+
+    def forget(self) -> bool:
+        """Free the memory of all graphs, and record none again; return whether there were any.
+
+        Their memory belongs to them, and to nothing else, as long as they exist.
+        """
+        with self._lock:
+            had = bool(self._graphs)
+            self._graphs.clear()
+            self._pool, self._most = None, 0
+        return had
+
+    def encode(self, pixels: Any) -> Any:
+        """Return what the encoder's `encode` returns for a float32 tensor on its device."""
+        import torch
+
+        kind = (tuple(pixels.shape), torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+        with self._lock:
+            if kind not in self._graphs:
+                self._seen[kind] += 1
+                if self._seen[kind] <= WARM or len(self._graphs) >= self._most:
+                    return self.encoder.encode(pixels)
+                try:
+                    self._graphs[kind] = self._recorded(pixels)
+                except Exception as error:  # out of memory, or an operation that waits for the host
+                    log.warning("encoding without CUDA graphs: %s", error)
+                    self._most = 0
+                    return self.encoder.encode(pixels)
+            graph, entry, result = self._graphs[kind]
+            entry.copy_(pixels)
+            graph.replay()
+            # The next batch overwrites the graph's own output.
+            return result.clone()
+
+    def _recorded(self, pixels: Any) -> tuple[Any, Any, Any]:
+        import torch
+
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        entry = pixels.clone()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads copy and allocate meanwhile, which does not concern this graph.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = self.encoder.encode(entry)
+        return graph, entry, result
+
+
+# --- executor of a process ---
+
 T = TypeVar("T")
 Item = TypeVar("Item", bound=Hashable)
 
-log = logging.getLogger("deo_cube")
 
 _lock = threading.RLock()
 _encoders: dict[tuple[Any, ...], Any] = {}
@@ -140,7 +239,7 @@ def encoder(
     key = (ref.fingerprint, device, compiled if by_torch else False, precision, *(() if by_torch else (runtime, tile)))
     with _lock:
         if key not in _encoders:
-            loaded: Any = node_weights.local_ref(ref).load(device)
+            loaded: Any = local_ref(ref).load(device)
             if not by_torch:
                 loaded.network = _openvino_network(ref, loaded.network, runtime, precision, tile or ref.card.tile)
             if precision == "bfloat16" and ref.card.architecture["family"] in BUILT_IN:
@@ -538,3 +637,91 @@ def _remember_limit(key: str, device: str, half: int) -> None:
             log.warning("out of memory on %s: batches halved to %d tiles", device, half)
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
+
+
+# Find weights on nodes that do not have the caller's files: by hash on the node, from the hub, or sent once per node.
+#
+# A worker tries, in this order: the path of the call; the node's folder of sent files; and, on request of the client,
+# the node's own folders and the hub. Only a file with the hash of the call's weights is used.
+
+#: Bytes that are sent at a time.
+CHUNK_BYTES = 16 * 2**20
+
+
+def local_ref(ref: EncoderRef) -> EncoderRef:
+    """Return `ref` with the path of its weights on this machine; unchanged where there are none."""
+    if ref.weights is None or _same(Path(ref.weights), ref):
+        return ref
+    for path in (_sent_path(ref), _cached_path(ref)):
+        if path is not None and _same(path, ref):
+            return dataclasses.replace(ref, weights=str(path))
+    return ref
+
+
+def has_weights(ref: EncoderRef) -> bool:
+    """Return whether this machine has the weights, at any path."""
+    local = local_ref(ref)
+    return local.weights is None or _same(Path(local.weights), local)
+
+
+def fetch_from_hub(ref: EncoderRef, *, offline: bool) -> bool:
+    """Find weights in this machine's folders or, unless `offline`, on the hub; note the path for other processes."""
+    try:
+        path = find_weights(ref.card, offline=offline)
+    except DeoCubeError:
+        return False
+    if not _same(path, ref):
+        return False
+    note = _sent_path(ref).with_suffix(".path")
+    _put(note, str(path).encode())
+    return True
+
+
+def receive_chunk(sha256: str, suffix: str, offset: int, total: int, chunk: bytes, transfer: str) -> bool:
+    """Add a chunk to a file that is being sent; once it is whole and its hash is right, move it to its place."""
+    place = _folder() / f"{sha256}{suffix}"
+    part = place.with_name(f"{place.name}.{transfer}.part")
+    part.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(part, "r+b" if offset else "wb") as file:
+        file.seek(offset)
+        file.write(chunk)
+    if offset + len(chunk) < total:
+        return False
+    with open(part, "rb") as file:
+        right = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    if right:
+        part.replace(place)
+    else:
+        part.unlink()
+    return right
+
+
+def _folder() -> Path:
+    """Return the folder for sent files, of this node and user; they are large, so where Dask spills to if set."""
+    base = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
+    return Path(base) / f"deo_cube-{os.getuid() if hasattr(os, 'getuid') else 'user'}" / "weights"
+
+
+def _sent_path(ref: EncoderRef) -> Path:
+    return _folder() / f"{ref.weights_sha256}{Path(ref.weights or '').suffix}"
+
+
+def _cached_path(ref: EncoderRef) -> Path | None:
+    try:
+        return Path(_sent_path(ref).with_suffix(".path").read_text())
+    except OSError:
+        return None
+
+
+def _same(path: Path, ref: EncoderRef) -> bool:
+    try:
+        return file_sha256(path) == ref.weights_sha256
+    except OSError:
+        return False
+
+
+def _put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(content)
+    part.replace(path)

@@ -24,9 +24,8 @@ from deo_cube import arguments
 from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.composite import composite
-from deo_cube.cube.eopf import cube_of
-from deo_cube.cube.periods import Period, coordinates_of, periods
-from deo_cube.cube.times import dates
+from deo_cube.cube.esa import cube_of
+from deo_cube.cube.times import Period, coordinates_of, dates, periods
 from deo_cube.cube.units import to_layers
 from deo_cube.embedding import graph, metadata, process
 from deo_cube.embedding.embed import check_device, warn_of_level

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from deo_cube.encoder.card import Layer, ModelCard, Weights
 from deo_cube.encoder.checkpoint_format import BIAS, PREFIXES, read_state, split_key
-from deo_cube.encoder.encoder import Encoder
+from deo_cube.encoder.encoder import Encoder, reference_distance, reference_input, with_reference
 from deo_cube.encoder.hub import file_sha256
-from deo_cube.encoder.reference import reference_distance, reference_input, with_reference
 from deo_cube.encoder.registry import card as card_of
 from deo_cube.encoder.registry import resolve
 from deo_cube.encoder.weights import recorded_reference

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from deo_cube.constants import OPENVINO_CONVERSION
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.reference import reference_input
+from deo_cube.encoder.encoder import reference_input
 from deo_cube.encoder.torch_settings import plain_torch
 from deo_cube.errors import DeviceError
 from deo_cube.options import get_option

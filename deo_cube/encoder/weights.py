@@ -483,8 +483,8 @@ def _content(card: ModelCard, path: Path) -> str:
 
 
 def _reference(card: ModelCard, path: Path) -> Reference:
+    from deo_cube.encoder.encoder import with_reference
     from deo_cube.encoder.networks.adapters import build_network
-    from deo_cube.encoder.reference import with_reference
 
     network = build_network(card)
     load_weights(network, path, prefixes=card.weights.key_prefixes, unused=card.weights.unused)

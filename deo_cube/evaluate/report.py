@@ -12,9 +12,17 @@ import numpy as np
 
 from deo_cube.embedding.metadata import package_version
 from deo_cube.errors import ArgumentError, InputNotFoundError
-from deo_cube.evaluate import public_sets, readers
-from deo_cube.evaluate.baselines import BASELINES, BurnRatio
-from deo_cube.evaluate.features import ModelEncode, SeriesEncode, as_encode, encode_scenes, fitted_on, untrained
+from deo_cube.evaluate import readers
+from deo_cube.evaluate.features import (
+    BASELINES,
+    BurnRatio,
+    ModelEncode,
+    SeriesEncode,
+    as_encode,
+    encode_scenes,
+    fitted_on,
+    untrained,
+)
 from deo_cube.evaluate.protocols import (
     change,
     class_shares,
@@ -26,9 +34,10 @@ from deo_cube.evaluate.protocols import (
     segmentation,
     series,
     transfer,
+    upernet,
+    upernet_halves,
 )
 from deo_cube.evaluate.scores import Difference, Score, compare
-from deo_cube.evaluate.upernet import upernet, upernet_halves
 from deo_cube.extras import require
 from deo_cube.paths import local_path, not_found
 
@@ -244,13 +253,13 @@ def _floods(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
 
 
 def _oscd(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
-    cities = public_sets.read_oscd(folder)
+    cities = readers.read_oscd(folder)
     return lambda e: change(e, cities, task="oscd", seeds=1 if quick else 3, **_cut(e))
 
 
 def _pastis(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
     limit = 20 if quick else None
-    train, valid, test = (public_sets.read_pastis(folder, folds=f, limit=limit) for f in ((1, 2, 3), (4,), (5,)))
+    train, valid, test = (readers.read_pastis(folder, folds=f, limit=limit) for f in ((1, 2, 3), (4,), (5,)))
     return _segmented(train, valid, test, "pastis", quick)
 
 
@@ -268,12 +277,12 @@ def _segmented(
 
 
 def _geobench_chips(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
-    data = public_sets.read_geobench_chips(folder, limit=LIGHT_RUN["limit"] if quick else None)
+    data = readers.read_geobench_chips(folder, limit=LIGHT_RUN["limit"] if quick else None)
     return lambda e: classification(e, data, few=(10,) if quick else (10, 100), gains=(), seeds=2 if quick else 5)
 
 
 def _geobench_scenes(folder: Path, quick: bool) -> Callable[[Any], list[Score]]:
-    parts = public_sets.read_geobench_scenes(folder, limit=20 if quick else None)
+    parts = readers.read_geobench_scenes(folder, limit=20 if quick else None)
     return _segmented(*parts, folder.name, quick)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deo_cube import arguments
 from deo_cube.cube import georeference
-from deo_cube.cube.eopf import cube_of
+from deo_cube.cube.esa import cube_of
 from deo_cube.embedding.embed import embed
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import resolve

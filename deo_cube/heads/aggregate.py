@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from deo_cube import arguments
 from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
-from deo_cube.cube.periods import coordinates_of, periods
-from deo_cube.cube.times import dates
+from deo_cube.cube.times import coordinates_of, dates, periods
 from deo_cube.embedding import metadata
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims

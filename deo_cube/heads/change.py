@@ -16,7 +16,7 @@ from deo_cube.constants import Attribute
 from deo_cube.cube.georeference import crs_name, same_crs
 from deo_cube.embedding.metadata import warn_of_levels
 from deo_cube.errors import ArgumentError, ArgumentTypeError, remedy
-from deo_cube.heads.saved import read_json, write_json
+from deo_cube.heads.base import read_json, write_json
 from deo_cube.heads.vectors import (
     as_embeddings,
     crs_or_none,

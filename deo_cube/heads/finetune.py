@@ -20,14 +20,14 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.arguments import integer
-from deo_cube.cube.eopf import cube_of
+from deo_cube.cube.esa import cube_of
 from deo_cube.cube.units import canonical
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import Prepared, prepare
 from deo_cube.embedding.tiles import plan_tiles
 from deo_cube.encoder.card import ModelCard, Weights
-from deo_cube.encoder.normalize import normalize
+from deo_cube.encoder.encoder import normalize
 from deo_cube.errors import ArgumentError
 from deo_cube.extras import require
 from deo_cube.heads.base import ModelId

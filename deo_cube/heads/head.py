@@ -5,30 +5,30 @@ from __future__ import annotations
 import inspect
 import os
 import time as clock
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import numpy as np
 import xarray as xr
 
 from deo_cube.arguments import integer
 from deo_cube.errors import ArgumentError, ArgumentTypeError, WeightsMismatchError
-from deo_cube.heads.base import Head, ModelId, check_model, check_same_model
-from deo_cube.heads.classifier import ClassifierHead
+from deo_cube.heads.base import Head, ModelId, check_model, check_same_model, read_head
+from deo_cube.heads.classes import Classes
 from deo_cube.heads.conv import ConvHead, UPerNetHead
-from deo_cube.heads.estimators import checked_estimator, is_estimator
+from deo_cube.heads.estimators import ClassifierHead, checked_estimator, is_estimator
 from deo_cube.heads.finetune import HEAD_FILE, fit_tuned
 from deo_cube.heads.knn import KNNHead
 from deo_cube.heads.labels import LabelOptions
 from deo_cube.heads.linear import LinearHead
-from deo_cube.heads.regression import ForestHead, RegressionHead, RegressorHead, RidgeHead
-from deo_cube.heads.saved import read_head
-from deo_cube.heads.targets import TargetOptions
+from deo_cube.heads.regression import ForestHead, RegressionHead, RegressorHead, RidgeHead, TargetOptions
 from deo_cube.heads.vectors import as_embeddings, select_time
 from deo_cube.paths import local_path
 
-__all__ = ["HEADS", "Head", "check_model", "fit_head", "load_head"]
+__all__ = ["BUNDLED", "HEADS", "Head", "bundled_head", "check_model", "fit_head", "load_head"]
+
 
 #: Heads of classes by name.
 CLASS_HEADS: dict[str, type[KNNHead | LinearHead | ConvHead]] = {
@@ -88,7 +88,7 @@ def fit_head(
         Embeddings (time, embedding, y, x) or (embedding, y, x). Of a lazy array only chunks with labels are computed.
     labels : see `deo_cube.heads.labels.rasterize_labels`
         Points, polygons or rasters; a list of equally many where `embeddings` is a list. For a regression they are
-        numbers, which are averaged over patches (`deo_cube.heads.targets.rasterize_targets`).
+        numbers, which are averaged over patches (`deo_cube.heads.regression.rasterize_targets`).
     time : label, optional
         Fit on this time only ("2024-06": the mean of that month's valid vectors). Default: every time; each labelled
         place is one case per time.
@@ -218,3 +218,50 @@ def load_head(path: str | Path) -> Head:
         head = replace(head, model=replace(head.model, alias=str(path.parent.resolve())))
     restored: Head = head
     return restored
+
+
+# --- Heads that come with a model: its classes without labels of your own ---
+
+
+def _dynamicworld() -> Head:
+    from deo_cube.encoder.networks.dynamicworld import CLASSES, COLORS
+
+    n = len(CLASSES)
+    report = {
+        "source": "the published network's own last layer, whose softmax are its probabilities",
+        "paper": "doi:10.1038/s41597-022-01307-4",
+    }
+    # Without a fingerprint: the layer `logits` belongs to the network, whichever of its files the weights are from.
+    model = ModelId(n, "dynamicworld", layer="logits")
+    return LinearHead(Classes(tuple(range(n)), CLASSES, COLORS), model, np.eye(n), np.zeros(n), report=report)
+
+
+def _tiny() -> Head:
+    return load_head(LAND_COVER)
+
+
+#: Land cover from the vectors of `tiny`; ``python -m benchmarks.default_map`` makes it.
+LAND_COVER = Path(__file__).parent / "bases" / "tiny_landcover.safetensors"
+#: Alias of a model -> function that returns its head.
+BUNDLED: dict[str, Callable[[], Head]] = {"dynamicworld": _dynamicworld, "tiny": _tiny}
+
+
+def bundled_head(model: str) -> Head:
+    """Return the head that comes with a model.
+
+    Parameters
+    ----------
+    model : str
+        Alias of the model.
+
+    Raises
+    ------
+    ArgumentError
+        If none comes with it.
+    """
+    if model not in BUNDLED:
+        raise ArgumentError(
+            f"head: none comes with model {model!r}, expected one of {sorted(BUNDLED)}. Fit one on labels of your own, "
+            "head=fit_head('linear', emb, labels)"
+        )
+    return BUNDLED[model]()

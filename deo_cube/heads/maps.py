@@ -19,17 +19,16 @@ from deo_cube import arguments
 from deo_cube.arguments import embeddings_of
 from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
-from deo_cube.cube.eopf import cube_of
+from deo_cube.cube.esa import cube_of
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import prepare
 from deo_cube.embedding.tiles import TilePlan
 from deo_cube.errors import ArgumentError, ArgumentTypeError, remedy
 from deo_cube.heads.base import Head, category_attrs, check_model
-from deo_cube.heads.bundled import bundled_head
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.conv import multiscale
-from deo_cube.heads.head import load_head
+from deo_cube.heads.head import bundled_head, load_head
 from deo_cube.heads.regression import RegressionHead
 from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.heads.windows import map_windows

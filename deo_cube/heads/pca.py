@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deo_cube.arguments import integer
 from deo_cube.errors import ArgumentError, ArgumentTypeError
-from deo_cube.heads.saved import read_json, write_json
+from deo_cube.heads.base import read_json, write_json
 from deo_cube.heads.vectors import as_embeddings, fit_lazily, map_vectors, model_fingerprint, subsample
 
 __all__ = ["PCA", "basis_of", "fit_pca", "pca_rgb"]

@@ -24,8 +24,7 @@ from deo_cube.errors import (
     MissingCRSError,
     naming,
 )
-from deo_cube.heads.coverage import Coverage, cover
-from deo_cube.heads.geometries import clean, into_grid, transform
+from deo_cube.heads.geometries import Coverage, clean, cover, into_grid, transform
 from deo_cube.heads.tables import parsed_crs, read_frame, read_table, stated_crs
 from deo_cube.paths import not_found
 

@@ -19,8 +19,8 @@ from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.geometries import apply, cells_of, clean, into_grid, north_up
 from deo_cube.heads.labels import outside_message, rasterize_labels
 from deo_cube.heads.rasters import USUAL_FILLS, legend_of_attrs, legend_of_file, nodata_values, unstated_fills
+from deo_cube.heads.regression import rasterize_targets
 from deo_cube.heads.tables import form_of, parsed_crs, read_table
-from deo_cube.heads.targets import rasterize_targets
 from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.packed import decoded_floats, scale_and_offset
 from deo_cube.paths import local_path, not_found, reading

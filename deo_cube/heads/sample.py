@@ -33,7 +33,7 @@ from deo_cube.cube.sentinel2 import band_of_name
 from deo_cube.embedding import graph
 from deo_cube.errors import ArgumentError, ArgumentTypeError, remedy
 from deo_cube.extras import require
-from deo_cube.heads.coverage import Coverage
+from deo_cube.heads.geometries import Coverage
 from deo_cube.heads.places import Places, coverage_of, read_places
 from deo_cube.heads.rasters import legend_of_file
 from deo_cube.heads.tables import coordinate_columns, suffix_of

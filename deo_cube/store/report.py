@@ -20,10 +20,10 @@ from deo_cube.embedding.block import EmbedBlock
 from deo_cube.embedding.plan import known_rate
 from deo_cube.errors import DeoCubeError, remedy
 from deo_cube.progress import Progress, duration, size
+from deo_cube.store.create import own_geobox
 from deo_cube.store.layout import Block, Layout
 from deo_cube.store.scheduler import count_workers
 from deo_cube.store.storage import is_local
-from deo_cube.store.template import own_geobox
 
 __all__ = ["ComparisonBar", "ProgressBar", "log_complete", "log_computation", "log_end", "log_start"]
 

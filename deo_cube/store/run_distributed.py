@@ -34,7 +34,7 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from deo_cube.arguments import number
-from deo_cube.embedding import chunks, metadata, node_weights, process
+from deo_cube.embedding import chunks, metadata, process
 from deo_cube.errors import ArgumentError, DeoCubeError, DeviceError, SchedulerError, WeightsNotFoundError
 from deo_cube.options import get_option
 from deo_cube.store import scheduler
@@ -84,7 +84,7 @@ def _worker_info(refs: bytes, device: str | None) -> WorkerInfo:
         known = unpickled_refs(refs)
     except Exception as error:
         return WorkerInfo(host, version, "", f"cannot read the model: {error}")
-    lacks = tuple(i for i, ref in enumerate(known) if not node_weights.has_weights(ref))
+    lacks = tuple(i for i, ref in enumerate(known) if not process.has_weights(ref))
     if not known:
         return WorkerInfo(host, version, device or "")
     try:
@@ -303,8 +303,8 @@ class WorkerPool:
         log.info("sending the weights of %s (%.0f MB) to %s", ref.card.alias, total / 1e6, worker)
         arrived = False
         with open(path, "rb") as file:
-            for offset in range(0, total, node_weights.CHUNK_BYTES):
-                args = (ref.weights_sha256, path.suffix, offset, total, file.read(node_weights.CHUNK_BYTES), transfer)
+            for offset in range(0, total, process.CHUNK_BYTES):
+                args = (ref.weights_sha256, path.suffix, offset, total, file.read(process.CHUNK_BYTES), transfer)
                 info = query_workers(self._client, _receive, *args, workers=[worker], timeout=600.0).get(worker)
                 if not isinstance(info, bool):
                     return False
@@ -355,11 +355,11 @@ def unpickled_refs(refs: bytes) -> list[Any]:
 
 async def _fetch(refs: bytes, offline: bool) -> bool:
     (ref,) = unpickled_refs(refs)
-    return await asyncio.to_thread(node_weights.fetch_from_hub, ref, offline=offline)
+    return await asyncio.to_thread(process.fetch_from_hub, ref, offline=offline)
 
 
 async def _receive(*args: Any) -> bool:
-    return await asyncio.to_thread(node_weights.receive_chunk, *args)
+    return await asyncio.to_thread(process.receive_chunk, *args)
 
 
 @dataclass

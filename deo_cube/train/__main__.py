@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = parse(arguments)
     try:
         if config.dry_run:
-            from deo_cube.train.plan import plan
+            from deo_cube.train.loop import plan
 
             print(plan(config))
             return 0

@@ -286,7 +286,7 @@ class Neck:
     """What the fixed rotation mixes: all components, or the deep ones apart from the others. Apart, `deep_gain` decides
     their part in a distance, and a probe that standardises channels still sees them at full strength."""
     changes: str = ""
-    """ms: .npz of chips of two dates and a mask of what changed (see `train.metric`), on which the metric of the local
+    """ms: .npz of chips of two dates and a mask of what changed (see `train.necks`), on which the metric of the local
     and contrast components is fitted. Empty: that of variance. Labels are used then, and the card should say so."""
     general: float = 1.0
     """ms: weight, in that fit, of places under other air and light beside the known changes."""

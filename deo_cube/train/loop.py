@@ -7,27 +7,36 @@ import copy
 import json
 import math
 import os
+import shutil
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deo_cube.encoder.devices import choose_device
+from deo_cube.encoder.card import ModelCard
+from deo_cube.encoder.loading import write_model
 from deo_cube.encoder.networks.conv import DeoConv
-from deo_cube.encoder.torch_settings import prefer_onednn
-from deo_cube.errors import ArgumentError, DeviceError, StoreMismatchError
+from deo_cube.encoder.registry import resolve
+from deo_cube.encoder.torch_settings import choose_device, prefer_onednn
+from deo_cube.errors import ArgumentError, DeviceError, MissingExtraError, StoreMismatchError
+from deo_cube.heads.probes import knn
 from deo_cube.paths import local_path
-from deo_cube.train import checkpoints
+from deo_cube.progress import Progress
 from deo_cube.train.augment import PATH as HAZE
 from deo_cube.train.augment import Augmentation, View, column, generator, hidden_squares
-from deo_cube.train.config import TrainConfig
-from deo_cube.train.monitor import LossMonitor, StepLog, effective_rank, knn_score
+from deo_cube.train.config import Health, TrainConfig
+from deo_cube.train.losses import coding_rate_bound
 from deo_cube.train.necks import fit_local, fit_necks, keep_local
 from deo_cube.train.samples import (
     Batch,
@@ -36,6 +45,7 @@ from deo_cube.train.samples import (
     Source,
     batches,
     open_source,
+    store_info,
     typical_pixels,
     windows_for,
 )
@@ -52,12 +62,347 @@ from deo_cube.train.student import (
     teacher_targets,
     untrained_stems,
 )
-from deo_cube.train.teachers import FrozenTeacher, Standardised, load_specialist, load_teacher, remember_teachers
+from deo_cube.train.teachers import (
+    FrozenTeacher,
+    Standardised,
+    load_specialist,
+    load_teacher,
+    remember_teachers,
+    specialist_dims,
+)
 
-__all__ = ["Process", "build", "cosine", "open_sources", "train"]
+__all__ = [
+    "Diverged",
+    "LossMonitor",
+    "Process",
+    "StepLog",
+    "TrainPlan",
+    "build",
+    "cosine",
+    "differences",
+    "effective_rank",
+    "knn_score",
+    "load",
+    "newest",
+    "open_sources",
+    "plan",
+    "prune",
+    "save",
+    "train",
+]
+
+
+# The signals of a run: effective rank, kNN score, divergence, and the files and progress bar that show them.
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite or stays far too high; the message names the term that went first."""
+
+
+def effective_rank(z: Tensor) -> float:
+    """Return the exponential of the entropy of the singular values' shares of z (m, D), centred (Roy, Vetterli 2007).
+
+    1 for collapsed features, NaN where one is not finite; the published weights' pooled features were measured at 3.7
+    to 5.0 of 1024.
+    """
+    z = z.detach().float()
+    if not bool(torch.isfinite(z).all()):
+        return math.nan
+    s = torch.linalg.svdvals(z - z.mean(0))
+    p = s / s.sum().clamp_min(1e-12)
+    return float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
+
+
+class LossMonitor:
+    """Stops a run whose loss is not finite, or is far above its median for `patience` steps in a row."""
+
+    def __init__(self, patience: int, window: int = 200) -> None:
+        self.patience = patience
+        self.window = window
+        self.losses: deque[float] = deque(maxlen=window)
+        self.parts: dict[str, deque[float]] = {}
+        self.bad = 0
+
+    def look(self, step: int, loss: float, parts: Mapping[str, float]) -> None:
+        """Take in the loss of one step and its terms.
+
+        Raises
+        ------
+        Diverged
+            With the term that is not finite, or has moved furthest from its running median.
+        """
+        if not math.isfinite(loss):
+            broken = [k for k, v in parts.items() if not math.isfinite(v)]
+            raise Diverged(
+                f"step {step}: the loss is {loss}; term {', '.join(broken) or 'total'} went first. "
+                "Lower --optimizer.lr, or look at the data of that arm"
+            )
+        if len(self.losses) >= 20:
+            middle, spread = _middle(self.losses)
+            self.bad = self.bad + 1 if loss > middle + 20 * spread else 0
+            if self.bad >= self.patience:
+                moved = {}
+                for k in parts.keys() & self.parts.keys():
+                    usual, width = _middle(self.parts[k])
+                    moved[k] = abs(parts[k] - usual) / width
+                worst = max(moved, key=lambda k: moved[k]) if moved else "total"
+                raise Diverged(
+                    f"step {step}: the loss {loss:.3g} has stayed far above its median {middle:.3g} for {self.bad} "
+                    f"steps; term {worst} went furthest. Lower --optimizer.lr, or raise --optimizer.warmup"
+                )
+        if self.bad == 0:
+            self.losses.append(loss)
+            for k, v in parts.items():
+                self.parts.setdefault(k, deque(maxlen=self.window)).append(v)
+
+
+def _middle(values: Sequence[float]) -> tuple[float, float]:
+    """Return median and median absolute deviation; the latter is never 0."""
+    middle = statistics.median(values)
+    return middle, statistics.median(abs(v - middle) for v in values) + 1e-3
+
+
+@torch.no_grad()
+def knn_score(network: nn.Module, vector: str, source: ImageSource, config: TrainConfig) -> float:
+    """Return the accuracy of 5 nearest neighbours on training images: half of the runs are queries, half neighbours."""
+    files = sorted(source.files)
+    files = files[:: max(1, len(files) // config.health.probe_size)]
+    device = next(network.parameters()).device
+    mean, std = (column(v).to(device) for v in (config.student.rgb_mean, config.student.rgb_std))
+    training = network.training
+    network.eval()
+    z = []
+    run: Any = network
+    for i in range(0, len(files), 64):
+        images = torch.from_numpy(np.stack([source.read(f) for f in files[i : i + 64]])).to(device)
+        images = images[..., : images.shape[2] // 32 * 32, : images.shape[3] // 32 * 32]
+        z.append(run.forward_features((images - mean) / std, "rgb", {vector})[vector].float().cpu())
+    network.train(training)
+    features, y = torch.cat(z).numpy(), source.labels(files)
+    digits = [f.rsplit(".", 1)[0].rsplit("_", 1)[-1] for f in files]
+    numbers = np.array([int(d) if d.isdigit() else i for i, d in enumerate(digits)])
+    queries = (numbers // 50) % 2 == 1
+    if not queries.any() or queries.all():
+        queries = np.arange(len(files)) % 2 == 1
+    return float((knn(features[~queries], y[~queries], features[queries]) == y[queries]).mean())
+
+
+class StepLog:
+    """metrics.jsonl, the progress bar, and TensorBoard where asked for. Silent in all processes but the first."""
+
+    def __init__(self, config: TrainConfig, first: bool, out: Path, start: int) -> None:
+        self.config, self.first, self.out, self.start = config, first, out, start
+        o = config.objective
+        self.bound = coding_rate_bound(o.ms_dim, max(config.optimizer.batch, 1), eps=o.eps, world_size=o.world_size)
+
+    def __enter__(self) -> StepLog:
+        self.file: Any = None
+        self.board: Any = None
+        if not self.first:
+            return self
+        path = self.out / "metrics.jsonl"
+        if path.exists():
+            # Lines written after the checkpoint that is resumed will be written again.
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) < self.start]
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
+        if self.config.health.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise MissingExtraError("--health.tensorboard needs tensorboard: pip install tensorboard") from error
+            self.board = SummaryWriter(str(self.out / "tensorboard"))
+        self.bar = Progress(self.config.steps, title=self.out.name, unit="step", done=self.start)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.bar.__exit__(*error)
+        if self.board is not None:
+            self.board.close()
+
+    def step(self, step: int, measured: Mapping[str, Any]) -> None:
+        """Write the measurements of one step."""
+        if self.file is None:
+            return
+        note = ""
+        if step % self.config.health.log_every == 0 or step + 1 == self.config.steps or "knn" in measured:
+            line = {"step": step, **measured, **measured["parts"]}
+            line.pop("parts")
+            if "expansion" in line:
+                line["expansion_bound"] = self.bound
+            line = {k: round(v, 6) if isinstance(v, float) and math.isfinite(v) else v for k, v in line.items()}
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+            short = {k: f"{line[k]:.3f}" for k in ("loss", "compression", "expansion", "cls", "knn") if k in line}
+            note = ", ".join(f"{k} {v}" for k, v in short.items()) + f", {line['samples_per_s']:.1f} samples/s"
+            if self.board is not None:
+                for k, v in line.items():
+                    self.board.add_scalar(k, v, step)
+        self.bar.advance(note=note)
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**62  # torn by a kill
+
+
+# --- Checkpoints: folders that are models, written in one piece or not at all, and resumed bit for bit ---
+#
+# ``checkpoints/step_00000500/`` holds ``card.json`` and ``weights.safetensors`` (so the folder works as ``model=``),
+# the student's heads, the EMA teacher and the optimizer as safetensors, and ``state.json``. Loading executes nothing.
+
+FREE = {
+    "out",
+    "resume",
+    "dry_run",
+    "preset",
+    "device",
+    "threads",
+    "health",
+    "loader.workers",
+    "loader.prefetch",
+    "neck_ms",
+    "neck_rgb",
+}
+"""Fields that may change when a run is resumed: no step depends on them (the device's rounding aside)."""
+
+
+def newest(out: Path) -> Path | None:
+    """Return the newest complete checkpoint of a run."""
+    found = sorted((out / "checkpoints").glob("step_*/state.json"))
+    return found[-1].parent if found else None
+
+
+def save(
+    out: Path,
+    step: int,
+    *,
+    card: ModelCard,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    state: Mapping[str, Any],
+    sample: NDArray[np.float32] | None = None,
+) -> Path:
+    """Write the checkpoint of `step` into a hidden folder, and give it its name when everything is on disk.
+
+    `sample` (B, C, H, W), pixels in DN of the first stem, serves to measure the card's int8 scales.
+    """
+    final = out / "checkpoints" / f"step_{step:08d}"
+    partial = final.with_name(f".{final.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_model(card, student.network, partial, sample=sample)  # type: ignore[arg-type]
+    heads = {k: v for k, v in student.state_dict().items() if not k.startswith("network.")}
+    save_file(_plain(heads), partial / "heads.safetensors")
+    if teacher is not None:
+        save_file(_plain(teacher.state_dict()), partial / "teacher.safetensors")
+    save_file(_plain(_flat(student, optimizer)), partial / "optimizer.safetensors")
+    text = json.dumps({"step": step, "config": config.to_dict(), **state}, indent=2) + "\n"
+    (partial / "state.json").write_text(text, encoding="utf-8")
+    for file in partial.iterdir():
+        with file.open("rb") as f:
+            os.fsync(f.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    return final
+
+
+def load(
+    folder: Path,
+    *,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+) -> dict[str, Any]:
+    """Fill everything from a checkpoint, strictly, and return its state.
+
+    Raises
+    ------
+    StoreMismatchError
+        If the run was made with another configuration; the differing fields are listed.
+    """
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if found := differences(state["config"], config.to_dict()):
+        raise StoreMismatchError(
+            f"{folder} was trained with another configuration, and cannot be continued with this one:\n  "
+            + "\n  ".join(f"{k}: {a!r} there, {b!r} here" for k, (a, b) in found.items())
+            + "\nGive the same flags again, or another --out"
+        )
+    network = load_file(folder / "weights.safetensors")
+    heads = load_file(folder / "heads.safetensors")
+    _fill(student, {**{f"network.{k}": v for k, v in network.items()}, **heads})
+    if teacher is not None:
+        _fill(teacher, load_file(folder / "teacher.safetensors"))
+    held = load_file(folder / "optimizer.safetensors")
+    for name, p in student.named_parameters():
+        if f"exp_avg.{name}" in held:
+            optimizer.state[p] = {
+                "step": held[f"step.{name}"].clone(),
+                "exp_avg": held[f"exp_avg.{name}"].to(p.device),
+                "exp_avg_sq": held[f"exp_avg_sq.{name}"].to(p.device),
+            }
+    return state
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    own = module.state_dict()
+    if set(own) != set(state):
+        raise StoreMismatchError(f"checkpoint and network differ in {sorted(set(own) ^ set(state))[:5]} ...")
+    # Necks are fitted anew when a run ends, and may then be asked for other parts: theirs may have another shape.
+    kept = {k: own[k] if "necks." in k and v.shape != own[k].shape else v.to(own[k].dtype) for k, v in state.items()}
+    module.load_state_dict(kept, strict=True)
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the fields in which two configurations differ, of those that change the training."""
+    out: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*a, *b}):
+        path = f"{prefix}{key}"
+        if path in FREE:
+            continue
+        if isinstance(a.get(key), Mapping) and isinstance(b.get(key), Mapping):
+            out |= differences(a[key], b[key], f"{path}.")
+        elif a.get(key) != b.get(key):
+            out[path] = (a.get(key), b.get(key))
+    return out
+
+
+def prune(out: Path, health: Health) -> None:
+    """Remove checkpoints beyond the newest `keep`, but those that `keep_every` marks; and what a kill left behind."""
+    folder = out / "checkpoints"
+    done = sorted(folder.glob("step_*"))
+    for old in done[: -health.keep] if health.keep else []:
+        if not health.keep_every or int(old.name.removeprefix("step_")) % health.keep_every:
+            shutil.rmtree(old)
+    for left in folder.glob(".step_*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _flat(student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names: dict[Tensor, str] = {p: name for name, p in student.named_parameters()}
+    return {
+        f"{key}.{names[p]}": torch.as_tensor(value)
+        for p, held in optimizer.state.items()
+        for key, value in held.items()
+    }
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+
 
 CROPS, DROPS, MASKS = 1, 2, 3
 """Purposes of random streams."""
+
+
+# --- training ---
 
 
 @dataclass(frozen=True)
@@ -264,7 +609,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     """
     process = Process.start(config)
     out = local_path(config.out)
-    last = checkpoints.newest(out)
+    last = newest(out)
     if last and not config.resume:
         raise StoreMismatchError(f"{out} already holds a run (up to {last.name}): give --resume, or another --out")
     sources = open_sources(config)
@@ -274,7 +619,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     optimizer = optimizer_of(student, config)
     start, spent, history = 0, 0.0, {}
     if last:
-        state = checkpoints.load(last, student=student, teacher=ema, optimizer=optimizer, config=config)
+        state = load(last, student=student, teacher=ema, optimizer=optimizer, config=config)
         start, spent, history = state["step"], state["seconds"], state["history"]
     if process.first:
         out.mkdir(parents=True, exist_ok=True)
@@ -298,7 +643,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         seconds = time.perf_counter() - began
         card = _publishable(student, mixture, config, done, seconds, history)
         state = {"seconds": seconds, "history": history}
-        checkpoints.save(
+        save(
             out,
             done,
             card=card,
@@ -309,7 +654,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             state=state,
             sample=typical_pixels(mixture, config),
         )
-        checkpoints.prune(out, config.health)
+        prune(out, config.health)
 
     with log:
         for step in range(start, config.steps):
@@ -508,10 +853,123 @@ def _publishable(
 
 def _publish(out: Path) -> None:
     """Copy the newest checkpoint's card and weights into the run's own folder."""
-    last = checkpoints.newest(out)
+    last = newest(out)
     if last is None:
         return
     for name in ("weights.safetensors", "card.json"):
         partial = out / f".{name}.{os.getpid()}"
         partial.write_bytes((last / name).read_bytes())
         os.replace(partial, out / name)
+
+
+# --- Plan a run for ``--dry-run``: samples, steps and memory. Networks are built without memory ---
+
+UNKNOWN = (768, 768, 768)
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """The plan of a run; its text is the report of ``--dry-run``."""
+
+    config: TrainConfig
+    processes: int
+    parameters: int
+    """Of the student with its heads."""
+    trunk: int
+    """Of the network that is published."""
+    state_bytes: int
+    """Weights, gradients, AdamW's moments, EMA teacher; per process, without the frozen teacher."""
+    activation_bytes: int
+    """Tensors that the backward pass of one micro-batch keeps, in float32."""
+    windows: int
+    """About how many windows of distinct pixels the sources hold; 0 where none were opened."""
+
+    @property
+    def samples(self) -> int:
+        """Samples per step, all processes together."""
+        o = self.config.optimizer
+        return (o.batch + o.rgb_batch) * o.accumulate * self.processes
+
+    def __str__(self) -> str:
+        c, o, a = self.config, self.config.optimizer, self.config.augment
+        seen = self.samples * c.steps
+        passes = f", each about {seen / self.windows:.1f} times" if self.windows else ""
+        bound = coding_rate_bound(
+            c.objective.ms_dim, max(1, o.batch), eps=c.objective.eps, world_size=c.objective.world_size
+        )
+        arms = [
+            name
+            for name, on in (
+                ("multispectral", c.objective.multispectral),
+                (c.optical_teacher, c.optical_teacher != "none"),
+                (f"{c.store} (embedding store)", bool(c.store)),
+                (f"{c.specialist.model} (multispectral, frozen)", bool(c.specialist.model)),
+            )
+            if on
+        ]
+        lines = [
+            f"preset       {c.preset}: {c.student.family}, {self.trunk / 1e6:.2f} M parameters, "
+            f"{self.parameters / 1e6:.2f} M with projection heads",
+            f"arms         {' + '.join(arms)}",
+            f"steps        {c.steps:,} of {self.samples} samples ({o.batch} multispectral + {o.rgb_batch} RGB-only, "
+            f"x {o.accumulate} micro-batches x {self.processes} processes)",
+            f"samples      {seen:,} seen{passes}",
+            f"views        2 of {a.global_size} px and {a.local_crops} of {a.local_size} px per sample",
+            f"learning     rate {o.lr * self.samples / 256:.3g} after {round(o.warmup * c.steps):,} steps, "
+            f"then down to {o.min_lr:.3g}; EMA {o.ema[0]} to {o.ema[1]}",
+            f"balance      of {c.objective.world_size} processes: expansion at most {bound:.3f} against compression 1",
+            f"memory       {self.state_bytes / 2**30:.2f} GiB of weights and moments, about "
+            f"{self.activation_bytes / 2**30:.2f} GiB of activations in float32 (half in bf16); frozen teacher apart",
+            f"output       {c.out} (a model when finished; checkpoints every {c.health.checkpoint_every} steps)",
+        ]
+        return "\n".join(lines)
+
+
+def plan(config: TrainConfig, processes: int = 1) -> TrainPlan:
+    """Plan a run. Sources are opened and checked, the student is built on the meta device, nothing is trained."""
+    windows = 0
+    if config.data:
+        windows = sum(len(s) for s in open_sources(config))
+    optical = config.optical_teacher
+    dims = None if optical == "none" else (512, 256, 512) if optical == "mobilenet" else UNKNOWN
+    second = None
+    if config.store:
+        second = (store_info(config.store).dim,) * 3
+    if config.specialist.model:
+        card = resolve(config.specialist.model, weights=config.specialist.weights or None).card
+        second = specialist_dims(card, config.specialist)
+    with torch.device("meta"):
+        student = Student(config, dims, second)
+    trunk = sum(p.numel() for p in student.network.parameters())
+    parameters = sum(p.numel() for p in student.parameters())
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    state = 4 * (parameters + 3 * trained + (parameters if student.head_ms is not None else 0))
+    return TrainPlan(config, processes, parameters, trunk, state, _activations(student, config), windows)
+
+
+def _activations(student: Student, config: TrainConfig) -> int:
+    """Return the bytes that autograd saves for one micro-batch, counted on tensors without memory."""
+    held: dict[int, int] = {}
+    own = {id(p) for p in student.parameters()}
+
+    def pack(x: Tensor) -> Tensor:
+        if id(x) not in own:
+            held[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
+            kept.append(x)
+        return x
+
+    kept: list[Tensor] = []
+    o, a = config.optimizer, config.augment
+
+    def view(size: int) -> View:
+        n = o.batch + o.rgb_batch
+        rgb = torch.empty(n, 3, size, size, device="meta")
+        return View(torch.empty(o.batch, 10, size, size, device="meta") if o.batch else None, rgb, rgb, rgb)
+
+    views = [view(a.global_size)] * 2 + [view(a.local_size)] * a.local_crops
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        hidden = None
+        if student.head_pixels is not None:
+            hidden = torch.empty(2 * o.batch, 1, a.global_size, a.global_size, dtype=torch.bool, device="meta")
+        student(views, hidden)
+    return sum(held.values())

@@ -25,11 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deo_cube.encoder.card import Layer, ModelCard, Stem
-from deo_cube.encoder.encoder import Encoder
+from deo_cube.encoder.encoder import Encoder, normalize, to_units
 from deo_cube.encoder.hub import Address, cached, download, file_sha256
 from deo_cube.encoder.networks.conv import MobileNet, fold_batch_norm
 from deo_cube.encoder.networks.timm_import import import_timm
-from deo_cube.encoder.normalize import normalize, to_units
 from deo_cube.encoder.registry import load_encoder
 from deo_cube.errors import (
     ArgumentError,
@@ -43,8 +42,7 @@ from deo_cube.options import get_option
 from deo_cube.paths import local_path
 from deo_cube.train.augment import View, column
 from deo_cube.train.config import MS_BANDS, Optical, Specialist, TrainConfig
-from deo_cube.train.samples import FIRST, Mixture, windows_for
-from deo_cube.train.vectors import store_info
+from deo_cube.train.samples import FIRST, Mixture, store_info, windows_for
 
 __all__ = [
     "EncoderTeacher",

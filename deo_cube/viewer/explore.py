@@ -16,7 +16,7 @@ from typing import Any
 import xarray as xr
 
 from deo_cube.arguments import embeddings_of, integer
-from deo_cube.cube.eopf import cube_of
+from deo_cube.cube.esa import cube_of
 from deo_cube.errors import ArgumentError, ArgumentTypeError, StorageError
 from deo_cube.extras import require
 from deo_cube.heads.base import Head
@@ -199,8 +199,8 @@ def explore(
     StoreMismatchError
         For an index of another model.
     """
+    from deo_cube.viewer.layers import open_for_viewing
     from deo_cube.viewer.state import ViewerState
-    from deo_cube.viewer.truecolour import open_for_viewing
 
     emb = embeddings_of(emb)
     height = integer("height", height)
@@ -226,8 +226,8 @@ def serve(
     reference: str | None = None,
 ) -> None:
     """Serve the page of a store until interrupted or terminated. See `deo-cube view --help`."""
+    from deo_cube.viewer.layers import open_for_viewing
     from deo_cube.viewer.state import ViewerState
-    from deo_cube.viewer.truecolour import open_for_viewing
 
     opened = None if cube is None else open_for_viewing(cube)
     named = {h.stem if h.suffix else h.name: h for h in heads}

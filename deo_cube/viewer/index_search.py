@@ -16,7 +16,7 @@ from pyproj import Transformer
 
 from deo_cube.errors import DeoCubeError, SelectionError, naming
 from deo_cube.heads.index import Index, open_index
-from deo_cube.viewer.requests import BadRequest
+from deo_cube.viewer.server import BadRequest
 
 __all__ = ["IndexSearch"]
 

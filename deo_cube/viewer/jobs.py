@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from deo_cube.errors import ArgumentError
-from deo_cube.viewer.requests import BadRequest
+from deo_cube.viewer.server import BadRequest
 
 __all__ = ["BackgroundJob", "JobQueue"]
 

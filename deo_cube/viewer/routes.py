@@ -20,9 +20,11 @@ from starlette.staticfiles import StaticFiles
 
 from deo_cube.errors import DeoCubeError
 from deo_cube.viewer.jobs import BackgroundJob
-from deo_cube.viewer.requests import (
+from deo_cube.viewer.server import (
     MAX_BYTES,
+    AccessRules,
     BadRequest,
+    HostCheck,
     LabelSet,
     parse_bounds,
     parse_choice,
@@ -33,7 +35,6 @@ from deo_cube.viewer.requests import (
     parse_places,
     read_json,
 )
-from deo_cube.viewer.server import AccessRules, HostCheck
 from deo_cube.viewer.state import ViewerState
 from deo_cube.viewer.tiles import TOP_ZOOM
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deo_cube
-from deo_cube.cube.eopf import cube_of_product, groups_read
+from deo_cube.cube.esa import cube_of_product, groups_read
 from deo_cube.cube.georeference import geobox
 from deo_cube.cube.units import decide_radiometry
 from deo_cube.errors import (

@@ -16,7 +16,7 @@ from rasterio.transform import from_origin
 
 import deo_cube
 from deo_cube.constants import SCL_INVALID
-from deo_cube.cube.hls import classes_of_fmask, is_s30
+from deo_cube.cube.stac_items import classes_of_fmask, is_s30
 from deo_cube.cube.units import decide_radiometry
 from deo_cube.errors import DeoCubeError, MissingBandsError, ResolutionMismatchError
 

@@ -38,8 +38,7 @@ from deo_cube.errors import (
     StorageError,
     StoreMismatchError,
 )
-from deo_cube.store.open import open_embeddings, status, verify_store
-from deo_cube.store.products import open_layout
+from deo_cube.store.open import open_embeddings, open_layout, status, verify_store
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import xarray as xr
 
 import deo_cube
-from deo_cube.embedding import look
 from deo_cube.errors import AmbiguousUnitsError, ArgumentError, DeoCubeError
+from deo_cube.store import write
 
 DN = {"units": "dn", "offset": 0, "tile": 32, "halo": 8, "block": 64}
 
@@ -61,7 +61,7 @@ def test_values_that_are_something_else_are_found(kind):
     change, advice, options = WRONG[kind]
     ds = change(bare(cube(times=2).drop_vars("SCL")))
     with pytest.raises(AmbiguousUnitsError, match=advice):
-        look.before_writing(ds.deo.embed(**{"offset": 0, "tile": 32, "halo": 8, "block": 64, **options}))
+        write.before_writing(ds.deo.embed(**{"offset": 0, "tile": 32, "halo": 8, "block": 64, **options}))
 
 
 def test_the_look_is_bounded_and_reads_no_chunk_twice():
@@ -69,32 +69,32 @@ def test_the_look_is_bounded_and_reads_no_chunk_twice():
     ds = cube(times=6, size=256)
     emb = counted(ds, chunks).deo.embed(tile=32, halo=8, block=64)
     assert not chunks
-    look.before_writing(emb)
+    write.before_writing(emb)
     assert 0 < len(chunks) <= len(ds.data_vars) + 1
     assert sorted(set(chunks)) == sorted(chunks)  # one chunk per band, and of SCL
     chunks.clear()
     along = ds.drop_vars("SCL").to_dataarray("band").chunk(band=-1)
     along = along.copy(data=along.data.map_blocks(lambda b: chunks.append("all") or b, meta=along.data._meta))
     along.attrs = ds.B02.attrs
-    look.before_writing(along.deo.embed(tile=32, halo=8, block=64))
+    write.before_writing(along.deo.embed(tile=32, halo=8, block=64))
     assert len(chunks) == 3  # the chunks of three dates hold all bands
 
 
 def test_a_date_that_was_left_out_is_not_looked_at(tmp_path):
     ds = bare(cube().drop_vars("SCL"))
     ds = ds.where(ds.time != ds.time[1], 65535).astype("uint16")
-    look.before_writing(ds.deo.embed(**DN).isel(time=[0, 2]))
+    write.before_writing(ds.deo.embed(**DN).isel(time=[0, 2]))
     with pytest.raises(AmbiguousUnitsError):
-        look.before_writing(ds.deo.embed(**DN).isel(time=[1]))
+        write.before_writing(ds.deo.embed(**DN).isel(time=[1]))
 
 
 def test_classes_and_masks_are_looked_at():
     ds = cube(times=2)
     with pytest.raises(ArgumentError, match="expected the classes"):
-        look.before_writing(ds.assign(SCL=ds.SCL * 20).deo.embed(tile=32, halo=8, block=64))
+        write.before_writing(ds.assign(SCL=ds.SCL * 20).deo.embed(tile=32, halo=8, block=64))
     with pytest.raises(ArgumentError, match="expected truth values"):
-        look.before_writing(ds.deo.embed(mask=(ds.SCL * 20).rename("m"), tile=32, halo=8, block=64))
-    look.before_writing(ds.deo.embed(mask=ds.SCL == 9, tile=32, halo=8, block=64))
+        write.before_writing(ds.deo.embed(mask=(ds.SCL * 20).rename("m"), tile=32, halo=8, block=64))
+    write.before_writing(ds.deo.embed(mask=ds.SCL == 9, tile=32, halo=8, block=64))
 
 
 def test_what_cannot_be_read_here_is_left_to_the_job(monkeypatch):
@@ -110,21 +110,21 @@ def test_what_cannot_be_read_here_is_left_to_the_job(monkeypatch):
         return block
 
     ds = cube(times=1)
-    monkeypatch.setattr(look, "PATIENCE", 0.2)
+    monkeypatch.setattr(write, "PATIENCE", 0.2)
     for read in (fail, wait):
         broken = ds.assign(B02=ds.B02.copy(data=ds.B02.data.map_blocks(read, meta=ds.B02.data._meta)))
         broken = broken.assign({n: broken.B02.assign_attrs(ds[n].attrs) for n in ds.data_vars if n != "SCL"})
-        look.before_writing(broken.deo.embed(tile=32, halo=8, block=64))
+        write.before_writing(broken.deo.embed(tile=32, halo=8, block=64))
     hold.set()
 
 
 def test_other_embeddings_have_nothing_to_look_at():
     emb = cube(times=1).deo.embed(tile=32, halo=8, block=64)
-    look.before_writing(emb.compute())
-    look.before_writing(emb.compute().chunk())
-    look.before_writing(xr.zeros_like(emb).chunk())
+    write.before_writing(emb.compute())
+    write.before_writing(emb.compute().chunk())
+    write.before_writing(xr.zeros_like(emb).chunk())
     large = emb.copy(data=da.zeros(emb.shape))
-    look.before_writing(large)
+    write.before_writing(large)
 
 
 def test_valid_is_refused_as_embeddings_are():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from deo_cube.embedding import process, replay
+from deo_cube.embedding import process
 
 
 class Doubling:
@@ -42,9 +42,9 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> Doubling:
         yield
         graph.result, graph.autocast = encoder.last, torch.is_autocast_enabled("cuda")
 
-    real = replay.Replayed._recorded
+    real = process.Replayed._recorded
 
-    def recorded(self: replay.Replayed, pixels: torch.Tensor) -> Any:
+    def recorded(self: process.Replayed, pixels: torch.Tensor) -> Any:
         graph, entry, result = real(self, pixels)
         graph.entry = entry
         return graph, entry, result
@@ -52,23 +52,23 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> Doubling:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr(replay.Replayed, "_recorded", recorded)
+    monkeypatch.setattr(process.Replayed, "_recorded", recorded)
     return encoder
 
 
 def test_each_batch_gets_its_own_vectors(encoder: Doubling) -> None:
-    replayed = replay.Replayed(encoder)
+    replayed = process.Replayed(encoder)
     batches = [torch.full((2, 3), float(i)) for i in range(6)]
     results = [replayed.encode(batch) for batch in batches]
     assert [r.unique().item() for r in results] == [0, 2, 4, 6, 8, 10]
-    assert encoder.calls == replay.WARM + 1
+    assert encoder.calls == process.WARM + 1
     assert replayed.recorded == 1
     assert replayed.last is encoder.last  # all else is the encoder's
 
 
 def test_shapes_and_precisions_have_graphs_of_their_own(encoder: Doubling, monkeypatch: pytest.MonkeyPatch) -> None:
-    replayed = replay.Replayed(encoder)
-    for _ in range(replay.WARM + 2):
+    replayed = process.Replayed(encoder)
+    for _ in range(process.WARM + 2):
         for autocast in (False, True):
             monkeypatch.setattr(torch, "is_autocast_enabled", lambda device, on=autocast: on)
             for shape in ((2, 3), (4, 3)):
@@ -84,8 +84,8 @@ def test_where_a_graph_cannot_be_recorded_kernels_are_launched_one_by_one(
     def refuse(self: Any, pixels: torch.Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(replay.Replayed, "_recorded", refuse)
-    replayed = replay.Replayed(encoder)
+    monkeypatch.setattr(process.Replayed, "_recorded", refuse)
+    replayed = process.Replayed(encoder)
     for i in range(5):
         assert replayed.encode(torch.full((1,), float(i))).item() == 2 * i
     assert replayed.recorded == 0
@@ -94,8 +94,8 @@ def test_where_a_graph_cannot_be_recorded_kernels_are_launched_one_by_one(
 def test_out_of_memory_frees_the_graphs_before_it_halves_a_batch(
     encoder: Doubling, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    replayed = replay.Replayed(encoder)
-    for _ in range(replay.WARM + 1):
+    replayed = process.Replayed(encoder)
+    for _ in range(process.WARM + 1):
         replayed.encode(torch.ones(2))
     monkeypatch.setattr(process, "_encoders", {("model", "cpu", False, "float32"): replayed})
     sizes: list[int] = []
@@ -110,6 +110,6 @@ def test_out_of_memory_frees_the_graphs_before_it_halves_a_batch(
     assert only == ([1, 2, 3], [1, 2, 3])
     assert sizes == [3, 3]
     assert "without CUDA graphs" in caplog.text
-    for _ in range(replay.WARM + 1):
+    for _ in range(process.WARM + 1):
         replayed.encode(torch.ones(2))
     assert replayed.recorded == 0

@@ -8,9 +8,9 @@ import torch
 
 import deo_cube
 from deo_cube.encoder.checkpoint_format import load_weights
+from deo_cube.encoder.encoder import reference_input
 from deo_cube.encoder.loading import verify
 from deo_cube.encoder.networks.galileo import Galileo
-from deo_cube.encoder.reference import reference_input
 from deo_cube.encoder.registry import card
 from deo_cube.errors import ArgumentError, ModelCardError, WeightsMismatchError
 

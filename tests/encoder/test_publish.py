@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.encoder import Encoder
+from deo_cube.encoder.encoder import Encoder, reference_input
 from deo_cube.encoder.hub import file_sha256
 from deo_cube.encoder.loading import int8_scale, write_model
-from deo_cube.encoder.reference import reference_input
 from deo_cube.encoder.registry import bundled_cards, load_encoder
 from tests.encoder.test_encoder import small_card, swin, tiles, vit
 from tests.encoder.test_swin import wave

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from deo_cube.constants import WAVELENGTH_BANDS
-from deo_cube.evaluate.baselines import RawBands
-from deo_cube.evaluate.public_sets import read_oscd, read_pastis
-from deo_cube.evaluate.readers import S2_13
+from deo_cube.evaluate.features import RawBands
+from deo_cube.evaluate.readers import S2_13, read_oscd, read_pastis
 from deo_cube.evaluate.report import evaluate
 from tests.evaluate.test_readers import tif
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deo_cube.evaluate.baselines import ImageStatistics, RandomConvolutions, RawBands, UntrainedNetwork
+from deo_cube.evaluate.features import ImageStatistics, RandomConvolutions, RawBands, UntrainedNetwork
 from deo_cube.evaluate.protocols import change, classification, land_cover, level_shift, plots_apart
 from deo_cube.evaluate.readers import ChipSet, Scene, read_beetle, read_eurosat, read_terramesh
 

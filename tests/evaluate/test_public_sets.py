@@ -6,8 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
-from deo_cube.evaluate.baselines import RawBands
-from deo_cube.evaluate.public_sets import read_geobench_chips, read_geobench_scenes
+from deo_cube.evaluate.features import RawBands
+from deo_cube.evaluate.readers import read_geobench_chips, read_geobench_scenes
 from deo_cube.evaluate.report import evaluate
 
 h5py = pytest.importorskip("h5py")

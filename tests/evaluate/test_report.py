@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from deo_cube.evaluate.baselines import ImageStatistics, RawBands
-from deo_cube.evaluate.features import as_encode, untrained
+from deo_cube.evaluate.features import ImageStatistics, RawBands, as_encode, untrained
 from deo_cube.evaluate.report import evaluate
 from deo_cube.heads.splits import LeakWarning
 

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from deo_cube.evaluate.baselines import RawBands
-from deo_cube.evaluate.features import as_encode
+from deo_cube.evaluate.features import RawBands, as_encode
+from deo_cube.evaluate.protocols import chips_of, upernet, upernet_halves
 from deo_cube.evaluate.readers import Scene, read_sen1floods11
-from deo_cube.evaluate.upernet import chips_of, upernet, upernet_halves
 from tests.evaluate.test_protocols import BANDS, scenes
 
 FAST = {"epochs": 10, "width": 8, "batch": 8, "rate": 1e-2}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deo_cube.evaluate.baselines import BandsWithContext, RawBands
+from deo_cube.evaluate.features import BandsWithContext, RawBands
 from deo_cube.evaluate.protocols import patch_means, regression, series, transfer
 from deo_cube.evaluate.readers import Scene, Series
 from deo_cube.evaluate.scores import absolute_error, compare, explained, value_counts

@@ -10,7 +10,7 @@ import xarray as xr
 import deo_cube
 from deo_cube.encoder.networks.dynamicworld import CLASSES
 from deo_cube.errors import ArgumentError
-from deo_cube.heads.bundled import BUNDLED, bundled_head
+from deo_cube.heads.head import BUNDLED, bundled_head
 
 
 @pytest.mark.real

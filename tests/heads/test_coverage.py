@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
-from deo_cube.heads.coverage import cover
-from deo_cube.heads.geometries import areal
+from deo_cube.heads.geometries import areal, cover
 
 NORTH_UP = GeoBox((12, 9), Affine(80, 0, 500_000, 0, -80, 5_200_000), "EPSG:32632")
 SOUTH_UP = GeoBox((12, 9), Affine(80, 0, 500_000, 0, 80, 5_200_000 - 12 * 80), "EPSG:32632")

@@ -9,10 +9,10 @@ import xarray as xr
 
 from deo_cube.cube.georeference import geobox
 from deo_cube.errors import ArgumentError, ArgumentTypeError, InputNotFoundError, LabelsError, WeightsMismatchError
+from deo_cube.heads.base import KEY
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.head import Head, fit_head, load_head
 from deo_cube.heads.labels import rasterize_labels as rasterize
-from deo_cube.heads.saved import KEY
 from tests.heads.fields import clicks, embeddings, no_compute, on_dask, raster, truth
 
 KINDS = {"knn": {}, "linear": {}, "conv": {"steps": 60, "width": 16}, "upernet": {"steps": 40, "width": 16}}
@@ -207,9 +207,9 @@ def test_a_tampered_head_is_refused(tmp_path):
 def test_a_head_that_claims_other_sizes_is_refused_without_making_them(kind, tmp_path):
     import resource
 
-    from deo_cube.heads import saved
+    from deo_cube.heads import base
 
-    facts, tensors = saved.read_head(known(kind)[1].save(tmp_path / "h"))
+    facts, tensors = base.read_head(known(kind)[1].save(tmp_path / "h"))
     few = {k: v.ravel()[:1] for k, v in tensors.items()}
     claims = [({"model": facts["model"] | {"dim": 10**9}}, tensors), ({}, few)]
     for option, value in (
@@ -226,7 +226,7 @@ def test_a_head_that_claims_other_sizes_is_refused_without_making_them(kind, tmp
     claims.append(({"classes": more}, tensors))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for change, parts in claims:
-        path = saved.write_head(tmp_path / "t", facts | change, parts)
+        path = base.write_head(tmp_path / "t", facts | change, parts)
         with pytest.raises(WeightsMismatchError, match="safetensors"):
             load_head(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000

@@ -24,9 +24,7 @@ from deo_cube.errors import (
     StorageError,
     StoreMismatchError,
 )
-from deo_cube.heads.index import Index, open_index
-from deo_cube.heads.index_build import build_index
-from deo_cube.heads.index_files import MANIFEST
+from deo_cube.heads.index import MANIFEST, Index, build_index, open_index
 from deo_cube.heads.similar import similar
 from deo_cube.store.create import record_of
 from deo_cube.store.write import to_zarr
@@ -294,7 +292,7 @@ def test_of_a_store_only_new_blocks_are_read_and_changed_ones_are_refused(tmp_pa
 
 
 def test_many_lists_and_segments(tmp_path, monkeypatch):
-    monkeypatch.setattr("deo_cube.heads.index_build.SEGMENT", 700)
+    monkeypatch.setattr("deo_cube.heads.index.SEGMENT", 700)
     index = build_index(on_dask(EMB, 10, 10), tmp_path / "i", lists=16)
     assert len(json.loads((tmp_path / "i" / MANIFEST).read_text())["segments"]) > 3
     q = EMB.isel(time=0, y=5, x=20).values
@@ -305,8 +303,8 @@ def test_many_lists_and_segments(tmp_path, monkeypatch):
 
 
 def test_a_killed_build_is_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr("deo_cube.heads.index_build.SEGMENT", 700)
-    read = deo_cube.heads.index_build._read_block
+    monkeypatch.setattr("deo_cube.heads.index.SEGMENT", 700)
+    read = deo_cube.heads.index._read_block
     calls = []
 
     def fails(*args: Any) -> Any:
@@ -315,10 +313,10 @@ def test_a_killed_build_is_resumed(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return read(*args)
 
-    monkeypatch.setattr("deo_cube.heads.index_build._read_block", fails)
+    monkeypatch.setattr("deo_cube.heads.index._read_block", fails)
     with pytest.raises(KeyboardInterrupt):
         build_index(on_dask(EMB, 10, 10), tmp_path / "i")
-    monkeypatch.setattr("deo_cube.heads.index_build._read_block", read)
+    monkeypatch.setattr("deo_cube.heads.index._read_block", read)
     done = len(open_index(tmp_path / "i"))
     assert done < 2 * 1998
     assert len(build_index(on_dask(EMB, 10, 10), tmp_path / "i")) == 2 * 1998
@@ -400,14 +398,14 @@ def test_a_missing_file_is_an_error_of_storage(tmp_path):
 
 def test_another_process_that_writes_meanwhile_is_noticed(tmp_path, monkeypatch):
     build_index(EMB.isel(time=[0]), tmp_path / "i")
-    read = deo_cube.heads.index_build._read_block
+    read = deo_cube.heads.index._read_block
 
     def interrupts(*args: Any) -> Any:
-        monkeypatch.setattr("deo_cube.heads.index_build._read_block", read)
+        monkeypatch.setattr("deo_cube.heads.index._read_block", read)
         build_index(EMB, tmp_path / "i")
         return read(*args)
 
-    monkeypatch.setattr("deo_cube.heads.index_build._read_block", interrupts)
+    monkeypatch.setattr("deo_cube.heads.index._read_block", interrupts)
     with pytest.raises(StoreMismatchError, match="another process"):
         build_index(EMB, tmp_path / "i")
     assert len(open_index(tmp_path / "i")) == 2 * 1998

@@ -30,9 +30,9 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 import deo_cube
 from deo_cube.cube.georeference import geobox
 from deo_cube.errors import ArgumentError, ArgumentTypeError, WeightsMismatchError
-from deo_cube.heads.areas import cell_areas, mean_of
 from deo_cube.heads.base import Head
 from deo_cube.heads.head import fit_head, load_head
+from deo_cube.heads.intervals import cell_areas, mean_of
 from deo_cube.heads.maps import segment
 from deo_cube.heads.regression import RegressionHead
 from tests.heads.fields import clicks, embeddings, no_compute, on_dask

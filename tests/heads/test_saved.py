@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from deo_cube.errors import ArgumentTypeError, DeoCubeError, InputNotFoundError, WeightsMismatchError
-from deo_cube.heads import saved
+from deo_cube.heads import base
 from deo_cube.heads.head import fit_head, load_head
 from deo_cube.heads.maps import classify, segment
 from tests.heads.fields import embeddings
@@ -24,14 +24,14 @@ def head():
 
 @pytest.fixture(scope="module")
 def parts(head, tmp_path_factory):
-    return saved.read_head(head.save(tmp_path_factory.mktemp("heads") / "head"))
+    return base.read_head(head.save(tmp_path_factory.mktemp("heads") / "head"))
 
 
 def altered(tmp_path, parts, change):
     facts = json.loads(json.dumps(parts[0]))
     change(facts)
     path = tmp_path / "h.safetensors"
-    save_file(parts[1], path, metadata={saved.KEY: json.dumps(facts)})
+    save_file(parts[1], path, metadata={base.KEY: json.dumps(facts)})
     return path
 
 
@@ -73,7 +73,7 @@ def test_impossible_facts_are_refused_before_anything_is_built(tmp_path, parts, 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"format": ' + "9" * 10_000 + "}", "null", "{", '{"format": NaN}'])
 def test_damaged_headers_are_refused(tmp_path, parts, text):
     path = tmp_path / "h.safetensors"
-    save_file(parts[1], path, metadata={saved.KEY: text})
+    save_file(parts[1], path, metadata={base.KEY: text})
     with pytest.raises(WeightsMismatchError, match=r"h\.safetensors"):
         load_head(path)
 
@@ -105,7 +105,7 @@ def test_other_files_are_refused(tmp_path, monkeypatch, head):
         with pytest.raises(InputNotFoundError):
             load_head(missing)
     path = head.save(tmp_path / "head")
-    monkeypatch.setattr(saved, "MAX_HEAD_BYTES", 100)
+    monkeypatch.setattr(base, "MAX_HEAD_BYTES", 100)
     with pytest.raises(WeightsMismatchError, match="GiB"):
         load_head(path)
     for wrong in (None, 3, head, b"x"):

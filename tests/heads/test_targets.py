@@ -15,7 +15,7 @@ from deo_cube.cube.georeference import assign_grid
 from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, MissingCRSError
 from deo_cube.heads.head import fit_head
 from deo_cube.heads.labels import rasterize_labels
-from deo_cube.heads.targets import TargetOptions, rasterize_targets, target_vectors
+from deo_cube.heads.regression import TargetOptions, rasterize_targets, target_vectors
 from tests.heads.fields import embeddings
 
 CORNER, CELL = (500_000.0, 5_200_000.0), 80.0

@@ -22,7 +22,7 @@ import pytest
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 
 from deo_cube import cli
-from deo_cube.embedding import node_weights, process
+from deo_cube.embedding import process
 from deo_cube.embedding.embed import embed
 from deo_cube.encoder.registry import resolve
 from deo_cube.errors import DeviceError, SchedulerError
@@ -125,9 +125,9 @@ def test_weights_are_sent_once_a_node_to_workers_that_do_not_see_them(
     # A path that leads to the file from here, and nowhere from the workers' folder.
     shutil.copy(ref.weights, tmp_path / "mine.safetensors")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(node_weights, "CHUNK_BYTES", 200_000)
+    monkeypatch.setattr(process, "CHUNK_BYTES", 200_000)
     moved = dataclasses.replace(ref, weights="mine.safetensors")
-    assert not any(client.run(node_weights.has_weights, moved).values())
+    assert not any(client.run(process.has_weights, moved).values())
     sent: list[int] = []
     send = WorkerPool._send
     monkeypatch.setattr(WorkerPool, "_send", lambda *args: (sent.append(1), send(*args))[1])
@@ -135,7 +135,7 @@ def test_weights_are_sent_once_a_node_to_workers_that_do_not_see_them(
     other = dataclasses.replace(moved, card=dataclasses.replace(ref.card, alias="moved", weights=_nowhere(ref)))
     pool = WorkerPool(client, [SimpleNamespace(ref=other, device=None)], 60.0)
     pool.refresh(0.0)
-    assert all(client.run(node_weights.has_weights, other).values())
+    assert all(client.run(process.has_weights, other).values())
     assert sent == [1]
 
 

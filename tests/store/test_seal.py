@@ -14,7 +14,7 @@ import zarr
 
 from deo_cube.embedding.embed import embed
 from deo_cube.errors import StoreMismatchError
-from deo_cube.store import create, storage, template
+from deo_cube.store import create, storage
 from deo_cube.store.open import open_embeddings, verify_store
 from deo_cube.store.write import to_zarr
 from deo_cube.testing import cube_at
@@ -209,6 +209,6 @@ def test_an_object_store_that_lost_metadata_gets_them_back_before_it_is_called_c
 
 def test_the_seal_finds_what_was_done_to_itself(stored: Path) -> None:
     edit(stored / "progress" / "sealed.json", "objects", "x/c/0", value="0" * 64)
-    assert template.read_seal(storage.store_at(str(stored))) is None
+    assert create.read_seal(storage.store_at(str(stored))) is None
     with pytest.raises(StoreMismatchError, match="sealed.json"):
         open_embeddings(stored)

@@ -7,7 +7,7 @@ import pytest
 
 from deo_cube.train.__main__ import main, parse
 from deo_cube.train.config import PRESETS, Objective, TrainConfig, from_dict
-from deo_cube.train.plan import plan
+from deo_cube.train.loop import plan
 
 
 def test_fixed_flags() -> None:

@@ -18,10 +18,9 @@ from safetensors.torch import load_file
 
 from deo_cube.encoder.card import ModelCard
 from deo_cube.errors import StoreMismatchError, WeightsNotFoundError
-from deo_cube.train import checkpoints
+from deo_cube.train import loop
 from deo_cube.train.config import PRESETS, Health, Neck, Objective, Optical, Optimizer, StudentConfig, TrainConfig
-from deo_cube.train.loop import build, train
-from deo_cube.train.monitor import Diverged, LossMonitor, effective_rank
+from deo_cube.train.loop import Diverged, LossMonitor, build, effective_rank, train
 from deo_cube.train.student import Student, ema_update
 
 SMOKE = dataclasses.replace(PRESETS["smoke"], device="cpu")
@@ -53,7 +52,7 @@ def test_a_finished_run_is_a_model(tmp_path: Path, cube_source: str) -> None:
     encoder = load_encoder(out, device="cpu")
     pixels = np.random.default_rng(0).uniform(0, 3000, (1, 10, 64, 64)).astype("float32")
     assert np.isfinite(encoder.encode(pixels)).all()
-    last = checkpoints.newest(out)
+    last = loop.newest(out)
     assert last is not None
     assert last.name == "step_00000004"
     assert load_encoder(last, device="cpu").card.fingerprint == card.fingerprint
@@ -82,7 +81,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path, cube_source
         with pytest.raises(Killed):
             train(config, on_step=kill(at))
         train(dataclasses.replace(config, resume=True))
-        a, b = checkpoints.newest(whole), checkpoints.newest(Path(config.out))
+        a, b = loop.newest(whole), loop.newest(Path(config.out))
         assert a is not None
         assert b is not None
         for name in ("weights", "heads", "teacher", "optimizer"):
@@ -101,14 +100,14 @@ def test_a_killed_process_leaves_whole_checkpoints_only(tmp_path: Path, cube_sou
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
     try:
         end = time.monotonic() + 200
-        while not ((last := checkpoints.newest(out)) and int(last.name.split("_")[1]) >= 2):
+        while not ((last := loop.newest(out)) and int(last.name.split("_")[1]) >= 2):
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.1)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    last = checkpoints.newest(out)
+    last = loop.newest(out)
     assert last is not None
     step = int(last.name.split("_")[1])
     state = json.loads((last / "state.json").read_text())
@@ -275,7 +274,7 @@ def test_checkpoints_are_kept_by_policy(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 6):
         (tmp_path / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
     (tmp_path / "checkpoints" / ".step_00000007.99").mkdir()
-    checkpoints.prune(tmp_path, Health(keep=1, keep_every=3))
+    loop.prune(tmp_path, Health(keep=1, keep_every=3))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000006"]
 
 

@@ -11,9 +11,8 @@ import torch
 
 from deo_cube.train.augment import generator, hidden_squares
 from deo_cube.train.config import PRESETS, Objective, Optical, TrainConfig
-from deo_cube.train.loop import build, train
+from deo_cube.train.loop import build, plan, train
 from deo_cube.train.losses import masked_error
-from deo_cube.train.plan import plan
 
 SMOKE = dataclasses.replace(PRESETS["smoke"], device="cpu")
 WEIGHTS = "data/weights/mobilenet_v1_1.0_224_trunk.safetensors"

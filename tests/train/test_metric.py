@@ -12,18 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deo_cube.errors import ArgumentError, InputNotFoundError, MissingBandsError
-from deo_cube.train import metric
+from deo_cube.train import necks
 from deo_cube.train.config import MS_BANDS
-from deo_cube.train.metric import cell_shares, fit_metric, read_pairs
+from deo_cube.train.necks import cell_shares, fit_metric, read_pairs
 
 
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metric, "STEPS", 60)
-    monkeypatch.setattr(metric, "CELLS", 1000)
-    monkeypatch.setattr(metric, "PLACES", 300)
-    monkeypatch.setattr(metric, "AGAINST", 8)
-    monkeypatch.setattr(metric, "RATE", 0.05)
+    monkeypatch.setattr(necks, "STEPS", 60)
+    monkeypatch.setattr(necks, "CELLS", 1000)
+    monkeypatch.setattr(necks, "PLACES", 300)
+    monkeypatch.setattr(necks, "AGAINST", 8)
+    monkeypatch.setattr(necks, "RATE", 0.05)
 
 
 def _dates(seed: int, count: int = 3000) -> tuple[Tensor, Tensor, Tensor]:

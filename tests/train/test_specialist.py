@@ -13,8 +13,7 @@ from deo_cube.encoder.registry import load_encoder
 from deo_cube.errors import MissingBandsError, UnknownModelError
 from deo_cube.train.augment import View
 from deo_cube.train.config import MS_BANDS, PRESETS, Loader, Objective, Specialist, TrainConfig
-from deo_cube.train.loop import build, train
-from deo_cube.train.plan import plan
+from deo_cube.train.loop import build, plan, train
 from deo_cube.train.samples import Mixture, open_source
 from deo_cube.train.student import Outputs, objective, specialist_targets
 from deo_cube.train.teachers import EncoderTeacher, FrozenTeacher, Targets, load_specialist

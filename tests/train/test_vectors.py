@@ -21,12 +21,10 @@ import deo_cube
 from deo_cube.errors import ArgumentError, StoreMismatchError
 from deo_cube.train.augment import Augmentation, generator
 from deo_cube.train.config import PRESETS, Augment, Loader, Objective, TrainConfig
-from deo_cube.train.loop import open_sources, train
+from deo_cube.train.loop import open_sources, plan, train
 from deo_cube.train.losses import patch_similarity, view_similarity
-from deo_cube.train.plan import plan
-from deo_cube.train.samples import Mixture, open_source
+from deo_cube.train.samples import Mixture, VectorMap, open_source
 from deo_cube.train.teachers import StoreTeacher
-from deo_cube.train.vectors import VectorMap
 
 SMOKE = PRESETS["smoke"]
 
@@ -89,7 +87,7 @@ def _of_arrays(values: np.ndarray, box: GeoBox, grid: GeoBox, step: int, times: 
     emb = xr.DataArray(values, dims=dims, coords=xr_coords(box))
     emb = emb if times is None else emb.assign_coords(time=times)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deo_cube.train.vectors.open_embeddings", lambda path: emb)
+        patch.setattr("deo_cube.train.samples.open_embeddings", lambda path: emb)
         vectors = VectorMap("", grid, None if times is None else DATES, step)
         vectors._vectors()
     return vectors

@@ -13,7 +13,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("faiss")
 
 from deo_cube.errors import StoreMismatchError
-from deo_cube.heads.index_build import build_index
+from deo_cube.heads.index import build_index
 from deo_cube.viewer.explore import Explorer, explore
 from deo_cube.viewer.index_search import _boxes
 from deo_cube.viewer.state import ViewerState

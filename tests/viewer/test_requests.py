@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deo_cube.viewer.requests import BadRequest, LabelSet, parse_int, parse_place, parse_places, read_json
+from deo_cube.viewer.server import BadRequest, LabelSet, parse_int, parse_place, parse_places, read_json
 
 CLASSES = [{"code": 1, "name": "water", "color": "#0000ff"}, {"code": 0, "name": "land", "color": "#00ff00"}]
 SQUARE = [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]

@@ -18,10 +18,9 @@ from affine import Affine
 import deo_cube
 from deo_cube.heads.head import fit_head
 from deo_cube.heads.pca import pca_rgb
-from deo_cube.viewer.layers import read_scores
+from deo_cube.viewer.layers import open_for_viewing, read_scores
 from deo_cube.viewer.state import ViewerState
 from deo_cube.viewer.tiles import TileSource
-from deo_cube.viewer.truecolour import open_for_viewing
 from tests.heads.fields import embeddings, on_dask, truth
 from tests.viewer.conftest import tile_at
 
@@ -150,7 +149,7 @@ def test_true_colour_is_that_of_the_cube(client: TestClient, view: ViewerState, 
 
 @pytest.mark.parametrize("labels", [("before", "after"), (152, 182), ("2021-06-01", "20210611"), (20210601, 20210611)])
 def test_true_colour_is_of_the_date_shown_whatever_the_labels(cube: Any, labels: tuple) -> None:
-    from deo_cube.viewer.truecolour import TrueColour
+    from deo_cube.viewer.layers import TrueColour
 
     labelled = cube.assign_coords(time=list(labels))
     with warnings.catch_warnings():

@@ -360,7 +360,7 @@ def test_paths_outside_the_folder_are_refused(explorer: Explorer, path: str) -> 
 
 def test_jobs_and_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from deo_cube.viewer import jobs, state
-    from deo_cube.viewer.requests import BadRequest
+    from deo_cube.viewer.server import BadRequest
 
     monkeypatch.setattr(jobs, "MAX_FINISHED", 3)
     one = ViewerState(embeddings(times=2))

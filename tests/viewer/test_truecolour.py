@@ -12,8 +12,8 @@ import xarray as xr
 
 import deo_cube
 from deo_cube.errors import ArgumentError
+from deo_cube.viewer.layers import STRETCHED, TrueColour, open_for_viewing
 from deo_cube.viewer.state import ViewerState
-from deo_cube.viewer.truecolour import STRETCHED, TrueColour, open_for_viewing
 
 RGB = ("B04", "B03", "B02")
 
