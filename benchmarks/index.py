@@ -276,7 +276,8 @@ def labelled_vectors(job: Index) -> list[tuple[str, Array, Array, tuple[int, ...
 
 def rankings(x: Array, background: Array) -> dict[str, Callable[[Array, Array], Array]]:
     """Return ways to score vectors (n, D) of length one by positives and negatives."""
-    from deo_cube.heads.similar import direction, unit
+    from deo_cube.heads.similar import direction
+    from deo_cube.heads.vectors import unit
 
     def nearest_positive(p: Array, n: Array) -> Array:
         return np.asarray((x @ p.T).max(axis=1))
@@ -304,7 +305,8 @@ def rankings(x: Array, background: Array) -> dict[str, Callable[[Array, Array], 
 
 def measure_feedback(job: Index, *_: Any) -> dict[str, Any]:
     """Return the share of right ones among the 50 best of what is not labelled, in four rounds of labelling 20."""
-    from deo_cube.heads.similar import BACKGROUND, unit
+    from deo_cube.heads.similar import BACKGROUND
+    from deo_cube.heads.vectors import unit
 
     rows = []
     for name, vectors, labels, classes in labelled_vectors(job):

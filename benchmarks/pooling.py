@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from deo_cube.evaluate.features import as_encode, encode_scenes
 from deo_cube.evaluate.readers import read_eurosat, read_worldcover16
 from deo_cube.evaluate.scores import Difference, Score, accuracy_counts, compare, make_score, value_counts
-from deo_cube.heads.probes import choose, knn, linear_probe, ridge_probe
+from deo_cube.heads.probes import choose_cases, knn, linear_probe, ridge_probe
 
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def measure(job: Pooling) -> dict[str, Any]:
     for name, pool in POOLINGS.items():
         a, b = pool(z[: len(train)]), pool(z[len(train) :])
         y, truth = chips.labels[train], chips.labels[test]
-        some = choose(y, 100, 0)
+        some = choose_cases(y, 100, 0)
         found = {"5 neighbours": knn(a, y, b), "100 labels per class": linear_probe(a[some], y[some]).predict(b)}
         x = pool(world)
         predicted = ridge_probe(x[fits], trees[fits], groups=np.flatnonzero(fits)).predict(x[~fits])

@@ -90,9 +90,9 @@ class _Accessor:
         return self._summary()._repr_html_()
 
     def _summary(self) -> Summary:
-        from deo_cube.embedding.match import describe
+        from deo_cube.embedding.match import describe_facts
 
-        return describe(self._obj)
+        return describe_facts(self._obj)
 
 
 @xr.register_dataset_accessor("deo")

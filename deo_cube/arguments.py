@@ -178,7 +178,7 @@ def cube_of(value: Any, *, argument: str = "cube") -> xr.Dataset | xr.DataArray:
     Raises
     ------
     ArgumentTypeError
-        For paths, NumPy and Dask arrays, DataTrees (see `deo_cube.cube.esa.cube_of`), lists, tables, STAC items and
+        For paths, NumPy and Dask arrays, DataTrees (see `deo_cube.cube.esa.opened_cube`), lists, tables, STAC items and
         anything else.
     ArgumentError
         For embeddings.

@@ -36,7 +36,7 @@ from deo_cube.embedding.options import (
     Units,
     Weights,
     changed_options,
-    choice,
+    one_of,
 )
 from deo_cube.errors import ArgumentError, DeoCubeError, UnknownModelError, commands_as_remedies
 from deo_cube.options import set_options
@@ -802,8 +802,8 @@ def bench(
     device: Annotated[
         str | None, TEXT, arg(help="cpu, cuda, cuda:1, mps", help_behavior_hint="(default: the best available)")
     ] = None,
-    precision: Annotated[str, choice(PRECISIONS), arg(help="of the network's matrix products")] = "float32",
-    runtime: Annotated[str, choice(RUNTIMES), arg(help="library that runs the network")] = "torch",
+    precision: Annotated[str, one_of(PRECISIONS), arg(help="of the network's matrix products")] = "float32",
+    runtime: Annotated[str, one_of(RUNTIMES), arg(help="library that runs the network")] = "torch",
     json: Annotated[bool, arg(help="print JSON instead of text")] = False,
 ) -> None:
     """Measure a model's speed on this machine: the encoder alone, and from Zarr to Zarr."""

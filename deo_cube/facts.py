@@ -13,7 +13,7 @@ import xarray as xr
 
 from deo_cube.constants import Attribute
 from deo_cube.cube.categories import Categories, read_categories
-from deo_cube.embedding.match import Summary, describe, summarise_map
+from deo_cube.embedding.match import Summary, describe_facts, summarise_map
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, naming
 from deo_cube.extras import require
 from deo_cube.heads.index import MANIFEST
@@ -54,7 +54,7 @@ def info(x: Any, *, group: str | None = None, storage_options: Mapping[str, Any]
     True
     """
     if isinstance(x, xr.Dataset | xr.DataArray | xr.DataTree):
-        return describe(x)
+        return describe_facts(x)
     if not isinstance(x, str | os.PathLike):
         raise ArgumentTypeError(f"x must be a path, the name of a model, or an xarray object; got {type(x).__name__}")
     text = str(x)
@@ -89,7 +89,7 @@ def _at(path: str, group: str | None, storage_options: Mapping[str, Any] | None)
     from deo_cube.cube.open import open_cube
 
     with naming("x"):
-        return describe(open_cube(path, **({} if group is None else {"group": group})))
+        return describe_facts(open_cube(path, **({} if group is None else {"group": group})))
 
 
 def _model(name: str, path: Path) -> Summary:
@@ -113,7 +113,7 @@ def _store(path: str, storage_options: Mapping[str, Any] | None) -> Summary:
         warnings.filterwarnings("ignore", message=".* is not complete")  # which the line on progress says
         emb = open_embeddings(path, storage_options=storage_options)
     now = status(path, storage_options=storage_options)
-    own = describe(emb)
+    own = describe_facts(emb)
     progress = "complete" if now.complete else "the call that began it resumes it"
     facts = [*own.facts, ("blocks", f"{now.done} of {now.blocks} done, {progress}")]
     if (views := overviews_of(path, storage_options=storage_options)) is not None:
@@ -198,7 +198,7 @@ def _tiff(path: str) -> Summary:
     if model:
         shown = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
         return Summary((*place, ("model", model), ("bands", shown)), title="GeoTIFF of embeddings or of a map of them")
-    return describe(open_cube(path))
+    return describe_facts(open_cube(path))
 
 
 def _table(path: str) -> Summary:

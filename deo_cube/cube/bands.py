@@ -29,7 +29,7 @@ from deo_cube.cube.sentinel2 import (
 from deo_cube.errors import ArgumentError, MissingBandsError
 from deo_cube.notebook import facts_html
 
-__all__ = ["FILL_WITH_MEAN", "LEAVE_OUT", "NEAREST_NM", "BandMatch", "How", "Layer", "layers_of", "match_bands"]
+__all__ = ["FILL_WITH_MEAN", "LEAVE_OUT", "NEAREST_NM", "BandMatch", "How", "BandLayer", "layers_of", "match_bands"]
 
 # --- layers of a cube ---
 
@@ -49,7 +49,7 @@ _SENSOR_KEYS = frozenset(
 
 
 @dataclass(frozen=True)
-class Layer:
+class BandLayer:
     """One variable or label, with all its names and metadata."""
 
     label: str
@@ -68,12 +68,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class _LayerTexts:
-    layer: Layer
+    layer: BandLayer
     texts: tuple[str | None, ...]
     """Its name and titles, each from one place; None where that place is empty."""
 
 
-def layers_of(cube: xr.Dataset | xr.DataArray) -> tuple[str | None, list[Layer]]:
+def layers_of(cube: xr.Dataset | xr.DataArray) -> tuple[str | None, list[BandLayer]]:
     """Return the name of the band dimension (None for a Dataset) and the layers that may be bands.
 
     Raises
@@ -151,10 +151,12 @@ def _entry(
     label: str, index: int | None, name: str | None, titles: Sequence[Any], common: Any, wavelength: float | None
 ) -> _LayerTexts:
     texts = (name, *(t if isinstance(t, str) and t else None for t in titles))
-    return _LayerTexts(Layer(label, index, (), common.lower() if isinstance(common, str) else None, wavelength), texts)
+    return _LayerTexts(
+        BandLayer(label, index, (), common.lower() if isinstance(common, str) else None, wavelength), texts
+    )
 
 
-def _named_layers(entries: Sequence[_LayerTexts], cube: xr.Dataset | xr.DataArray) -> list[Layer]:
+def _named_layers(entries: Sequence[_LayerTexts], cube: xr.Dataset | xr.DataArray) -> list[BandLayer]:
     """Drop the names of each layer that only count positions or follow the numbers of another sensor."""
     places = list(zip(*(s.texts for s in entries), strict=True))
     positional = list(zip(*(counted(place) for place in places), strict=True)) if entries else []
@@ -288,7 +290,7 @@ class BandMatch:
 class _Claim:
     band: str
     how: How
-    layer: Layer
+    layer: BandLayer
 
     @property
     def rank(self) -> int:
@@ -356,7 +358,7 @@ def match_bands(
     claims = _all_claims(layers, claims, wavelength, notes)
     best = {b: _best(b, claims) for b in SENTINEL2}
 
-    chosen: list[tuple[Layer | None, How]] = []
+    chosen: list[tuple[BandLayer | None, How]] = []
     missing_bands: list[str] = []
     for band in bands:
         claim = best[band]
@@ -399,7 +401,7 @@ def _check_dims(cube: xr.Dataset, names: Iterable[str]) -> None:
 
 
 def _claims_of_caller(
-    given: Mapping[str, str], bands: Sequence[str], layers: Sequence[Layer], model: str
+    given: Mapping[str, str], bands: Sequence[str], layers: Sequence[BandLayer], model: str
 ) -> list[_Claim]:
     by_label = {la.label: la for la in layers}
     claims = []
@@ -417,7 +419,9 @@ def _claims_of_caller(
     return claims
 
 
-def _all_claims(layers: Sequence[Layer], given: Sequence[_Claim], wavelength: bool, notes: list[str]) -> list[_Claim]:
+def _all_claims(
+    layers: Sequence[BandLayer], given: Sequence[_Claim], wavelength: bool, notes: list[str]
+) -> list[_Claim]:
     """Return the claims of all layers, those of the caller first.
 
     If two or more layers prove to be another sensor's, the bare designations of the others are dropped, as they follow
@@ -444,7 +448,7 @@ def _all_claims(layers: Sequence[Layer], given: Sequence[_Claim], wavelength: bo
     return [*given, *claims]
 
 
-def _squeezed_names(layers: Sequence[Layer]) -> set[str]:
+def _squeezed_names(layers: Sequence[BandLayer]) -> set[str]:
     """Return labels, titles and descriptions of all layers: in a GeoTIFF the labels are positions."""
     return {squeezed(n) for la in layers for n in (la.label, *la.names)}
 
@@ -458,7 +462,7 @@ def _confirmed(claim: _Claim) -> bool:
 
 
 def _claims_of_layer(
-    layer: Layer, layers: Sequence[Layer], wavelength: bool, notes: list[str], against: list[str]
+    layer: BandLayer, layers: Sequence[BandLayer], wavelength: bool, notes: list[str], against: list[str]
 ) -> Iterator[_Claim]:
     """Yield the band that one layer claims to be, if its names do not contradict each other.
 
@@ -511,7 +515,7 @@ def _claims_of_layer(
 _OTHER_RANGE = re.compile(r"(?<![a-z])(?:tirs\d*|thermal|lwir\d*|pan(?:chromatic)?)(?![a-z])")
 
 
-def _of_common_name(layer: Layer, notes: list[str]) -> str | None:
+def _of_common_name(layer: BandLayer, notes: list[str]) -> str | None:
     meant = bands_of_common_name(layer.common_name or "")
     if layer.wavelength is not None and meant:
         near = min(meant, key=lambda b: abs(SENTINEL2[b].wavelength - layer.wavelength))  # type: ignore[operator]
@@ -547,7 +551,7 @@ def _nearest(band: str, best: Mapping[str, _Claim | None]) -> _Claim | None:
     return best[min(near, key=distance)] if near else None
 
 
-def _scl(given: Mapping[str, str], layers: Sequence[Layer]) -> Layer | None:
+def _scl(given: Mapping[str, str], layers: Sequence[BandLayer]) -> BandLayer | None:
     label = next((str(v) for k, v in given.items() if k.upper() == "SCL"), None)
     if label is not None:
         for la in layers:
@@ -575,7 +579,7 @@ def _missing_message(
     model: str,
     bands: Sequence[str],
     missing_bands: Sequence[str],
-    layers: Sequence[Layer],
+    layers: Sequence[BandLayer],
     matched: Mapping[str, _Claim | None],
     notes: Sequence[str],
     missing: str,
@@ -616,7 +620,7 @@ def _missing_message(
     return "\n".join(lines)
 
 
-def _naming(cube: xr.Dataset | xr.DataArray, counted: Sequence[Layer], n: int) -> str:
+def _naming(cube: xr.Dataset | xr.DataArray, counted: Sequence[BandLayer], n: int) -> str:
     """Return advice on naming bands that only have positions; only the file's producer knows their order."""
     if isinstance(cube, xr.DataArray):
         dim = dims(cube).band
@@ -633,7 +637,7 @@ def _naming(cube: xr.Dataset | xr.DataArray, counted: Sequence[Layer], n: int) -
     )
 
 
-def _similar(band: str, free: Sequence[Layer], layers: Sequence[Layer], proposed: Iterable[str]) -> str:
+def _similar(band: str, free: Sequence[BandLayer], layers: Sequence[BandLayer], proposed: Iterable[str]) -> str:
     """Return the label that is spelled like a name of `band`, with the same numbers; "..." without one."""
     labels = [la.label for la in free if la.label not in set(proposed)]
     if {"swir2", "swir3"} <= _squeezed_names(layers):

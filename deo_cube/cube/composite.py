@@ -15,7 +15,7 @@ from deo_cube.arguments import refuse_foreign
 from deo_cube.constants import PREFIX, Attribute
 from deo_cube.cube import georeference, times
 from deo_cube.cube.bands import BandMatch, match_bands
-from deo_cube.cube.esa import cube_of
+from deo_cube.cube.esa import opened_cube
 from deo_cube.cube.footprint import centre
 from deo_cube.cube.masks import align_mask, check_classes, hidden_classes
 from deo_cube.cube.sentinel2 import SENTINEL2, band_of_name
@@ -86,7 +86,7 @@ def composite(
         raise ArgumentError(f"how must be 'median', 'least_cloudy' or 'first', got {how!r}")
     arguments.number_or("offset", offset, ("auto",), several=True)
     arguments.number_or("nodata", nodata, ("auto", None), finite=False)
-    cube, dims = _as_dataset(cube_of(cube))
+    cube, dims = _as_dataset(opened_cube(cube))
     match, radiometry, bands, hidden = _read(cube, dims, mask, units, offset, nodata)
     clear = xr.concat([b.notnull() for b in bands.values()], "band").all("band") & ~hidden
     ranked = _rank(cube, how)
@@ -123,7 +123,7 @@ def clear_bands(
         (time, band, y, x) float32 DN without offset, NaN where a pixel has no data in any band; without `time` where
         the cube has none. The coordinate `valid` is 1, and 0 under clouds and shadows after `SCL` and without data.
     """
-    given = cube_of(cube)
+    given = opened_cube(cube)
     dated = georeference.dims(given).time is not None
     if isinstance(given, xr.Dataset):  # `expand_dims` leaves coordinates as they are
         given = given.set_coords([n for n, v in given.data_vars.items() if v.ndim == 0])

@@ -27,7 +27,7 @@ from deo_cube.cube.times import of_value
 from deo_cube.cube.units import OFFSET_COORD
 from deo_cube.errors import ArgumentError, InputNotFoundError, MissingBandsError, StorageError, remedy
 
-__all__ = ["cube_of", "cube_of_product", "groups_read", "is_product", "is_safe", "items_of_safe"]
+__all__ = ["opened_cube", "cube_of_product", "groups_read", "is_product", "is_safe", "items_of_safe"]
 
 
 #: Groups of bands by resolution, with the overview level of a product that was converted to GeoZarr.
@@ -37,7 +37,7 @@ _ROOT_KEYS = ("stac_discovery", "other_metadata")
 _NAMED_DATE = re.compile(r"_(\d{8}T\d{6})(?=_|\.|$)")
 
 
-def cube_of(value: Any, *, argument: str = "cube") -> xr.Dataset | xr.DataArray:
+def opened_cube(value: Any, *, argument: str = "cube") -> xr.Dataset | xr.DataArray:
     """Return `value` as a cube: itself, a product's bands for a DataTree of one, the only cube of another DataTree.
 
     Raises

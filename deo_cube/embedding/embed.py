@@ -19,7 +19,7 @@ import xarray as xr
 
 from deo_cube.constants import INT8_INVALID, MODEL_BANDS
 from deo_cube.cube import coordinates, georeference, stac
-from deo_cube.cube.esa import cube_of
+from deo_cube.cube.esa import opened_cube
 from deo_cube.cube.units import product_levels
 from deo_cube.embedding import graph, metadata, process, transfer
 from deo_cube.embedding.block import EmbedBlock
@@ -158,7 +158,7 @@ def embed(
         runtime=runtime,
     )
     run = RunOptions(batch_size=batch_size, device=device)
-    cube = cube_of(cube)
+    cube = opened_cube(cube)
     p = with_runtime(prepare(cube, options), run.device)
     check_device(run.device, p.precision, p.runtime)
     cube = graph.with_loaded_coordinates(cube)

@@ -17,7 +17,7 @@ from deo_cube.constants import PREFIX, Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.bands import BandMatch, match_bands
 from deo_cube.cube.categories import Categories, read_categories
-from deo_cube.cube.esa import cube_of
+from deo_cube.cube.esa import opened_cube
 from deo_cube.cube.times import read_times
 from deo_cube.embedding.options import EmbedOptions
 from deo_cube.embedding.prepare import Cube, Prepared, prepare
@@ -27,7 +27,7 @@ from deo_cube.errors import DeoCubeError, remedy
 from deo_cube.notebook import CELL, html_table
 from deo_cube.options import Default, option
 
-__all__ = ["Summary", "describe", "match", "summarise", "summarise_embeddings", "summarise_map"]
+__all__ = ["Summary", "describe_facts", "match", "summarise", "summarise_embeddings", "summarise_map"]
 
 #: Names of the maps that verbs return, beside those of classes.
 MAPS = ("similarity", "distance", "change", "probability", "probabilities", "group", "rgb")
@@ -50,7 +50,7 @@ def match(
     MissingBandsError
         If a band is missing, or matched twice.
     """
-    cube = cube_of(cube)
+    cube = opened_cube(cube)
     wavelength = arguments.boolean("wavelength", wavelength)
     if bands is not None and not isinstance(bands, Mapping):
         bands = arguments.sequence("bands", bands, "bands, or a mapping of bands to variables")
@@ -116,13 +116,13 @@ class Summary:
         return html_table(self.title, rows)
 
 
-def describe(obj: Any) -> Summary:
+def describe_facts(obj: Any) -> Summary:
     """Describe a cube or embeddings from names and metadata. Reads no pixel on Dask, and never raises.
 
     A repr that raises hides the object, and in a notebook the rest of the cell.
     """
     try:
-        obj = cube_of(obj) if isinstance(obj, xr.DataTree) else obj
+        obj = opened_cube(obj) if isinstance(obj, xr.DataTree) else obj
         array = obj["embeddings"] if isinstance(obj, xr.Dataset) and "embeddings" in obj else obj
         if "embedding" in array.dims:
             return summarise_embeddings(array)

@@ -40,7 +40,7 @@ __all__ = [
     "RunOptions",
     "TEXT",
     "changed_options",
-    "choice",
+    "one_of",
     "dtype_name",
     "split_options",
 ]
@@ -95,7 +95,7 @@ PATH = _spec("PATH", lambda texts: Path(texts[0]))
 TEXT = _spec("STR", lambda texts: texts[0])
 
 
-def choice(choices: Collection[str]) -> PrimitiveConstructorSpec[Any]:
+def one_of(choices: Collection[str]) -> PrimitiveConstructorSpec[Any]:
     """Return the parser of one of several texts, whose default is shown as it is."""
     return _spec("{" + ",".join(choices) + "}", lambda texts: texts[0], choices=choices)
 
@@ -123,7 +123,7 @@ BandsOption = Annotated[
     BANDS,
     arg(help="B04=red B08=4 ...: band of the model, variable of the cube", help_behavior_hint="(default: by name)"),
 ]
-Units = Annotated[str, choice(_UNITS), arg(help="of the stored values")]
+Units = Annotated[str, one_of(_UNITS), arg(help="of the stored values")]
 Offset = Annotated[
     str | float | Sequence[float], NUMBER_OR_WORD, arg(help="DN to add: auto, 0 or -1000", metavar="auto|DN")
 ]
@@ -173,11 +173,11 @@ class EmbedOptions:
     layer: Annotated[str | None, TEXT, arg(help="layer of the model", help_behavior_hint=_OF_CARD)] = None
     anchor: Annotated[Anchor, arg(help="where tiles begin: CRS origin, or corner")] = "grid"
     edge: Annotated[Edge, arg(help="patches partly outside the cube")] = "pad"
-    dtype: Annotated[str | None, choice(DTYPES), arg(help="of the embeddings")] = Default("float16")
-    precision: Annotated[str | None, choice(PRECISIONS), arg(help="of the network's matrix products")] = Default(
+    dtype: Annotated[str | None, one_of(DTYPES), arg(help="of the embeddings")] = Default("float16")
+    precision: Annotated[str | None, one_of(PRECISIONS), arg(help="of the network's matrix products")] = Default(
         "float32"
     )
-    runtime: Annotated[str | None, choice(RUNTIMES), arg(help="library that runs the network")] = Default("torch")
+    runtime: Annotated[str | None, one_of(RUNTIMES), arg(help="library that runs the network")] = Default("torch")
 
     def __post_init__(self) -> None:
         if isinstance(self.bands, str) or not isinstance(self.bands, Sequence | Mapping | None):

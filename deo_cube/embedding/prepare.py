@@ -14,7 +14,7 @@ from odc.geo.geobox import GeoBox
 from deo_cube.arguments import refuse_foreign
 from deo_cube.cube import georeference
 from deo_cube.cube.bands import FILL_WITH_MEAN, LEAVE_OUT, BandMatch, match_bands
-from deo_cube.cube.esa import cube_of
+from deo_cube.cube.esa import opened_cube
 from deo_cube.cube.masks import align_mask, check_classes, check_mask
 from deo_cube.cube.times import check_times
 from deo_cube.cube.units import Radiometry, decide_radiometry
@@ -84,7 +84,7 @@ def prepare(cube: Cube, options: EmbedOptions, *, locate: bool = True, series: b
     DeoCubeError
         As `embed`. Of a cube with several problems one error lists them all.
     """
-    cube = cube_of(cube)
+    cube = opened_cube(cube)
     variables = dict(options.bands) if isinstance(options.bands, Mapping) else None
     ref = _encoder_ref(options, locate=locate, series=series)
     card = ref.card

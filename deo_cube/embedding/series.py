@@ -24,7 +24,7 @@ from deo_cube import arguments
 from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.composite import composite
-from deo_cube.cube.esa import cube_of
+from deo_cube.cube.esa import opened_cube
 from deo_cube.cube.times import Period, coordinates_of, dates, periods
 from deo_cube.cube.units import to_layers
 from deo_cube.embedding import graph, metadata, process
@@ -130,7 +130,7 @@ def embed_series(
         mask=mask,
         dtype=dtype,
     )
-    cube = cube_of(cube)
+    cube = opened_cube(cube)
     p = prepare(cube, options, series=True)
     if p.dims.time is None:
         raise ArgumentError("cube must have a time dimension: a series encoder reads the months of a pixel")

@@ -38,7 +38,7 @@ __all__ = [
     "list_files",
     "parse_address",
     "place_in_cache",
-    "write_json",
+    "write_record",
 ]
 
 HUB = "https://huggingface.co"
@@ -254,10 +254,10 @@ def compare_with_first(address: Address, path: Path) -> None:
             f"Find out why; to accept it, remove the entry from {record}"
         )
     if key not in seen:
-        write_json(record, seen | {key: sha256})
+        write_record(record, seen | {key: sha256})
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_record(path: Path, values: Mapping[str, Any]) -> None:
     """Write a record in one piece, so that another process never reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")

@@ -37,7 +37,7 @@ from deo_cube.encoder.hub import (
     hub_cache,
     list_files,
     parse_address,
-    write_json,
+    write_record,
 )
 from deo_cube.errors import DeoCubeError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.options import allow_network, get_option
@@ -50,7 +50,7 @@ __all__ = [
     "FOLDER_VARIABLE",
     "Choice",
     "check_structure",
-    "choose",
+    "choose_file",
     "find_weights",
     "local_weights",
     "recorded_choice",
@@ -74,7 +74,7 @@ def find_weights(card: ModelCard, weights: str | Path | None = None, *, offline:
     Looked for, in this order: `weights` (a file, or a folder that holds one of the card's name); the folder
     `DEO_CUBE_WEIGHTS`; the card's own folder; the caches; and, unless offline, the publisher's address or the hub. A
     `.safetensors` of the same name is taken before the published `.pth`, unless the card states the hash of the latter.
-    Where the name of the file on the hub is not known, the one that fills the network is taken (`choose`).
+    Where the name of the file on the hub is not known, the one that fills the network is taken (`choose_file`).
 
     Parameters
     ----------
@@ -160,14 +160,14 @@ def _fetch(card: ModelCard) -> Path:
     address = address_of(card)
     assert address is not None
     if w.repo is None:
-        return choose(card, address)
+        return choose_file(card, address)
     try:
         return download(_address(w), advice)
     except WeightsNotFoundError as error:
         if w.sha256 is not None or not isinstance(error.__cause__, EntryNotFoundError):
             raise
         # The publisher may have renamed the file; no hash ties the card to its name.
-        return choose(card, dataclasses.replace(address, file=None), without=[w.file])
+        return choose_file(card, dataclasses.replace(address, file=None), without=[w.file])
 
 
 def _from_address(card: ModelCard, text: str, offline: bool) -> Path:
@@ -180,7 +180,7 @@ def _from_address(card: ModelCard, text: str, offline: bool) -> Path:
         raise WeightsNotFoundError(
             f"weights={text!r} is not on this machine, and offline is set: {allow_network()} allows the network"
         )
-    return choose(card, address)
+    return choose_file(card, address)
 
 
 def weights_state(card: ModelCard) -> str:
@@ -331,7 +331,7 @@ class Choice:
         return Address(self.repo, self.revision, self.file)
 
 
-def choose(card: ModelCard, address: Address, *, without: Sequence[str] = ()) -> Path:
+def choose_file(card: ModelCard, address: Address, *, without: Sequence[str] = ()) -> Path:
     """Return the file of a repository that fills a card's network, downloaded, and record the choice.
 
     Parameters
@@ -520,4 +520,4 @@ def _choice(values: Mapping[str, Any]) -> Choice:
 
 
 def _write_record(record: Mapping[str, Sequence[Choice]]) -> None:
-    write_json(_record(), {name: [dataclasses.asdict(c) for c in choices] for name, choices in record.items()})
+    write_record(_record(), {name: [dataclasses.asdict(c) for c in choices] for name, choices in record.items()})

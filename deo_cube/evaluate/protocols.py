@@ -30,7 +30,7 @@ from deo_cube.evaluate.scores import (
     value_counts,
 )
 from deo_cube.heads.conv import upernet_logits, upernet_tensors
-from deo_cube.heads.probes import choose, knn, linear_probe, ridge_probe
+from deo_cube.heads.probes import choose_cases, knn, linear_probe, ridge_probe
 from deo_cube.heads.splits import blocks, halves, neighbourhoods, split_groups, warn_of_leak
 
 __all__ = [
@@ -113,7 +113,7 @@ def classification(
     for per_class in few:
         start, each = stopwatch(), []
         for seed in range(seeds):
-            some = np.flatnonzero(train)[choose(y[train], per_class, seed)]
+            some = np.flatnonzero(train)[choose_cases(y[train], per_class, seed)]
             probe = linear_probe(z[some], y[some])
             each.append(accuracy_counts(y[test], probe.predict(z[test]), g, n))
         scores.append(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deo_cube import arguments
 from deo_cube.cube import georeference
-from deo_cube.cube.esa import cube_of
+from deo_cube.cube.esa import opened_cube
 from deo_cube.embedding.embed import embed
 from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import resolve
@@ -141,7 +141,7 @@ def seam_report(
     TilePlanError
         If the cube is too small to hold borders away from its own edges.
     """
-    cube = cube_of(cube)
+    cube = opened_cube(cube)
     tile = None if tile is None else arguments.integer("tile", tile, error=TilePlanError)
     if halos is not None:
         halos = [arguments.integer("halos", h, minimum=0) for h in arguments.sequence("halos", halos, "integers")]

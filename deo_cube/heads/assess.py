@@ -34,8 +34,8 @@ from deo_cube.extras import require
 from deo_cube.heads.applicability import applicability, labelled_cells
 from deo_cube.heads.base import Head
 from deo_cube.heads.classes import NO_CLASS, Classes
-from deo_cube.heads.intervals import Interval, Sample, cell_areas, difference, mean_of, regression_scores
-from deo_cube.heads.reference_places import Places, one_time, read_map, reference_places, values_at
+from deo_cube.heads.intervals import Interval, StratifiedSample, cell_areas, difference, mean_of, regression_scores
+from deo_cube.heads.reference_places import ReferencePlaces, one_time, read_map, reference_places, values_at
 from deo_cube.heads.regression import RegressionHead
 from deo_cube.heads.splits import LeakWarning
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
@@ -388,7 +388,7 @@ def assess(
 
 
 def _of_classes(
-    drawn: xr.DataArray, classes: Classes, places: Places, strata: Any, notes: list[str], confidence: float
+    drawn: xr.DataArray, classes: Classes, places: ReferencePlaces, strata: Any, notes: list[str], confidence: float
 ) -> ClassAssessment:
     import dask
 
@@ -406,7 +406,7 @@ def _of_classes(
     else:
         stratum, sizes, weights, names = _strata(strata, places, drawn)
         notes.append(f"strata: {len(sizes)} of the map of strata")
-    sample = Sample(stratum, sizes, weights, places.clusters)
+    sample = StratifiedSample(stratum, sizes, weights, places.clusters)
     notes += _notes_on(sample, places, names, confidence, own_strata=strata is not None)
     m, r = places.mapped, places.truth
     confusion = np.zeros((k, k), int)
@@ -425,7 +425,7 @@ def _of_classes(
 
 
 def _notes_on(
-    sample: Sample, places: Places, strata: Sequence[Any], confidence: float, *, own_strata: bool
+    sample: StratifiedSample, places: ReferencePlaces, strata: Sequence[Any], confidence: float, *, own_strata: bool
 ) -> list[str]:
     """Return what limits the estimates from a sample."""
     notes = []
@@ -449,7 +449,9 @@ def _notes_on(
     return notes
 
 
-def _table_of_classes(sample: Sample, places: Places, mapped_ha: Array, confidence: float) -> pd.DataFrame:
+def _table_of_classes(
+    sample: StratifiedSample, places: ReferencePlaces, mapped_ha: Array, confidence: float
+) -> pd.DataFrame:
     """Return accuracies and area of each class, with their intervals."""
     ones = np.ones(len(places.mapped))
     rows = []
@@ -476,7 +478,7 @@ def _table_of_classes(sample: Sample, places: Places, mapped_ha: Array, confiden
     return pd.DataFrame(rows).set_index("class")
 
 
-def _without_width(places: Places, confidence: float) -> list[str]:
+def _without_width(places: ReferencePlaces, confidence: float) -> list[str]:
     """Return a note per class of the map of which all places are right, whose interval has no width."""
     notes = []
     for i, name in enumerate(places.names):
@@ -487,7 +489,7 @@ def _without_width(places: Places, confidence: float) -> list[str]:
     return notes
 
 
-def _strata(strata: Any, places: Places, drawn: xr.DataArray) -> tuple[Array, Array, Array, Sequence[Any]]:
+def _strata(strata: Any, places: ReferencePlaces, drawn: xr.DataArray) -> tuple[Array, Array, Array, Sequence[Any]]:
     """Return the stratum of each place, cells and share of the area of each, and their values."""
     layer, classes = read_map(strata, None, "strata")
     if classes is None:
@@ -507,7 +509,9 @@ def _strata(strata: Any, places: Places, drawn: xr.DataArray) -> tuple[Array, Ar
 # ---- quantities -----------------------------------------------------------------------------------------------------
 
 
-def _of_quantity(drawn: xr.DataArray, places: Places, notes: list[str], confidence: float) -> QuantityAssessment:
+def _of_quantity(
+    drawn: xr.DataArray, places: ReferencePlaces, notes: list[str], confidence: float
+) -> QuantityAssessment:
     if len(places.truth) < 2:
         raise LabelsError(f"at least two reference places must be on the map, found {len(places.truth)}")
     weights = np.ones(len(places.truth))
@@ -541,7 +545,7 @@ LATTICE = 500
 
 
 def check_leak(
-    places: Places,
+    places: ReferencePlaces,
     drawn: xr.DataArray,
     head: Head | None,
     training: Any,
@@ -590,7 +594,7 @@ def check_leak(
         )
 
 
-def _compared(places: Places, some: Array) -> str:
+def _compared(places: ReferencePlaces, some: Array) -> str:
     """Return how good the map is at some of the places and at the others, without the weights of strata."""
     if places.names:
         right = places.mapped == places.truth
@@ -647,7 +651,7 @@ def _margin(p: Array) -> Array:
 
 
 def look_first_at(
-    drawn: xr.DataArray, classes: Classes | None, places: Places, sources: Sources, look: int, notes: list[str]
+    drawn: xr.DataArray, classes: Classes | None, places: ReferencePlaces, sources: Sources, look: int, notes: list[str]
 ) -> pd.DataFrame:
     """Return the most doubtful places of the map, apart from each other, and note what doubt says of the reference."""
     empty = pd.DataFrame(columns=["x", "y", "map", "margin", "dissimilarity", "reason"])
@@ -658,7 +662,7 @@ def look_first_at(
     steps = [max(1, drawn.sizes[d] // LATTICE) for d in (y, x)]
     rows, cols = (np.arange(s // 2, drawn.sizes[d], s) for d, s in zip((y, x), steps, strict=True))
     grid_r, grid_c = (v.ravel() for v in np.meshgrid(rows, cols, indexing="ij"))
-    at = Places(
+    at = ReferencePlaces(
         grid_r, grid_c, grid_r, grid_r, np.asarray(drawn[x].values, "float64")[grid_c],
         np.asarray(drawn[y].values, "float64")[grid_r], None, (), (), False, 0,
     )  # fmt: skip
@@ -707,7 +711,9 @@ def look_first_at(
     )
 
 
-def _apart(score: Array, at: Places, most: int, apart: float, reason: str, chosen: list[tuple[int, str]]) -> None:
+def _apart(
+    score: Array, at: ReferencePlaces, most: int, apart: float, reason: str, chosen: list[tuple[int, str]]
+) -> None:
     """Append the places with the lowest score that are not near one that was chosen before."""
     for i in np.argsort(score, kind="stable"):
         if most <= 0 or not np.isfinite(score[i]):

@@ -20,7 +20,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deo_cube.arguments import integer
-from deo_cube.cube.esa import cube_of
+from deo_cube.cube.esa import opened_cube
 from deo_cube.cube.units import canonical
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.options import split_options
@@ -97,7 +97,7 @@ def fit_tuned(
 
     require("sklearn", "scipy", extra="heads", purpose="fine-tuning")
     start = clock.perf_counter()
-    cube = cube_of(cube)
+    cube = opened_cube(cube)
     integer("finetune", finetune)
     embed_options = {k: v for k, v in (embed_options or {}).items() if k not in ("dtype", "model")}
     if time is not None:

@@ -35,9 +35,9 @@ from deo_cube.cube.times import read_times
 from deo_cube.embedding.metadata import COMPARABLE, PREFIX
 from deo_cube.errors import ArgumentError, ArgumentTypeError, SelectionError, StorageError, StoreMismatchError, remedy
 from deo_cube.extras import require
-from deo_cube.heads.similar import BACKGROUND, cells_of_examples, direction, unit, vectors_of
+from deo_cube.heads.similar import BACKGROUND, cells_of_examples, direction, vectors_of
 from deo_cube.heads.tables import parsed_crs
-from deo_cube.heads.vectors import as_embeddings, geobox, matching_times, select_time, spatial_dims
+from deo_cube.heads.vectors import as_embeddings, geobox, matching_times, select_time, spatial_dims, unit
 from deo_cube.options import get_option
 from deo_cube.paths import expand, is_url, not_found
 from deo_cube.progress import Progress
@@ -47,14 +47,14 @@ from deo_cube.store.open import opened
 __all__ = [
     "Files",
     "Index",
-    "Layer",
+    "IndexedDate",
     "MANIFEST",
     "Manifest",
     "SEGMENT",
     "Segment",
-    "Source",
+    "IndexedSource",
     "build_index",
-    "check_model",
+    "check_comparable",
     "faiss_library",
     "labels_of",
     "model_fields",
@@ -88,7 +88,7 @@ SEGMENT = 2**21
 
 
 @dataclass(frozen=True)
-class Layer:
+class IndexedDate:
     """One date of a source."""
 
     time: str | None
@@ -98,7 +98,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Source:
+class IndexedSource:
     """A store, or an array, whose patches are in the index."""
 
     store: str | None
@@ -106,7 +106,7 @@ class Source:
     crs: str
     transform: tuple[float, ...]
     shape: tuple[int, int]
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[IndexedDate, ...] = ()
     covered: str = ""
     """File of the blocks that are in the index."""
 
@@ -115,7 +115,7 @@ class Source:
         """Patches of one layer."""
         return self.shape[0] * self.shape[1]
 
-    def same_grid(self, other: Source) -> bool:
+    def same_grid(self, other: IndexedSource) -> bool:
         """Return whether both have the same CRS, transform and shape."""
         return (self.crs, self.shape) == (other.crs, other.shape) and bool(
             np.allclose(self.transform, other.transform, rtol=1e-12, atol=1e-9)
@@ -139,7 +139,7 @@ class Manifest:
     dim: int
     lists: int
     min_valid: float = 0.0
-    sources: tuple[Source, ...] = ()
+    sources: tuple[IndexedSource, ...] = ()
     segments: tuple[Segment, ...] = ()
     sample: str = ""
     revision: str = ""
@@ -177,9 +177,11 @@ class Manifest:
         """
         fields = json.loads(data)
         sources = [
-            Source(**{**s, "transform": tuple(s["transform"]), "shape": tuple(s["shape"]), "layers": tuple(layers)})
+            IndexedSource(
+                **{**s, "transform": tuple(s["transform"]), "shape": tuple(s["shape"]), "layers": tuple(layers)}
+            )
             for s in fields.pop("sources")
-            for layers in [[Layer(**x) for x in s["layers"]]]
+            for layers in [[IndexedDate(**x) for x in s["layers"]]]
         ]
         segments = tuple(Segment(**s) for s in fields.pop("segments"))
         return cls(**fields, sources=tuple(sources), segments=segments)
@@ -398,7 +400,7 @@ class Index:
         return CRS.from_user_input(known.pop() if len(known) == 1 else 4326)
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[IndexedSource, ...]:
         """Stores and arrays whose patches the index holds: path, grid and dates of each, in the order of `source`."""
         return self._manifest.sources
 
@@ -425,7 +427,7 @@ class Index:
         StoreMismatchError
             For embeddings of another model, or vectors of another length.
         """
-        check_model(emb, self._manifest, self._files)
+        check_comparable(emb, self._manifest, self._files)
 
     def attach(self, array: xr.DataArray, number: int = 0) -> None:
         """Read examples that are places in source `number` from an array."""
@@ -741,7 +743,7 @@ def _attrs(manifest: Manifest) -> dict[str, str]:
     return {PREFIX + k: v for k, v in manifest.model.items()}
 
 
-def check_model(array: xr.DataArray, manifest: Manifest, files: Files) -> None:
+def check_comparable(array: xr.DataArray, manifest: Manifest, files: Files) -> None:
     """Raise if vectors of an array cannot be compared with those of an index.
 
     Raises
@@ -764,13 +766,13 @@ def check_model(array: xr.DataArray, manifest: Manifest, files: Files) -> None:
         )
 
 
-def source_of(array: xr.DataArray, place: str | None) -> Source:
+def source_of(array: xr.DataArray, place: str | None) -> IndexedSource:
     """Return an array as a source of an index: its grid, and the path of its store."""
     box = geobox(array)
-    return Source(place, box.crs.wkt, tuple(box.transform)[:6], (int(box.shape[0]), int(box.shape[1])))
+    return IndexedSource(place, box.crs.wkt, tuple(box.transform)[:6], (int(box.shape[0]), int(box.shape[1])))
 
 
-def _grid(source: Source, dim: int) -> xr.DataArray:
+def _grid(source: IndexedSource, dim: int) -> xr.DataArray:
     """Return an array of zeros without memory on the grid of a source, to find places without opening the store."""
     zeros = np.broadcast_to(np.float32(0), (dim, *source.shape))
     box = GeoBox(source.shape, Affine(*source.transform), source.crs)
@@ -843,7 +845,7 @@ def _window(bbox: Any) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def _centres_within(source: Source, window: tuple[float, float, float, float], crs: CRS) -> tuple[Any, Any]:
+def _centres_within(source: IndexedSource, window: tuple[float, float, float, float], crs: CRS) -> tuple[Any, Any]:
     """Return the rows and columns of the patches whose centres are within a window: slices in the CRS of the source."""
     x0, y0, x1, y1 = window
     t, (rows, cols) = Affine(*source.transform), source.shape
@@ -859,7 +861,7 @@ def _centres_within(source: Source, window: tuple[float, float, float, float], c
 
 
 def _rows_and_columns_near(
-    source: Source, window: tuple[float, float, float, float], crs: CRS, xs: Array, ys: Array
+    source: IndexedSource, window: tuple[float, float, float, float], crs: CRS, xs: Array, ys: Array
 ) -> tuple[Array, Array]:
     """Return the rows and columns that may be within a window in another CRS: a few more than are."""
     own = CRS.from_user_input(source.crs)
@@ -966,7 +968,7 @@ def build_index(
     source = source_of(array, place)
     before = None if overwrite else present
     if before is not None:
-        check_model(array, before, files)
+        check_comparable(array, before, files)
         if lists is not None and lists != before.lists:
             raise ArgumentError(f"lists must be {before.lists}, that of the index, got {lists}: pass overwrite=True")
         manifest = before
@@ -990,7 +992,7 @@ def build_index(
     return opened
 
 
-def _placed(manifest: Manifest, source: Source, array: xr.DataArray) -> tuple[int, Manifest, list[int]]:
+def _placed(manifest: Manifest, source: IndexedSource, array: xr.DataArray) -> tuple[int, Manifest, list[int]]:
     """Return the number of the source, the manifest with it and its dates, and the layer of each date of the array."""
     same = [i for i, s in enumerate(manifest.sources) if s.store == source.store and s.same_grid(source)]
     labels = labels_of(array)
@@ -1001,7 +1003,7 @@ def _placed(manifest: Manifest, source: Source, array: xr.DataArray) -> tuple[in
     layers, first = list(placed.layers), manifest.numbers
     for label in labels:
         if label not in [x.time for x in layers]:
-            layers.append(Layer(label, first))
+            layers.append(IndexedDate(label, first))
             first += placed.patches
     sources = [*manifest.sources]
     sources[number : number + 1] = [replace(placed, layers=tuple(layers))]

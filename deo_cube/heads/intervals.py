@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deo_cube.heads.vectors import geobox, spatial_dims
 
-__all__ = ["Interval", "Sample", "cell_areas", "difference", "mean_of", "regression_scores"]
+__all__ = ["Interval", "StratifiedSample", "cell_areas", "difference", "mean_of", "regression_scores"]
 
 
 Array = NDArray[Any]
@@ -43,7 +43,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sample:
+class StratifiedSample:
     """A stratified sample of the cells of a map.
 
     Parameters

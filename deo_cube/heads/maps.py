@@ -19,7 +19,7 @@ from deo_cube import arguments
 from deo_cube.arguments import embeddings_of
 from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
-from deo_cube.cube.esa import cube_of
+from deo_cube.cube.esa import opened_cube
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import prepare
@@ -117,7 +117,7 @@ def segment(
     head, embed_options = _head(head, cube, embed_options)
     is_cube = not _is_embeddings(cube)
     if is_cube:
-        cube = cube_of(cube)
+        cube = opened_cube(cube)
     if blend and not is_cube:
         raise ArgumentTypeError("cube must be a cube with blend=True, which embeds on four tile grids; got embeddings")
     emb = _embedded(cube, head, dict(embed_options))

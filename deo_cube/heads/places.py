@@ -25,7 +25,7 @@ from deo_cube.errors import (
     naming,
 )
 from deo_cube.heads.geometries import Coverage, clean, cover, into_grid, transform
-from deo_cube.heads.tables import parsed_crs, read_frame, read_table, stated_crs
+from deo_cube.heads.tables import geojson_crs, parsed_crs, read_frame, read_table
 from deo_cube.paths import not_found
 
 __all__ = ["Places", "coverage_of", "read_places"]
@@ -124,7 +124,7 @@ def _of_geojson(places: Mapping[str, Any], crs: CRS | None) -> Places:
     properties = [(f.get("properties") or {}) if f.get("type") == "Feature" else {} for f in features or []]
     columns = pd.DataFrame(properties, index=pd.RangeIndex(len(shapes)))
     # GeoJSON without a CRS is in degrees of WGS 84 (RFC 7946, section 4).
-    stated = stated_crs(places) or parsed_crs(4326)
+    stated = geojson_crs(places) or parsed_crs(4326)
     return Places(_objects(shapes), pd.RangeIndex(len(shapes)), crs or stated, columns)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deo_cube.extras import require
 
-__all__ = ["choose", "knn", "linear_probe", "ridge_probe"]
+__all__ = ["choose_cases", "knn", "linear_probe", "ridge_probe"]
 
 Array = NDArray[Any]
 
@@ -19,7 +19,7 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Candidates for C (inverse of the regularisation) of a linear probe."""
 
 
-def choose(labels: Array, per_class: int, seed: int) -> Array:
+def choose_cases(labels: Array, per_class: int, seed: int) -> Array:
     """Return indices of `per_class` random cases of each class; all of a class that has fewer."""
     rng = np.random.default_rng(seed)
     parts = []

@@ -25,7 +25,7 @@ from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.packed import decoded_floats, scale_and_offset
 from deo_cube.paths import local_path, not_found, reading
 
-__all__ = ["Places", "one_time", "read_map", "reference_places", "values_at"]
+__all__ = ["ReferencePlaces", "one_time", "read_map", "reference_places", "values_at"]
 
 Array = NDArray[Any]
 
@@ -202,7 +202,7 @@ def one_time(array: xr.DataArray, time: Any) -> xr.DataArray:
 
 
 @dataclass(frozen=True)
-class Places:
+class ReferencePlaces:
     """Reference places on the map.
 
     Parameters
@@ -242,7 +242,7 @@ class Places:
 
 def reference_places(
     reference: Any, drawn: xr.DataArray, classes: Classes | None, options: Mapping[str, Any], mapping: Any
-) -> Places:
+) -> ReferencePlaces:
     """Return the places of a reference where the map has a value.
 
     Parameters
@@ -312,7 +312,7 @@ def reference_places(
     xs, ys = np.asarray(drawn[x].values, "float64")[cols], np.asarray(drawn[y].values, "float64")[rows]
     names = () if classes is None else (*classes.names, *extra)
     colors = () if classes is None else (*classes.colors, *("#999999" for _ in extra))
-    return Places(
+    return ReferencePlaces(
         rows[usable], cols[usable], values[usable], mapped[usable], xs[usable], ys[usable],
         None if clusters is None else clusters[usable], names, colors, form == "raster", int((keep & ~has_map).sum()),
         by_number,
@@ -431,7 +431,7 @@ def _positions(
     return np.array([position[v] for v in values.tolist()], dtype=int), tuple(extra), tuple(by_number)
 
 
-def values_at(layer: xr.DataArray, box: GeoBox, places: Places) -> Array:
+def values_at(layer: xr.DataArray, box: GeoBox, places: ReferencePlaces) -> Array:
     """Return the values of a layer (..., y, x) on another grid at places of the map: (n, ...), NaN outside."""
     own = geobox(layer)
     x, y = places.x, places.y

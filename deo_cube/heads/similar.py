@@ -19,19 +19,27 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError, StorageError
 from deo_cube.extras import require
 from deo_cube.heads.geometries import cells_of, clean, into_grid, north_up
 from deo_cube.heads.places import read_places
-from deo_cube.heads.tables import located, parsed_crs, stated_crs
-from deo_cube.heads.vectors import as_embeddings, crs_or_none, geobox, map_vectors, select_time, spatial_dims, subsample
+from deo_cube.heads.tables import geojson_crs, located, parsed_crs
+from deo_cube.heads.vectors import (
+    as_embeddings,
+    crs_or_none,
+    geobox,
+    map_vectors,
+    select_time,
+    spatial_dims,
+    subsample,
+    unit,
+)
 
 __all__ = [
     "BACKGROUND",
     "cells_of_examples",
     "direction",
     "has_geometries",
-    "locate",
+    "patch_at",
     "of_texts",
     "read_examples",
     "similar",
-    "unit",
     "vectors_of",
     "write_results",
 ]
@@ -52,11 +60,6 @@ BACKGROUND = 200
 """Vectors of the sample of all patches that negatives are completed with."""
 NEGATIVES_WEIGHT = 0.8
 """Weight of the negatives; the sample has the rest."""
-
-
-def unit(vectors: Array) -> Array:
-    """Return vectors (n, D) of length one; zeros stay zeros."""
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
 
 
 def direction(positives: Array, negatives: Array, background: Array) -> Array:
@@ -177,7 +180,7 @@ def cells_of_examples(emb: xr.DataArray, places: Any, crs: Any, argument: str) -
     points = _numbers(places, emb.sizes["embedding"], argument).reshape(-1, 2)
     if crs is not None:
         points = _projected(emb, points, crs)
-    cells = np.array([locate(emb, px, py, argument) for px, py in points.tolist()], dtype=int).reshape(-1, 2)
+    cells = np.array([patch_at(emb, px, py, argument) for px, py in points.tolist()], dtype=int).reshape(-1, 2)
     described = f"({points[0, 0]:.8g}, {points[0, 1]:.8g})" if len(points) == 1 else f"{len(points)} points"
     return cells[:, 0], cells[:, 1], described
 
@@ -208,7 +211,7 @@ def _cells(emb: xr.DataArray, to: Any, crs: Any, argument: str) -> tuple[Array, 
         shapes, own = list(to.geometry), to.crs
     else:
         geojson = to if isinstance(to, Mapping) else to.__geo_interface__
-        shapes, own = _of_geojson(geojson, argument), stated_crs(geojson) or 4326
+        shapes, own = _of_geojson(geojson, argument), geojson_crs(geojson) or 4326
     array = np.empty(len(shapes), dtype=object)
     array[:] = shapes
     cleaned = clean(array)
@@ -243,7 +246,7 @@ def _at_cells(emb: xr.DataArray, rows: Array, cols: Array, time: Any, described:
     return plain, described + ("" if time is None else f" at {time}")
 
 
-def locate(emb: xr.DataArray, px: float, py: float, argument: str = "to") -> tuple[int, int]:
+def patch_at(emb: xr.DataArray, px: float, py: float, argument: str = "to") -> tuple[int, int]:
     """Return row and column of the patch that contains a point in the CRS of the embeddings.
 
     A patch includes its west and north edges, not its east and south ones: a point on a shared edge belongs to the

@@ -38,7 +38,7 @@ from deo_cube.errors import (
 from deo_cube.extras import require
 from deo_cube.paths import expand, is_url, not_found, unreadable
 
-__all__ = ["Table", "form_of", "located", "parsed_crs", "read_frame", "read_table", "stated_crs", "suffix_of"]
+__all__ = ["Table", "form_of", "located", "parsed_crs", "read_frame", "read_table", "geojson_crs", "suffix_of"]
 
 Array = NDArray[Any]
 Form = Literal["raster", "table", "points", "shapes"]
@@ -245,7 +245,7 @@ def _of_geojson(labels: Mapping[str, Any], column: Any, crs: CRS | None) -> Tabl
 
 
 def _geojson_crs(labels: Mapping[str, Any], bounds: Array) -> CRS | None:
-    crs = stated_crs(labels)
+    crs = geojson_crs(labels)
     x0, y0, x1, y1 = bounds
     if crs is None and (max(-x0, x1) > _MAX_LONGITUDE or max(-y0, y1) > 90):
         raise MissingCRSError(
@@ -256,7 +256,7 @@ def _geojson_crs(labels: Mapping[str, Any], bounds: Array) -> CRS | None:
     return parsed_crs(4326 if crs is None else crs)
 
 
-def stated_crs(labels: Mapping[str, Any]) -> CRS | None:
+def geojson_crs(labels: Mapping[str, Any]) -> CRS | None:
     """Return the CRS that GeoJSON states (pyproj), as files older than its standard do; None where it states none."""
     member = labels.get("crs")
     name = (member.get("properties") or {}).get("name") if isinstance(member, Mapping) else member

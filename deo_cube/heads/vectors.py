@@ -302,8 +302,8 @@ def _runs(size: int, count: int, runs: int = 8) -> Array:
 
 
 def unit(vectors: Array) -> Array:
-    """Return vectors (n, D) at length 1; zero vectors as they are."""
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+    """Return vectors (..., D) at length 1; zero vectors as they are."""
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
 
 
 def softmax(scores: Array) -> Array:

@@ -41,7 +41,7 @@ from deo_cube.store import scheduler
 from deo_cube.store.layout import Block
 from deo_cube.store.report import ProgressBar
 
-__all__ = ["WorkerInfo", "WorkerPool", "query_workers", "run_blocks"]
+__all__ = ["WorkerInfo", "WorkerPool", "query_workers", "run_on_workers"]
 
 #: Name of the abstract resource that workers with a GPU are started with.
 RESOURCE = "GPU"
@@ -136,7 +136,7 @@ class WorkerPool:
     client : distributed.Client
         Synchronous.
     runs : list
-        What runs for the blocks; see `run_blocks`.
+        What runs for the blocks; see `run_on_workers`.
     patience : float
         Seconds to wait while there is no worker.
     aside : callable
@@ -372,7 +372,7 @@ class _PendingBlock:
     workers: tuple[str, ...] = ()
 
 
-def run_blocks(
+def run_on_workers(
     jobs: Iterable[Any],
     run_job: Callable[[Any], Any],
     bar: ProgressBar,

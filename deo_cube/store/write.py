@@ -402,7 +402,7 @@ class _Run:
             from deo_cube.store import run_distributed
 
             runs = [task.run for task in tasks.block_tasks(self.emb.data)]
-            run_distributed.run_blocks(jobs, run_one, bar, runs, run=run, patience=self.patience, results=results)
+            run_distributed.run_on_workers(jobs, run_one, bar, runs, run=run, patience=self.patience, results=results)
             return
         try:
             with executor(self.scheduler, self.num_workers) as (pool, slots):

@@ -42,7 +42,7 @@ from deo_cube.train.samples import (
     Batch,
     ImageSource,
     Mixture,
-    Source,
+    SampleSource,
     batches,
     open_source,
     store_info,
@@ -50,7 +50,7 @@ from deo_cube.train.samples import (
     windows_for,
 )
 from deo_cube.train.student import (
-    LinearHead,
+    LinearProjection,
     Student,
     Terms,
     describe_run,
@@ -461,7 +461,7 @@ def _precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, f"fp32: the reference on {device.type}"
 
 
-def open_sources(config: TrainConfig) -> tuple[Source, ...]:
+def open_sources(config: TrainConfig) -> tuple[SampleSource, ...]:
     """Return the sources of ``--data``, opened and checked against the needs of the run.
 
     Raises
@@ -538,7 +538,7 @@ def start_heads(student: Student, specialist: FrozenTeacher | None) -> None:
         return
     for name, part in (("vector", "cls"), ("mid", "mid"), ("late", "late")):
         head = student.specialist[name]
-        if isinstance(head, LinearHead):
+        if isinstance(head, LinearProjection):
             head.start(specialist.get_buffer(f"mean_{part}").cpu(), specialist.get_buffer(f"std_{part}").cpu())
 
 
@@ -836,7 +836,7 @@ class _Step:
         return total
 
 
-def _probe(student: Student, sources: Sequence[Source], config: TrainConfig) -> dict[str, float]:
+def _probe(student: Student, sources: Sequence[SampleSource], config: TrainConfig) -> dict[str, float]:
     labelled = [s for s in sources if isinstance(s, ImageSource) and len({Path(f).parent for f in s.files}) > 1]
     if not labelled or student.cls_head is None or not student.second_stem:
         return {}

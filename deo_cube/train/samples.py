@@ -47,8 +47,8 @@ __all__ = [
     "ImageSource",
     "Mixture",
     "OpenCube",
-    "Sample",
-    "Source",
+    "TrainingWindow",
+    "SampleSource",
     "SourceSpec",
     "StoreInfo",
     "VectorMap",
@@ -239,7 +239,7 @@ NO_FILL = (0.0,) * len(MS_BANDS)
 TRIES = 12
 
 
-class Sample(NamedTuple):
+class TrainingWindow(NamedTuple):
     """A window as it was read."""
 
     image: Array
@@ -538,7 +538,7 @@ class OpenCube:
             _check_values(arrays, scl, radiometry)
         return cls(arrays, scl, radiometry, (int(shape[0]), int(shape[1]), int(shape[2])), fine, taught)
 
-    def read(self, random: np.random.Generator, size: int, fill: tuple[float, ...]) -> Sample:
+    def read(self, random: np.random.Generator, size: int, fill: tuple[float, ...]) -> TrainingWindow:
         """Return a window at a random time and place; cubes smaller than `size` are mirrored at their edges."""
         r = self.radiometry
         t = int(random.integers(self.shape[0]))
@@ -574,7 +574,7 @@ class OpenCube:
             if rgb is not None:
                 rgb = np.pad(rgb, ((0, 0), *((0, k * after) for _, after in pad)), mode="symmetric")
         vectors, known = self.taught.read(t, y, x, h, w, size) if self.taught else (None, None)
-        return Sample(image, ok, rgb, vectors=vectors, known=known)
+        return TrainingWindow(image, ok, rgb, vectors=vectors, known=known)
 
 
 def _planes(values: Sequence[float]) -> Array:
@@ -593,14 +593,14 @@ def _check_values(arrays: list[Any], scl: Any, radiometry: Radiometry) -> None:
         check_classes(scl, radiometry.scl_invalid)
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """A source of windows."""
 
     name: str
     kind: Kind
     weight: float
 
-    def draw(self, random: np.random.Generator, size: int, valid: float) -> Sample:
+    def draw(self, random: np.random.Generator, size: int, valid: float) -> TrainingWindow:
         """Return a window of side `size`, of which a share `valid` of the pixels is valid."""
         ...
 
@@ -656,7 +656,7 @@ class CubeSource:
         """True if windows come with fine RGB of the same ground."""
         return bool(self.spec.rgb)
 
-    def draw(self, random: np.random.Generator, size: int, valid: float) -> Sample:
+    def draw(self, random: np.random.Generator, size: int, valid: float) -> TrainingWindow:
         """Return a window drawn by area and, among `TRIES` candidates, kept with the probability of its valid share.
 
         Raises
@@ -666,7 +666,7 @@ class CubeSource:
         """
         self.check()
         p = np.asarray(self._areas, dtype="float64")
-        best: tuple[float, Sample] | None = None
+        best: tuple[float, TrainingWindow] | None = None
         for _ in range(TRIES):
             cube = self.cube(int(random.choice(len(p), p=p / p.sum())))
             candidate = cube.read(random, size, self.fill)._replace(level=self.spec.level_number)
@@ -705,7 +705,7 @@ class ArraySource:
     fill: tuple[float, ...] = NO_FILL
     """Value of invalid pixels."""
 
-    def draw(self, random: np.random.Generator, size: int, valid: float) -> Sample:
+    def draw(self, random: np.random.Generator, size: int, valid: float) -> TrainingWindow:
         """Return a window of a random chip, the first of `TRIES` with a valid share of `valid`, or the best of them."""
         best: tuple[float, Array, Array] | None = None
         _, _, rows, cols = self.x.shape
@@ -721,7 +721,7 @@ class ArraySource:
         assert best is not None
         ok = best[2]
         image = np.where(ok, best[1].astype("float32"), _planes(self.fill))
-        return Sample(_mirrored(image, size), _mirrored(ok, size), None, self.level)
+        return TrainingWindow(_mirrored(image, size), _mirrored(ok, size), None, self.level)
 
     def __len__(self) -> int:
         return max(1, int(self.x[:, 0].size) // 64**2)
@@ -783,12 +783,12 @@ class ImageSource:
         with Image.open(raw) as image:
             return np.asarray(image.convert("RGB"), dtype="float32").transpose(2, 0, 1) * np.float32(self.scale)
 
-    def draw(self, random: np.random.Generator, size: int, valid: float) -> Sample:
+    def draw(self, random: np.random.Generator, size: int, valid: float) -> TrainingWindow:
         """Return a random image, cut or mirrored to `size`."""
         image = self.read(self.files[int(random.integers(len(self.files)))])
         _, h, w = image.shape
         y, x = int(random.integers(max(h - size, 0) + 1)), int(random.integers(max(w - size, 0) + 1))
-        return Sample(_mirrored(image[:, y : y + size, x : x + size], size), np.ones((size, size), bool))
+        return TrainingWindow(_mirrored(image[:, y : y + size, x : x + size], size), np.ones((size, size), bool))
 
     def labels(self, files: Sequence[str]) -> Array:
         """Return the class number of each file, by its folder."""
@@ -801,7 +801,7 @@ class ImageSource:
 
 def open_source(
     text: str, fill: tuple[float, ...] = NO_FILL, *, detail: int = 4, store: str = "", step: int = 4
-) -> Source:
+) -> SampleSource:
     """Return the source that ``PATH[,key=value...]`` names, checked.
 
     `fill` replaces invalid pixels, band by band; `detail` is for ``rgb=``, `store` and `step` for an embedding store
@@ -922,11 +922,11 @@ class Mixture:
         Of the run.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[SampleSource, ...]
     loader: Loader
     seed: int
 
-    def sample(self, kind: Kind, number: int) -> Sample:
+    def sample(self, kind: Kind, number: int) -> TrainingWindow:
         """Return sample `number` of `kind`."""
         random = np.random.default_rng([self.seed, 0 if kind == "ms" else 1, number])
         own = [s for s in self.sources if s.kind == kind]
@@ -937,11 +937,11 @@ class Mixture:
     def batch(self, number: int, sizes: tuple[int, int], rank: int, world_size: int) -> Batch:
         """Return micro-batch `number` of process `rank`: its rows of the samples that all processes read together."""
 
-        def rows(kind: Kind, n: int) -> list[Sample]:
+        def rows(kind: Kind, n: int) -> list[TrainingWindow]:
             first = (number * world_size + rank) * n
             return [self.sample(kind, first + i) for i in range(n)]
 
-        def stacked(samples: list[Sample]) -> Tensor | None:
+        def stacked(samples: list[TrainingWindow]) -> Tensor | None:
             return torch.from_numpy(np.stack([s.image for s in samples])) if samples else None
 
         ms, rgb = rows("ms", sizes[0]), rows("rgb", sizes[1])
@@ -955,7 +955,7 @@ class Mixture:
         return Batch(stacked(ms), stacked(rgb), torch.from_numpy(fine), paired, level, vectors, known)
 
 
-def _joined(samples: list[Sample]) -> tuple[Tensor | None, Tensor | None]:
+def _joined(samples: list[TrainingWindow]) -> tuple[Tensor | None, Tensor | None]:
     """Return vectors and where they are known; samples of sources that no store covers have none."""
     some = next((s.vectors for s in samples if s.vectors is not None), None)
     if some is None:

@@ -28,7 +28,7 @@ from deo_cube.train.losses import coding_rate_loss, masked_error, patch_similari
 from deo_cube.train.teachers import FrozenTeacher, StoreTeacher, Targets
 
 __all__ = [
-    "LinearHead",
+    "LinearProjection",
     "Outputs",
     "ProjectionHead",
     "Student",
@@ -64,7 +64,7 @@ class ProjectionHead(nn.Module):
         return F.normalize(self.mlp(x).float(), dim=-1, p=2, eps=1e-12)
 
 
-class LinearHead(nn.Module):
+class LinearProjection(nn.Module):
     """One linear layer, output of length one; it starts as the standardisation that `start` is given."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -256,7 +256,10 @@ class Student(nn.Module):
             parts = zip(("vector", "mid", "late"), second, strict=True)
             linear = config.specialist.head == "linear"
             self.specialist = nn.ModuleDict(
-                {k: LinearHead(width[k], n) if linear else ProjectionHead(width[k], o.hidden, n) for k, n in parts}
+                {
+                    k: LinearProjection(width[k], n) if linear else ProjectionHead(width[k], o.hidden, n)
+                    for k, n in parts
+                }
             )
         # Convolutions are a third faster on channels that are side by side.
         self.channels_last = config.student.family in ("conv", "spectral")

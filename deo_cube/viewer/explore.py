@@ -16,7 +16,7 @@ from typing import Any
 import xarray as xr
 
 from deo_cube.arguments import embeddings_of, integer
-from deo_cube.cube.esa import cube_of
+from deo_cube.cube.esa import opened_cube
 from deo_cube.errors import ArgumentError, ArgumentTypeError, StorageError
 from deo_cube.extras import require
 from deo_cube.heads.base import Head
@@ -207,7 +207,7 @@ def explore(
     if heads is not None and not isinstance(heads, Mapping):
         raise ArgumentTypeError(f"heads must be a mapping of names to heads, got {type(heads).__name__}")
     if cube is not None and not isinstance(cube, str | Path):
-        cube = cube_of(cube)
+        cube = opened_cube(cube)
     opened = open_for_viewing(cube) if isinstance(cube, str | Path) else cube
     state = ViewerState(emb, cube=opened, heads=heads, title=title, index=index, reference=reference)
     return Explorer(state, host=host, port=port, height=height, hostnames=hostnames)

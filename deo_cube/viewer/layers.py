@@ -527,7 +527,7 @@ def _check_same_place(cube: TileGrid, emb: TileGrid) -> None:
 
 # --- Write layers to files: a Cloud-Optimized GeoTIFF, window by window, or polygons as GeoJSON ---
 
-Layer = ColourLayer | ScoreLayer | ClassLayer
+DrawnLayer = ColourLayer | ScoreLayer | ClassLayer
 
 MAX_CELLS = 16_000_000
 """Largest number of cells that are turned into polygons."""
@@ -536,7 +536,7 @@ MAX_BYTES = 512 * 2**20
 """Largest file of polygons."""
 
 
-def write_cog(layer: Layer, t: int, path: Path, *, tags: dict[str, str]) -> Iterator[float]:
+def write_cog(layer: DrawnLayer, t: int, path: Path, *, tags: dict[str, str]) -> Iterator[float]:
     """Write one date of a layer as a north-up COG on the grid of the embeddings; yield the share done.
 
     Similarities are float32 with NaN for none; classes uint8 with 255 for none, a palette and names; PCA colours
@@ -583,7 +583,7 @@ def write_cog(layer: Layer, t: int, path: Path, *, tags: dict[str, str]) -> Iter
     yield 1.0
 
 
-def _stored(layer: Layer) -> tuple[str, float]:
+def _stored(layer: DrawnLayer) -> tuple[str, float]:
     if isinstance(layer, ScoreLayer):
         return "float32", float("nan")
     return "uint8", 0 if isinstance(layer, ColourLayer) else NO_CLASS

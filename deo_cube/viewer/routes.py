@@ -33,7 +33,7 @@ from deo_cube.viewer.server import (
     parse_int,
     parse_place,
     parse_places,
-    read_json,
+    read_body,
 )
 from deo_cube.viewer.state import ViewerState
 from deo_cube.viewer.tiles import TOP_ZOOM
@@ -229,7 +229,7 @@ async def _json_body(request: Request) -> dict[str, Any]:
         body += chunk
         if len(body) > MAX_BYTES:
             raise too_large
-    return read_json(body)
+    return read_body(body)
 
 
 def _refuse(_: Request, error: Exception) -> Response:

@@ -45,7 +45,7 @@ __all__ = [
     "parse_int",
     "parse_place",
     "parse_places",
-    "read_json",
+    "read_body",
     "refusal",
     "server_config",
 ]
@@ -68,7 +68,7 @@ class BadRequest(ValueError):
         self.status = status
 
 
-def read_json(body: bytes) -> dict[str, Any]:
+def read_body(body: bytes) -> dict[str, Any]:
     """Return the JSON object in the body of a request."""
     if len(body) > MAX_BYTES:
         raise BadRequest(f"a request holds at most {MAX_BYTES // 2**20} MB", 413)

@@ -21,7 +21,7 @@ from deo_cube.heads.applicability import applicability
 from deo_cube.heads.assess import ClassAssessment, QuantityAssessment, assess
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.head import fit_head
-from deo_cube.heads.intervals import Interval, Sample, difference, regression_scores
+from deo_cube.heads.intervals import Interval, StratifiedSample, difference, regression_scores
 from deo_cube.heads.splits import LeakWarning
 from tests.heads.fields import clicks, embeddings, on_dask, truth
 
@@ -110,7 +110,7 @@ def test_the_intervals_cover_the_truth_as_often_as_they_say():
     covered = []
     for _ in range(400):
         cells = np.concatenate([rng.choice(np.flatnonzero(mapped == k), 60, replace=False) for k in (0, 1)])
-        sample = Sample(mapped[cells], sizes, sizes / sizes.sum())
+        sample = StratifiedSample(mapped[cells], sizes, sizes / sizes.sum())
         interval = sample.ratio(real[cells] == 1, np.ones(120))
         covered.append(interval.low <= real.mean() <= interval.high)
     assert 0.91 < np.mean(covered) < 0.98

@@ -1,6 +1,6 @@
 import numpy as np
 
-from deo_cube.heads.probes import choose, knn, linear_probe
+from deo_cube.heads.probes import choose_cases, knn, linear_probe
 
 
 def blobs(n, seed=0, noise=0.4):
@@ -12,10 +12,10 @@ def blobs(n, seed=0, noise=0.4):
 
 def test_choose_draws_each_class_evenly_and_reproducibly():
     y = np.repeat([0, 1, 2], [50, 8, 20])
-    a = choose(y, 10, 0)
+    a = choose_cases(y, 10, 0)
     assert np.bincount(y[a]).tolist() == [10, 8, 10]
-    assert (choose(y, 10, 0) == a).all()
-    assert (choose(y, 10, 1) != a).any()
+    assert (choose_cases(y, 10, 0) == a).all()
+    assert (choose_cases(y, 10, 1) != a).any()
     assert len(set(a)) == len(a)
 
 

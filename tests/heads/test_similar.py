@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, SelectionError
-from deo_cube.heads.similar import locate, similar
+from deo_cube.heads.similar import patch_at, similar
 from tests.heads.fields import embeddings, no_compute, on_dask, truth
 
 
@@ -112,15 +112,15 @@ def test_errors_name_the_argument():
 def test_a_point_belongs_to_the_cell_that_contains_it(row, col, north_up, dy, dx):
     emb = embeddings(north_up=north_up)
     px, py = 500_000 + (col + dx) * 80, 5_200_000 - (row + dy) * 80
-    r, c = locate(emb, px, py)
+    r, c = patch_at(emb, px, py)
     assert (r if north_up else 23 - r, c) == (row, col)
 
 
 def test_a_single_cell_takes_its_size_from_the_transform():
     emb = embeddings().isel(y=[3], x=[4])
-    assert locate(emb, float(emb.x[0]) + 39, float(emb.y[0]) - 39) == (0, 0)
+    assert patch_at(emb, float(emb.x[0]) + 39, float(emb.y[0]) - 39) == (0, 0)
     with pytest.raises(ArgumentError, match="to"):
-        locate(emb, float(emb.x[0]) + 41, float(emb.y[0]))
+        patch_at(emb, float(emb.x[0]) + 41, float(emb.y[0]))
 
 
 def test_places_of_any_form_are_those_of_their_cells():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deo_cube.viewer.server import BadRequest, LabelSet, parse_int, parse_place, parse_places, read_json
+from deo_cube.viewer.server import BadRequest, LabelSet, parse_int, parse_place, parse_places, read_body
 
 CLASSES = [{"code": 1, "name": "water", "color": "#0000ff"}, {"code": 0, "name": "land", "color": "#00ff00"}]
 SQUARE = [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]
@@ -102,10 +102,10 @@ def test_anything_at_all_is_read_or_refused(value: object) -> None:
 
 
 def test_json_is_an_object_without_nan() -> None:
-    assert read_json(b'{"a": 1}') == {"a": 1}
+    assert read_body(b'{"a": 1}') == {"a": 1}
     for bad in (b"", b"[1]", b"{", b'{"a": NaN}', b'{"a": Infinity}', b"\xff", b"[" * 100_000):
         with pytest.raises(BadRequest):
-            read_json(bad)
+            read_body(bad)
 
 
 def test_whole_numbers_are_whole() -> None:
