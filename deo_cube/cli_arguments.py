@@ -14,7 +14,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
@@ -29,9 +29,12 @@ __all__ = [
     "description",
     "overview",
     "parse",
+    "parse_as",
     "spelling_of",
 ]
 
+
+T = TypeVar("T")
 
 #: Arguments of the functions behind the commands whose parameter is called otherwise in `cli`, as "verb.argument" or,
 #: for all verbs, "argument". The parameter is looked for in the verb, and is skipped where the verb lacks it.
@@ -63,7 +66,9 @@ class Spelling:
     Parameters
     ----------
     command : str
-        Name of the command; empty for none.
+        Name of the command in messages; empty for none.
+    call : str
+        Program and command, as they are typed.
     flags : mapping of str to str
         ``--flag`` of each parameter that is one, by its Python name, and of arguments of functions that it is passed on
         to under another name.
@@ -76,6 +81,7 @@ class Spelling:
     """
 
     command: str = ""
+    call: str = "deo-cube"
     flags: Mapping[str, str] = field(default_factory=dict)
     positions: Mapping[str, str] = field(default_factory=dict)
     switches: tuple[str, ...] = ()
@@ -84,7 +90,8 @@ class Spelling:
     @property
     def all_flags(self) -> list[str]:
         """Flags of the command, those that negate switches included."""
-        negated = [flag.replace("--", "--no-", 1) for flag in self.switches]
+        # --progress is negated as --no-progress, --objective.gather as --objective.no-gather.
+        negated = [re.sub(r"^(--(?:.*\.)?)", r"\1no-", flag) for flag in self.switches]
         return [*dict.fromkeys(self.flags.values()), *negated, "--help"]
 
 
@@ -115,7 +122,7 @@ def spelling_of(command: str, verb: Callable[..., Any]) -> Spelling:
             positions[name] = " ".join(placed) if name == "to" else placed[0]
         elif passed := [flags[p] for p in parameters if p in flags]:
             flags[name] = passed[0]
-    return Spelling(command, flags, positions, tuple(switches), usage)
+    return Spelling(command, f"deo-cube {command}", flags, positions, tuple(switches), usage)
 
 
 def _metavar(hint: Any) -> str | None:
@@ -166,7 +173,7 @@ def check_flags(args: Sequence[str], spelling: Spelling) -> None:
             )
         similar = _similar(flag, known)
         meant = f": did you mean {' or '.join(similar)}?" if similar else ""
-        raise _refusal(lacks + meant, f"deo-cube {spelling.command} --help describes its flags")
+        raise _refusal(lacks + meant, f"{spelling.call} --help describes its flags")
 
 
 #: What other programs call the path that is written.
@@ -196,32 +203,35 @@ def _is_number(text: str) -> bool:
 def parse(
     verb: Callable[..., Any], args: Sequence[str], spelling: Spelling, *, description: str | None = None
 ) -> Callable[[], Any]:
-    """Return a call of `verb` with the arguments of a command line (without the command); help ends the process.
-
-    Raises
-    ------
-    ArgumentError
-        For arguments that are missing, unknown, too many, or of the wrong kind.
-    """
-    if "--help" not in args and "-h" not in args:
-        check_flags(args, spelling)
+    """Return a call of `verb` with the arguments of a command line (without the command), as `parse_as`."""
 
     @functools.wraps(verb)
     def later(*positional: Any, **named: Any) -> Callable[[], Any]:
         return functools.partial(verb, *positional, **named)
 
+    return parse_as(later, args, spelling, description=description)
+
+
+def parse_as(made: Callable[..., T], args: Sequence[str], spelling: Spelling, **options: Any) -> T:
+    """Return what `made`, a function or dataclass, makes of the arguments of a command line; help ends the process.
+
+    Raises
+    ------
+    ArgumentError
+        For arguments that are missing, unknown, too many, or of the wrong kind. A note says what describes them.
+    """
+    if "--help" not in args and "-h" not in args:
+        check_flags(args, spelling)
     report = io.StringIO()
     try:
         with contextlib.redirect_stderr(report):
-            call: Callable[[], Any] = tyro.cli(
-                later, prog=f"deo-cube {spelling.command}", args=list(args), description=description
-            )
+            result = tyro.cli(made, prog=spelling.call, args=list(args), **options)
     except SystemExit as end:
         if not end.code:
             raise
         raise _refusal(*_in_plain_words(report.getvalue(), spelling)) from None
     sys.stderr.write(report.getvalue())  # warnings
-    return call
+    return result
 
 
 def _refusal(message: str, remedy: str) -> ArgumentError:
@@ -235,6 +245,7 @@ _REPORTS = (
     (r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*?),?\)\.?", r"\2 must be one of \3, got '\1'"),
     (r"Error parsing (.+?): invalid literal for int\(\) with base 10: (.*)", r"\1 must be an integer, got \2"),
     (r"Error parsing (.+?): could not convert string to float: (.*)", r"\1 must be a number, got \2"),
+    (r"Error parsing [A-Z]\w*[a-z]\w*: (.*)", r"\1"),  # of a dataclass, whose message names the flag
     (r"Error parsing (.+?): (.*)", r"\1: \2"),
     (r"Missing value for argument '(.*?)'\. Expected 1 values\.", r"\1 needs a value"),
     (r"Missing value for argument '(.*?)'\. Expected (\d+) values\.", r"\1 needs \2 values"),
@@ -243,7 +254,7 @@ _REPORTS = (
 
 def _in_plain_words(report: str, spelling: Spelling) -> tuple[str, str]:
     """Return the message and the remedy of a report of tyro."""
-    remedy = f"usage: {spelling.usage}; deo-cube {spelling.command} --help describes the arguments"
+    remedy = f"usage: {spelling.usage}; {spelling.call} --help describes the arguments"
     lines = _unboxed(report)
     text = " ".join(" ".join(lines).split())
     if "Missing from" in text:

@@ -26,14 +26,13 @@ BASE = {
     "paths",
     "progress",
 }
-BASE |= {"cli_errors"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def layer(module: str) -> str:
     """Return the layer of a dotted module name."""
     parts = module.split(".")
-    if len(parts) == 1:
+    if len(parts) == 1 or parts[-1] == "__main__":  # a program
         return "top"
     if parts[1] in LAYERS:
         return parts[1]

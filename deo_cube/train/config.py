@@ -387,7 +387,7 @@ class TrainConfig:
     PATH is a Zarr, NetCDF or GeoTIFF cube, a folder or pattern of GeoTIFFs, STAC items (JSON), or a folder or zip of
     RGB images."""
     out: str = "runs/deo"
-    """Folder of the run; a finished one is a model: ds.deo.embed(model=DIR)."""
+    """Folder of the run; a finished one is a model: deo-cube embed CUBE OUT --model DIR."""
     preset: Literal["paper", "small", "tiny", "smoke"] = "small"
     """Where the other defaults come from."""
     steps: int = 10_000

@@ -106,5 +106,25 @@ def test_mistakes_end_with_a_message_and_a_code(tmp_path, capsys, images_path) -
     assert "names no cube" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--preset", "smal"], "--preset"),
+        (["--optimizer.lrate", "0.1"], "--optimizer.lr"),
+        (["--objective.no-gathers"], "--objective.no-gather"),
+        (["--steps", "many"], "--steps"),
+        (["--steps", "0"], "--steps"),
+    ],
+)
+def test_mistaken_flags_are_plain_lines(arguments: list[str], flag: str, capsys) -> None:
+    assert main(["--data", "a.zarr", *arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("deo_cube.train: ") for line in lines)
+    assert flag in lines[0]
+    assert "--help" in lines[1]
+    assert not set("╭│╰") & set("".join(lines))
+
+
 def test_defaults_of_the_class_are_consistent() -> None:
     assert TrainConfig().to_dict()["objective"]["world_size"] == 16
