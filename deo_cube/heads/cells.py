@@ -13,16 +13,57 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.errors import ArgumentError
+from deo_cube.arguments import integer, number
+from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.heads.splits import blocks
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 
-__all__ = ["CellVectors", "Folds", "TrainingVectors", "gather", "join"]
+__all__ = ["CellVectors", "FoldOptions", "Folds", "TrainingVectors", "check_strengths", "gather", "join", "set_checked"]
 
 Array = NDArray[Any]
 
 #: Vectors that a random part keeps of each class.
 PER_CLASS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldOptions:
+    """Options of heads that are validated in blocks of space.
+
+    Parameters
+    ----------
+    block : float, optional
+        Side of a block in units of the CRS. Default: the labelled area divided into about 6 x 6 blocks.
+    buffer : float, optional
+        Training cells nearer than this to a test cell are left out. Default: the side of a cell.
+    most : int
+        Fit on a random subsample of this size where there are more vectors.
+    """
+
+    block: float | None = None
+    buffer: float | None = None
+    most: int = 50000
+
+    def __post_init__(self) -> None:
+        if self.block is not None:
+            number("block", self.block, above=0)
+        if self.buffer is not None:
+            number("buffer", self.buffer, minimum=0)
+        set_checked(self, most=integer("most", self.most))
+
+
+def set_checked(options: Any, **values: Any) -> None:
+    """Set fields of frozen options to what a check returned: an int for a NumPy integer, which JSON does not take."""
+    for name, value in values.items():
+        object.__setattr__(options, name, value)
+
+
+def check_strengths(strengths: Any) -> None:
+    """Refuse candidates for a strength of regularisation that are not a list of positive numbers."""
+    if not isinstance(strengths, Sequence | np.ndarray) or isinstance(strengths, str) or not len(strengths):
+        raise ArgumentTypeError(f"strengths must be a list of positive numbers, got {strengths!r:.60}")
+    for strength in strengths:
+        number("strengths", strength, above=0)
 
 
 @dataclass(frozen=True)

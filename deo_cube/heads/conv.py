@@ -27,17 +27,46 @@ from deo_cube.encoder.card import ModelCard
 from deo_cube.encoder.registry import resolve
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.base import BaseHead, ModelId, category_attrs, check_model
+from deo_cube.heads.cells import set_checked
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.labels import LabelOptions, rasterize_all
 from deo_cube.heads.vectors import as_embeddings, geobox, spatial_dims
 from deo_cube.heads.windows import finer, map_windows
 
-__all__ = ["ConvHead", "UPerNetHead", "multiscale", "upernet_logits", "upernet_tensors"]
+__all__ = ["ConvHead", "ConvOptions", "UPerNetHead", "multiscale", "upernet_logits", "upernet_tensors"]
 
 Array = NDArray[Any]
 
 POOL_SIDES = (3, 7, 15)
 """Sides of the windows of the pyramid, in tokens of the finest scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvOptions:
+    """Options of a convolutional head.
+
+    Parameters
+    ----------
+    width : int
+        Channels of the hidden layers.
+    upsample : int
+        Predicted cells along the side of a patch; labels are rasterized to that grid. The patch size in pixels gives a
+        map on the grid of the cube.
+    steps, rate, batch, seed
+        Of the training. Losses are averaged over classes, so that rare classes count.
+    """
+
+    width: int = 64
+    upsample: int = 1
+    steps: int = 300
+    rate: float = 2e-3
+    batch: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        set_checked(self, **{name: integer(name, getattr(self, name)) for name in ("width", "steps", "batch")})
+        seed, upsample = integer("seed", self.seed, minimum=0), integer("upsample", self.upsample, maximum=16)
+        set_checked(self, seed=seed, upsample=upsample, rate=number("rate", self.rate, above=0))
 
 
 @dataclass(frozen=True)
@@ -57,6 +86,7 @@ class ConvHead(BaseHead):
     """
 
     kind: ClassVar[str] = "conv"
+    options: ClassVar[type[ConvOptions]] = ConvOptions
     halo: ClassVar[int] = 4
     """Tokens of context on each side: two 3x3 convolutions, the interpolation, and one more on finer cells."""
     window: ClassVar[int] = 24
@@ -91,29 +121,10 @@ class ConvHead(BaseHead):
         labels: Sequence[Any],
         label_options: LabelOptions,
         model: ModelId,
-        *,
-        width: int = 64,
-        upsample: int = 1,
-        steps: int = 300,
-        rate: float = 2e-3,
-        batch: int = 8,
-        seed: int = 0,
+        options: ConvOptions,
     ) -> ConvHead:
-        """Train with AdamW on windows around labels, rotated and mirrored at random.
-
-        Parameters
-        ----------
-        width : int
-            Channels of the hidden layers.
-        upsample : int
-            Predicted cells along the side of a patch; labels are rasterized to that grid. The patch size in pixels
-            gives a map on the grid of the cube.
-        steps, rate, batch, seed
-            Of the training. Losses are averaged over classes, so that rare classes count.
-        """
-        width, steps, batch = integer("width", width), integer("steps", steps), integer("batch", batch)
-        seed, upsample = integer("seed", seed, minimum=0), integer("upsample", upsample, maximum=16)
-        rate = number("rate", rate, above=0)
+        """Train with AdamW on windows around labels, rotated and mirrored at random."""
+        width, upsample = options.width, options.upsample
         scales = _stated_scales(arrays[0], model.dim)
         rasters = rasterize_all(labels, [finer(geobox(a), upsample) for a in arrays], label_options)
         windows = [
@@ -123,12 +134,12 @@ class ConvHead(BaseHead):
         ]
         inputs, targets = (np.stack(p) for p in zip(*windows, strict=True)) if windows else (np.empty((0,)),) * 2
         classes = _classes_in(targets, rasters)
-        tensors = cls.initial_tensors(model.dim, width, len(classes), scales, seed) | _mean_and_std(inputs)
-        tensors, loss = cls._train(tensors, inputs, targets, classes, upsample, scales, steps, rate, batch, seed)
+        tensors = cls.initial_tensors(model.dim, width, len(classes), scales, options.seed) | _mean_and_std(inputs)
+        tensors, loss = cls._train(tensors, inputs, targets, classes, scales, options)
         report = {
             "cells": {n: int((targets == c).sum()) for c, n in zip(classes.codes, classes.names, strict=True)},
             "windows": len(inputs),
-            "steps": steps,
+            "steps": options.steps,
             "loss": round(loss, 4),
         }
         return cls(classes, model, tensors, width, upsample, scales, report)
@@ -140,12 +151,8 @@ class ConvHead(BaseHead):
         inputs: Array,
         targets: Array,
         classes: Classes,
-        upsample: int,
         scales: tuple[int, ...],
-        steps: int,
-        rate: float,
-        batch: int,
-        seed: int,
+        options: ConvOptions,
     ) -> tuple[dict[str, Array], float]:
         """Return the trained tensors and the last loss."""
         import torch
@@ -158,18 +165,20 @@ class ConvHead(BaseHead):
         weight = torch.tensor(frequency.sum() / (len(classes) * frequency), dtype=torch.float32)
         t = {k: torch.from_numpy(v) for k, v in tensors.items()}
         trained = [v.requires_grad_() for k, v in t.items() if k not in ("mean", "std")]
-        optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-        rng = np.random.default_rng(seed)
+        optimizer = torch.optim.AdamW(trained, lr=options.rate, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, total_steps=options.steps)
+        rng = np.random.default_rng(options.seed)
         last_loss = float("nan")
-        for _ in range(steps):
-            chosen = torch.from_numpy(rng.integers(0, len(x), batch))
+        for _ in range(options.steps):
+            chosen = torch.from_numpy(rng.integers(0, len(x), options.batch))
             quarter_turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
             seen, truth = (torch.rot90(v[chosen], quarter_turns, (-2, -1)) for v in (x, y))
             if mirror:
                 seen, truth = seen.flip(-1), truth.flip(-1)
             # The border of a window lacks context and carries no labels.
-            loss = F.cross_entropy(cls.forward(t, seen, upsample, scales), truth, weight=weight, ignore_index=-1)
+            loss = F.cross_entropy(
+                cls.forward(t, seen, options.upsample, scales), truth, weight=weight, ignore_index=-1
+            )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

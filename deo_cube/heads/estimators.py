@@ -20,17 +20,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.arguments import integer, number
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require
 from deo_cube.heads.base import BaseHead, ModelId, predict_classes
-from deo_cube.heads.cells import TrainingVectors
+from deo_cube.heads.cells import FoldOptions, TrainingVectors
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.labels import LabelOptions, class_counts, label_vectors
 from deo_cube.heads.vectors import softmax, unit
 
 __all__ = [
     "ClassifierHead",
+    "ClassifierOptions",
     "Fitted",
     "Opaque",
     "as_arrays",
@@ -557,6 +557,13 @@ def _of_perceptron(e: Any, before: Fitted, classes: tuple[Any, ...]) -> Fitted:
 # --- Classify with any classifier of scikit-learn, saved as arrays where its parameters allow ---
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions(FoldOptions):
+    """Options of a head of a classifier: how it is validated, and the estimator, which `fit_head` calls kind."""
+
+    estimator: Any
+
+
 @dataclass(frozen=True)
 class ClassifierHead(BaseHead):
     """A classifier of scikit-learn. Probabilities of one that has none are a softmax of its scores, or 0 and 1.
@@ -572,6 +579,7 @@ class ClassifierHead(BaseHead):
     """
 
     kind: ClassVar[str] = "classifier"
+    options: ClassVar[type[ClassifierOptions]] = ClassifierOptions
     classes: Classes
     model: ModelId
     tensors: Mapping[str, Array] = field(repr=False)
@@ -596,20 +604,13 @@ class ClassifierHead(BaseHead):
         labels: Sequence[Any],
         label_options: LabelOptions,
         model: ModelId,
-        *,
-        estimator: Any,
-        block: float | None = None,
-        buffer: float | None = None,
-        most: int = 50000,
+        options: ClassifierOptions,
     ) -> ClassifierHead:
-        """Fit a clone of `estimator`; `block`, `buffer` and `most` as in `LinearHead.fit`."""
-        most = integer("most", most)
-        block = None if block is None else number("block", block, above=0)
-        buffer = None if buffer is None else number("buffer", buffer, minimum=0)
+        """Fit a clone of the estimator."""
         data, classes = label_vectors(arrays, labels, label_options)
-        data = data.subsample_classes(most)
-        report = class_counts(data, classes) | _validated(data, estimator, block, buffer)
-        fitted = fitted_copy(estimator, data.vectors, data.truth, None)
+        data = data.subsample_classes(options.most)
+        report = class_counts(data, classes) | _validated(data, options)
+        fitted = fitted_copy(options.estimator, data.vectors, data.truth, None)
         function = as_arrays(fitted, data.vectors, data.truth, classes.codes)
         own = function if isinstance(function, Opaque) else None
         tensors = function.tensors if isinstance(function, Fitted) else {}
@@ -632,14 +633,14 @@ class ClassifierHead(BaseHead):
         return super().save(path)
 
 
-def _validated(data: TrainingVectors, estimator: Any, block: float | None, buffer: float | None) -> dict[str, Any]:
+def _validated(data: TrainingVectors, options: ClassifierOptions) -> dict[str, Any]:
     """Return the accuracy, balanced over classes, for cells that were not trained on, nor their neighbours."""
-    folds = data.folds(4, block, buffer)
+    folds = data.folds(4, options.block, options.buffer)
     if folds is None:
         return {"validation": "none"}
     right = np.full(len(data.truth), np.nan)
     for train, test in folds.pairs:
-        fitted = fitted_copy(estimator, data.vectors[train], data.truth[train], None)
+        fitted = fitted_copy(options.estimator, data.vectors[train], data.truth[train], None)
         right[test] = np.asarray(fitted.predict(data.vectors[test])) == data.truth[test]
     scored = np.isfinite(right)
     of_classes = [right[scored & (data.truth == k)].mean() for k in np.unique(data.truth[scored])]

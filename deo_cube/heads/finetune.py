@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time as clock
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from deo_cube.extras import require
 from deo_cube.heads.base import ModelId
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.labels import LabelOptions, rasterize_all
-from deo_cube.heads.linear import LinearHead
+from deo_cube.heads.linear import LinearHead, LinearOptions
 from deo_cube.heads.splits import blocks as spatial_blocks
 from deo_cube.heads.vectors import as_embeddings
 
@@ -47,7 +47,7 @@ HEAD_FILE = "head.safetensors"
 
 
 def fit_tuned(
-    fit: Callable[..., Any],
+    head_of: Any,
     cube: Cube,
     labels: Any,
     label_options: LabelOptions,
@@ -67,8 +67,8 @@ def fit_tuned(
 
     Parameters
     ----------
-    fit : callable
-        Method `fit` of the class of the head, which is fitted on the tuned features.
+    head_of : type
+        Class of the head, which is fitted on the tuned features.
     labels, label_options, time, options
         As in `fit_head`.
     cube : Dataset or DataArray
@@ -97,6 +97,7 @@ def fit_tuned(
 
     require("sklearn", "scipy", extra="heads", purpose="fine-tuning")
     start = clock.perf_counter()
+    own_options = head_of.options(**options)
     cube = opened_cube(cube)
     integer("finetune", finetune)
     embed_options = {k: v for k, v in (embed_options or {}).items() if k not in ("dtype", "model")}
@@ -129,7 +130,7 @@ def fit_tuned(
             "tuned": _balanced_accuracy(_fit_linear(tuned, training), tuned, held_out),
         },
     }  # fmt: skip
-    head: Any = fit([tuned], [raster], LabelOptions(), ModelId.of(tuned), **options)
+    head: Any = head_of.fit([tuned], [raster], LabelOptions(), ModelId.of(tuned), own_options)
     head.report.update(finetune=report, seconds=round(clock.perf_counter() - start, 2))
     head = dataclasses.replace(head, model=dataclasses.replace(head.model, alias=str(Path(folder).resolve())))
     head.save(Path(folder) / HEAD_FILE)
@@ -137,7 +138,7 @@ def fit_tuned(
 
 
 def _fit_linear(emb: xr.DataArray, raster: xr.DataArray) -> LinearHead:
-    return LinearHead.fit([emb], [raster], LabelOptions(), ModelId.of(emb))
+    return LinearHead.fit([emb], [raster], LabelOptions(), ModelId.of(emb), LinearOptions())
 
 
 def _held_out(raster: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray | None]:

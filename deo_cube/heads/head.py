@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import time as clock
 from collections.abc import Callable, Sequence
@@ -128,7 +127,7 @@ def fit_head(
     label_type: Any = getattr(head_of, "reads", LabelOptions)
     names = [f.name for f in fields(label_type)]
     label_options = {k: options.pop(k) for k in names if k in options}
-    own_options = list(inspect.signature(head_of.fit).parameters)[4:]
+    own_options = [f.name for f in fields(head_of.options)]
     if name != kind:
         own_options.remove("estimator")  # it is `kind`
     if head_of not in CLASS_HEADS.values() and finetune:
@@ -146,7 +145,7 @@ def fit_head(
             raise ArgumentTypeError("folder must be given with finetune: card, weights and head are written there")
         cube: Any = embeddings
         tuned: Head = fit_tuned(
-            head_of.fit, cube, labels, LabelOptions(**label_options), finetune=finetune, time=time, **options
+            head_of, cube, labels, LabelOptions(**label_options), finetune=finetune, time=time, **options
         )
         return tuned
     arrays, label_sets = _paired(embeddings, labels)
@@ -157,7 +156,7 @@ def fit_head(
         check_same_model(models[0], model, "the embeddings to fit on")
     if name != kind:
         options["estimator"] = kind
-    head: Head = head_of.fit(arrays, label_sets, label_type(**label_options), models[0], **options)
+    head: Head = head_of.fit(arrays, label_sets, label_type(**label_options), models[0], head_of.options(**options))
     head.report["seconds"] = round(clock.perf_counter() - start, 2)
     return head
 

@@ -13,13 +13,33 @@ from numpy.typing import NDArray
 from deo_cube.arguments import boolean, integer
 from deo_cube.errors import ArgumentError
 from deo_cube.heads.base import BaseHead, ModelId, predict_classes
+from deo_cube.heads.cells import set_checked
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.labels import LabelOptions, class_counts, label_vectors
 from deo_cube.heads.vectors import unit
 
-__all__ = ["KNNHead"]
+__all__ = ["KNNHead", "KNNOptions"]
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KNNOptions:
+    """Options of a head of nearest neighbours, which `KNNHead` documents.
+
+    Parameters
+    ----------
+    most : int
+        Keep a random subsample of this size where there are more vectors.
+    """
+
+    k: int = 5
+    balanced: bool = True
+    most: int = 20000
+
+    def __post_init__(self) -> None:
+        k, most = integer("k", self.k), integer("most", self.most)
+        set_checked(self, k=k, most=most, balanced=boolean("balanced", self.balanced))
 
 
 @dataclass(frozen=True)
@@ -44,6 +64,7 @@ class KNNHead(BaseHead):
     """
 
     kind: ClassVar[str] = "knn"
+    options: ClassVar[type[KNNOptions]] = KNNOptions
     classes: Classes
     model: ModelId
     vectors: Array = field(repr=False)
@@ -70,19 +91,15 @@ class KNNHead(BaseHead):
         labels: Sequence[Any],
         label_options: LabelOptions,
         model: ModelId,
-        *,
-        k: int = 5,
-        balanced: bool = True,
-        most: int = 20000,
+        options: KNNOptions,
     ) -> KNNHead:
         """Store the labelled vectors, a random subsample of `most` of them where there are more."""
-        k, most, balanced = integer("k", k), integer("most", most), boolean("balanced", balanced)
         labelled, classes = label_vectors(arrays, labels, label_options)
         mean = labelled.vectors.mean(axis=0, dtype="float64")
-        stored = labelled.subsample_classes(most)
+        stored = labelled.subsample_classes(options.most)
         rarest = int(np.unique(stored.truth, return_counts=True)[1].min())
         # A class with two examples could never win a vote among five neighbours.
-        neighbours = min(k, max(2 * rarest - 1, 1))
+        neighbours = min(options.k, max(2 * rarest - 1, 1))
         return cls(
             classes,
             model,
@@ -90,7 +107,7 @@ class KNNHead(BaseHead):
             stored.truth,
             mean.astype("float32"),
             neighbours,
-            balanced,
+            options.balanced,
             class_counts(labelled, classes) | {"k": neighbours},
         )
 

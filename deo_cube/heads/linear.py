@@ -11,19 +11,44 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from deo_cube.arguments import boolean, choice, integer, number
-from deo_cube.errors import ArgumentError, ArgumentTypeError
+from deo_cube.arguments import boolean, choice
+from deo_cube.errors import ArgumentError
 from deo_cube.extras import require
 from deo_cube.heads.base import BaseHead, ModelId, predict_classes
-from deo_cube.heads.cells import TrainingVectors
+from deo_cube.heads.cells import FoldOptions, TrainingVectors, check_strengths, set_checked
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.labels import LabelOptions, class_counts, label_vectors
 from deo_cube.heads.vectors import softmax
 
-__all__ = ["LinearHead"]
+__all__ = ["LinearHead", "LinearOptions"]
 
 Array = NDArray[Any]
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearOptions(FoldOptions):
+    """Options of a linear head.
+
+    Parameters
+    ----------
+    estimator : {"logistic", "ridge"}
+        Logistic regression, or ridge regression on targets -1 and 1 (faster with many vectors).
+    strengths : sequence of float
+        Candidates for C, the inverse strength of the regularisation.
+    balanced : bool
+        Give every class the same total weight.
+    """
+
+    estimator: Literal["logistic", "ridge"] = "logistic"
+    strengths: Sequence[float] = STRENGTHS
+    balanced: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("estimator", self.estimator, ("logistic", "ridge"))
+        check_strengths(self.strengths)
+        set_checked(self, balanced=boolean("balanced", self.balanced))
 
 
 @dataclass(frozen=True)
@@ -41,6 +66,7 @@ class LinearHead(BaseHead):
     """
 
     kind: ClassVar[str] = "linear"
+    options: ClassVar[type[LinearOptions]] = LinearOptions
     classes: Classes
     model: ModelId
     weights: Array = field(repr=False)
@@ -62,45 +88,15 @@ class LinearHead(BaseHead):
         labels: Sequence[Any],
         label_options: LabelOptions,
         model: ModelId,
-        *,
-        estimator: Literal["logistic", "ridge"] = "logistic",
-        strengths: Sequence[float] = STRENGTHS,
-        block: float | None = None,
-        buffer: float | None = None,
-        balanced: bool = True,
-        most: int = 50000,
+        options: LinearOptions,
     ) -> LinearHead:
-        """Choose C by cross-validation in blocks of space, then fit on all labelled vectors.
-
-        Parameters
-        ----------
-        estimator : {"logistic", "ridge"}
-            Logistic regression, or ridge regression on targets -1 and 1 (faster with many vectors).
-        strengths : sequence of float
-            Candidates for C, the inverse strength of the regularisation.
-        block : float, optional
-            Side of a block in units of the CRS. Default: the labelled area divided into about 6 x 6 blocks.
-        buffer : float, optional
-            Training cells nearer than this to a test cell are left out. Default: the side of a cell.
-        balanced : bool
-            Give every class the same total weight.
-        most : int
-            Fit on a random subsample of this size where there are more vectors.
-        """
+        """Choose C by cross-validation in blocks of space, then fit on all labelled vectors."""
         require("sklearn", extra="heads", purpose="a linear head")
-        choice("estimator", estimator, ("logistic", "ridge"))
-        most, balanced = integer("most", most), boolean("balanced", balanced)
-        block = None if block is None else number("block", block, above=0)
-        buffer = None if buffer is None else number("buffer", buffer, minimum=0)
-        if not isinstance(strengths, Sequence | np.ndarray) or isinstance(strengths, str) or not len(strengths):
-            raise ArgumentTypeError(f"strengths must be a list of positive numbers, got {strengths!r:.60}")
-        candidates = [number("strengths", s, above=0) for s in strengths]
         labelled, classes = label_vectors(arrays, labels, label_options)
-        labelled = labelled.subsample_classes(most)
-        report = class_counts(labelled, classes)
-        report |= _choose_strength(labelled, classes, estimator, candidates, block, buffer, balanced)
-        weights, bias = _fit(labelled.vectors, labelled.truth, classes, estimator, report["C"], balanced)
-        return cls(classes, model, weights, bias, estimator, report)
+        labelled = labelled.subsample_classes(options.most)
+        report = class_counts(labelled, classes) | _choose_strength(labelled, classes, options)
+        weights, bias = _fit(labelled.vectors, labelled.truth, classes, options, report["C"])
+        return cls(classes, model, weights, bias, options.estimator, report)
 
     def predict(self, embeddings: xr.DataArray, *, probabilities: bool = False) -> xr.DataArray:
         """Return classes or probabilities, as `Head.predict`."""
@@ -114,7 +110,7 @@ class LinearHead(BaseHead):
 
 
 def _fit(
-    vectors: Array, codes: Array, classes: Classes, estimator: str, strength: float, balanced: bool
+    vectors: Array, codes: Array, classes: Classes, options: LinearOptions, strength: float
 ) -> tuple[Array, Array]:
     """Return weights (D, K) and bias (K,) for vectors that are not standardised; absent classes get a score of -1e9."""
     from sklearn.exceptions import ConvergenceWarning
@@ -122,8 +118,8 @@ def _fit(
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(vectors.astype("float64"))
-    class_weight = "balanced" if balanced else None
-    if estimator == "ridge":
+    class_weight = "balanced" if options.balanced else None
+    if options.estimator == "ridge":
         regression = RidgeClassifier(alpha=1 / strength, class_weight=class_weight)
     else:
         regression = LogisticRegression(C=strength, max_iter=500, class_weight=class_weight)
@@ -134,7 +130,7 @@ def _fit(
     if len(regression.classes_) == 2:
         # scikit-learn gives one score for two classes. Half of it with either sign makes the softmax of the two equal
         # to the logistic function of the one.
-        half = 0.5 if estimator == "logistic" else 1.0
+        half = 0.5 if options.estimator == "logistic" else 1.0
         coef = np.concatenate([-half * coef, half * coef])
         intercept = np.concatenate([-half * intercept, half * intercept])
     weights, bias = np.zeros((vectors.shape[1], len(classes))), np.full(len(classes), -1e9)
@@ -144,19 +140,11 @@ def _fit(
     return weights, bias
 
 
-def _choose_strength(
-    labelled: TrainingVectors,
-    classes: Classes,
-    estimator: str,
-    strengths: Sequence[float],
-    block: float | None,
-    buffer: float | None,
-    balanced: bool,
-) -> dict[str, Any]:
+def _choose_strength(labelled: TrainingVectors, classes: Classes, options: LinearOptions) -> dict[str, Any]:
     """Return C with the least loss on held-out blocks, and its score there, for the report."""
-    codes = labelled.truth
+    codes, strengths, balanced = labelled.truth, options.strengths, options.balanced
     middle = {"C": float(sorted(strengths)[len(strengths) // 2]), "validation": "none"}
-    folds = labelled.folds(4, block, buffer)
+    folds = labelled.folds(4, options.block, options.buffer)
     if folds is None:
         return middle
     losses, correct, total = np.zeros(len(strengths)), np.zeros(len(strengths)), 0.0
@@ -166,13 +154,13 @@ def _choose_strength(
         weight = np.array([1 / shares[int(k)] for k in codes[test]]) if balanced else np.ones(len(truth))
         total += weight.sum()
         for i, strength in enumerate(strengths):
-            weights, bias = _fit(labelled.vectors[train], codes[train], classes, estimator, strength, balanced)
+            weights, bias = _fit(labelled.vectors[train], codes[train], classes, options, strength)
             scores = labelled.vectors[test].astype("float64") @ weights + bias
             p = softmax(scores)[np.arange(len(truth)), truth]
             losses[i] += (weight * -np.log(np.maximum(p, 1e-4))).sum()
             correct[i] += (weight * (scores.argmax(axis=1) == truth)).sum()
     # Scores of ridge are not log-probabilities: there the number of correct cells decides.
-    best = int(np.argmin(losses)) if estimator == "logistic" else int(np.argmax(correct))
+    best = int(np.argmin(losses)) if options.estimator == "logistic" else int(np.argmax(correct))
     return {
         "C": float(strengths[best]),
         "validation": str(folds),

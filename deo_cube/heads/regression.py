@@ -27,7 +27,7 @@ from deo_cube.cube import georeference
 from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, MissingCRSError
 from deo_cube.extras import require
 from deo_cube.heads.base import BaseHead, ModelId, check_model
-from deo_cube.heads.cells import TrainingVectors, gather, join
+from deo_cube.heads.cells import FoldOptions, TrainingVectors, check_strengths, gather, join, set_checked
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.estimators import Fitted, Opaque, as_arrays, checked_function, fitted_copy, refuse_opaque
 from deo_cube.heads.geometries import clean, covered_cells, into_grid, north_up
@@ -352,6 +352,74 @@ class MeanEstimate:
         return f"mean {self.mean}{unit} over {self.hectares:.5g} ha (mean of the map {self.mapped:.3g}{unit})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegressionOptions(FoldOptions):
+    """Options of every regression.
+
+    Parameters
+    ----------
+    limits : (float or None, float or None), optional
+        Lowest and highest value of the map, as (0, None) for biomass and (0, 1) for a fraction.
+    units, quantity : str
+        Of the targets. Default: the attributes of a raster; the name of the column.
+    keep_training : bool
+        Keep places and vectors of up to 1000 targets in the head, from which `assess` warns of leaks and finds the area
+        of applicability. Pass False where the places must not be published with the head.
+    """
+
+    limits: tuple[float | None, float | None] | None = None
+    units: str = ""
+    quantity: str = ""
+    keep_training: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        set_checked(self, keep_training=boolean("keep_training", self.keep_training))
+        for name in ("units", "quantity"):
+            if not isinstance(getattr(self, name), str):
+                raise ArgumentTypeError(f"{name} must be text, got {getattr(self, name)!r:.60}")
+        if self.limits is not None:
+            pair = self.limits
+            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+                raise ArgumentTypeError(f"limits must be a pair (lowest, highest), got {pair!r:.60}")
+            ends = [None if v is None else number("limits", v) for v in pair]
+            if ends[0] is not None and ends[1] is not None and ends[0] >= ends[1]:
+                raise ArgumentError(f"limits must be (lowest, highest), got {pair!r:.60}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RidgeOptions(RegressionOptions):
+    """Options of ridge regression; `strengths` are candidates for the strength of the regularisation."""
+
+    strengths: Sequence[float] = STRENGTHS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_strengths(self.strengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForestOptions(RegressionOptions):
+    """Options of a random forest: its trees, the fewest targets in a leaf, and the seed of its random numbers."""
+
+    most: int = 20000
+    trees: int = 100
+    leaf: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        trees, leaf = integer("trees", self.trees), integer("leaf", self.leaf)
+        set_checked(self, trees=trees, leaf=leaf, seed=integer("seed", self.seed, minimum=0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressorOptions(RegressionOptions):
+    """Options of a head of a regressor, and the estimator, which `fit_head` calls kind."""
+
+    estimator: Any
+
+
 @dataclass(frozen=True)
 class RegressionHead(BaseHead):
     """A function of a vector that returns a number, with its cross-validated errors in `report`.
@@ -378,6 +446,7 @@ class RegressionHead(BaseHead):
 
     kind: ClassVar[str] = "regressor"
     reads: ClassVar[type[TargetOptions]] = TargetOptions
+    options: ClassVar[type[RegressionOptions]] = RegressionOptions
     classes: Classes
     model: ModelId
     tensors: Mapping[str, Array] = field(repr=False)
@@ -473,22 +542,22 @@ class RegressionHead(BaseHead):
         cls,
         arrays: Sequence[xr.DataArray],
         targets: Sequence[Any],
-        options: TargetOptions,
+        target_options: TargetOptions,
         model: ModelId,
         fit: Fit,
-        own: _Own,
+        options: RegressionOptions,
         translate: Callable[[Any, TrainingVectors], Fitted | Opaque],
         facts: Callable[[Any], dict[str, Any]] = lambda fitted: {},
     ) -> Self:
-        data, units, quantity = target_vectors(arrays, targets, options)
-        data = data.subsample(own.most)
+        data, units, quantity = target_vectors(arrays, targets, target_options)
+        data = data.subsample(options.most)
         report = {"targets": len(np.unique(data.cell)), "vectors": len(data.truth)}
-        report |= _validated(data, fit, own)
+        report |= _validated(data, fit, options)
         fitted = fit(data)
         function = translate(fitted, data)
-        if own.limits is not None:
+        if options.limits is not None:
             low, high = (
-                np.finfo("float32").max * s if v is None else v for s, v in zip((-1, 1), own.limits, strict=True)
+                np.finfo("float32").max * s if v is None else v for s, v in zip((-1, 1), options.limits, strict=True)
             )
             if isinstance(function, Fitted):
                 function = function.then("clip", low=np.float64(low), high=np.float64(high))
@@ -496,10 +565,10 @@ class RegressionHead(BaseHead):
         return cls(
             NO_CLASSES,
             model,
-            tensors | (_training(data) if own.keep_training else {}),
+            tensors | (_training(data) if options.keep_training else {}),
             json.dumps(function.steps if isinstance(function, Fitted) else []),
-            own.units or units,
-            own.quantity or options.column or quantity or "value",
+            options.units or units,
+            options.quantity or target_options.column or quantity or "value",
             data.crs,
             report | facts(fitted),
             function if isinstance(function, Opaque) else None,
@@ -514,41 +583,11 @@ class RegressionHead(BaseHead):
 
 
 @dataclass(frozen=True)
-class _Own:
-    """Options that every regression has."""
-
-    block: float | None = None
-    buffer: float | None = None
-    limits: tuple[float | None, float | None] | None = None
-    units: str = ""
-    quantity: str = ""
-    most: int = 50000
-    keep_training: bool = True
-
-    def __post_init__(self) -> None:
-        if self.block is not None:
-            number("block", self.block, above=0)
-        if self.buffer is not None:
-            number("buffer", self.buffer, minimum=0)
-        integer("most", self.most)
-        boolean("keep_training", self.keep_training)
-        for name in ("units", "quantity"):
-            if not isinstance(getattr(self, name), str):
-                raise ArgumentTypeError(f"{name} must be text, got {getattr(self, name)!r:.60}")
-        if self.limits is not None:
-            pair = self.limits
-            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-                raise ArgumentTypeError(f"limits must be a pair (lowest, highest), got {pair!r:.60}")
-            ends = [None if v is None else number("limits", v) for v in pair]
-            if ends[0] is not None and ends[1] is not None and ends[0] >= ends[1]:
-                raise ArgumentError(f"limits must be (lowest, highest), got {pair!r:.60}")
-
-
-@dataclass(frozen=True)
 class RidgeHead(RegressionHead):
     """Ridge regression on standardised vectors."""
 
     kind: ClassVar[str] = "ridge"
+    options: ClassVar[type[RegressionOptions]] = RidgeOptions
 
     @classmethod
     def fit(
@@ -557,43 +596,13 @@ class RidgeHead(RegressionHead):
         targets: Sequence[Any],
         target_options: TargetOptions,
         model: ModelId,
-        *,
-        strengths: Sequence[float] = STRENGTHS,
-        block: float | None = None,
-        buffer: float | None = None,
-        limits: tuple[float | None, float | None] | None = None,
-        units: str = "",
-        quantity: str = "",
-        most: int = 50000,
-        keep_training: bool = True,
+        options: RidgeOptions,
     ) -> Self:
-        """Choose the strength in blocks of space, inside each fold of the validation, then fit on all targets.
-
-        Parameters
-        ----------
-        strengths : sequence of float
-            Candidates for the strength of the regularisation.
-        block : float, optional
-            Side of a block of the cross-validation in units of the CRS. Default: about 6 x 6 blocks.
-        buffer : float, optional
-            Training cells nearer than this to a test cell are left out. Default: the side of a cell.
-        limits : (float or None, float or None), optional
-            Lowest and highest value of the map, as (0, None) for biomass and (0, 1) for a fraction.
-        units, quantity : str
-            Of the targets. Default: the attributes of a raster; the name of the column.
-        most : int
-            Fit on a random subsample of this size where there are more vectors.
-        keep_training : bool
-            Keep places and vectors of up to 1000 targets in the head, from which `assess` warns of leaks and finds the
-            area of applicability. Pass False where the places must not be published with the head.
-        """
-        own = _Own(block, buffer, limits, units, quantity, most, keep_training)
-        if not isinstance(strengths, Sequence | np.ndarray) or isinstance(strengths, str) or not len(strengths):
-            raise ArgumentTypeError(f"strengths must be a list of positive numbers, got {strengths!r:.60}")
-        candidates = np.array([number("strengths", s, above=0) for s in strengths])
+        """Choose the strength in blocks of space, inside each fold of the validation, then fit on all targets."""
+        candidates = np.array(options.strengths, "float64")
 
         def fit(data: TrainingVectors) -> _Ridge:
-            return _chosen_ridge(data, candidates, own)
+            return _chosen_ridge(data, candidates, options)
 
         def arrays_of(fitted: Any, data: TrainingVectors) -> Fitted:
             return Fitted((), {}).then("linear", weights=fitted.weights, bias=fitted.bias)
@@ -601,7 +610,7 @@ class RidgeHead(RegressionHead):
         def facts(fitted: Any) -> dict[str, Any]:
             return {"strength": fitted.strength}
 
-        return cls._fitted(arrays, targets, target_options, model, fit, own, arrays_of, facts)
+        return cls._fitted(arrays, targets, target_options, model, fit, options, arrays_of, facts)
 
 
 @dataclass(frozen=True)
@@ -609,6 +618,7 @@ class ForestHead(RegressionHead):
     """A random forest, which needs no assumption about the form of the relation and never leaves the targets' range."""
 
     kind: ClassVar[str] = "forest"
+    options: ClassVar[type[RegressionOptions]] = ForestOptions
 
     @classmethod
     def fit(
@@ -617,47 +627,26 @@ class ForestHead(RegressionHead):
         targets: Sequence[Any],
         target_options: TargetOptions,
         model: ModelId,
-        *,
-        trees: int = 100,
-        leaf: int = 3,
-        seed: int = 0,
-        block: float | None = None,
-        buffer: float | None = None,
-        limits: tuple[float | None, float | None] | None = None,
-        units: str = "",
-        quantity: str = "",
-        most: int = 20000,
-        keep_training: bool = True,
+        options: ForestOptions,
     ) -> Self:
-        """Fit a random forest.
-
-        Parameters
-        ----------
-        trees : int
-            Number of trees.
-        leaf : int
-            Fewest targets in a leaf.
-        seed : int
-            Of the random numbers.
-        block, buffer, limits, units, quantity, most, keep_training
-            As in `RidgeHead.fit`.
-        """
+        """Fit a random forest."""
         ensemble = require("sklearn.ensemble", extra="heads", purpose="a forest")
         forest = ensemble.RandomForestRegressor(
-            integer("trees", trees),
-            min_samples_leaf=integer("leaf", leaf),
-            random_state=integer("seed", seed, minimum=0),
+            options.trees,
+            min_samples_leaf=options.leaf,
+            random_state=options.seed,
             max_features="sqrt",
             n_jobs=-1,
         )
-        own = _Own(block, buffer, limits, units, quantity, most, keep_training)
-        return cls._fitted(arrays, targets, target_options, model, _fit_of(forest), own, _translated)
+        return cls._fitted(arrays, targets, target_options, model, _fit_of(forest), options, _translated)
 
 
 @dataclass(frozen=True)
 class RegressorHead(RegressionHead):
     """Any regressor of scikit-learn."""
 
+    options: ClassVar[type[RegressionOptions]] = RegressorOptions
+
     @classmethod
     def fit(
         cls,
@@ -665,19 +654,10 @@ class RegressorHead(RegressionHead):
         targets: Sequence[Any],
         target_options: TargetOptions,
         model: ModelId,
-        *,
-        estimator: Any,
-        block: float | None = None,
-        buffer: float | None = None,
-        limits: tuple[float | None, float | None] | None = None,
-        units: str = "",
-        quantity: str = "",
-        most: int = 50000,
-        keep_training: bool = True,
+        options: RegressorOptions,
     ) -> Self:
-        """Fit a clone of `estimator`; further options as in `RidgeHead.fit`."""
-        own = _Own(block, buffer, limits, units, quantity, most, keep_training)
-        return cls._fitted(arrays, targets, target_options, model, _fit_of(estimator), own, _translated)
+        """Fit a clone of the estimator."""
+        return cls._fitted(arrays, targets, target_options, model, _fit_of(options.estimator), options, _translated)
 
 
 def _fit_of(estimator: Any) -> Fit:
@@ -705,16 +685,16 @@ def _training(data: TrainingVectors) -> dict[str, Array]:
 # ---- validation -----------------------------------------------------------------------------------------------------
 
 
-def _validated(data: TrainingVectors, fit: Fit, own: _Own) -> dict[str, Any]:
+def _validated(data: TrainingVectors, fit: Fit, options: RegressionOptions) -> dict[str, Any]:
     """Return the scores of predictions for cells that were not trained on, nor their neighbours."""
     none = {"validation": "none: the targets are in one block of space", "bias": [0.0, None, None], "bias_error": None}
-    folds = data.folds(FOLDS, own.block, own.buffer)
+    folds = data.folds(FOLDS, options.block, options.buffer)
     if folds is None:
         return none
     predicted = np.full(len(data.truth), np.nan)
     for train, test in folds.pairs:
         function = fit(data.take(train))
-        predicted[test] = _limited(function(data.vectors[test])[:, 0], own)
+        predicted[test] = _limited(function(data.vectors[test])[:, 0], options)
     scored = np.isfinite(predicted)
     if not scored.any():
         return none
@@ -732,10 +712,10 @@ def _validated(data: TrainingVectors, fit: Fit, own: _Own) -> dict[str, Any]:
     }
 
 
-def _limited(values: Array, own: _Own) -> Array:
-    if own.limits is None:
+def _limited(values: Array, options: RegressionOptions) -> Array:
+    if options.limits is None:
         return values
-    low, high = own.limits
+    low, high = options.limits
     return np.clip(values, -np.inf if low is None else low, np.inf if high is None else high)
 
 
@@ -759,10 +739,10 @@ class _Ridge:
         return np.asarray(vectors.astype("float64") @ self.weights + self.bias)
 
 
-def _chosen_ridge(data: TrainingVectors, strengths: Array, own: _Own) -> _Ridge:
+def _chosen_ridge(data: TrainingVectors, strengths: Array, options: RegressionOptions) -> _Ridge:
     """Return ridge regression with the strength whose errors in blocks of space are smallest."""
     best = len(strengths) // 2
-    side, buffer = data.block_sizes(own.block, own.buffer)
+    side, buffer = data.block_sizes(options.block, options.buffer)
     try:
         folds = blocks(data.x, data.y, side, folds=3, buffer=buffer, seed=1)
     except ArgumentError:
