@@ -225,7 +225,7 @@ def parse_as(made: Callable[..., T], args: Sequence[str], spelling: Spelling, **
     report = io.StringIO()
     try:
         with contextlib.redirect_stderr(report):
-            result = tyro.cli(made, prog=spelling.call, args=list(args), **options)
+            result: T = tyro.cli(made, prog=spelling.call, args=list(args), **options)
     except SystemExit as end:
         if not end.code:
             raise
