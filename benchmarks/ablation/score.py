@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.encoder import normalize
+from deo_cube.encoder.normalize import normalize
 from deo_cube.evaluate.protocols import change, classification, land_cover
 from deo_cube.evaluate.readers import RGB, ChipSet, Scene, read_beetle, read_eurosat, read_sen1floods11, read_terramesh
 from deo_cube.evaluate.scores import Score, resample

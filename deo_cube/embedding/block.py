@@ -26,7 +26,7 @@ from deo_cube.embedding import process, transfer
 from deo_cube.embedding.tasks import stand_in
 from deo_cube.embedding.tiles import TileCuts, TilePlan
 from deo_cube.embedding.windows import BlockIndex
-from deo_cube.encoder.encoder import constant
+from deo_cube.encoder.normalize import constant
 from deo_cube.encoder.registry import EncoderRef
 from deo_cube.errors import AmbiguousUnitsError, EncoderOutputError
 

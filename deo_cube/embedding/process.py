@@ -38,9 +38,9 @@ import dask
 
 from deo_cube import options
 from deo_cube.constants import OPENVINO_CONVERSION
+from deo_cube.encoder.devices import choose_device, cpu_has_bfloat16
 from deo_cube.encoder.hub import file_sha256
 from deo_cube.encoder.registry import EncoderRef
-from deo_cube.encoder.torch_settings import choose_device, cpu_has_bfloat16
 from deo_cube.encoder.weights import find_weights
 from deo_cube.errors import DeoCubeError, DeviceError
 from deo_cube.extras import require

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from deo_cube.constants import PRECISIONS
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.torch_settings import cpu_has_bfloat16
+from deo_cube.encoder.devices import cpu_has_bfloat16
 from deo_cube.errors import ArgumentError, DeviceError
 
 __all__ = [

@@ -35,9 +35,9 @@ from deo_cube.encoder.card import (
     choose_stem,
 )
 from deo_cube.encoder.checkpoint_format import check_file, load_weights
-from deo_cube.encoder.encoder import choose_normalization
+from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.hub import file_sha256, place_in_cache
-from deo_cube.encoder.torch_settings import choose_device
+from deo_cube.encoder.normalize import choose_normalization
 from deo_cube.encoder.weights import (
     check_structure,
     find_weights,

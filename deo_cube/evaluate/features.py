@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deo_cube.encoder.card import ModelCard, choose_stem
-from deo_cube.encoder.encoder import normalize, to_units
-from deo_cube.encoder.networks.conv import RandomConvolutions
+from deo_cube.encoder.normalize import normalize, to_units
+from deo_cube.encoder.random_convolutions import RandomConvolutions
 from deo_cube.encoder.registry import load_encoder
 from deo_cube.errors import ArgumentError, ArgumentTypeError
 from deo_cube.extras import require

@@ -21,10 +21,11 @@ from torch.nn import functional as F
 
 from deo_cube.encoder.card import ModelCard, Normalization, Stem
 from deo_cube.encoder.checkpoint_format import KeyForm, key_form, load_weights
-from deo_cube.encoder.encoder import normalize, with_reference
+from deo_cube.encoder.encoder import with_reference
 from deo_cube.encoder.hub import file_sha256, place_in_cache
 from deo_cube.encoder.loading import card_for
 from deo_cube.encoder.networks.adapters import build_network
+from deo_cube.encoder.normalize import normalize
 from deo_cube.errors import MissingBandsError, WeightsNotFoundError
 from deo_cube.evaluate.protocols import classification
 from deo_cube.evaluate.readers import RGB, ChipSet, read_chips

@@ -27,7 +27,7 @@ from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import Prepared, prepare
 from deo_cube.embedding.tiles import plan_tiles
 from deo_cube.encoder.card import ModelCard, Weights
-from deo_cube.encoder.encoder import normalize
+from deo_cube.encoder.normalize import normalize
 from deo_cube.errors import ArgumentError
 from deo_cube.extras import require
 from deo_cube.heads.base import ModelId

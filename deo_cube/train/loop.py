@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deo_cube.encoder.card import ModelCard
+from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.loading import write_model
 from deo_cube.encoder.networks.conv import DeoConv
 from deo_cube.encoder.registry import resolve
-from deo_cube.encoder.torch_settings import choose_device, prefer_onednn
+from deo_cube.encoder.torch_settings import prefer_onednn
 from deo_cube.errors import ArgumentError, DeviceError, MissingExtraError, StoreMismatchError
 from deo_cube.heads.probes import knn
 from deo_cube.paths import local_path

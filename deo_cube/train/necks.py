@@ -21,8 +21,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deo_cube.encoder.networks.conv import DeoConv, RandomConvolutions
+from deo_cube.encoder.networks.conv import DeoConv
 from deo_cube.encoder.networks.spectral import DeoSpectral
+from deo_cube.encoder.random_convolutions import RandomConvolutions
 from deo_cube.errors import (
     ArgumentError,
     InputNotFoundError,

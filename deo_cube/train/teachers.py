@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deo_cube.encoder.card import Layer, ModelCard, Stem
-from deo_cube.encoder.encoder import Encoder, normalize, to_units
+from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.hub import Address, cached, download, file_sha256
 from deo_cube.encoder.networks.conv import MobileNet, fold_batch_norm
 from deo_cube.encoder.networks.timm_import import import_timm
+from deo_cube.encoder.normalize import normalize, to_units
 from deo_cube.encoder.registry import load_encoder
 from deo_cube.errors import (
     ArgumentError,

@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu import embed, setting
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.setting import Config
-from deo_cube.encoder.torch_settings import cpu_has_bfloat16
+from deo_cube.encoder.devices import cpu_has_bfloat16
 
 
 def test_without_a_gpu_it_ends_with_a_line_that_says_so() -> None:

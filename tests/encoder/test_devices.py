@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from deo_cube.encoder.devices import choose_device
 from deo_cube.encoder.registry import load_encoder
-from deo_cube.encoder.torch_settings import choose_device
 from deo_cube.errors import DeviceError
 
 

@@ -11,9 +11,9 @@ import xarray as xr
 
 import deo_cube
 from deo_cube.encoder.checkpoint_format import key_form, read_state, sniff
-from deo_cube.encoder.encoder import normalize
 from deo_cube.encoder.loading import verify
 from deo_cube.encoder.networks.dynamicworld import CLASSES, COLORS, LAYOUT, DynamicWorld, read_variables
+from deo_cube.encoder.normalize import normalize
 from deo_cube.encoder.registry import bundled_cards, card, load_encoder, resolve
 from deo_cube.errors import ArgumentError, WeightsMismatchError
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from deo_cube.encoder.card import ModelCard
-from deo_cube.encoder.encoder import Encoder, normalize
+from deo_cube.encoder.encoder import Encoder
 from deo_cube.encoder.networks.swin import DeoSwin
 from deo_cube.encoder.networks.vit import DeoViT
+from deo_cube.encoder.normalize import normalize
 from deo_cube.encoder.registry import resolve
 from deo_cube.encoder.torch_settings import encoder_products
 from deo_cube.errors import AmbiguousUnitsError, MissingBandsError, TilePlanError

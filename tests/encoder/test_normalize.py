@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deo_cube.encoder.card import Normalization, Stem
-from deo_cube.encoder.encoder import choose_normalization, normalize, to_units
+from deo_cube.encoder.normalize import choose_normalization, normalize, to_units
 from deo_cube.encoder.registry import bundled_cards
 from deo_cube.errors import MissingBandsError, UnknownModelError
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from deo_cube.encoder.encoder import normalize
 from deo_cube.encoder.networks.dynamicworld import DynamicWorld
 from deo_cube.encoder.networks.spectral import DeoSpectral
+from deo_cube.encoder.normalize import normalize
 from deo_cube.encoder.registry import bundled_cards
 from deo_cube.errors import ArgumentError
 from deo_cube.train.config import MS_BANDS, PRESETS

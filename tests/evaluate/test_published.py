@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from deo_cube.encoder.checkpoint_format import key_form
-from deo_cube.encoder.encoder import normalize
 from deo_cube.encoder.loading import card_for
 from deo_cube.encoder.networks.swin import DeoSwin
+from deo_cube.encoder.normalize import normalize
 from deo_cube.encoder.registry import card
 from deo_cube.errors import MissingBandsError, UnknownModelError, WeightsMismatchError, WeightsNotFoundError
 from deo_cube.evaluate.published import Question, verify_published
