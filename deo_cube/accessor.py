@@ -97,7 +97,22 @@ class _Accessor:
 
 @xr.register_dataset_accessor("deo")
 class DeoDatasetAccessor(_Accessor):
-    """`ds.deo`: methods of a Dataset with one variable per band."""
+    """`ds.deo`: methods of a Dataset with one variable per band; those of embeddings too, where it holds them."""
+
+    if not TYPE_CHECKING:  # a type checker knows no Dataset of embeddings
+
+        def __getattr__(self, name: str) -> Any:
+            # A store that `xarray.open_zarr` opened is a Dataset with one array of embeddings. Of a cube the function
+            # says that it is to be embedded first, which an AttributeError does not.
+            if isinstance(verb := vars(DeoDataArrayAccessor).get(name), _Verb):
+                return verb.__get__(self, type(self))
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+        def __dir__(self) -> list[str]:
+            more = (
+                vars(DeoDataArrayAccessor) if any("embedding" in v.dims for v in self._obj.data_vars.values()) else ()
+            )
+            return sorted({*super().__dir__(), *(n for n in more if not n.startswith("_"))})
 
 
 @xr.register_dataarray_accessor("deo")

@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import xarray as xr
@@ -111,3 +112,27 @@ def test_a_tree_of_several_cubes_names_the_call_for_its_groups() -> None:
     with pytest.raises(deo_cube.errors.ArgumentTypeError, match=r"tree\['/r10m'\].to_dataset\(\)"):
         tree.deo.embed()
     assert tree["/r10m"].to_dataset().deo.embed().shape == ds.deo.embed().shape
+
+
+def test_a_store_opened_by_xarray_has_the_methods_of_embeddings(tmp_path: Path) -> None:
+    emb = deo_cube.synthetic_cube(size=96, times=2).deo.embed()
+    stored = emb.deo.to_zarr(tmp_path / "emb.zarr", progress=False)
+    opened = xr.open_zarr(tmp_path / "emb.zarr", decode_coords="all")
+    first, second = (str(t)[:10] for t in emb.time.values)
+    place = float(stored.x[3]), float(stored.y[4])
+    xr.testing.assert_equal(opened.deo.change(first, second).variable, stored.deo.change(first, second).variable)
+    xr.testing.assert_equal(opened.deo.similar(place).variable, stored.deo.similar(place).variable)
+    assert {"change", "to_zarr"} <= set(dir(opened.deo))
+
+
+@pytest.mark.parametrize("verb", ["change", "similar", "to_zarr", "aggregate", "cluster", "pca_rgb", "to_geoparquet"])
+def test_a_method_of_embeddings_says_of_a_cube_that_it_is_to_be_embedded(ds: xr.Dataset, verb: str) -> None:
+    arguments = {"change": ("2021", "2022"), "similar": ((0.0, 0.0),), "aggregate": ("year",), "cluster": (3,)}
+    with pytest.raises(deo_cube.errors.ArgumentTypeError, match=r"ds\.deo\.embed\(\)"):
+        getattr(ds.deo, verb)(*arguments.get(verb, ("out",) if verb.startswith("to_") else ()))
+    assert verb not in dir(ds.deo)
+
+
+def test_a_wrong_name_is_an_attribute_error(ds: xr.Dataset) -> None:
+    assert not hasattr(ds.deo, "embedd")
+    assert not hasattr(ds.deo, "_repr_png_")

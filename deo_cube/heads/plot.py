@@ -17,11 +17,13 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
 from deo_cube import arguments
-from deo_cube.constants import Attribute
+from deo_cube.constants import SCL_INVALID, Attribute
+from deo_cube.cube import georeference
+from deo_cube.cube.bands import match_bands
 from deo_cube.cube.categories import Categories, read_categories
-from deo_cube.cube.georeference import ground_resolution
+from deo_cube.cube.georeference import BAND_DIMS, ground_resolution
 from deo_cube.cube.times import read_times
-from deo_cube.errors import ArgumentError, ArgumentTypeError, MissingCRSError
+from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, MissingCRSError
 from deo_cube.extras import require
 from deo_cube.heads.classes import Classes
 from deo_cube.heads.pca import pca_rgb
@@ -31,8 +33,12 @@ __all__ = ["plot"]
 
 Array = NDArray[Any]
 
+TRUE_COLOUR = "true colour"
+"""Name of the red, green and blue of a cube of bands."""
 PIXELS = 1600
 """Largest number of rows and of columns that are drawn."""
+RANGE = 400
+"""Largest number of rows and of columns from which the range of true colour is found."""
 PANELS = 16
 """Largest number of dates in one figure."""
 #: Colours without a stated meaning: values from 0 to 1, and those with a sign.
@@ -52,14 +58,14 @@ def plot(
     vmax: float | None = None,
     height: float = 5.0,
 ) -> Any:
-    """Draw embeddings, classes, probabilities, similarity or change as a map.
+    """Draw a cube in true colour, or embeddings, classes, probabilities, similarity or change as a map.
 
     Parameters
     ----------
-    array : DataArray
-        Embeddings, drawn as the colours of `pca_rgb`; a map of classes; probabilities (class, y, x), of which the most
-        probable class is drawn, paler where it is less probable; colours (band, y, x); or any map (y, x). With `time`
-        or without.
+    array : DataArray or Dataset
+        A cube with the bands B04, B03 and B02, drawn in true colour; embeddings, drawn as the colours of `pca_rgb`; a
+        map of classes; probabilities (class, y, x), of which the most probable class is drawn, paler where it is less
+        probable; colours (band, y, x); or any map (y, x). With `time` or without.
     time : label, optional
         Date to draw, as in `sel`: "2024-06-05", or "2024-06" where that is one date. Default: every date, one panel
         each.
@@ -72,7 +78,9 @@ def plot(
     scale : bool
         Draw a scale bar and an arrow to the north, where the array has a CRS.
     cmap, vmin, vmax : optional
-        Colour map and range of a map of numbers. Default: "viridis", from the 2nd to the 98th percentile.
+        Colour map and range of a map of numbers. Default: "viridis", from the 2nd to the 98th percentile. For true
+        colour the values that are black and white, in the units of the cube; by default these percentiles of the three
+        bands and all dates that are drawn, without what `SCL` marks as clouds.
     height : float
         Height of a panel in inches.
 
@@ -107,6 +115,8 @@ def plot(
         array = _one_time(array, time)
     if "time" in array.dims and array.sizes["time"] == 1:
         array = array.isel(time=0)
+    if array.name == TRUE_COLOUR and array.sizes.get("time", 1) <= PANELS:
+        array = _stretched(array, vmin, vmax)
     if "time" not in array.dims:
         if ax is None:
             _, ax = plt.subplots(figsize=_figure_size(array, height, legend), layout="constrained")
@@ -134,7 +144,9 @@ def plot(
 
 
 def _map_of(array: Any) -> xr.DataArray:
-    """Return the array that is drawn: of a Dataset, its only map."""
+    """Return the array that is drawn: of a cube red, green and blue, of another Dataset its only map."""
+    if (colours := _true_colour(array)) is not None:
+        return colours
     if isinstance(array, xr.Dataset):
         maps = [n for n, v in array.data_vars.items() if v.ndim >= 2]
         if "embeddings" in maps:
@@ -160,6 +172,57 @@ def _map_of(array: Any) -> xr.DataArray:
     if array.dtype.kind not in "biuf":
         raise ArgumentError(f"array must hold numbers, got dtype {array.dtype}")
     return array
+
+
+def _true_colour(cube: Any) -> xr.DataArray | None:
+    """Return red, green and blue of a cube of Sentinel-2 bands (time, band, y, x), NaN where it has no data.
+
+    None for what is not a cube, for three bands of floats or bytes, which are colours already, and for cubes without
+    one of the three. The coordinate `cloud` is True where `SCL` marks clouds.
+    """
+    stacked = isinstance(cube, xr.DataArray) and any(d in cube.dims for d in BAND_DIMS)
+    if not stacked and not isinstance(cube, xr.Dataset):
+        return None
+    try:
+        match = match_bands(cube, ("B04", "B03", "B02"), model=TRUE_COLOUR)
+    except DeoCubeError:
+        return None
+    if isinstance(cube, xr.Dataset):
+        layers = [cube[str(v)] for v in match.variables]
+        colours = cube[[v.name for v in layers]].to_dataarray("band")
+    else:
+        layers = [cube]
+        if cube.sizes[match.band_dim] <= 4 and cube.dtype.kind == "f":
+            return None
+        colours = cube.isel({match.band_dim: list(match.indices)}).rename({match.band_dim: "band"})
+    if colours.dtype.kind not in "iuf" or colours.dtype == np.uint8:
+        return None
+    # The marks of no data that the bands state, and 0 in all three, which is the mark of most archives.
+    stated = (v.attrs.get(k, v.encoding.get(k)) for v in layers for k in ("_FillValue", "nodata", "missing_value"))
+    absent = (colours == 0).all("band")
+    for mark in {float(m) for m in stated if isinstance(m, int | float | np.number)}:
+        absent = absent | (colours == mark).any("band")
+    colours = colours.astype("float32").where(~absent)
+    if match.scl is not None and isinstance(cube, xr.Dataset) and set(cube[match.scl].dims) <= set(colours.dims):
+        cloud = cube[match.scl].isin(SCL_INVALID)
+        colours = colours.assign_coords(cloud=cloud.variable)
+    time = georeference.dims(colours).time
+    named = colours.rename({time: "time"}) if time and time != "time" else colours
+    return named.assign_coords(band=["red", "green", "blue"]).rename(TRUE_COLOUR).drop_attrs(deep=False)
+
+
+def _stretched(colours: xr.DataArray, vmin: float | None, vmax: float | None) -> xr.DataArray:
+    """Return colours from 0 to 1: one range for all bands and dates, so that they can be compared."""
+    if vmin is None or vmax is None:
+        sample = colours.isel({d: slice(None, None, -(-colours.sizes[d] // RANGE)) for d in spatial_dims(colours)})
+        if "cloud" in sample.coords:
+            clear = sample.where(~sample["cloud"]).compute()
+            sample = clear if clear.notnull().any() else sample
+        low, high = _range(sample.compute().values)
+        vmin, vmax = low if vmin is None else vmin, high if vmax is None else vmax
+    plain = colours.drop_vars("cloud", errors="ignore")
+    scaled: xr.DataArray = ((plain - vmin) / max(vmax - vmin, 1e-9)).clip(0, 1)
+    return scaled.rename(TRUE_COLOUR)
 
 
 def _one_time(array: xr.DataArray, time: Any) -> xr.DataArray:

@@ -69,6 +69,51 @@ def test_several_dates_are_panels_of_one_range() -> None:
     assert plot(array, time="2024-05-02").get_title() == "2024-05-02"
 
 
+@pytest.mark.parametrize("form", ["Dataset", "DataArray", "three bands in another order", "t, bands"])
+def test_a_cube_is_drawn_in_true_colour(form: str) -> None:
+    ds = deo_cube.synthetic_cube(size=64, times=2, clouds=False, gaps=False)
+    ds["B04"][0, :8] = ds["B03"][0, :8] = ds["B02"][0, :8] = 0  # no data
+    bands = ds[["B02", "B03", "B04", "B08", "B12"]]
+    cube = {
+        "Dataset": ds,
+        "DataArray": bands.to_dataarray("band"),
+        "three bands in another order": ds[["B02", "B03", "B04"]].to_dataarray("band"),
+        "t, bands": bands.rename(time="t").to_dataarray("bands"),
+    }[form]
+    picture = np.asarray(cube.deo.plot()[0].images[0].get_array())
+    rgb = ds[["B04", "B03", "B02"]].to_dataarray("band").transpose("time", "y", "x", "band").values.astype("float64")
+    seen = rgb[(rgb > 0).any(axis=-1)]
+    low, high = np.percentile(seen, [2, 98])
+    np.testing.assert_allclose(picture[8:, :, :3], ((rgb[0, 8:] - low) / (high - low)).clip(0, 1), atol=1e-4)
+    assert (picture[:8, :, 3] == 0).all()
+    assert (picture[8:, :, 3] == 1).all()
+
+
+def test_clouds_do_not_decide_the_range_of_true_colour() -> None:
+    ds = deo_cube.synthetic_cube(size=64, times=1, clouds=False, gaps=False, chunks=None)
+    cloudy = ds.copy(deep=True)
+    for band in ("B02", "B03", "B04"):
+        cloudy[band][0, 20:] = 9000
+    cloudy["SCL"][0, 20:] = 9
+    clear, hidden = (
+        np.asarray(c.deo.plot().images[0].get_array())[:20, :, :3] for c in (ds.isel(y=slice(0, 20)), cloudy)
+    )
+    np.testing.assert_allclose(hidden, clear, atol=1e-6)
+
+
+def test_the_range_of_true_colour_is_an_argument_in_units_of_the_cube() -> None:
+    ds = deo_cube.synthetic_cube(size=64, times=1, clouds=False, gaps=False)
+    picture = np.asarray(ds.deo.plot(vmin=0, vmax=3000).images[0].get_array())
+    np.testing.assert_allclose(picture[..., 0], (ds.B04.isel(time=0).values / 3000).clip(0, 1), atol=1e-5)
+
+
+def test_colours_that_are_scaled_already_are_drawn_as_they_are() -> None:
+    ds = deo_cube.synthetic_cube(size=64, times=1, clouds=False, gaps=False)
+    colours = (ds[["B04", "B03", "B02"]].isel(time=0).to_dataarray("band") / 2500).clip(0, 1)
+    picture = np.asarray(colours.deo.plot().images[0].get_array())
+    np.testing.assert_allclose(picture[..., :3], colours.transpose("y", "x", "band").values, atol=1e-6)
+
+
 def test_embeddings_are_drawn_in_the_colours_of_pca(monkeypatch: pytest.MonkeyPatch) -> None:
     emb = deo_cube.synthetic_cube(size=128, times=1).deo.embed()
     ax = emb.deo.plot()
