@@ -357,17 +357,26 @@ def segment(
         Positional[str],
         arg(help="cube or store of embeddings: .zarr, .nc, .tif, or .json of STAC items", metavar="CUBE"),
     ],
-    head: Annotated[Positional[Path], arg(help="file of a saved head (.safetensors)", metavar="HEAD")],
+    head: Annotated[
+        Positional[Path], arg(help="file of a saved head (.safetensors), or tiny for its land cover", metavar="HEAD")
+    ],
     out: Annotated[Positional[Path], arg(help="class map: .tif, or .zarr", metavar="OUT")],
+    probabilities: Annotated[bool, arg(help="write the probability of each class, a band each")] = False,
+    date: Annotated[
+        str | None,
+        TEXT,
+        arg(help="date to map, of a cube or store with several, as 2024-06-05", help_behavior_hint="(default: all)"),
+    ] = None,
     overwrite: Annotated[bool, arg(help="replace OUT, whatever it is")] = False,
     *,
     embedding: OmitArgPrefixes[_SegmentFlags],
     run: OmitArgPrefixes[_RunFlags],
     read: OmitArgPrefixes[_ReadFlags],
 ) -> None:
-    """Map classes with a head that `fit_head(...).save(...)` wrote."""
+    """Map classes, or their probabilities, with a head that `fit_head(...).save(...)` wrote or that a model brings."""
     from deo_cube.cube.open import open_cube
     from deo_cube.heads.maps import segment as segment_cube
+    from deo_cube.heads.vectors import matching_times
     from deo_cube.store.open import is_embeddings, open_embeddings
     from deo_cube.store.report import log_computation
 
@@ -376,13 +385,18 @@ def segment(
     if not overwrite:
         _check_out(out, tif=tif, inputs=(cube, head))
     pixels = open_embeddings(cube) if is_embeddings(cube) else open_cube(cube, **read.given())
-    classes = segment_cube(pixels, head, **changed_options(embedding, run))
+    classes = segment_cube(pixels, head, probabilities=probabilities, **changed_options(embedding, run))
+    classes = classes if date is None else matching_times(classes, date, argument="date")
     if tif:
         from deo_cube.store.export import to_cog
 
-        flat = classes.squeeze(drop=True)
-        if flat.ndim != 2:
-            raise ArgumentError(f"a GeoTIFF holds one date, the cube has {classes.sizes['time']}: name OUT .zarr")
+        if classes.sizes.get("time", 1) > 1:
+            dates = [str(label)[:10] for label in classes["time"].values]
+            raise ArgumentError(
+                f"a GeoTIFF holds one date, the cube has {len(dates)} ({', '.join(dates[:4])}"
+                f"{', ...' if len(dates) > 4 else ''}): pass date={dates[0]}, or name OUT .zarr"
+            )
+        flat = classes.isel(time=0) if "time" in classes.dims else classes
         with _log_lines(True), log_computation(classes, out):
             to_cog(flat, out)
     else:
@@ -395,15 +409,15 @@ def segment(
 
 def sample(
     data: Annotated[
-        Positional[str], arg(help="store of embeddings, or cube: .zarr, .nc, .tif, or .json", metavar="STORE")
+        Positional[str], arg(help="store of embeddings, cube or map: .zarr, .nc, .tif, or .json", metavar="STORE")
     ],
     places: Annotated[
         Positional[str], arg(help="points and polygons: .gpkg, .parquet, .geojson, .shp, .csv", metavar="PLACES")
     ],
     out: Annotated[Positional[Path], arg(help="table: .parquet (GeoParquet) or .csv", metavar="OUT")],
     how: Annotated[
-        Literal["nearest", "linear", "mean", "median", "max"],
-        arg(help="patch of a point, or interpolation; mean, median or maximum within a polygon"),
+        Literal["nearest", "linear", "mean", "median", "max", "share"],
+        arg(help="patch of a point, or interpolation; mean, median or maximum within a polygon; share of each class"),
     ] = "nearest",
     weights: Annotated[Literal["valid", "none"], arg(help="weight of a patch beside the share covered")] = "valid",
     time: Annotated[
@@ -423,13 +437,12 @@ def sample(
     """Write one vector per point or polygon as a table: the columns of PLACES, `time`, `valid`, `count`, `e0`, ..."""
     from deo_cube.cube.open import open_cube
     from deo_cube.heads.sample import write_table
-    from deo_cube.store.open import is_embeddings, open_embeddings
 
     out = local_path(out)
     if out.exists() and not overwrite:
         raise ArgumentError(f"OUT {out} exists: name another path, or pass --overwrite")
     rows, columns = write_table(
-        open_embeddings(data) if is_embeddings(data) else open_cube(data, group=group),
+        data if group is None else open_cube(data, group=group),
         places,
         out,
         how=how,
@@ -1071,7 +1084,7 @@ def _check_out(out: Path, *, tif: bool, inputs: tuple[str | Path, ...]) -> None:
         raise ArgumentError(f"OUT {out} is an input of this command, and would be deleted: name another path")
     if not tif and out.suffix.lower() != ".zarr":
         raise ArgumentError(f"OUT is a map, .tif or .zarr; got {out}")
-    ours = any((out / name / "zarr.json").exists() for name in ("class", "value", "change", "magnitude"))
+    ours = any((out / name / "zarr.json").exists() for name in ("class", "probability", "value", "change", "magnitude"))
     if out.is_dir() and (tif or (any(out.iterdir()) and not ours)):
         raise ArgumentError(f"{out} is there and is not a map: name another path, or pass --overwrite")
 

@@ -159,6 +159,29 @@ def test_segment_maps_classes_from_a_cube_and_from_a_store(cube: Path, tmp_path:
         assert corner == (emb.rio.transform().c, emb.rio.transform().f)
 
 
+def test_segment_maps_one_date_of_several_and_probabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import rasterio
+
+    ds = deo_cube.synthetic_cube(size=96, times=2, clouds=False, gaps=False)
+    ds.to_zarr(tmp_path / "two.zarr", zarr_format=3, consolidated=False)
+    chances = ds.deo.segment(probabilities=True).compute()
+    last = str(ds.time.values[1])[:10]
+    assert run("segment", tmp_path / "two.zarr", "tiny", tmp_path / "map.tif") == 2
+    error = capsys.readouterr().err
+    assert f"--date {str(ds.time.values[0])[:10]}" in error or f"--date={str(ds.time.values[0])[:10]}" in error
+    assert run("segment", tmp_path / "two.zarr", "tiny", tmp_path / "map.tif", "--date", last) == 0
+    assert run("segment", tmp_path / "two.zarr", "tiny", tmp_path / "p.tif", "--date", last, "--probabilities") == 0
+    for name in ("p.zarr", "p.zarr"):  # the second time it replaces its own map
+        assert run("segment", tmp_path / "two.zarr", "tiny", tmp_path / name, "--probabilities") == 0
+    with rasterio.open(tmp_path / "p.tif") as p, rasterio.open(tmp_path / "map.tif") as classes:
+        assert list(p.descriptions) == chances["class"].values.tolist()
+        np.testing.assert_allclose(p.read(), chances.isel(time=1).values, atol=1e-6)
+        assert (p.read().argmax(axis=0) == np.searchsorted(np.arange(9), classes.read(1))).mean() > 0.99
+        assert p.tags()["time"].startswith(last)
+    assert run("segment", tmp_path / "two.zarr", "tiny", tmp_path / "map.tif", "--date", "2031") == 2
+    assert "--date" in capsys.readouterr().err
+
+
 def test_a_quantity_is_mapped_and_assessed(cube: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ds = xr.open_zarr(cube, consolidated=False, decode_coords="all", mask_and_scale=False)
     emb = ds.deo.embed().compute()

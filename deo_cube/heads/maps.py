@@ -28,7 +28,7 @@ from deo_cube.errors import ArgumentError, ArgumentTypeError, remedy
 from deo_cube.heads.base import Head, category_attrs, check_model
 from deo_cube.heads.classes import NO_CLASS
 from deo_cube.heads.conv import multiscale
-from deo_cube.heads.head import bundled_head, load_head
+from deo_cube.heads.head import BUNDLED, bundled_head, load_head
 from deo_cube.heads.regression import RegressionHead
 from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.heads.windows import map_windows
@@ -54,9 +54,9 @@ def classify(
     ----------
     cube : Dataset or DataArray
         Embeddings; or a Sentinel-2 cube, which is embedded with the model of the head first.
-    head : Head or path, optional
-        Of `fit_head` or `load_head`. Default: the head that comes with `model` (default "tiny": land cover; also
-        "dynamicworld"), or with the model of the embeddings.
+    head : Head, path or name, optional
+        Of `fit_head` or `load_head`; or the name of a model that comes with one, "tiny" (land cover) or "dynamicworld".
+        Default: the head that comes with `model` (default "tiny"), or with the model of the embeddings.
     probabilities : bool
         Return probabilities (time, class, y, x) float32 instead of classes.
     **embed_options
@@ -226,7 +226,8 @@ def _head(head: Any, cube: Any, options: dict[str, Any]) -> tuple[Head, dict[str
         # The head names model and layer; the user's other options stay.
         return bundled_head(model), {k: v for k, v in options.items() if k != "model"}
     if isinstance(head, str | os.PathLike):
-        return load_head(Path(head)), options
+        path = Path(head)
+        return (bundled_head(str(head)) if str(head) in BUNDLED and not path.exists() else load_head(path)), options
     if not isinstance(head, Head):
         raise ArgumentTypeError(
             f"head must be a head of fit_head, or the path of one that was saved; got {type(head).__name__}"

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from deo_cube import arguments
 from deo_cube.constants import PREFIX
+from deo_cube.cube.categories import read_categories
 from deo_cube.cube.composite import clear_bands
 from deo_cube.cube.files import RASTERS
 from deo_cube.cube.georeference import BAND_DIMS, SPATIAL_DIMS
@@ -44,7 +45,7 @@ from deo_cube.store.open import is_embeddings, open_embeddings
 __all__ = ["How", "sample", "to_table", "write_table"]
 
 Array = NDArray[Any]
-How = Literal["nearest", "linear", "mean", "median", "max"]
+How = Literal["nearest", "linear", "mean", "median", "max", "share"]
 
 NUMBERS = 1 << 22
 """Numbers of cells that are reduced at a time, which bounds the memory within a block."""
@@ -106,11 +107,12 @@ def sample(
         Points and polygons, any number, also mixed: a GeoDataFrame or GeoSeries; a DataFrame with coordinates or WKT;
         GeoJSON; the path of a file that holds one (GeoPackage, GeoParquet, Shapefile, CSV, ...); a point (x, y), a list
         or array of points; shapely geometries.
-    how : {"nearest", "linear", "mean", "median", "max"}
+    how : {"nearest", "linear", "mean", "median", "max", "share"}
         "nearest": a point gets the vector of the patch that contains it, a polygon the mean. "linear": a point gets the
         bilinear interpolation of the four nearest patches, a polygon the mean. "mean", "median" and "max": of the
         patches of a polygon, number by number; a point gets the vector of its patch. A patch counts by the exact share
-        of it that the polygon covers; for "max" every patch that it covers in part counts.
+        of it that the polygon covers; for "max" every patch that it covers in part counts. "share": of a map of
+        classes, the share of each class in the place, of what has a class; one column per class.
     weights : "valid" or None
         "valid": a patch counts also by its valid fraction. None: every patch that has a vector counts in full.
     time : label, optional
@@ -159,7 +161,7 @@ def sample(
     {'place': 2, 'time': 2, 'embedding': 192}
     """
     read = read_places(places, layer=layer, crs=crs)
-    vectors, channel = _as_vectors(data, units, offset, nodata)
+    vectors, channel = _as_vectors(data, how, units, offset, nodata)
     result = _sampled(vectors, channel, read, how, weights, time)
     return to_table(result) if arguments.boolean("table", table) else result
 
@@ -167,7 +169,6 @@ def sample(
 def _sampled(
     vectors: xr.DataArray, channel: str | None, places: Places, how: Any, weights: Any, time: Any
 ) -> xr.DataArray:
-    arguments.choice("how", how, ("nearest", "linear", "mean", "median", "max"))
     if weights not in ("valid", None):
         raise ArgumentError(f'weights must be "valid" or None, got {weights!r:.60}')
     if time is not None:
@@ -175,8 +176,9 @@ def _sampled(
     areas = any(g is not None and "Point" not in g.geom_type for g in places.shapes)
     if ("flag_values" in vectors.attrs or "flag_meanings" in vectors.attrs) and (areas or how != "nearest"):
         raise ArgumentError(
-            "data must hold numbers for means and polygons, got a map of classes: sample it at points with "
-            f"how='nearest'{remedy(', or sample the probabilities, classify(..., probabilities=True)', '')}"
+            "data must hold numbers for means and polygons, got a map of classes: how='share' returns the share of "
+            "each class, how='nearest' the class at a point"
+            + remedy("; or sample the probabilities, classify(..., probabilities=True)", "")
         )
     if "flag_colors" in vectors.attrs and (areas or how != "nearest"):
         warnings.warn(
@@ -190,9 +192,12 @@ def _sampled(
     return _wrapped(_reduced(vectors, cells, statistic, weights), vectors, channel, places, statistic)
 
 
-def _as_vectors(data: Any, units: str, offset: Any, nodata: Any) -> tuple[xr.DataArray, str | None]:
+def _as_vectors(data: Any, how: Any, units: str, offset: Any, nodata: Any) -> tuple[xr.DataArray, str | None]:
     """Return data with a dimension `embedding`, and the name that this dimension had (None: it had none)."""
-    data = _opened(data)
+    arguments.choice("how", how, ("nearest", "linear", "mean", "median", "max", "share"))
+    data = _only_map(_opened(data))
+    if how == "share":
+        data = _shares(data)
     if isinstance(data, xr.Dataset) and any("embedding" in v.dims for v in data.data_vars.values()):
         return as_embeddings(data), "embedding"
     if isinstance(data, xr.DataArray) and "embedding" in data.dims:
@@ -222,6 +227,33 @@ def _opened(data: Any) -> Any:
     return open_embeddings(data) if is_embeddings(data) else _with_legend(open_cube(data), data)
 
 
+def _only_map(data: Any) -> Any:
+    """Return the only map of a Dataset, as stores of maps are; a cube and anything else as it is."""
+    if not isinstance(data, xr.Dataset):
+        return data
+    layers = [n for n, v in data.data_vars.items() if v.ndim >= 2]
+    if len(layers) != 1 or band_of_name(str(layers[0])) is not None or _holds_bands(data[layers[0]]):
+        return data
+    # A grid mapping that was opened as a variable is kept as a coordinate.
+    return data.set_coords([n for n in data.data_vars if n not in layers])[layers[0]]
+
+
+def _shares(data: Any) -> xr.DataArray:
+    """Return a map of classes as one layer per class: 1 where a cell is of that class, 0 elsewhere, NaN without one."""
+    array = data.squeeze("band", drop=True) if isinstance(data, xr.DataArray) and data.sizes.get("band") == 1 else data
+    categories = read_categories(array) if isinstance(array, xr.DataArray) else None
+    if categories is None:
+        raise ArgumentError(
+            "how='share' is for a map of integers that states its classes: state them, data.assign_attrs("
+            "flag_values=[0, 1], flag_meanings='land water'); of other numbers, and of booleans, take how='mean'"
+        )
+    layers = [array == code for code in categories.codes]
+    shares = xr.concat(layers, pd.Index(categories.names, name="class"), coords="minimal", compat="override")
+    known = array.isin(list(categories.codes))
+    attrs = {k: v for k, v in array.attrs.items() if str(k).startswith(PREFIX)}
+    return shares.astype("float32").where(known).drop_attrs(deep=False).assign_attrs(attrs).rename("share")
+
+
 def _with_legend(data: Any, path: Any) -> Any:
     """Return a raster of integers with the names of its classes as flags, where its file has any."""
     one = isinstance(data, xr.DataArray) and data.dtype.kind in "iu" and data.sizes.get("band") == 1
@@ -232,7 +264,8 @@ def _with_legend(data: Any, path: Any) -> Any:
     with rasterio.open(expand(path)) as file:
         legend = legend_of_file(file)
     if legend.names:
-        return data.assign_attrs(flag_values=sorted(legend.names))
+        names = {code: "_".join(legend.names[code].split()) for code in sorted(legend.names)}
+        return data.assign_attrs(flag_values=list(names), flag_meanings=" ".join(names.values()))
     return data.assign_attrs(flag_colors=" ".join(legend.colors.values())) if legend.colors else data
 
 
@@ -579,7 +612,7 @@ def write_table(
     if path.suffix.lower() == ".parquet":
         gpd = require("geopandas", "pyarrow", extra="vector", purpose="writing Parquet")
     read = read_places(places, layer=layer, crs=crs)
-    vectors, channel = _as_vectors(data, "auto", "auto", "auto")
+    vectors, channel = _as_vectors(data, how, "auto", "auto", "auto")
     rows = to_table(_sampled(vectors, channel, read, how, weights, time))
     position = np.repeat(np.arange(len(read.shapes)), len(rows) // max(len(read.shapes), 1))
     names = [c for c in read.columns.columns if c not in rows.columns]

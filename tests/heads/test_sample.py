@@ -397,3 +397,57 @@ def test_means_of_a_map_with_colours_alone_are_warned_of(tmp_path, recwarn):
     assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
     with pytest.warns(UserWarning, match="colours"):
         assert float(sample(path, square(emb, 3, 4, 3, 3)).values.item()) == pytest.approx(mean.values.item())
+
+
+@pytest.mark.parametrize(
+    ("seed", "x", "y", "width", "height"),
+    [(0, 0, 0, 1, 1), (1, 3.3, 2.2, 4, 3), (2, 20, 14, 11.9, 9.9), (3, 5.5, 7, 0.2, 0.3)],
+)
+def test_shares_of_classes_are_those_of_the_areas_that_a_polygon_cuts(seed, x, y, width, height):
+    emb = embeddings()
+    codes = np.random.default_rng(seed).choice([0, 3, 7, 255], (24, 32)).astype("uint8")
+    flags = {"flag_values": [0, 3, 7], "flag_meanings": "water trees grass", "_FillValue": np.uint8(255)}
+    classes = emb.isel(embedding=0).copy(data=codes).drop_vars("valid").assign_attrs(flags)
+    left, top = float(emb.x[0]) - 40, float(emb.y[0]) + 40
+    place = shapely.box(left + 80 * x, top - 80 * (y + height), left + 80 * (x + width), top - 80 * y)
+    shares = sample(classes, place, how="share")
+    xs, ys = np.meshgrid(left + 80 * np.arange(32), top - 80 * np.arange(24))
+    cut = shapely.area(shapely.intersection(shapely.box(xs, ys - 80, xs + 80, ys), place))
+    areas = {code: float(cut[codes == code].sum()) for code in (0, 3, 7, 255)}
+    known = areas[0] + areas[3] + areas[7]
+    assert shares["class"].values.tolist() == ["water", "trees", "grass"]
+    expected = [areas[k] / known if known else np.nan for k in (0, 3, 7)]
+    np.testing.assert_allclose(shares.values[0], expected, atol=2e-5)
+    assert float(shares["valid"][0]) == pytest.approx(known / place.area, abs=2e-5)
+    np.testing.assert_allclose(sample(classes.chunk(y=7, x=11), place, how="share").values, shares.values, atol=1e-6)
+
+
+def test_shares_from_a_file_and_a_store_of_a_map_in_a_shell(tmp_path):
+    ds = deo_cube.synthetic_cube(size=64, times=1, clouds=False, gaps=False)
+    classes = ds.deo.segment().compute()
+    classes.deo.to_cog(tmp_path / "map.tif")
+    classes.to_dataset(name="class").to_zarr(tmp_path / "map.zarr", zarr_format=3)
+    field = shapely.box(float(ds.x[3]), float(ds.y[50]), float(ds.x[44]), float(ds.y[9]))
+    gpd.GeoDataFrame({"name": ["a"]}, geometry=[field], crs=ds.rio.crs).to_file(tmp_path / "fields.gpkg")
+    expected = classes.deo.sample(field, how="share", weights=None, table=True)
+    for source in ("map.tif", "map.zarr"):
+        with pytest.raises(SystemExit) as end:
+            main(["sample", str(tmp_path / source), str(tmp_path / "fields.gpkg"), str(tmp_path / "out.csv"), "--how",
+                  "share", "--weights", "none", "--overwrite"])  # fmt: skip
+        assert not end.value.code
+        table = pd.read_csv(tmp_path / "out.csv")
+        names = expected.columns[expected.columns.get_loc("count") + 1 :]
+        np.testing.assert_allclose(table[list(names)], expected[list(names)], atol=1e-6)
+        assert table[list(names)].sum(axis=1).item() == pytest.approx(1)
+
+
+def test_shares_of_numbers_are_refused_and_the_advice_works():
+    emb = embeddings()
+    numbers = emb.isel(embedding=0).copy(data=np.ones((24, 32), "uint8"))
+    field = square(emb, 3, 4, 2, 2)
+    with pytest.raises(ArgumentError, match="flag_values"):
+        sample(numbers, field, how="share")
+    stated = numbers.assign_attrs(flag_values=[0, 1], flag_meanings="land water")
+    assert sample(stated, field, how="share").values.tolist() == [[0, 1]]
+    with pytest.raises(ArgumentError, match="how='share'"):
+        sample(stated, field, how="mean")
