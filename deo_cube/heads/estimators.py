@@ -36,6 +36,7 @@ __all__ = [
     "as_arrays",
     "checked_estimator",
     "checked_function",
+    "fitted_classifier",
     "fitted_copy",
     "is_estimator",
     "refuse_opaque",
@@ -381,6 +382,29 @@ def fitted_copy(estimator: Any, vectors: Array, values: Array, weights: Array | 
         raise ArgumentError(f"kind: {type(estimator).__name__} cannot be fitted on the vectors: {error}") from error
 
 
+def fitted_classifier(estimator: Any, vectors: Array, truth: Array) -> tuple[Any, Array]:
+    """Return a fitted clone of a classifier, and what it calls the sorted classes of `truth`.
+
+    These are the codes; 0, 1, ... where the classifier refuses other codes, as those of XGBoost do.
+
+    Raises
+    ------
+    ArgumentError
+        As `fitted_copy`.
+    """
+    codes, positions = np.unique(truth, return_inverse=True)
+    numbers = np.arange(len(codes))
+    try:
+        return fitted_copy(estimator, vectors, truth, None), codes
+    except ArgumentError as refused:
+        if np.array_equal(codes, numbers):
+            raise
+        try:
+            return fitted_copy(estimator, vectors, positions.reshape(-1), None), numbers
+        except ArgumentError:
+            raise refused from refused.__cause__
+
+
 def as_arrays(estimator: Any, vectors: Array, values: Array, classes: Sequence[Any] = ()) -> Fitted | Opaque:
     """Return a fitted estimator as arrays, or as it is with the reason where it has no translation.
 
@@ -610,8 +634,9 @@ class ClassifierHead(BaseHead):
         data, classes = label_vectors(arrays, labels, label_options)
         data = data.subsample_classes(options.most)
         report = class_counts(data, classes) | _validated(data, options)
-        fitted = fitted_copy(options.estimator, data.vectors, data.truth, None)
-        function = as_arrays(fitted, data.vectors, data.truth, classes.codes)
+        fitted, called = fitted_classifier(options.estimator, data.vectors, data.truth)
+        truth = called[np.searchsorted(classes.codes, data.truth)]
+        function = as_arrays(fitted, data.vectors, truth, called.tolist())
         own = function if isinstance(function, Opaque) else None
         tensors = function.tensors if isinstance(function, Fitted) else {}
         steps = json.dumps(function.steps if isinstance(function, Fitted) else [])
@@ -640,8 +665,10 @@ def _validated(data: TrainingVectors, options: ClassifierOptions) -> dict[str, A
         return {"validation": "none"}
     right = np.full(len(data.truth), np.nan)
     for train, test in folds.pairs:
-        fitted = fitted_copy(options.estimator, data.vectors[train], data.truth[train], None)
-        right[test] = np.asarray(fitted.predict(data.vectors[test])) == data.truth[test]
+        fitted, called = fitted_classifier(options.estimator, data.vectors[train], data.truth[train])
+        codes = np.unique(data.truth[train])
+        predicted = codes[np.searchsorted(called, np.asarray(fitted.predict(data.vectors[test])))]
+        right[test] = predicted == data.truth[test]
     scored = np.isfinite(right)
     of_classes = [right[scored & (data.truth == k)].mean() for k in np.unique(data.truth[scored])]
     return {

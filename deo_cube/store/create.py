@@ -339,6 +339,9 @@ def _sha256(data: bytes) -> str:
 
 log = logging.getLogger("deo_cube")
 
+#: Fields of an identity that differ between two sets of dates of one cube.
+OF_DATES = {"coordinate time", "shape", "items", "radiometry"}
+
 
 # --- creation ---
 
@@ -660,9 +663,16 @@ def _check_same(store: Any, root: Mapping[str, Any], fields: dict[str, Any]) -> 
     differ = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]
     if differ:
         shown = "\n".join(f"  {k}: store {_short(theirs.get(k))}, now {_short(ours.get(k))}" for k in differ)
+        joined = remedy("deo_cube.mosaic([store, other]).deo.to_zarr(path)", "deo-cube mosaic STORE OTHER OUT")
+        added = (
+            ". A store keeps the dates that it was begun with: write others to a store of their own, and join both, "
+            + joined
+            if "coordinate time" in differ and set(differ) <= OF_DATES
+            else ""
+        )
         raise StoreMismatchError(
             f"{store} was begun with something else; these differ:\n{shown}\n"
-            "Choose another path, make the call that began it, or pass overwrite=True to begin again"
+            f"Choose another path, make the call that began it, or pass overwrite=True to begin again{added}"
         )
 
 

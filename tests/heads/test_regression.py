@@ -20,7 +20,7 @@ from sklearn.ensemble import (
 from sklearn.linear_model import Lasso, LogisticRegression, PoissonRegressor, Ridge, RidgeClassifier, SGDClassifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
-from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, NearestCentroid
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, Normalizer, RobustScaler, StandardScaler
@@ -190,6 +190,25 @@ def test_classifiers_of_scikit_learn(estimator, labels, tmp_path):
     again = load_head(head.save(tmp_path / "head"))
     xr.testing.assert_identical(again.predict(emb, probabilities=True), p)
     assert "accuracy" in head.report
+
+
+class Counting(NearestCentroid):
+    """A classifier that takes the classes 0, 1, ... only, as XGBoost's does."""
+
+    def fit(self, X, y):
+        if not np.array_equal(np.unique(y), np.arange(len(np.unique(y)))):
+            raise ValueError(f"Invalid classes inferred from unique values of `y`, got {np.unique(y)}")
+        return super().fit(X, y)
+
+
+@pytest.mark.parametrize("codes", [(10, 20, 30), (1, 2, 3), (0, 1, 2), ("a", "b", "c")])
+def test_a_classifier_that_counts_its_classes_maps_the_codes_of_the_labels(codes):
+    emb = embeddings(20, 20, noise=0.6, dim=5)
+    named = dict(zip(sorted({c[2] for c in clicks(emb)}), codes, strict=True))
+    places = [(x, y, named[c]) for x, y, c in clicks(emb)]
+    head, expected = (fit_head(e, emb, places) for e in (Counting(), NearestCentroid()))
+    xr.testing.assert_equal(head.predict(emb), expected.predict(emb))
+    assert head.report["accuracy"] == expected.report["accuracy"]
 
 
 def test_estimators_without_a_form_as_arrays_predict_and_say_why_they_are_not_saved(tmp_path):

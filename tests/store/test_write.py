@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import deo_cube
 from deo_cube.constants import MODEL_BANDS as BANDS
 from deo_cube.embedding import process
 from deo_cube.embedding.embed import embed
@@ -284,3 +285,21 @@ def test_numbers_that_make_no_sense_are_refused_at_the_call(tmp_path: Path, opti
     with pytest.raises(ValueError, match="must be an integer"):
         to_zarr(embed(cube_at(), **SMALL), tmp_path / "e.zarr", progress=False, **option)
     assert not (tmp_path / "e.zarr").exists()
+
+
+def test_other_dates_are_refused_and_the_advice_joins_them(tmp_path: Path) -> None:
+    ds = deo_cube.synthetic_cube(size=96, times=3, clouds=False, gaps=False)
+    whole = ds.deo.embed().compute()
+    ds.isel(time=[0, 1]).deo.embed().deo.to_zarr(tmp_path / "a.zarr", progress=False)
+    for more in (ds.isel(time=[2]), ds):
+        with pytest.raises(StoreMismatchError, match=r"deo_cube\.mosaic"):
+            more.deo.embed().deo.to_zarr(tmp_path / "a.zarr", progress=False)
+    ds.isel(time=[2]).deo.embed().deo.to_zarr(tmp_path / "b.zarr", progress=False)
+    joined = deo_cube.mosaic([tmp_path / "a.zarr", tmp_path / "b.zarr"]).deo.to_zarr(
+        tmp_path / "c.zarr", progress=False
+    )
+    np.testing.assert_array_equal(joined.values, whole.values)
+    np.testing.assert_array_equal(joined.time.values, whole.time.values)
+    with pytest.raises(StoreMismatchError) as other:  # another model is not another date
+        ds.isel(time=[2]).deo.embed(halo=32).deo.to_zarr(tmp_path / "a.zarr", progress=False)
+    assert "mosaic" not in str(other.value)
