@@ -106,7 +106,7 @@ class DeoDatasetAccessor(_Accessor):
             # says that it is to be embedded first, which an AttributeError does not.
             if isinstance(verb := vars(DeoDataArrayAccessor).get(name), _Verb):
                 return verb.__get__(self, type(self))
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            return self.__getattribute__(name)  # raises
 
         def __dir__(self) -> list[str]:
             more = (
