@@ -25,8 +25,8 @@ from deo_cube.store.write import to_zarr
 from deo_cube.testing import cube_at
 from tests.store.test_write import tree
 
-SMALL: dict[str, Any] = {"model": "means", "dtype": "float32", "block": 24}
-#: Of three by three blocks per date.
+SMALL: dict[str, Any] = {"model": "means", "dtype": "float32", "block": 48}
+#: Of two by two blocks per date.
 SHAPE = (52, 60)
 
 
@@ -39,6 +39,7 @@ def write(emb: xr.DataArray, path: Path, **options: Any) -> xr.DataArray:
 
 
 def same(a: xr.DataArray, b: xr.DataArray) -> bool:
+    a, b = a.compute(), b.compute()  # each once, with `valid`
     alike = np.array_equal(a.values, b.values, equal_nan=True)
     return bool(alike and ("valid" not in b.coords or np.array_equal(a.valid, b.valid)))
 
@@ -108,11 +109,12 @@ def test_other_inputs_are_refused_and_changed_does_them_again(tmp_path: Path, ch
     with pytest.raises(StoreMismatchError) as refused:
         write(second, tmp_path / "e.zarr")
     assert same(open_embeddings(tmp_path / "e.zarr"), first)  # untouched, and complete
+    expected = second.compute()
     if "resume='changed'" in str(refused.value):
-        assert same(write(second, tmp_path / "e.zarr", resume="changed"), second)
+        assert same(write(second, tmp_path / "e.zarr", resume="changed"), expected)
         assert verify_store(tmp_path / "e.zarr").complete
-    assert same(write(second, tmp_path / "e.zarr", overwrite=True), second)
-    assert same(write(second, tmp_path / "e.zarr"), second)
+    assert same(write(second, tmp_path / "e.zarr", overwrite=True), expected)
+    assert same(write(second, tmp_path / "e.zarr"), expected)
 
 
 @pytest.mark.parametrize("again", ["chunks", "device", "batch", "another file", "memory", "blocks", "sum of nothing"])
@@ -161,15 +163,15 @@ def test_a_block_without_its_axis_of_time_is_not_computed_from_embeddings(
 
     monkeypatch.setattr(block, "stand_in", counted)
     write(emb, tmp_path / "e.zarr")
-    assert len(encoded) == 9
+    assert len(encoded) == 4
     write(emb, tmp_path / "e.zarr")
-    assert (len(encoded), stand_ins) == (9, [])
+    assert (len(encoded), stand_ins) == (4, [])
     # Computed from, or cut up otherwise, it is compared by stand-ins.
     assert same(write(emb.chunk(y=7, x=9), tmp_path / "e.zarr"), emb)
     assert stand_ins
     with pytest.raises(StoreMismatchError):
         write(2 * emb, tmp_path / "e.zarr")
-    assert len(encoded) == 9 + 9  # what `same` computed
+    assert len(encoded) == 4 + 4  # what `same` computed
 
 
 @pytest.mark.parametrize("array", UNDATED)
@@ -188,7 +190,7 @@ def test_a_store_without_dates_of_an_earlier_version_is_resumed(
     assert tree(tmp_path / "other.zarr") != before
     write(emb, tmp_path / "e.zarr")
     assert tree(tmp_path / "e.zarr") == before
-    with pytest.raises(StoreMismatchError, match="9 of 9"):
+    with pytest.raises(StoreMismatchError, match="4 of 4"):
         write(UNDATED[array](seed=1), tmp_path / "e.zarr")
 
 
@@ -196,7 +198,7 @@ def test_changed_does_exactly_the_blocks_whose_inputs_changed(tmp_path: Path, en
     none = corner() & False
     write(embed(cube_of(), mask=none, **SMALL), tmp_path / "e.zarr")
     second = embed(cube_of(), mask=corner(), **SMALL)
-    with pytest.raises(StoreMismatchError, match="2 of 18 finished blocks"):
+    with pytest.raises(StoreMismatchError, match="2 of 8 finished blocks"):
         write(second, tmp_path / "e.zarr")
     encoded.clear()
     got = write(second, tmp_path / "e.zarr", resume="changed")
@@ -246,12 +248,12 @@ def test_a_store_is_not_changed_from_what_is_read_from_it(tmp_path: Path) -> Non
     assert same(write(doubled, tmp_path / "e.zarr", resume="changed"), doubled)
 
 
-def test_every_scheduler_compares(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheduler", ["threads", "synchronous", pytest.param("processes", marks=pytest.mark.slow)])
+def test_every_scheduler_compares(tmp_path: Path, scheduler: str) -> None:
     write(emb_of(), tmp_path / "e.zarr")
-    for scheduler in ("threads", "synchronous", "processes"):
-        with pytest.raises(StoreMismatchError, match="18 of 18"):
-            write(emb_of(seed=1), tmp_path / "e.zarr", scheduler=scheduler, num_workers=2)
-        assert same(write(emb_of(), tmp_path / "e.zarr", scheduler=scheduler, num_workers=2), emb_of())
+    with pytest.raises(StoreMismatchError, match="8 of 8"):
+        write(emb_of(seed=1), tmp_path / "e.zarr", scheduler=scheduler, num_workers=2)
+    assert same(write(emb_of(), tmp_path / "e.zarr", scheduler=scheduler, num_workers=2), emb_of())
 
 
 def test_a_cluster_compares_too(tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_a_cluster_compares_too(tmp_path: Path) -> None:
     first, second = (embed(cube_of(), mask=m, **SMALL) for m in (corner() & False, corner()))
     write(first, tmp_path / "e.zarr")
     with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as c, Client(c):
-        with pytest.raises(StoreMismatchError, match="2 of 18"):
+        with pytest.raises(StoreMismatchError, match="2 of 8"):
             write(second, tmp_path / "e.zarr")
         got = write(second, tmp_path / "e.zarr", resume="changed")
     assert same(got, second)
@@ -408,13 +410,13 @@ def test_a_store_of_an_earlier_version_opens_and_resumes_and_what_is_not_known_i
     assert same(open_embeddings(path), emb_of())
     assert verify_store(path).complete
     assert "metadata not checked" in repr(verify_store(path))
-    with pytest.warns(UserWarning, match="earlier version.*18 finished blocks"):
+    with pytest.warns(UserWarning, match="earlier version.*8 finished blocks"):
         assert same(write(emb_of(), path), emb_of())
-    (path / "progress" / "crc32" / "c" / "1" / "2" / "2").unlink()
-    with pytest.warns(UserWarning, match="17 finished blocks"):
+    (path / "progress" / "crc32" / "c" / "1" / "1" / "1").unlink()
+    with pytest.warns(UserWarning, match="7 finished blocks"):
         assert same(write(emb_of(), path), emb_of())
     # Without an encoder the blocks themselves are compared, with what every version recorded.
-    with pytest.raises(StoreMismatchError, match="18 of 18"):
+    with pytest.raises(StoreMismatchError, match="8 of 8"):
         write(emb_of().compute() * 2, path)
 
 

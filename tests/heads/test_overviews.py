@@ -39,8 +39,8 @@ def store(base: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several jobs per level."""
-    monkeypatch.setattr(overviews, "CHUNK", 16)
-    monkeypatch.setattr(overviews, "STRIP", 6)
+    monkeypatch.setattr(overviews, "CHUNK", 32)
+    monkeypatch.setattr(overviews, "STRIP", 12)
     monkeypatch.setattr(overviews, "SMALL", 20)
 
 

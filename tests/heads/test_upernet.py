@@ -59,7 +59,7 @@ def test_a_coarse_layer_is_at_its_place(cube, two_strides):
 def test_a_head_on_several_scales(cube, two_strides, tmp_path):
     both = multiscale(cube, two_strides, dtype="float32").compute()
     truth = cube["land_cover"].load()
-    head = fit_head("upernet", both, truth, steps=30, width=16, upsample=4)
+    head = fit_head("upernet", both, truth, steps=15, width=16, upsample=4)
     assert head.scales == (3, 3)
     whole = head.predict(both)
     assert geobox(whole) == geobox(cube)

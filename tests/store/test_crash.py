@@ -50,7 +50,7 @@ def run(path: Path, log: Path, kill_at: int, name: str) -> int | None:
     log.unlink(missing_ok=True)
     process = FORK.Process(target=killed, args=(path, log, kill_at, name))
     process.start()
-    process.join(120)
+    process.join(300)
     return process.exitcode
 
 

@@ -182,7 +182,7 @@ except OSError as error:
 def test_a_file_that_the_system_refuses_to_grow_is_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "e.zarr"
     code = FULL.format(root=str(Path(__file__).parents[2]), path=str(path))
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300).stdout
     assert "no space left for block" in said
     assert "the same call resumes" in said
     assert not status(path).complete

@@ -175,7 +175,7 @@ def test_processes_end_with_their_parent(command: list[str]) -> None:
     # The command cannot end before it is killed, for the last chunk of a band does not arrive.
     with held(Path(command[4]) / "B02" / "c" / "0" / "3" / "3"), begun(command) as (parent, children):
         parent.send_signal(signal.SIGKILL)
-        parent.wait(30)
+        parent.wait(60)
         _, alive = psutil.wait_procs(children, timeout=60)
         assert not alive
     with pytest.raises(SystemExit) as ended:

@@ -142,7 +142,7 @@ def start(path: Path, pause: float) -> subprocess.Popen[str]:
 def test_two_processes_on_one_store_share_the_work(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     path = tmp_path / "e.zarr"
     jobs = [start(path, pause=0.005) for _ in range(2)]
-    assert [j.wait(timeout=120) for j in jobs] == [0, 0]
+    assert [j.wait(timeout=300) for j in jobs] == [0, 0]
     assert tree(path) == undisturbed
     assert verify_store(path).complete
 

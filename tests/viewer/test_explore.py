@@ -101,7 +101,7 @@ def test_the_command_serves_a_store_until_it_is_stopped(store: Path, cube_path: 
         held[1].sendall(begun)
         get(url + "api/store")
         run.send_signal(stop)
-        assert run.wait(60) == 0
+        assert run.wait(300) == 0
         assert run.stderr.read() == ""
         for one in held:
             one.close()
