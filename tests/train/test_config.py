@@ -109,7 +109,7 @@ def test_mistakes_end_with_a_message_and_a_code(tmp_path, capsys, images_path) -
 @pytest.mark.parametrize(
     ("arguments", "flag"),
     [
-        (["--preset", "smal"], "--preset"),
+        (["--preset", "smoky"], "--preset"),
         (["--optimizer.lrate", "0.1"], "--optimizer.lr"),
         (["--objective.no-gathers"], "--objective.no-gather"),
         (["--steps", "many"], "--steps"),
