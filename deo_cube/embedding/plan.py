@@ -1,15 +1,16 @@
 """`ds.deo.plan()`: count tiles, tokens, bytes and time before embedding, at the rate that was measured here.
 
 Two rates are measured, both in tiles per second on all cores that may encode. `measure_rate` is that of the encoder
-alone. `measure_block_rate` is that of blocks, on made-up pixels in memory: chunks are decoded, tiles are stitched and
-cast, and checksums and compression are computed beside the encoder. It predicts a job without its start, and without
-waiting for the disk.
+alone. `measure_block_rate` is that of blocks, on made-up pixels: chunks are decoded, tiles are stitched and cast,
+checksums are computed and shards are written to a temporary folder, all beside the encoder. It predicts a job without
+its start, and without waiting for the disk.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import tempfile
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from deo_cube import arguments
@@ -318,7 +320,8 @@ def measure_rate(
 def measure_block_rate(p: Prepared, device: str, *, seconds: float = 4.0) -> float:
     """Return the tiles per second of blocks as `to_zarr` computes them, on made-up pixels: the median of rounds.
 
-    Blocks are smaller than those of the plan, so that a large model needs seconds and not minutes.
+    Blocks are smaller than those of the plan, so that a large model needs seconds and not minutes. Their shards are
+    written to a temporary folder.
 
     Parameters
     ----------
@@ -336,18 +339,22 @@ def measure_block_rate(p: Prepared, device: str, *, seconds: float = 4.0) -> flo
     block, index = _small_block(p, side, device), BlockIndex(0, 1, 1)
     windows = _windows(p, block.plan, index)
     chunks = [_compressed(w) for w in windows]
-
-    def one(_: int) -> None:
-        for chunk in chunks:
-            _decompressed(chunk)
-        values, valid = block(index, windows)
-        input_checksum(windows)
-        zlib.crc32(np.ascontiguousarray(values).data, zlib.crc32(np.ascontiguousarray(valid).data))
-        _compressed(values)
-
     rates: list[float] = []
     blocks = 2 * threads
-    with ThreadPoolExecutor(blocks) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="deo_cube-plan-", ignore_cleanup_errors=True) as folder,
+        ThreadPoolExecutor(blocks) as pool,
+    ):
+        shards = _shards(Path(folder, "shards"), block, blocks)
+
+        def one(i: int) -> None:
+            for chunk in chunks:
+                _decompressed(chunk)
+            values, valid = block(index, windows)
+            input_checksum(windows)
+            zlib.crc32(np.ascontiguousarray(values).data, zlib.crc32(np.ascontiguousarray(valid).data))
+            shards[i] = values[0]
+
         list(pool.map(one, range(threads)))  # loads the encoder
         begun = time.perf_counter()
         while not rates or time.perf_counter() - begun < seconds:
@@ -380,8 +387,23 @@ def _windows(p: Prepared, plan: TilePlan, index: BlockIndex) -> tuple[NDArray[An
     return (bands, *others)
 
 
+def _shards(path: Path, block: EmbedBlock, count: int) -> Any:
+    """Return a new array of `count` shards along its first axis, with the codec of stores and a chunk per tile."""
+    dim, per_core = block.ref.layer.dim, block.plan.rows.patches_per_core
+    side = block.plan.block // block.plan.core * per_core
+    array = zarr.create_array(
+        str(path),
+        shape=(count, dim, side, side),
+        shards=(1, dim, side, side),
+        chunks=(1, dim, per_core, per_core),
+        dtype=block.dtype,
+        compressors=zarr.codecs.ZstdCodec(level=1),
+    )
+    return array.with_config({"write_empty_chunks": True})
+
+
 def _compressed(array: NDArray[Any]) -> list[bytes]:
-    """Return an array as chunks of ``_CHUNK`` rows and columns, compressed as in a store."""
+    """Return an array as chunks of ``_CHUNK`` rows and columns, compressed as files are."""
     from numcodecs.zstd import Zstd
 
     codec, (rows, columns) = Zstd(level=1), array.shape[-2:]
