@@ -406,6 +406,10 @@ def _claims_of_caller(
     by_label = {la.label: la for la in layers}
     claims = []
     for key, label in given.items():
+        if not isinstance(key, str):
+            raise MissingBandsError(
+                f"bands= must map names of bands to variables, {{'B04': {key!r}}}, got the key {key!r}"
+            )
         if key.upper() == "SCL":
             continue
         named = band_of_name(key)

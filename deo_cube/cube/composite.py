@@ -126,6 +126,7 @@ def clear_bands(
     given = opened_cube(cube)
     dated = georeference.dims(given).time is not None
     if isinstance(given, xr.Dataset):  # `expand_dims` leaves coordinates as they are
+        given = given if dated else given.drop_dims("time", errors="ignore")
         given = given.set_coords([n for n, v in given.data_vars.items() if v.ndim == 0])
     cube, dims = _as_dataset(given if dated else given.expand_dims(time=np.zeros(1, "datetime64[ns]")))
     _, _, bands, hidden = _read(cube, dims, None, units, offset, nodata)

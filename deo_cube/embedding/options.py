@@ -184,6 +184,11 @@ class EmbedOptions:
             raise MissingBandsError(
                 f"bands must be a list of bands, or a mapping of bands to variables; got {self.bands!r}"
             )
+        if not all(isinstance(band, str) for band in self.bands or ()):
+            raise MissingBandsError(
+                "bands must be names of bands, such as ['B04', 'B03', 'B02'], or a mapping of them to variables, such "
+                f"as {{'B04': 1}}; got {self.bands!r}"
+            )
         if isinstance(self.bands, Sequence) and any("=" in str(band) for band in self.bands):
             raise ArgumentError(
                 f"bands must be names (B04 B03 B02), or names and variables (B04=red B03=green); got {self.bands!r}"

@@ -210,12 +210,23 @@ def _as_vectors(data: Any, how: Any, units: str, offset: Any, nodata: Any) -> tu
             "data must be embeddings, a cube of bands, a map, or the path of a store, got "
             f"{type(data).__name__}: open it first, deo_cube.open_embeddings(path) or deo_cube.open_cube(path)"
         )
+    if data.dtype.kind not in "biuf":
+        days = f" as days, ({data.name or 'dates'} - np.datetime64('1970-01-01')) / np.timedelta64(1, 'D')"
+        raise ArgumentError(
+            f"data must hold numbers, got {data.dtype}: convert them{days if data.dtype.kind == 'M' else ''}"
+        )
     pair = next((p for p in SPATIAL_DIMS if set(p) <= set(data.dims)), ("y", "x"))
     others = [str(d) for d in data.dims if d not in (*pair, "time")]
     if len(others) > 1:
         raise ArgumentError(f"data must have dimensions (time, y, x) and one more, found also {others}: select of one")
     if "_FillValue" not in data.attrs and "nodata" in data.attrs:
         data = data.assign_attrs(_FillValue=data.attrs["nodata"])
+    if others == ["band"]:
+        # rioxarray numbers the bands, and keeps the names that the file states.
+        names = data.attrs.get("long_name", ())
+        names = (names,) if isinstance(names, str) else tuple(names)
+        if len(names) == data.sizes["band"] and ("band" not in data.coords or data["band"].dtype.kind in "iu"):
+            data = data.assign_coords(band=list(names))
     if others:
         return as_embeddings(data.rename({others[0]: "embedding"})), others[0]
     return as_embeddings(data.expand_dims("embedding")), None

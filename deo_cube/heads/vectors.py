@@ -164,6 +164,8 @@ def matching_times(array: xr.DataArray, time: Any, *, argument: str = "time") ->
     if "time" not in array.dims:
         raise ArgumentError(f"{argument}={time!r} needs embeddings with a dimension 'time', got {array.dims}")
     index = array.indexes.get("time")
+    if isinstance(time, int | np.integer) and 1000 <= time <= 9999 and index is not None and index.dtype.kind == "M":
+        time = str(time)  # a year; as a label it would be nanoseconds since 1970
     if isinstance(time, slice) and index is not None and not index.is_monotonic_increasing:
         array = array.isel(time=np.argsort(index.to_numpy(), kind="stable"))  # slices of labels need an order
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import xarray as xr
 
 import deo_cube
 from deo_cube.embedding.match import summarise, summarise_embeddings
@@ -63,3 +64,19 @@ def test_a_path_is_no_cube() -> None:
         deo_cube.embed("cube.zarr")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="got list"):
         deo_cube.plan([])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bands", [[1, 2, 3], {1: "B04"}, [None], ["B04", 3]])
+def test_bands_that_are_not_names_are_refused_by_name(bands: object) -> None:
+    ds = deo_cube.synthetic_cube(size=32, times=1)
+    for verb in (ds.deo.embed, ds.deo.match):
+        with pytest.raises(deo_cube.errors.MissingBandsError, match="bands|B04"):
+            verb(bands=bands)
+
+
+def test_labels_that_are_numbers_are_named_by_a_mapping() -> None:
+    ds = deo_cube.synthetic_cube(size=32, times=1, clouds=False, gaps=False)
+    order = list(deo_cube.card("tiny").bands)
+    numbered = ds[order].to_dataarray("band").assign_coords(band=range(1, 11))
+    mapping = {band: i + 1 for i, band in enumerate(order)}
+    xr.testing.assert_equal(numbered.deo.embed(bands=mapping).variable, ds.deo.embed().variable)

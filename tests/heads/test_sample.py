@@ -18,6 +18,7 @@ from deo_cube.errors import (
     ArgumentTypeError,
     InputNotFoundError,
     LabelsError,
+    MissingBandsError,
     MissingCRSError,
     SelectionError,
 )
@@ -451,3 +452,39 @@ def test_shares_of_numbers_are_refused_and_the_advice_works():
     assert sample(stated, field, how="share").values.tolist() == [[0, 1]]
     with pytest.raises(ArgumentError, match="how='share'"):
         sample(stated, field, how="mean")
+
+
+def test_dates_are_refused_and_the_advice_samples_days():
+    emb = embeddings()
+    dates = emb.isel(embedding=0).copy(data=np.full((24, 32), np.datetime64("2020-06-23"), "datetime64[ns]"))
+    dates = dates.where(dates.x > float(dates.x[8])).rename("date")  # NaT in the west
+    with pytest.raises(ArgumentError, match="timedelta64"):
+        sample(dates, square(emb, 3, 4, 2, 9), how="mean")
+    days = (dates - np.datetime64("1970-01-01")) / np.timedelta64(1, "D")
+    mean = sample(days, square(emb, 3, 4, 2, 9), how="mean")
+    assert np.datetime64("1970-01-01") + np.timedelta64(int(mean.item()), "D") == np.datetime64("2020-06-23")
+
+
+def test_a_dataset_of_maps_is_refused_and_one_of_them_sampled():
+    emb = embeddings(times=3)
+    maps = emb.deo.change_series(season="none", min_dates=1)
+    place = square(emb, 3, 4, 2, 2)
+    with pytest.raises(MissingBandsError):
+        sample(maps, place)
+    assert sample(maps["magnitude"], place).shape == (1,)
+
+
+def test_columns_have_the_names_that_a_raster_states(tmp_path):
+    emb = embeddings(times=2)
+    emb.deo.change("2019", "2020").rename("change").deo.to_cog(tmp_path / "c.tif")
+    table = sample(tmp_path / "c.tif", square(emb, 3, 4, 2, 2), table=True)
+    assert table.columns.tolist() == ["valid", "count", "change"]
+
+
+def test_a_year_may_be_a_number():
+    emb = embeddings(times=2)
+    year = int(str(emb.time.values[0])[:4])
+    place = centre(emb, 3, 4)
+    xr.testing.assert_equal(sample(emb, place, time=year), sample(emb, place, time=str(year)))
+    with pytest.raises(SelectionError, match="1850"):
+        sample(emb, place, time=1850)
