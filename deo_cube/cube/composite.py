@@ -269,7 +269,7 @@ def _periods(cube: xr.Dataset, freq: str | None) -> dict[pd.Timestamp, list[int]
     if freq == "D":
         # The satellite passes at one solar time everywhere; at the date line its pass and UTC's midnight meet.
         lon, _ = centre(georeference.geobox(cube))
-        keys = (dates + pd.Timedelta(hours=lon / 15)).floor("D")
+        keys = (dates + pd.Timedelta(lon / 15, "h")).floor("D")
         first = {k: dates[keys == k].min() for k in keys.unique().sort_values()}
         return {first[k]: [int(i) for i in np.flatnonzero(keys == k)] for k in first}
     try:

@@ -105,7 +105,8 @@ def check_codecs(group: zarr.Group) -> None:
             raise StorageError(
                 f"array {name!r} of {group.store_path} is decoded by {bad}, which makes Python objects of its bytes "
                 "and may run code from the store; expected numbers or text. If you trust its writer, open it with "
-                "xarray.open_zarr and pass the dataset"
+                "xarray.open_zarr and pass the dataset (the errors of zarr and numcodecs name the settings that allow "
+                "unpickling)"
             )
 
 

@@ -41,7 +41,7 @@ def test_any_order_of_axes_gives_the_same_cube(
     a = xr.DataArray(values(*(sizes[d] for d in names)), dims=names)
     axes = [d for d in order if d in sizes]
     array = a.transpose(*axes).values
-    dates = None if steps is None else [np.datetime64("2021-01-01") + 5 * k for k in range(steps)]
+    dates = None if steps is None else [np.datetime64("2021-01-01") + np.timedelta64(5 * k, "D") for k in range(steps)]
     bands = [f"B{i + 1:02d}" for i in range(n)]
     cube = deo_cube.from_array(
         da.from_array(array) if lazy else array, bands, bbox=BBOX, crs=32632, time=dates, dims=axes

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -448,9 +449,11 @@ class Touch:
 
 
 @pytest.fixture
-def unsafe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unpickling as older versions of numcodecs do it."""
+def unsafe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Unpickling as older versions of numcodecs and Zarr do it."""
     monkeypatch.setattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True)
+    with zarr.config.set({"array.allow_unsafe_pickle_decode": True}):
+        yield
 
 
 def small_cube() -> xr.Dataset:
