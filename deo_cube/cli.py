@@ -384,7 +384,13 @@ def segment(
     tif = out.suffix.lower() in (".tif", ".tiff")
     if not overwrite:
         _check_out(out, tif=tif, inputs=(cube, head))
-    pixels = open_embeddings(cube) if is_embeddings(cube) else open_cube(cube, **read.given())
+    stored = is_embeddings(cube)
+    if stored and (passed := read.given()):
+        instead = ": date= chooses a date" if "time" in passed else ""
+        raise ArgumentError(
+            f"{', '.join(f'{k}=' for k in passed)} open a cube, and CUBE {cube} holds embeddings{instead}"
+        )
+    pixels = open_embeddings(cube) if stored else open_cube(cube, **read.given())
     classes = segment_cube(pixels, head, probabilities=probabilities, **changed_options(embedding, run))
     classes = classes if date is None else matching_times(classes, date, argument="date")
     if tif:

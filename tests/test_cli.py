@@ -180,6 +180,10 @@ def test_segment_maps_one_date_of_several_and_probabilities(tmp_path: Path, caps
         assert p.tags()["time"].startswith(last)
     assert run("segment", tmp_path / "two.zarr", "tiny", tmp_path / "map.tif", "--date", "2031") == 2
     assert "--date" in capsys.readouterr().err
+    ds.deo.embed().deo.to_zarr(tmp_path / "emb.zarr", progress=False)
+    assert run("segment", tmp_path / "emb.zarr", "tiny", tmp_path / "e.tif", "--time", last) == 2
+    assert "--date" in capsys.readouterr().err
+    assert run("segment", tmp_path / "emb.zarr", "tiny", tmp_path / "e.tif", "--date", last) == 0
 
 
 def test_a_quantity_is_mapped_and_assessed(cube: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

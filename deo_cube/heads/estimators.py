@@ -346,10 +346,16 @@ def checked_estimator(estimator: Any) -> str:
     base = require("sklearn.base", extra="heads", purpose="a head of an estimator")
     if isinstance(estimator, type):
         raise ArgumentTypeError(f"kind must be an estimator, got the class {estimator.__name__}: add (), with options")
-    if base.is_regressor(estimator):
-        return "regressor"
-    if base.is_classifier(estimator):
-        return "classifier"
+    try:
+        if base.is_regressor(estimator):
+            return "regressor"
+        if base.is_classifier(estimator):
+            return "classifier"
+    except AttributeError as error:  # without the tags of scikit-learn
+        raise ArgumentTypeError(
+            f"kind must be an estimator of scikit-learn, got {type(estimator).__name__}, which only has its methods: "
+            "derive it from sklearn.base.ClassifierMixin or RegressorMixin, and then from BaseEstimator"
+        ) from error
     raise ArgumentTypeError(
         f"kind must be a classifier or a regressor of scikit-learn, got {type(estimator).__name__}: for groups without "
         "labels use deo_cube.cluster(emb, k)"

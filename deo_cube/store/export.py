@@ -59,7 +59,8 @@ def to_cog(
     Parameters
     ----------
     array : DataArray
-        (y, x) or with one more dimension, which becomes the bands: classes of `segment`, `pca_rgb`, embeddings.
+        (y, x) or with one more dimension, which becomes the bands: classes of `segment`, `pca_rgb`, embeddings. Dates,
+        as those of `change_series`, are written as the numbers YYYYMMDD, 0 where there is none.
     path : path
         Replaced once the file is whole.
     overviews : {"nearest", "average", "mode"}, optional
@@ -110,7 +111,7 @@ def to_cog(
     stored = _tiff_dtype(flat.dtype)
     whole = stored.kind in "iu"
     fill = flat.attrs.get("_FillValue", flat.attrs.get("nodata"))
-    target = _target(path)
+    target = _target(path, (".tif", ".tiff"))
     mark = uuid.uuid4().hex
     unoptimized, made = (target.with_name(f".{target.name}.{mark}.{k}.tif") for k in ("plain", "cog"))
     profile = {
@@ -207,8 +208,18 @@ def _band_names(flat: xr.DataArray, bands: str | None) -> list[str]:
     return [f"{bands} {i}" for i in range(flat.sizes[bands])]
 
 
-def _target(path: str | Path) -> Path:
-    """Return the file to write, and make its folder.
+#: Endings of other formats, and the call that writes them.
+_PICTURE = ": a picture is array.deo.plot().figure.savefig(path)"
+_TABLE = ": name a .parquet, and geopandas.read_parquet(path).to_file(...) writes any other table"
+OTHER_FORMATS = {
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".svg", ".pdf"), _PICTURE),
+    **dict.fromkeys((".csv", ".gpkg", ".geojson", ".shp", ".fgb"), _TABLE),
+    **dict.fromkeys((".nc", ".zarr", ".npy", ".npz", ".tif", ".tiff", ".parquet"), ""),
+}
+
+
+def _target(path: str | Path, own: tuple[str, ...]) -> Path:
+    """Return the file to write, and make its folder. Its ending must not be that of another format than `own`.
 
     Raises
     ------
@@ -220,6 +231,8 @@ def _target(path: str | Path) -> Path:
     target = local_path(path)
     if not target.name or target.is_dir():
         raise ArgumentError(f"path must be that of the file to write, got the folder {str(path)!r}")
+    if (other := OTHER_FORMATS.get(target.suffix.lower())) is not None and target.suffix.lower() not in own:
+        raise ArgumentError(f"path must end with {own[0]}, which is what is written; got {target.name}{other}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -276,6 +289,8 @@ def _flat(array: xr.DataArray) -> tuple[xr.DataArray, str | None]:
         array = array[layers[0]]
     if not isinstance(array, xr.DataArray):
         raise ArgumentTypeError(f"array must be a DataArray, got {type(array).__name__}")
+    if array.dtype.kind == "M":
+        array = _day_numbers(array)
     if array.dtype.kind not in "biuf":
         raise ArgumentTypeError(f"array must hold numbers for a GeoTIFF, got dtype {array.dtype}: array.astype(...)")
     if "time" in array.dims:
@@ -294,6 +309,13 @@ def _flat(array: xr.DataArray) -> tuple[xr.DataArray, str | None]:
     if len(others) > 1:
         raise ArgumentError(f"a GeoTIFF has rows, columns and bands; the array has {others}: select from them")
     return array.transpose(*others, *pair), others[0] if others else None
+
+
+def _day_numbers(dates: xr.DataArray) -> xr.DataArray:
+    """Return dates as the numbers YYYYMMDD, 0 where there is none. GeoTIFF knows no dates."""
+    numbers = dates.dt.year * 10000 + dates.dt.month * 100 + dates.dt.day
+    days: xr.DataArray = numbers.where(dates.notnull(), 0).astype("int32")
+    return days.assign_attrs(dates.attrs | {"_FillValue": 0, "units": "YYYYMMDD"}).rename(dates.name)
 
 
 def _plane(array: xr.DataArray, bands: str | None) -> xr.DataArray:
@@ -382,7 +404,7 @@ def to_geoparquet(
         dated = read_times(emb["time"].variable).dated
         fields.insert(1, ("time", pa.timestamp("us", tz="UTC") if dated else pa.string()))
     schema = pa.schema(fields, metadata=_geo(emb, box, geometry))
-    target = _target(path)
+    target = _target(path, (".parquet",))
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with pq.ParquetWriter(draft, schema, compression="zstd") as writer:

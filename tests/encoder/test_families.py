@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ import torch
 from deo_cube.encoder.network_hash import network_hash
 from deo_cube.encoder.networks.adapters import FunctionNetwork, TimmNetwork, as_network, build_network, seeded_network
 from deo_cube.encoder.registry import bundled_cards, describe, describe_timm
-from deo_cube.errors import UnknownModelError
+from deo_cube.errors import ArgumentError, UnknownModelError
 
 RGB = ("B04", "B03", "B02")
 
@@ -58,6 +61,54 @@ def test_a_function_may_name_its_layers_and_pool_by_itself() -> None:
         network.forward_features(x, "all", ("deep",))
     as_numpy = FunctionNetwork(lambda x: x.numpy() * 2, card)
     assert torch.equal(as_numpy.forward_features(x, "all")["fine"], x * 2)
+
+
+class Tokens(torch.nn.Module):
+    """A network that returns tokens, or what holds them, as those of other packages do."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.project = form, torch.nn.Conv2d(3, 4, 8, 8)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        map_ = self.project(x)
+        tokens = map_.flatten(2).transpose(1, 2)
+        with_class = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+        return {
+            "tokens": tokens,
+            "class and tokens": with_class,
+            "vector": tokens.mean(1),
+            "list": [map_],
+            "dict": {"x": map_},
+            "output": SimpleNamespace(last_hidden_state=map_),
+        }[self.form]
+
+
+@pytest.mark.parametrize(
+    ("form", "fixed"),
+    [
+        ("tokens", lambda out: out[:, -8:].transpose(1, 2).reshape(len(out), 4, 2, 4)),
+        ("class and tokens", lambda out: out[:, -8:].transpose(1, 2).reshape(len(out), 4, 2, 4)),
+        ("list", lambda out: out[0]),
+        ("dict", lambda out: out["x"]),
+        ("output", lambda out: out.last_hidden_state),
+        ("vector", None),
+    ],
+)
+def test_what_is_no_map_is_refused_and_the_advice_makes_one(form: str, fixed: Callable[[Any], Any] | None) -> None:
+    card = describe("x", bands=RGB, dim=4, patch=8)
+    network, x = Tokens(form), torch.rand(2, 3, 16, 32)
+    with pytest.raises(ArgumentError, match="card 'x' returned"):
+        FunctionNetwork(network, card).forward_features(x, "all")
+    if fixed is not None:
+        made = FunctionNetwork(lambda x: fixed(network(x)), card).forward_features(x, "all")
+        torch.testing.assert_close(made["map"], network.project(x))
+
+
+def test_a_module_with_other_channels_than_the_card_says_so() -> None:
+    card = describe("x", bands=RGB, dim=4, patch=8)
+    with pytest.raises(ArgumentError, match="one channel per band of the card"):
+        FunctionNetwork(torch.nn.Conv2d(10, 4, 8, 8), card).forward_features(torch.rand(1, 3, 16, 16), "all")
 
 
 def test_initialisation_is_seeded_and_the_seed_is_the_cards() -> None:

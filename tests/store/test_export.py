@@ -293,3 +293,26 @@ def test_only_shares_become_bytes(tmp_path: Path) -> None:
         to_cog(embeddings(1, dtype="int8").isel(time=0), tmp_path / "a.tif", dtype="uint8")
     to_cog(emb, tmp_path / "a.tif")  # the advice
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_dates_are_numbers_that_a_gis_reads(tmp_path: Path) -> None:
+    emb = embeddings().isel(time=0, embedding=0, drop=True)
+    dates = emb.copy(data=np.full((200, 300), np.datetime64("2020-06-23"), "datetime64[ns]")).rename("date")
+    dates = dates.where(dates.x > float(dates.x[9]))
+    with rasterio.open(to_cog(dates, tmp_path / "date.tif")) as file:
+        assert file.read(1, masked=True).mask[:, :10].all()
+        assert (file.read(1)[:, 10:] == 20200623).all()
+        assert file.dtypes[0] == "int32"
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "right"),
+    [(to_cog, "map.png", "map.tif"), (to_cog, "map.nc", "map.TIFF"), (to_geoparquet, "v.csv", "v.parquet"),
+     (to_geoparquet, "v.gpkg", "v.parquet")],
+)  # fmt: skip
+def test_endings_of_other_formats_are_refused(write, name: str, right: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    emb = embeddings().isel(time=0, y=slice(40, 60), x=slice(40, 60))
+    with pytest.raises(ArgumentError, match="path"):
+        write(emb, tmp_path / name)
+    assert not (tmp_path / name).exists()
+    assert write(emb, tmp_path / right).is_file()

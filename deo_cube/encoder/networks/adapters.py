@@ -202,15 +202,50 @@ class FunctionNetwork(nn.Module):
         super().__init__()
         self.function = function
         self.default = card.layer().name
+        self.described = f"the network of card {card.alias!r}"
 
     def forward_features(self, x: Tensor, stem: str, layers: Collection[str] | None = None) -> dict[str, Tensor]:
         """Return maps by layer; `pooled` is the function's own, or the mean of the default layer over the map."""
-        made = self.function(x)
+        made = self._called(x)
         out = dict(made) if isinstance(made, Mapping) else {self.default: made}
-        out = {name: torch.as_tensor(value, dtype=torch.float32, device=x.device) for name, value in out.items()}
+        missing = (set(layers or ()) | (set() if "pooled" in out else {self.default})) - {"pooled", *out}
+        if missing:
+            raise ArgumentError(
+                f"{self.described} returned the layers {[*map(str, out)]}; {sorted(missing)} are missing: register a "
+                f"function that returns them, or one map, lambda: lambda x: network(x)[{next(iter(out), '')!r}]"
+            )
+        out = {name: self._checked(name, value, x) for name, value in out.items()}
         if "pooled" not in out:
             out["pooled"] = out[self.default].mean(dim=(2, 3))
-        missing = set(layers or ()) - set(out)
-        if missing:
-            raise ArgumentError(f"the function returned the layers {[*out]}; {sorted(missing)} are missing")
         return out if layers is None else {name: out[name] for name in layers}
+
+    def _called(self, x: Tensor) -> Any:
+        try:
+            return self.function(x)
+        except RuntimeError as error:
+            # Of a module torch speaks of weights, not of the card. A function of the user's raises its own errors.
+            if not isinstance(self.function, nn.Module) or "memory" in str(error).lower():
+                raise
+            raise ArgumentError(
+                f"{self.described} failed on a batch {tuple(x.shape)}, one channel per band of the card: {error}"
+            ) from error
+
+    def _checked(self, name: str, value: Any, x: Tensor) -> Tensor:
+        """Return a map [B, D, h, w], or the vector `pooled` [B, D], as float32; refuse what is neither."""
+        if not hasattr(value, "shape"):
+            fields = [k for k in ("last_hidden_state", "logits") if hasattr(value, k)]
+            part = f".{fields[0]}" if fields else "[0]"
+            raise ArgumentError(
+                f"{self.described} returned a {type(value).__name__}, expected one map [B, D, h, w] as a tensor: "
+                f"register what takes it out, lambda: lambda x: network(x){part}"
+            )
+        map_ = torch.as_tensor(value, dtype=torch.float32, device=x.device)
+        if map_.ndim != (2 if name == "pooled" else 4):
+            advice = (
+                "of tokens [B, N, D] make a map, without the class token, lambda: lambda x: "
+                "network(x)[:, -h * w:].transpose(1, 2).reshape(len(x), D, h, w)"
+                if map_.ndim == 3
+                else "take the features before they are pooled"
+            )
+            raise ArgumentError(f"{self.described} returned {tuple(map_.shape)}, expected a map [B, D, h, w]: {advice}")
+        return map_
