@@ -277,7 +277,14 @@ def test_ctrl_c_is_status_130(cube: Path, tmp_path: Path) -> None:
         "def slow():\n    'Wait.'\n    import time\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "c.COMMANDS['models'] = slow\nc.main(['models'])\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import json
 import re
 import subprocess
@@ -29,6 +30,11 @@ BASE = {
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def layer(module: str) -> str:
     """Return the layer of a dotted module name."""
     parts = module.split(".")
@@ -42,7 +48,7 @@ def layer(module: str) -> str:
 def imports(path: Path) -> set[str]:
     """Every module of the package that a file imports, anywhere in it."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -53,7 +59,7 @@ def imports(path: Path) -> set[str]:
 
 def run_time_imports(path: Path) -> set[str]:
     """Return the modules that a file imports when it runs: the submodule where a name is one, else its package."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
@@ -112,7 +118,7 @@ def test_names_of_attributes_are_constants() -> None:
     formats = {"deo_cube:radiometry", "deo_cube:normalization"}  # of expressions in STAC
     for path in MODULES:
         if path.name != "constants.py":
-            literals = {n.value for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Constant)}
+            literals = {n.value for n in ast.walk(parsed(path)) if isinstance(n, ast.Constant)}
             names = {v for v in literals if isinstance(v, str) and re.fullmatch(r"deo_cube:\w*", v)}
             assert names <= formats, f"{path}: deo_cube.constants.Attribute names them"
 
@@ -206,7 +212,7 @@ BUILTINS = {n for n, e in vars(builtins).items() if isinstance(e, type) and issu
 def builtin_raises(path: Path) -> list[int]:
     """Lines on which a module raises a builtin exception."""
     lines = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Raise) and node.exc is not None:
             raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
             if isinstance(raised, ast.Name) and raised.id in BUILTINS:

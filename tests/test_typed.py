@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow  # `make lint`, and so `make test`, checks the same file
 def test_mypy_accepts_a_users_script() -> None:
     pytest.importorskip("mypy")
-    # In the repository, where `make lint` has left its cache: without one it takes a minute.
     done = subprocess.run([sys.executable, "-m", "mypy", "tests/typed.py"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

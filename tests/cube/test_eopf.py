@@ -48,8 +48,7 @@ CLASSES = np.full((SIZE // 2, SIZE // 2), 4, "uint8")
 CLASSES[20:30, 20:30] = 9
 
 
-@pytest.mark.parametrize("crs", ["arrays", "root", "root, lower case"])
-@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(("zarr_format", "crs"), [(2, "arrays"), (3, "arrays"), (2, "root"), (3, "root, lower case")])
 def test_a_product_is_opened_in_one_call(
     tmp_path: Path, zarr_format: Literal[2, 3], crs: Literal["arrays", "root", "root, lower case"]
 ) -> None:
@@ -81,8 +80,7 @@ def plain(bands: dict[str, np.ndarray]) -> xr.Dataset:
     return xr.Dataset(data | scl, coords).rio.write_crs(PLACE["epsg"])
 
 
-@pytest.mark.parametrize("decoded", [True, False])
-@pytest.mark.parametrize("chunks", [None, {}])
+@pytest.mark.parametrize(("decoded", "chunks"), [(True, {}), (False, None)])
 def test_a_tree_gives_the_vectors_of_the_plain_cube_decoded_or_not(tmp_path: Path, decoded: bool, chunks: Any) -> None:
     bands = pixels()
     path = write(groups_of(bands, classes=CLASSES, **PLACE), tmp_path)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 BOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.py"))
-#: What it does with a cluster is tested in `tests/store/test_run_distributed.py`.
-SLOW = ("dask_cluster",)
+#: What they do is tested on smaller data in `tests/heads` and `tests/train`, and a cluster in `tests/store`.
+SLOW = ("dask_cluster", "real_change", "real_similar", "train")
 RUNS = [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in SLOW else []) for p in BOOKS]
 
 

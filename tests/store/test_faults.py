@@ -61,15 +61,16 @@ def test_a_read_that_hangs_is_tried_again_and_one_that_always_hangs_is_said_so(
     forever = threading.Event()
 
     def hang(n: int, block: np.ndarray) -> np.ndarray:
-        if n % 100 == 5:
-            forever.wait(60)
+        if n == 25:  # of the job, and not of the look before it
+            forever.wait(120)
         return block
 
     def always(n: int, block: np.ndarray) -> np.ndarray:
-        forever.wait(60)
+        forever.wait(120)
         return block
 
-    to_zarr(embed(sour(hang), **SMALL), tmp_path / "e.zarr", progress=False, read_timeout=0.5, retries=8)
+    # Long enough for all other reads, on a busy machine too.
+    to_zarr(embed(sour(hang), **SMALL), tmp_path / "e.zarr", progress=False, read_timeout=3.0, retries=8)
     assert tree(tmp_path / "e.zarr") == undisturbed
     with pytest.raises(TimeoutError, match="no answer within 0.1 s.*read_timeout=") as caught:
         to_zarr(embed(sour(always), **SMALL), tmp_path / "f.zarr", progress=False, read_timeout=0.1, retries=1)

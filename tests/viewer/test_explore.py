@@ -74,7 +74,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         embeddings().deo.explore()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_command_serves_a_store_until_it_is_stopped(store: Path, cube_path: Path, stop: signal.Signals) -> None:
     command = [sys.executable, "-m", "deo_cube", "view", str(store), "--cube", str(cube_path), "--no-browser"]
     run = subprocess.Popen(

@@ -44,6 +44,12 @@ def client(view: ViewerState) -> TestClient:
     return client_of(view)
 
 
+@pytest.fixture(scope="module")
+def refusing(store: Path, cube_path: Path) -> TestClient:
+    """A client whose requests are refused, and so change nothing."""
+    return client_of(ViewerState.of_store(store, cube=open_for_viewing(cube_path)))
+
+
 def middle(view: ViewerState) -> tuple[float, float]:
     (s, w), (n, e) = view.grid.bounds
     return (w + e) / 2, (s + n) / 2
@@ -355,8 +361,8 @@ def test_an_overview_is_sharpened_on_request() -> None:
         ("/nowhere", 404, ""),
     ],
 )
-def test_unknown_paths_are_refused_in_a_sentence(client: TestClient, path: str, status: int, says: str) -> None:
-    answer = client.get(path)
+def test_unknown_paths_are_refused_in_a_sentence(refusing: TestClient, path: str, status: int, says: str) -> None:
+    answer = refusing.get(path)
     assert answer.status_code == status, answer.text
     assert says in answer.json()["error"]
     assert "Traceback" not in answer.text
@@ -380,8 +386,8 @@ def test_unknown_paths_are_refused_in_a_sentence(client: TestClient, path: str, 
         ("/api/overview", {"layer": "pca", "t": 0, "bounds": [[0, 0]]}, "two places"),
     ],
 )
-def test_bad_requests_are_refused_in_a_sentence(client: TestClient, path: str, body: dict, says: str) -> None:
-    answer = client.post(path, json=body)
+def test_bad_requests_are_refused_in_a_sentence(refusing: TestClient, path: str, body: dict, says: str) -> None:
+    answer = refusing.post(path, json=body)
     assert answer.status_code == 400, answer.text
     assert says in answer.json()["error"]
 
