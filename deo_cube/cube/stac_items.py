@@ -1,4 +1,4 @@
-"""Read STAC items in all the forms that users have, and find their assets with Sentinel-2 bands."""
+"""Read STAC items in all the forms that users have, find their assets with Sentinel-2 bands, and read HLS."""
 
 from __future__ import annotations
 
@@ -377,9 +377,6 @@ def _resolved(item: pystac.Item, asset: pystac.Asset, band: str, *, check: bool,
             f"asset of item {item.id} does not exist: {path}. Correct its href, or pass patch_url="
         )
     return href
-
-
-# --- HLS of NASA ---
 
 
 # --- Read NASA's Harmonized Landsat and Sentinel-2 (HLS): which product it is, and the bits of its mask Fmask ---

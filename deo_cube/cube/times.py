@@ -1,4 +1,4 @@
-"""Read the labels along a time dimension as dates, or keep them as labels, without guessing.
+"""Read the labels along a time dimension as dates, or keep them as labels, without guessing; divide dates into periods.
 
 Dates become ``datetime64[ns]`` in UTC without a zone, which every store and reader accepts. These are read as dates:
 

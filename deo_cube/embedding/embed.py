@@ -1,4 +1,4 @@
-"""`ds.deo.embed()`: lazy, georeferenced embeddings of a cube.
+"""`ds.deo.embed()`: lazy, georeferenced embeddings of a cube; and `load_cube()`, which loads the bands of a model.
 
 Bands, units, grid, model and tiles are decided at the call, from names and metadata, so that errors are raised there.
 Pixels are read and encoded when the result is computed, written or drawn.

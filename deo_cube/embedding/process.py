@@ -68,7 +68,7 @@ __all__ = [
 
 log = logging.getLogger("deo_cube")
 
-# --- Launch all kernels of an encoder at once: a CUDA graph per shape of batch ---
+# --- All kernels of an encoder launched at once: a CUDA graph per shape of batch ---
 #
 # An encoder is 150 to 1000 kernels, and Python takes and releases the interpreter's lock for each of them. While other
 # threads read, stitch and compress blocks, that takes many times longer than the kernels themselves, and the GPU is
@@ -639,7 +639,7 @@ def _remember_limit(key: str, device: str, half: int) -> None:
         torch.cuda.empty_cache()
 
 
-# Find weights on nodes that do not have the caller's files: by hash on the node, from the hub, or sent once per node.
+# --- Weights on nodes without the caller's files: by hash on the node, from the hub, or sent once per node ---
 #
 # A worker tries, in this order: the path of the call; the node's folder of sent files; and, on request of the client,
 # the node's own folders and the hub. Only a file with the hash of the call's weights is used.

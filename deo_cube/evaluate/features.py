@@ -1,4 +1,4 @@
-"""Features of chips, patches and pixels, from a model and an array of pixels."""
+"""Features of chips, patches and pixels, from a model, an array of pixels, or an encoder that has learnt nothing."""
 
 from __future__ import annotations
 

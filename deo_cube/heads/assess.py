@@ -47,7 +47,7 @@ __all__ = ["ClassAssessment", "QuantityAssessment", "Sources", "assess", "check_
 Array = NDArray[Any]
 
 
-# Results of an assessment: accuracies of a map of classes or of a quantity, as a table, a figure, HTML and JSON.
+# --- Results: accuracies of a map of classes or of a quantity, as a table, a figure, HTML and JSON ---
 
 
 class _Shown(ABC):

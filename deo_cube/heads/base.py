@@ -1,4 +1,4 @@
-"""The protocol of heads, and what every kind of head shares."""
+"""The protocol of heads, what every kind of head shares, and the files of fitted results."""
 
 from __future__ import annotations
 

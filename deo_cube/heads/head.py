@@ -1,4 +1,4 @@
-"""Fit a head on a few labels (`fit_head`) and read a saved one (`load_head`)."""
+"""Fit a head on a few labels (`fit_head`), read a saved one (`load_head`), or take one that comes with a model."""
 
 from __future__ import annotations
 

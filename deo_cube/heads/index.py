@@ -1,4 +1,4 @@
-"""Search millions of patches by example, in an index that `build_index` wrote.
+"""Index millions of patches (`build_index`), and search them by example (`open_index`).
 
 The index is FAISS's inverted file with 8-bit scalar quantization, cosine similarity, in segments on disk that are
 mapped to memory when they are searched. It was chosen by measurement (`python -m benchmarks.index`,

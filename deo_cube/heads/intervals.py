@@ -1,4 +1,4 @@
-"""Estimates with intervals from a sample: ratios of totals, mean of a map, and the scores of a regression.
+"""Estimates with intervals from a sample: ratios of totals, mean of a map, and the scores of a regression; areas.
 
 Ratios follow Stehman (2014, doi:10.1080/01431161.2014.930207): accuracies and areas are ratios of two totals of a
 stratified sample. Where the strata are the classes of the map they are the estimators of Olofsson et al. (2014,

@@ -1,7 +1,7 @@
 """Regression from embeddings: ridge, forest, or any regressor of scikit-learn, scored by cross-validation in space.
 
-The targets are numbers (biomass, cover, yield) at points, in polygons or in a raster (`deo_cube.heads.regression`); the
-map has the units of the targets and is missing where the embeddings are.
+The targets are numbers (biomass, cover, yield) at points, in polygons or in a raster, averaged to the grid of the
+embeddings (`rasterize_targets`). The map has the units of the targets and is missing where the embeddings are.
 """
 
 from __future__ import annotations
@@ -55,16 +55,17 @@ __all__ = [
 Array = NDArray[Any]
 
 
-# Targets of a regression (biomass, cover, yield) averaged to the grid of the embeddings, each with its weight.
+# --- Targets of a regression averaged to the grid of the embeddings, each with its weight ---
 #
 # The rules, the same for every form of targets:
 #
-# - A point is a target of the cell that contains it; several points in a cell are averaged. - A polygon is a target of
-# the cells that it covers; a cell has the mean of its polygons, weighted by the area that each covers. The weight of
-# the cell is the share that they cover together. A polygon of which no cell is covered by at least `least` is a target
-# of the one cell of which it covers most. - A raster in any CRS and resolution is averaged over each cell, at a
-# lattice of points as fine as its pixels (at most 32 per side; exact where pixels fit into cells). The weight of the
-# cell is the share of points with a value. - Cells with a weight below `least` have no target.
+# - A point is a target of the cell that contains it; several points in a cell are averaged.
+# - A polygon is a target of the cells that it covers; a cell has the mean of its polygons, weighted by the area that
+#   each covers. The weight of the cell is the share that they cover together. A polygon of which no cell is covered by
+#   at least `least` is a target of the one cell of which it covers most.
+# - A raster in any CRS and resolution is averaged over each cell, at a lattice of points as fine as its pixels (at
+#   most 32 per side; exact where pixels fit into cells). The weight of the cell is the share of points with a value.
+# - Cells with a weight below `least` have no target.
 
 
 @dataclass(frozen=True)

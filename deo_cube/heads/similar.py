@@ -1,4 +1,4 @@
-"""Compare every patch with one or several examples (`similar`)."""
+"""Read examples, and compare every patch with one or several of them (`similar`)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ __all__ = [
 
 Array = NDArray[Any]
 
-# Read examples of a search (points, geometries, tables, vectors) and fit a direction to positives and negatives.
+# --- Examples of a search: points, geometries, tables, vectors; and a direction between positives and negatives ---
 #
 # With negatives the query is the direction of a logistic regression that separates positives from negatives and, with
 # a fifth of the weight, from a sample of all patches, so that it stays defined with a single negative. On labelled

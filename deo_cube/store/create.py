@@ -1,4 +1,4 @@
-"""Create a store or find an existing one, repair its metadata, and mark it complete."""
+"""Create a store or find an existing one, make and repair its metadata, and mark it complete."""
 
 from __future__ import annotations
 

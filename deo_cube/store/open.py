@@ -1,4 +1,4 @@
-"""Open a store of embeddings, count what is done, and check it block by block."""
+"""Open a store of embeddings, of this package or another producer, count what is done, and check it block by block."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ __all__ = ["SOURCES", "before_writing", "source_token", "to_zarr"]
 
 Array = NDArray[Any]
 
-# A bounded look at a cube before a long job: one small chunk per band, checked as every task checks its window.
+# --- A bounded look at a cube before a long job: one chunk per band, checked as every task checks its window ---
 #
 # A fill value that nothing states, per cent taken for DN or a mask of the wrong numbers is then an error before
 # anything is written, not after the blocks that came before it.

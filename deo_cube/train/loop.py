@@ -1,4 +1,4 @@
-"""The training loop: one process on CPU or GPU, or several under torchrun. Flat, and resumable at every checkpoint."""
+"""The training loop and its checkpoints: one process on CPU or GPU, or several under torchrun. Flat, and resumable."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ __all__ = [
 ]
 
 
-# The signals of a run: effective rank, kNN score, divergence, and the files and progress bar that show them.
+# --- Signals of a run: effective rank, kNN score, divergence, and the files and progress bar that show them ---
 
 
 class Diverged(RuntimeError):

@@ -1,4 +1,4 @@
-"""Training samples: random windows of cubes and of RGB images.
+"""Training samples: random windows of cubes, of RGB images, and of the vectors of embedding stores.
 
 Sample number i of a run is the same in any process, worker or resumed run: source, place and date are drawn from
 ``default_rng([seed, i])``. Each worker opens a source once and keeps it open.

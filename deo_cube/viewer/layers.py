@@ -1,4 +1,4 @@
-"""Layers of the map: colours, scores and classes of the vectors of a tile, by the package's own verbs, as PNG.
+"""Layers of the map: colours, scores and classes of the vectors of a tile, and the cube in true colour; their export.
 
 Colours are stored to look at; scores and classes in a form that the page reads back exactly. A score from -1 to 1 is 16
 bits in red (high) and green (low); a class is its code in red and its probability in green. Blue is 255 where there is

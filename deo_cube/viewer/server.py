@@ -1,4 +1,4 @@
-"""The HTTP server: deadlines of connections, and refusal of requests that another web page could have made.
+"""The HTTP server: deadlines of connections, and checks of requests, which another web page could have made.
 
 Requests are checked by Host, Origin and Sec-Fetch-Site, for every path and method. A page elsewhere can reach a server
 on this machine in three ways: by a name that it lets resolve to this machine (its Host is foreign), by a request from
