@@ -69,14 +69,8 @@ class Diagnosis:
         return "\n".join([*lines, "", f"broken: {', '.join(broken)}" if broken else "everything essential works"])
 
 
-def examine(*, hub_timeout: float = 3.0) -> Diagnosis:
-    """Check everything that embedding depends on.
-
-    Parameters
-    ----------
-    hub_timeout : float
-        Seconds to wait for the model hub. It is not contacted where the option `offline` is set.
-    """
+def examine() -> Diagnosis:
+    """Check everything that embedding depends on. The hub is not contacted where the option `offline` is set."""
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "packages": _packages,
         "devices": _devices,
@@ -87,7 +81,7 @@ def examine(*, hub_timeout: float = 3.0) -> Diagnosis:
         "temporary": _temporary,
         "cache": _cache,
         "weights": _weights,
-        "hub": lambda: _hub(hub_timeout),
+        "hub": _hub,
         "model": _model,
         "end to end": _end_to_end,
     }
@@ -256,13 +250,13 @@ def _weights() -> Iterator[Finding]:
         yield Finding("weights", "note", f"{FOLDER_VARIABLE} = {folder} is not a folder", f"unset {FOLDER_VARIABLE}")
 
 
-def _hub(timeout: float) -> Iterator[Finding]:
+def _hub() -> Iterator[Finding]:
     from deo_cube.encoder.hub import HUB, hub_silence
 
     endpoint = os.environ.get("HF_ENDPOINT") or HUB
     if options.get_option("offline"):
         yield Finding("hub", "ok", f"{endpoint} was not contacted: offline is set")
-    elif (failure := hub_silence(timeout=timeout, tries=1)) is None:
+    elif (failure := hub_silence(timeout=3, tries=1)) is None:
         yield Finding("hub", "ok", f"{endpoint} answers")
     else:
         text = f"{endpoint} does not answer ({failure}): the bundled model works, published weights cannot be fetched"

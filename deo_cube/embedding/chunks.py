@@ -60,14 +60,12 @@ class ChunkReader:
     ----------
     capacity : int
         Bytes that are cached.
-    threads : int
-        Reads at the same time.
     """
 
-    def __init__(self, capacity: int = CACHE_BYTES, threads: int = THREADS) -> None:
+    def __init__(self, capacity: int = CACHE_BYTES) -> None:
         self.capacity = capacity
         self.blocks = 0  # that use it now
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="deo_cube-read")
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="deo_cube-read")
         # Always acquired before the pool's own lock.
         self._lock = threading.Lock()
         self._held: OrderedDict[Hashable, _Held] = OrderedDict()

@@ -280,7 +280,7 @@ def _url_cache(w: Weights) -> Path:
     return Path(get_option("cache_dir")) / "files" / str(w.sha256)[:16] / Path(w.file).name
 
 
-def _download_url(w: Weights, advice: str, *, timeout: float = 30.0) -> Path:
+def _download_url(w: Weights, advice: str) -> Path:
     """Return the file at `w.url` in the cache; it is moved there once it is whole and has its hash."""
     assert w.url is not None
     place = _url_cache(w)
@@ -288,7 +288,7 @@ def _download_url(w: Weights, advice: str, *, timeout: float = 30.0) -> Path:
     handle, part = tempfile.mkstemp(dir=place.parent, suffix=".part")
     digest = hashlib.sha256()
     try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(w.url, timeout=timeout) as answer:
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(w.url, timeout=30) as answer:
             while piece := answer.read(2**20):
                 digest.update(piece)
                 file.write(piece)

@@ -111,7 +111,6 @@ def encode_scene(
     valid: Array | None = None,
     tile: int = 64,
     halo: int = 16,
-    batch: int = 32,
 ) -> Tokens:
     """Encode a scene (C, H, W) in overlapping tiles of which the cores are kept.
 
@@ -139,8 +138,8 @@ def encode_scene(
     corners = [(i * core, j * core) for i in range(down) for j in range(right)]
     out: Array | None = None
     stride = 0
-    for start in range(0, len(corners), batch):
-        some = corners[start : start + batch]
+    for start in range(0, len(corners), 32):
+        some = corners[start : start + 32]
         tiles = np.stack([padded[:, y : y + tile, x : x + tile] for y, x in some])
         z = np.asarray(encode(tiles, bands))
         if out is None:

@@ -351,7 +351,7 @@ def read_terramesh(
     return scenes
 
 
-def read_beetle(path: str | Path, *, plots: Sequence[str] | None = None, min_size: int = 0) -> list[Scene]:
+def read_beetle(path: str | Path, *, min_size: int = 0) -> list[Scene]:
     """Read bark-beetle plots: September 2019 (`before`) and 2020, with the mask of damage (1) as label.
 
     The mask marks beetle damage only: other clear-cuts and fields change too and are 0.
@@ -360,8 +360,6 @@ def read_beetle(path: str | Path, *, plots: Sequence[str] | None = None, min_siz
     ----------
     path : path
         Folder with ``index.json`` and one folder per plot.
-    plots : sequence of str, optional
-        Read these plots only.
     min_size : int
         Leave out plots with a side shorter than this many pixels.
     """
@@ -369,8 +367,6 @@ def read_beetle(path: str | Path, *, plots: Sequence[str] | None = None, min_siz
     index = json.loads(_need(path / "index.json", "index of the plots").read_text(encoding="utf-8"))
     scenes = []
     for entry in index:
-        if plots is not None and entry["id"] not in plots:
-            continue
         if min(entry["height"], entry["width"]) < min_size:
             continue
         folder = path / entry["id"]
@@ -797,10 +793,7 @@ def read_geobench_chips(
     return ChipSet(path.name, images, labels, names, np.arange(len(chosen)), samples.bands, train)
 
 
-def read_geobench_scenes(
-    path: str | Path, *, partition: str = "default", bands: Mapping[str, str] | None = None, scale: float | None = None,
-    limit: int | None = None,
-) -> tuple[list[Scene], list[Scene], list[Scene]]:  # fmt: skip
+def read_geobench_scenes(path: str | Path, *, limit: int | None = None) -> tuple[list[Scene], list[Scene], list[Scene]]:
     """Read the scenes of ``train``, ``valid`` and ``test`` of a segmentation set, as `read_geobench_chips`.
 
     Raises
@@ -809,8 +802,8 @@ def read_geobench_scenes(
         If a sample has no map of labels, and as `read_geobench_chips`.
     """
     path = local_path(path)
-    parts = _partition(path, partition)
-    samples = _Samples(path, bands, scale)
+    parts = _partition(path, "default")
+    samples = _Samples(path, None, None)
 
     def scene(name: str) -> Scene:
         image, label = samples.read(name)

@@ -71,15 +71,15 @@ def mean_iou(counts: Array) -> Array:
     return cast(Array, np.nanmean(np.where(union > 0, hit / np.maximum(union, 1e-9), np.nan), axis=-1))
 
 
-def histogram_counts(truth: Array, score: Array, groups: Array, n: int, bins: int = BINS) -> Array:
-    """Return (n, 2, bins): negatives and positives per bin of `score`, for the groups 0..n-1; highest bin first.
+def histogram_counts(truth: Array, score: Array, groups: Array, n: int) -> Array:
+    """Return (n, 2, BINS): negatives and positives per bin of `score`, for the groups 0..n-1; highest bin first.
 
     Bins are quantiles of all scores: the average precision from them is exact to 0.01, with many positives to 0.002.
     """
-    edges = np.unique(np.quantile(score, np.linspace(0, 1, bins + 1)[1:-1]))
-    b = bins - 1 - np.searchsorted(edges, score, side="right")
-    flat = (np.asarray(groups, dtype="int64") * 2 + np.asarray(truth).astype(bool)) * bins + b
-    return np.bincount(flat, minlength=n * 2 * bins).reshape(n, 2, bins).astype("float64")
+    edges = np.unique(np.quantile(score, np.linspace(0, 1, BINS + 1)[1:-1]))
+    b = BINS - 1 - np.searchsorted(edges, score, side="right")
+    flat = (np.asarray(groups, dtype="int64") * 2 + np.asarray(truth).astype(bool)) * BINS + b
+    return np.bincount(flat, minlength=n * 2 * BINS).reshape(n, 2, BINS).astype("float64")
 
 
 def average_precision(counts: Array) -> Array:

@@ -893,7 +893,7 @@ def _run(inside: Array) -> slice:
     return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
 
 
-# Build and extend a search index: blocks are read one after the other and written in segments (`build_index`).
+# --- Build and extend a search index: blocks are read one after the other and written in segments ---
 
 SAMPLE_BLOCKS = 32
 """Blocks from which the lists are trained."""

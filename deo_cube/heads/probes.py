@@ -16,6 +16,9 @@ __all__ = ["choose_cases", "knn", "linear_probe", "ridge_probe"]
 Array = NDArray[Any]
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
+RIDGE_STRENGTHS = (1.0, 10.0, 100.0, 1e3, 1e4)
+ITERATIONS = 200
+"""Largest number of steps of L-BFGS."""
 """Candidates for C (inverse of the regularisation) of a linear probe."""
 
 
@@ -52,7 +55,6 @@ def linear_probe(
     groups: Array | None = None,
     strengths: Sequence[float] = STRENGTHS,
     balanced: bool = False,
-    iterations: int = 200,
 ) -> Any:
     """Fit logistic regression on standardised features; C is chosen on a held-out third of the groups.
 
@@ -68,8 +70,6 @@ def linear_probe(
         Candidates for C.
     balanced : bool
         Give every class the same total weight.
-    iterations : int
-        Largest number of steps of L-BFGS.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def linear_probe(
     def model(c: float) -> Any:
         return make_pipeline(
             StandardScaler(),
-            LogisticRegression(C=c, max_iter=iterations, class_weight="balanced" if balanced else None, solver=solver),
+            LogisticRegression(C=c, max_iter=ITERATIONS, class_weight="balanced" if balanced else None, solver=solver),
         )
 
     train = np.asarray(train, dtype="float32")
@@ -95,7 +95,7 @@ def linear_probe(
     solver = "newton-cholesky" if train.shape[1] * len(np.unique(labels)) <= 600 else "lbfgs"
     # Matrices this small gain nothing from several threads, and where the cores are busy lose threefold by waiting.
     with threadpool_limits(1), warnings.catch_warnings():
-        # Stopped early by `iterations` a probe is only a little more regularised; rare classes may miss a fold.
+        # Stopped early by `ITERATIONS` a probe is only a little more regularised; rare classes may miss a fold.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", UserWarning)
         best = strengths[len(strengths) // 2]
@@ -113,9 +113,7 @@ def linear_probe(
         return model(best).fit(train, labels)
 
 
-def ridge_probe(
-    train: Array, values: Array, *, groups: Array, strengths: Sequence[float] = (1.0, 10.0, 100.0, 1e3, 1e4)
-) -> Any:
+def ridge_probe(train: Array, values: Array, *, groups: Array) -> Any:
     """Fit ridge regression on standardised features (n, D); its strength is chosen on a held-out third of the groups.
 
     Returns
@@ -133,9 +131,9 @@ def ridge_probe(
         return make_pipeline(StandardScaler(), Ridge(alpha=alpha)).fit(train[rows], values[rows])
 
     train = np.asarray(train, dtype="float64")
-    best = strengths[len(strengths) // 2]
+    best = RIDGE_STRENGTHS[len(RIDGE_STRENGTHS) // 2]
     if len(np.unique(groups)) > 2:
         inner, outer = next(GroupKFold(3).split(train, values, groups))
-        errors = [np.square(fitted(a, inner).predict(train[outer]) - values[outer]).mean() for a in strengths]
-        best = strengths[int(np.argmin(errors))]
+        errors = [np.square(fitted(a, inner).predict(train[outer]) - values[outer]).mean() for a in RIDGE_STRENGTHS]
+        best = RIDGE_STRENGTHS[int(np.argmin(errors))]
     return fitted(best)

@@ -191,7 +191,7 @@ def _prefix(path: Path, kind: str) -> str:
     return f".{path.name}.{kind}-"
 
 
-def sweep(path: Path, *, day: float = 86400.0) -> None:
+def sweep(path: Path) -> None:
     """Remove what dead processes left beside `path`: of this host at once, of other hosts after a day.
 
     Drafts are deleted. A store that was moved aside is moved back if nothing has taken its place, else deleted.
@@ -203,7 +203,7 @@ def sweep(path: Path, *, day: float = 86400.0) -> None:
         for left in [path.with_name(name) for name in names if name.startswith(prefix)]:
             host, _, pid = left.name.removeprefix(prefix).rpartition("-")[0].rpartition("-")
             with contextlib.suppress(OSError):
-                dead = not _alive(pid) if host == socket.gethostname() else time.time() - left.stat().st_mtime > day
+                dead = not _alive(pid) if host == socket.gethostname() else time.time() - left.stat().st_mtime > 86400
                 if dead and kind == "replaced" and not path.exists():
                     left.rename(path)
                 elif dead:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -117,10 +117,12 @@ def effective_rank(z: Tensor) -> float:
 class LossMonitor:
     """Stops a run whose loss is not finite, or is far above its median for `patience` steps in a row."""
 
-    def __init__(self, patience: int, window: int = 200) -> None:
+    WINDOW: ClassVar[int] = 200
+    """Steps of which the median is taken."""
+
+    def __init__(self, patience: int) -> None:
         self.patience = patience
-        self.window = window
-        self.losses: deque[float] = deque(maxlen=window)
+        self.losses: deque[float] = deque(maxlen=self.WINDOW)
         self.parts: dict[str, deque[float]] = {}
         self.bad = 0
 
@@ -154,7 +156,7 @@ class LossMonitor:
         if self.bad == 0:
             self.losses.append(loss)
             for k, v in parts.items():
-                self.parts.setdefault(k, deque(maxlen=self.window)).append(v)
+                self.parts.setdefault(k, deque(maxlen=self.WINDOW)).append(v)
 
 
 def _middle(values: Sequence[float]) -> tuple[float, float]:

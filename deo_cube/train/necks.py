@@ -50,7 +50,7 @@ __all__ = [
 
 CHANGED, UNCHANGED = 0.5, 0.1
 """Share of changed pixels from which a cell counts as changed, and up to which as unchanged; others are left out."""
-# The metric of a neck: components weighed and mixed so that cosine distance tells change from all that is not change.
+# --- Metric of a neck: components weighed and mixed so that cosine distance tells change from all that is not ---
 #
 # Principal components have the metric of variance, and what varies most between two dates is not what people call
 # change: it is the season, the sun and the air. `fit_metric` learns a linear map of the components from places whose
