@@ -14,7 +14,8 @@ from deo_cube.train.config import PRESETS, TrainConfig
 
 __all__ = ["main", "parse"]
 
-CALL = "python -m deo_cube.train"
+PROGRAM = "deo_cube.train"
+CALL = f"python -m {PROGRAM}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> TrainConfig:
@@ -68,7 +69,7 @@ def _spelling() -> cli_arguments.Spelling:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, or print the plan with ``--dry-run``."""
-    with commands_as_remedies():
+    with commands_as_remedies(), cli_errors.warnings_as_lines(program=PROGRAM):
         return _main(arguments)
 
 
@@ -76,9 +77,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         config = parse(arguments)
         if config.dry_run:
-            from deo_cube.train.loop import plan
+            from deo_cube.train.loop import plan_run
 
-            print(plan(config))
+            print(plan_run(config))
             return 0
         if not config.data:
             raise ArgumentError("nothing to learn from: give --data SOURCE [SOURCE ...]")
@@ -89,7 +90,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         print("interrupted; the same call resumes from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
-        return cli_errors.fail(error, program="deo_cube.train")
+        return cli_errors.fail(error, program=PROGRAM)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"\n{out} is a model now: deo-cube embed CUBE OUT --model {out}")
     return 0

@@ -86,7 +86,7 @@ __all__ = [
     "load",
     "newest",
     "open_sources",
-    "plan",
+    "plan_run",
     "prune",
     "save",
     "train",
@@ -928,7 +928,7 @@ class TrainPlan:
         return "\n".join(lines)
 
 
-def plan(config: TrainConfig, processes: int = 1) -> TrainPlan:
+def plan_run(config: TrainConfig, processes: int = 1) -> TrainPlan:
     """Plan a run. Sources are opened and checked, the student is built on the meta device, nothing is trained."""
     windows = 0
     if config.data:

@@ -7,7 +7,7 @@ import pytest
 
 from deo_cube.train.__main__ import main, parse
 from deo_cube.train.config import PRESETS, Objective, TrainConfig, from_dict
-from deo_cube.train.loop import plan
+from deo_cube.train.loop import plan_run
 
 
 def test_fixed_flags() -> None:
@@ -81,7 +81,7 @@ def test_settings_that_cannot_work_are_refused_at_once(changes: dict, message: s
 
 
 def test_the_plan_of_the_paper() -> None:
-    found = plan(PRESETS["paper"], processes=16)
+    found = plan_run(PRESETS["paper"], processes=16)
     assert found.trunk == pytest.approx(86.90e6, rel=1e-3)  # reference/deo-paper.md 1
     assert found.samples == 1024
     assert found.samples * PRESETS["paper"].steps / 500_000 == pytest.approx(100, rel=0.01)

@@ -11,7 +11,7 @@ import torch
 
 from deo_cube.train.augment import generator, hidden_squares
 from deo_cube.train.config import PRESETS, Objective, Optical, TrainConfig
-from deo_cube.train.loop import build, plan, train
+from deo_cube.train.loop import build, plan_run, train
 from deo_cube.train.losses import masked_error
 
 SMOKE = dataclasses.replace(PRESETS["smoke"], device="cpu")
@@ -113,7 +113,7 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, cube_source: str) -> 
 
 def test_a_masked_run_can_be_planned(tmp_path: Path, cube_source: str) -> None:
     config = two_stages(tmp_path, cube_source, objective=masked())
-    found = plan(config)
+    found = plan_run(config)
     assert found.activation_bytes > 0
     assert found.parameters - found.trunk == 16 * 10 * 8**2 + 10 * 8**2
 

@@ -13,7 +13,7 @@ from deo_cube.encoder.registry import load_encoder
 from deo_cube.errors import MissingBandsError, UnknownModelError
 from deo_cube.train.augment import View
 from deo_cube.train.config import MS_BANDS, PRESETS, Loader, Objective, Specialist, TrainConfig
-from deo_cube.train.loop import build, plan, train
+from deo_cube.train.loop import build, plan_run, train
 from deo_cube.train.samples import Mixture, open_source
 from deo_cube.train.student import Outputs, objective, specialist_targets
 from deo_cube.train.teachers import EncoderTeacher, FrozenTeacher, Targets, load_specialist
@@ -117,7 +117,7 @@ def test_a_finished_run_can_teach_the_next(tmp_path: Path, cube_source: str) -> 
     teacher = load_specialist(config)
     assert teacher is not None
     assert teacher.dims == (64, 16, 64)
-    assert "frozen" in str(plan(config))
+    assert "frozen" in str(plan_run(config))
     student, ema, _ = build(config, torch.device("cpu"), None, teacher)
     assert student.specialist is not None
     assert ema is not None
@@ -172,7 +172,7 @@ def test_a_spectral_student_learns_from_a_specialist_through_linear_heads(tmp_pa
         neck_ms=dataclasses.replace(tiny.neck_ms, local=8, contrast=8, deep=8),
         neck_rgb=dataclasses.replace(tiny.neck_rgb, deep=8),
     )
-    assert plan(config).parameters > 0
+    assert plan_run(config).parameters > 0
     out = train(config)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["sp_late"] > lines[0]["sp_late"] + 0.02

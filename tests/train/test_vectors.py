@@ -21,7 +21,7 @@ import deo_cube
 from deo_cube.errors import ArgumentError, StoreMismatchError
 from deo_cube.train.augment import Augmentation, generator
 from deo_cube.train.config import PRESETS, Augment, Loader, Objective, TrainConfig
-from deo_cube.train.loop import open_sources, plan, train
+from deo_cube.train.loop import open_sources, plan_run, train
 from deo_cube.train.losses import patch_similarity, view_similarity
 from deo_cube.train.samples import Mixture, VectorMap, open_source
 from deo_cube.train.teachers import StoreTeacher
@@ -131,7 +131,7 @@ def test_unknown_cells_count_for_nothing() -> None:
 
 def test_a_student_learns_from_a_store(cube_source: str, store: Path, tmp_path: Path) -> None:
     made = config(cube_source, store, tmp_path / "run", steps=24)
-    assert "embedding store" in str(plan(made))
+    assert "embedding store" in str(plan_run(made))
     out = train(made)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {"sp_cls", "sp_mid", "sp_late"} <= set(lines[0])
