@@ -208,14 +208,10 @@ def _band_names(flat: xr.DataArray, bands: str | None) -> list[str]:
     return [f"{bands} {i}" for i in range(flat.sizes[bands])]
 
 
-#: Endings of other formats, and the call that writes them.
-_PICTURE = ": a picture is array.deo.plot().figure.savefig(path)"
-_TABLE = ": name a .parquet, and geopandas.read_parquet(path).to_file(...) writes any other table"
-OTHER_FORMATS = {
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".svg", ".pdf"), _PICTURE),
-    **dict.fromkeys((".csv", ".gpkg", ".geojson", ".shp", ".fgb"), _TABLE),
-    **dict.fromkeys((".nc", ".zarr", ".npy", ".npz", ".tif", ".tiff", ".parquet"), ""),
-}
+#: Endings of formats that are not written here.
+_PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
+_TABLES = (".csv", ".gpkg", ".geojson", ".shp", ".fgb")
+_OTHER_FORMATS = (*_PICTURES, *_TABLES, ".nc", ".zarr", ".npy", ".npz", ".tif", ".tiff", ".parquet")
 
 
 def _target(path: str | Path, own: tuple[str, ...]) -> Path:
@@ -231,7 +227,13 @@ def _target(path: str | Path, own: tuple[str, ...]) -> Path:
     target = local_path(path)
     if not target.name or target.is_dir():
         raise ArgumentError(f"path must be that of the file to write, got the folder {str(path)!r}")
-    if (other := OTHER_FORMATS.get(target.suffix.lower())) is not None and target.suffix.lower() not in own:
+    ending = target.suffix.lower()
+    if ending in _OTHER_FORMATS and ending not in own:
+        other = ""
+        if ending in _PICTURES:
+            other = remedy(": a picture is array.deo.plot().figure.savefig(path)", "")
+        elif ending in _TABLES:
+            other = ": name a .parquet, and geopandas.read_parquet(path).to_file(...) writes any other table"
         raise ArgumentError(f"path must end with {own[0]}, which is what is written; got {target.name}{other}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
