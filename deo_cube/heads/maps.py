@@ -20,6 +20,7 @@ from deo_cube.arguments import embeddings_of
 from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.esa import opened_cube
+from deo_cube.cube.open import open_cube
 from deo_cube.embedding.embed import embed
 from deo_cube.embedding.options import split_options
 from deo_cube.embedding.prepare import prepare
@@ -32,6 +33,7 @@ from deo_cube.heads.head import BUNDLED, bundled_head, load_head
 from deo_cube.heads.regression import RegressionHead
 from deo_cube.heads.vectors import geobox, spatial_dims
 from deo_cube.heads.windows import map_windows
+from deo_cube.store.open import is_embeddings, open_embeddings
 
 __all__ = ["classify", "segment"]
 
@@ -42,7 +44,7 @@ DEFAULT_MODEL = "tiny"
 
 
 def classify(
-    cube: xr.Dataset | xr.DataArray,
+    cube: xr.Dataset | xr.DataArray | str | Path,
     head: Head | str | Path | None = None,
     *,
     probabilities: bool = False,
@@ -52,8 +54,8 @@ def classify(
 
     Parameters
     ----------
-    cube : Dataset or DataArray
-        Embeddings; or a Sentinel-2 cube, which is embedded with the model of the head first.
+    cube : Dataset, DataArray or path
+        Embeddings; or a Sentinel-2 cube, which is embedded with the model of the head first; or the path of either.
     head : Head, path or name, optional
         Of `fit_head` or `load_head`; or the name of a model that comes with one, "tiny" (land cover) or "dynamicworld".
         Default: the head that comes with `model` (default "tiny"), or with the model of the embeddings.
@@ -74,12 +76,13 @@ def classify(
         If the embeddings are of another model than the head.
     """
     probabilities = arguments.boolean("probabilities", probabilities)
+    cube = _opened(cube)
     head, embed_options = _head(head, cube, embed_options)
     return head.predict(_embedded(cube, head, embed_options), probabilities=probabilities)
 
 
 def segment(
-    cube: xr.Dataset | xr.DataArray,
+    cube: xr.Dataset | xr.DataArray | str | Path,
     head: Head | str | Path | None = None,
     *,
     probabilities: bool = False,
@@ -114,6 +117,7 @@ def segment(
     >>> land_cover = ds.deo.segment(model="dynamicworld", weights="weights")  # doctest: +SKIP
     """
     probabilities, blend = arguments.boolean("probabilities", probabilities), arguments.boolean("blend", blend)
+    cube = _opened(cube)
     head, embed_options = _head(head, cube, embed_options)
     is_cube = not _is_embeddings(cube)
     if is_cube:
@@ -205,6 +209,13 @@ class _DrawPixels:
             return fine
         best = np.array(self.codes, "uint8")[np.nan_to_num(fine, nan=-1).argmax(axis=0)]
         return np.asarray(np.where(np.isfinite(fine).all(axis=0), best, np.uint8(NO_CLASS)))
+
+
+def _opened(cube: Any) -> Any:
+    """Return the embeddings or the cube at a path; anything else as it is."""
+    if not isinstance(cube, str | os.PathLike):
+        return cube
+    return open_embeddings(cube) if is_embeddings(cube) else open_cube(cube)
 
 
 def _is_embeddings(cube: Any) -> bool:

@@ -134,6 +134,8 @@ def _of_url(url: str, options: dict[str, Any]) -> Any:
     if scheme not in OBSTORE_SCHEMES:
         return zarr.storage.FsspecStore.from_url(url, storage_options=options or None)
     from_url = require("obstore.store", extra="store", purpose=f"{url} (an object store)").from_url
+    # s3fs takes what is of boto3's client in a mapping of its own.
+    options = {**{k: v for k, v in options.items() if k != "client_kwargs"}, **(options.get("client_kwargs") or {})}
     config = {_FSSPEC_NAMES.get(k, k): v for k, v in options.items()}
     client = dict(config.pop("client_options", {}))
     retry = config.pop("retry_config", None)
@@ -141,7 +143,16 @@ def _of_url(url: str, options: dict[str, Any]) -> Any:
     if str(endpoint).startswith("http://"):
         client.setdefault("allow_http", True)
     given: dict[str, Any] = {"config": config or None, "client_options": client or None, "retry_config": retry}
-    return zarr.storage.ObjectStore(from_url(url, **given))
+    try:
+        return zarr.storage.ObjectStore(from_url(url, **given))
+    except Exception as error:  # obstore's own, which is not imported here
+        if "Configuration" not in type(error).__name__:
+            raise
+        reason = str(error).split("\n")[0]
+        raise ArgumentError(
+            f"storage_options: {reason}. Expected options of obstore, such as endpoint, region, access_key_id, "
+            "secret_access_key, or their names in s3fs and boto3"
+        ) from error
 
 
 def holds(place: Any, array: zarr.Array) -> bool:

@@ -55,3 +55,15 @@ def test_a_path_gives_what_the_opened_store_gives(verb: str, kind: type, store: 
 def test_a_path_without_a_store_is_refused_by_name(verb: str, tmp_path: Path) -> None:
     with pytest.raises(StoreMismatchError, match=r"^emb(s|eddings)?: .*none\.zarr"):
         VERBS[verb](tmp_path / "none.zarr")
+
+
+def test_classes_of_a_store_and_of_a_cube_at_a_path(tmp_path: Path) -> None:
+    ds = deo_cube.synthetic_cube(size=64, times=1, clouds=False, gaps=False)
+    ds.to_zarr(tmp_path / "cube.zarr", zarr_format=3, consolidated=False)
+    stored = ds.deo.embed().deo.to_zarr(tmp_path / "emb.zarr", progress=False)
+    for verb in (deo_cube.classify, deo_cube.segment):
+        expected = verb(stored)
+        xr.testing.assert_equal(verb(tmp_path / "emb.zarr").variable, expected.variable)
+        assert verb(str(tmp_path / "cube.zarr")).shape == verb(ds).shape
+        with pytest.raises(deo_cube.errors.InputNotFoundError, match=r"none\.zarr"):
+            verb(tmp_path / "none.zarr")

@@ -12,7 +12,7 @@ import xarray as xr
 
 from deo_cube.cube.open import open_cube
 from deo_cube.embedding.embed import embed
-from deo_cube.errors import MissingExtraError, StorageUnreachableError, StoreMismatchError
+from deo_cube.errors import ArgumentError, MissingExtraError, StorageUnreachableError, StoreMismatchError
 from deo_cube.store import layout, scheduler, storage
 from deo_cube.store.open import is_embeddings, open_embeddings, status, verify_store
 from deo_cube.store.write import to_zarr
@@ -69,6 +69,10 @@ def test_written_reopened_and_verified_by_url(bucket: str, options: dict[str, An
     # The same by a store of one's own, and by fsspec's words for options.
     theirs = storage.locate(bucket, {"endpoint_url": options["endpoint"], "key": "S3RVER", "secret": "S3RVER"})
     xr.testing.assert_equal(to_zarr(emb, theirs, progress=False).compute(), emb.compute())
+    nested = {"client_kwargs": {"endpoint_url": options["endpoint"]}, "key": "S3RVER", "secret": "S3RVER"}
+    assert is_embeddings(bucket, storage_options=nested)  # as s3fs takes them
+    with pytest.raises(ArgumentError, match="storage_options"):
+        open_embeddings(bucket, storage_options={**options, "endpont": "x"})
     assert status(theirs.store).complete
 
 
