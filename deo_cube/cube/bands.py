@@ -567,6 +567,7 @@ def _scl(given: Mapping[str, str], layers: Sequence[BandLayer]) -> BandLayer | N
         )
     pattern = re.compile(
         r"(?:.*[^a-z0-9])?scl(?:[\s_-]?(?:20|60)m)?|(?:scl, )?scene classification(?: map)?(?: \(scl\))?"
+        r"|(?:quality_)?scene_classification"
     )
     named = [la for la in layers if any(pattern.fullmatch(n.strip().lower()) for n in la.names)]
     exact = [la for la in named if la.label.lower() == "scl"]

@@ -76,9 +76,9 @@ def classify(
         If the embeddings are of another model than the head.
     """
     probabilities = arguments.boolean("probabilities", probabilities)
-    cube = _opened(cube)
-    head, embed_options = _head(head, cube, embed_options)
-    return head.predict(_embedded(cube, head, embed_options), probabilities=probabilities)
+    source = _opened(cube)
+    head, embed_options = _head(head, source, embed_options)
+    return head.predict(_embedded(source, head, embed_options), probabilities=probabilities)
 
 
 def segment(
@@ -117,14 +117,14 @@ def segment(
     >>> land_cover = ds.deo.segment(model="dynamicworld", weights="weights")  # doctest: +SKIP
     """
     probabilities, blend = arguments.boolean("probabilities", probabilities), arguments.boolean("blend", blend)
-    cube = _opened(cube)
-    head, embed_options = _head(head, cube, embed_options)
-    is_cube = not _is_embeddings(cube)
+    source = _opened(cube)
+    head, embed_options = _head(head, source, embed_options)
+    is_cube = not _is_embeddings(source)
     if is_cube:
-        cube = opened_cube(cube)
+        source = opened_cube(source)
     if blend and not is_cube:
         raise ArgumentTypeError("cube must be a cube with blend=True, which embeds on four tile grids; got embeddings")
-    emb = _embedded(cube, head, dict(embed_options))
+    emb = _embedded(source, head, dict(embed_options))
     patch = json.loads(emb.attrs.get(Attribute.PLAN, "{}")).get("patch")
     if patch is None:
         raise ArgumentError(
@@ -140,9 +140,9 @@ def segment(
     if isinstance(head, RegressionHead):
         pixels = _quantity(head, emb, factor, blend=blend, probabilities=probabilities)
         pixels = _with_valid(pixels, emb, int(patch))
-        return _cropped(pixels, georeference.geobox(cube)) if is_cube else pixels
+        return _cropped(pixels, georeference.geobox(source)) if is_cube else pixels
     if blend:
-        p = _blended(cube, head, _with_model(head, embed_options))
+        p = _blended(source, head, _with_model(head, embed_options))
     else:
         p = head.predict(check_model(head, emb), probabilities=True)
     pixels = map_windows(
@@ -157,7 +157,7 @@ def segment(
         attrs=category_attrs(head, probabilities=probabilities),
     )
     pixels = _with_valid(pixels, emb, int(patch))
-    return _cropped(pixels, georeference.geobox(cube)) if is_cube else pixels
+    return _cropped(pixels, georeference.geobox(source)) if is_cube else pixels
 
 
 def _quantity(

@@ -385,7 +385,21 @@ def status(store: Any, *, storage_options: Mapping[str, Any] | None = None) -> S
     return StoreStatus(blocks=record.total, done=record.count(), derived=attrs.get(Attribute.DERIVED))
 
 
+def _other_format(path: Path) -> str:
+    """Return what is at a path instead of a Zarr 3 group, and the call that reads it; empty where nothing says so."""
+    expected = ", expected a store of embeddings, a folder of Zarr 3"
+    if path.is_file():
+        netcdf = path.suffix.lower() in (".nc", ".nc4", ".h5")
+        read = f": open it with xarray, xr.open_dataarray({str(path)!r}, decode_coords='all')" if netcdf else ""
+        return f"a file{expected}{remedy(read, '')}"
+    if (path / ".zgroup").exists() and not (path / ROOT).exists():
+        return f"a group of Zarr 2{expected}{remedy(': ' + _how_to_read(path), '')}"
+    return ""
+
+
 def _ours(store: Any, mode: Literal["r", "r+"] = "r") -> zarr.Group:
+    if is_local(store) and (other := _other_format(Path(store))):
+        raise StoreMismatchError(f"store: {store} is {other}")
     found = existing(store, mode)
     if found is None:
         expected = f"a store of embeddings: {remedy('emb.deo.to_zarr(path)', 'deo-cube embed CUBE STORE')} writes one"

@@ -363,6 +363,11 @@ def test_shapes_that_are_no_cube_of_bands_are_refused():
         match_bands(dataset(["B02"]), ["B02"], missing="zero")
 
 
+@pytest.mark.parametrize("name", ["SCENE_CLASSIFICATION", "scene_classification", "quality_scene_classification"])
+def test_a_scene_classification_by_its_long_name(name):
+    assert match_bands(dataset(["B02", name]), ["B02"]).scl == name
+
+
 def test_two_scene_classifications_are_refused():
     assert match_bands(dataset(["B02", "SCL_20m"]), ["B02"]).scl == "SCL_20m"
     assert match_bands(dataset(["B02", "SCL", "SCL_20m"]), ["B02"]).scl == "SCL"

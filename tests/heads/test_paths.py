@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import xarray as xr
 
@@ -67,3 +68,18 @@ def test_classes_of_a_store_and_of_a_cube_at_a_path(tmp_path: Path) -> None:
         assert verb(str(tmp_path / "cube.zarr")).shape == verb(ds).shape
         with pytest.raises(deo_cube.errors.InputNotFoundError, match=r"none\.zarr"):
             verb(tmp_path / "none.zarr")
+
+
+def test_embeddings_in_other_formats_are_refused_and_read_as_the_message_says(tmp_path: Path) -> None:
+    ds = deo_cube.synthetic_cube(size=64, times=1, clouds=False, gaps=False)
+    emb = ds.deo.embed(dtype="float32").compute().drop_vars("processing_baseline", errors="ignore")
+    emb.to_dataset(name="embeddings").to_zarr(tmp_path / "two.zarr", zarr_format=2)
+    emb.to_netcdf(tmp_path / "emb.nc")
+    for path, advice in ((tmp_path / "two.zarr", "xr.open_zarr"), (tmp_path / "emb.nc", "xr.open_dataarray")):
+        with pytest.raises(StoreMismatchError, match=advice):
+            deo_cube.open_embeddings(path)
+    opened = xr.open_zarr(tmp_path / "two.zarr", decode_coords="all")
+    same = xr.open_dataarray(tmp_path / "emb.nc", decode_coords="all")
+    expected = emb.deo.classify()
+    for read in (opened, same):
+        np.testing.assert_array_equal(read.deo.classify().values, expected.values)
