@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-__all__ = ["Categories", "read_categories"]
+__all__ = ["Categories", "of_comparison", "read_categories"]
 
 
 @dataclass(frozen=True)
@@ -69,3 +69,16 @@ def read_categories(array: xr.DataArray | Mapping[Any, Any]) -> Categories | Non
         return None
     usable = len(colors) == len(codes) and all(re.fullmatch(r"#[0-9a-fA-F]{6}", c) for c in colors)
     return Categories(codes, names, colors if usable else ())
+
+
+def of_comparison(array: xr.DataArray) -> xr.DataArray:
+    """Return an array of booleans without the classes of the map that it was compared with; any other as it is.
+
+    xarray keeps attributes, so that ``classes == 3`` still states names for 0 and 1, which are other classes.
+    """
+    if array.dtype.kind != "b":
+        return array
+    stale = ("flag_values", "flag_meanings", "flag_colors", "_FillValue")
+    plain = array.copy(deep=False)
+    plain.attrs = {k: v for k, v in array.attrs.items() if k not in stale}
+    return plain

@@ -1,6 +1,7 @@
 import dask
 import numpy as np
 import pytest
+import shapely
 import xarray as xr
 
 import deo_cube
@@ -72,3 +73,25 @@ def test_errors():
         classify(emb, head, mask="scl")
     with pytest.raises(ArgumentError, match="model="):
         classify(deo_cube.synthetic_cube(size=64, times=1), head)
+
+
+def test_a_comparison_of_a_map_has_no_classes_of_that_map(tmp_path):
+    import rasterio
+
+    ds = deo_cube.synthetic_cube(size=96, times=1, clouds=False, gaps=False)
+    classes = ds.deo.segment().isel(time=0).compute()
+    trees = dict(zip(classes.attrs["flag_meanings"].split(), classes.attrs["flag_values"], strict=True))["trees"]
+    chosen = classes == trees
+    chosen.attrs = dict(classes.attrs)  # as new releases of xarray keep them
+    places = [(float(ds.x[i]), float(ds.y[j]), int(chosen[j, i])) for i in range(4, 96, 9) for j in range(5, 96, 9)]
+    result = str(chosen.deo.assess(places))
+    assert "trees" not in result
+    assert "water" not in result
+    head = deo_cube.fit_head("knn", ds.deo.embed().isel(time=0), chosen)
+    assert head.classes.names == ("0", "1")
+    field = shapely.box(float(ds.x[10]), float(ds.y[60]), float(ds.x[60]), float(ds.y[10]))
+    share = chosen.deo.sample(field, how="mean", weights=None)
+    expected = classes.deo.sample(field, how="share", weights=None).sel({"class": "trees"})
+    np.testing.assert_allclose(share.values, expected.values, atol=1e-6)
+    with rasterio.open(chosen.deo.to_cog(tmp_path / "trees.tif")) as file:
+        assert not {"flag_values", "flag_meanings", "class_0"} & {*file.tags(), *file.tags(1)}
