@@ -72,7 +72,7 @@ def test_written_reopened_and_verified_by_url(bucket: str, options: dict[str, An
     nested = {"client_kwargs": {"endpoint_url": options["endpoint"]}, "key": "S3RVER", "secret": "S3RVER"}
     assert is_embeddings(bucket, storage_options=nested)  # as s3fs takes them
     with pytest.raises(ArgumentError, match="storage_options"):
-        open_embeddings(bucket, storage_options={**options, "endpont": "x"})
+        open_embeddings(bucket, storage_options={**options, "no_such_option": "x"})
     assert status(theirs.store).complete
 
 
