@@ -539,23 +539,23 @@ class RegressionHead(BaseHead):
         return super().save(path)
 
     @classmethod
-    def _fitted(
+    def fit(
         cls,
         arrays: Sequence[xr.DataArray],
         targets: Sequence[Any],
         target_options: TargetOptions,
         model: ModelId,
-        fit: Fit,
-        options: RegressionOptions,
-        translate: Callable[[Any, TrainingVectors], Fitted | Opaque],
-        facts: Callable[[Any], dict[str, Any]] = lambda fitted: {},
+        options: Any,
     ) -> Self:
+        """Score by cross-validation in blocks of space, then fit on all targets; `options` are of the class's own."""
+        fit = cls._method(options)
         data, units, quantity = target_vectors(arrays, targets, target_options)
         data = data.subsample(options.most)
-        report = {"targets": len(np.unique(data.cell)), "vectors": len(data.truth)}
+        report: dict[str, Any] = {"targets": len(np.unique(data.cell)), "vectors": len(data.truth)}
         report |= _validated(data, fit, options)
         fitted = fit(data)
-        function = translate(fitted, data)
+        report |= {"strength": fitted.strength} if isinstance(fitted, _Ridge) else {}
+        function = fitted.as_arrays() if isinstance(fitted, _Ridge) else _translated(fitted, data)
         if options.limits is not None:
             low, high = (
                 np.finfo("float32").max * s if v is None else v for s, v in zip((-1, 1), options.limits, strict=True)
@@ -571,9 +571,14 @@ class RegressionHead(BaseHead):
             options.units or units,
             options.quantity or target_options.column or quantity or "value",
             data.crs,
-            report | facts(fitted),
+            report,
             function if isinstance(function, Opaque) else None,
         )
+
+    @classmethod
+    def _method(cls, options: Any) -> Fit:
+        """Return the function that fits on training data."""
+        return _fit_of(options.estimator)
 
     def _repr_html_(self) -> str:
         facts = {"model": str(self.model), "units": self.units} | self.report
@@ -591,27 +596,9 @@ class RidgeHead(RegressionHead):
     options: ClassVar[type[RegressionOptions]] = RidgeOptions
 
     @classmethod
-    def fit(
-        cls,
-        arrays: Sequence[xr.DataArray],
-        targets: Sequence[Any],
-        target_options: TargetOptions,
-        model: ModelId,
-        options: RidgeOptions,
-    ) -> Self:
-        """Choose the strength in blocks of space, inside each fold of the validation, then fit on all targets."""
+    def _method(cls, options: RidgeOptions) -> Fit:
         candidates = np.array(options.strengths, "float64")
-
-        def fit(data: TrainingVectors) -> _Ridge:
-            return _chosen_ridge(data, candidates, options)
-
-        def arrays_of(fitted: Any, data: TrainingVectors) -> Fitted:
-            return Fitted((), {}).then("linear", weights=fitted.weights, bias=fitted.bias)
-
-        def facts(fitted: Any) -> dict[str, Any]:
-            return {"strength": fitted.strength}
-
-        return cls._fitted(arrays, targets, target_options, model, fit, options, arrays_of, facts)
+        return lambda data: _chosen_ridge(data, candidates, options)
 
 
 @dataclass(frozen=True)
@@ -622,15 +609,7 @@ class ForestHead(RegressionHead):
     options: ClassVar[type[RegressionOptions]] = ForestOptions
 
     @classmethod
-    def fit(
-        cls,
-        arrays: Sequence[xr.DataArray],
-        targets: Sequence[Any],
-        target_options: TargetOptions,
-        model: ModelId,
-        options: ForestOptions,
-    ) -> Self:
-        """Fit a random forest."""
+    def _method(cls, options: ForestOptions) -> Fit:
         ensemble = require("sklearn.ensemble", extra="heads", purpose="a forest")
         forest = ensemble.RandomForestRegressor(
             options.trees,
@@ -639,7 +618,7 @@ class ForestHead(RegressionHead):
             max_features="sqrt",
             n_jobs=-1,
         )
-        return cls._fitted(arrays, targets, target_options, model, _fit_of(forest), options, _translated)
+        return _fit_of(forest)
 
 
 @dataclass(frozen=True)
@@ -647,18 +626,6 @@ class RegressorHead(RegressionHead):
     """Any regressor of scikit-learn."""
 
     options: ClassVar[type[RegressionOptions]] = RegressorOptions
-
-    @classmethod
-    def fit(
-        cls,
-        arrays: Sequence[xr.DataArray],
-        targets: Sequence[Any],
-        target_options: TargetOptions,
-        model: ModelId,
-        options: RegressorOptions,
-    ) -> Self:
-        """Fit a clone of the estimator."""
-        return cls._fitted(arrays, targets, target_options, model, _fit_of(options.estimator), options, _translated)
 
 
 def _fit_of(estimator: Any) -> Fit:
@@ -668,7 +635,7 @@ def _fit_of(estimator: Any) -> Fit:
     return fit
 
 
-def _translated(fitted: Opaque, data: TrainingVectors) -> Fitted | Opaque:
+def _translated(fitted: Any, data: TrainingVectors) -> Fitted | Opaque:
     return as_arrays(fitted.estimator, data.vectors, data.truth)
 
 
@@ -738,6 +705,9 @@ class _Ridge:
 
     def __call__(self, vectors: Array) -> Array:
         return np.asarray(vectors.astype("float64") @ self.weights + self.bias)
+
+    def as_arrays(self) -> Fitted:
+        return Fitted((), {}).then("linear", weights=self.weights, bias=self.bias)
 
 
 def _chosen_ridge(data: TrainingVectors, strengths: Array, options: RegressionOptions) -> _Ridge:
