@@ -145,11 +145,11 @@ def test_a_pixel_is_its_months_and_its_place(model: Path) -> None:
     np.testing.assert_allclose(out[0, :, 3, 5], alone, atol=2e-6)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.sampled_from([5, 7, 12]), st.sampled_from([4, 9, 12]), st.sampled_from([1, 5, 12]))
 def test_chunks_change_no_bit(y: int, x: int, time: int) -> None:
     of_model = _cached_model()
-    cube = cube_of()
+    cube = _known.setdefault("cube", cube_of().compute())
     whole = _cached_vectors()
     found = vectors(cube.chunk({"time": time, "y": y, "x": x}), of_model)
     np.testing.assert_array_equal(found, whole)
@@ -176,14 +176,15 @@ def _cached_vectors() -> xr.DataArray:
 def test_a_window_and_an_order_of_dates_change_no_bit(model: Path) -> None:
     cube = cube_of()
     whole = vectors(cube, model)
+    cube = cube.compute()
+    np.testing.assert_array_equal(vectors(cube, model), whole)
     window = vectors(cube.isel(y=slice(3, 9), x=slice(2, 11)), model)
     np.testing.assert_array_equal(window, whole[..., 3:9, 2:11])
     np.testing.assert_array_equal(vectors(cube.isel(time=slice(None, None, -1)), model), whole)
-    np.testing.assert_array_equal(vectors(cube.compute(), model), whole)
 
 
 def test_months_keep_their_place_where_one_has_no_date(model: Path) -> None:
-    cube = cube_of()
+    cube = cube_of().compute()
     hidden = cube.where(cube["time"].dt.month != 6)
     gap = vectors(cube.isel(time=cube["time"].dt.month.values != 6), model)
     np.testing.assert_array_equal(gap, vectors(hidden, model, units="dn", offset=0))

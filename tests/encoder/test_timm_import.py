@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 
 def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -25,6 +27,7 @@ def test_timm_imports_from_many_threads_at_once() -> None:
     assert out == "1 timm"
 
 
+@pytest.mark.slow
 def test_nothing_is_declared_where_torchvision_is_whole() -> None:
     # A machine whose torchvision fits its torch has the operators before anything of ours runs.
     declared = (

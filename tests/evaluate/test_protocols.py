@@ -147,6 +147,7 @@ def test_baselines_have_learnt_nothing_and_are_reproducible(baseline):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_random_convolutions_reach_their_known_level(shared):
     """On all data: kNN 0.74, 100 labels a class 0.79, loss by light 0.36, beetle pixel AP 0.68 (docs/evaluation.md)."""
     data = shared / "data"
