@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-__all__ = ["Categories", "of_comparison", "read_categories"]
+__all__ = ["Categories", "own_classes", "read_categories"]
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,26 @@ def read_categories(array: xr.DataArray | Mapping[Any, Any]) -> Categories | Non
     return Categories(codes, names, colors if usable else ())
 
 
-def of_comparison(array: xr.DataArray) -> xr.DataArray:
-    """Return an array of booleans without the classes of the map that it was compared with; any other as it is.
+def own_classes(array: xr.DataArray) -> xr.DataArray:
+    """Return a map with the classes that are its own, as the integers that a file holds; any other array as it is.
 
-    xarray keeps attributes, so that ``classes == 3`` still states names for 0 and 1, which are other classes.
+    xarray keeps attributes, so that ``classes == 3`` still states names for 0 and 1, which are other classes: a
+    comparison has none. And it decodes classes to floats, NaN where there is none, when it opens a file of them.
     """
-    if array.dtype.kind != "b":
+    if array.dtype.kind == "b":
+        plain = array.copy(deep=False)
+        plain.attrs = {k: v for k, v in array.attrs.items() if k not in (*_FLAGS, "_FillValue")}
+        return plain
+    stored = array.encoding.get("dtype")
+    fill = array.encoding.get("_FillValue", array.encoding.get("missing_value"))
+    if array.dtype.kind != "f" or not set(_FLAGS[:2]) <= set(array.attrs) or stored is None or fill is None:
         return array
-    stale = ("flag_values", "flag_meanings", "flag_colors", "_FillValue")
-    plain = array.copy(deep=False)
-    plain.attrs = {k: v for k, v in array.attrs.items() if k not in stale}
-    return plain
+    kind = np.dtype(stored)
+    if kind.kind not in "iu" or not np.isfinite(fill):
+        return array
+    coded: xr.DataArray = array.fillna(fill).astype(kind)
+    coded.attrs = dict(array.attrs) | {"_FillValue": kind.type(fill)}
+    return coded
+
+
+_FLAGS = ("flag_values", "flag_meanings", "flag_colors")

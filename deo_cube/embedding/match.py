@@ -16,7 +16,7 @@ from deo_cube import arguments
 from deo_cube.constants import PREFIX, Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.bands import BandMatch, match_bands
-from deo_cube.cube.categories import Categories, read_categories
+from deo_cube.cube.categories import Categories, own_classes, read_categories
 from deo_cube.cube.esa import opened_cube
 from deo_cube.cube.times import read_times
 from deo_cube.embedding.options import EmbedOptions
@@ -124,6 +124,7 @@ def describe_facts(obj: Any) -> Summary:
     try:
         obj = opened_cube(obj) if isinstance(obj, xr.DataTree) else obj
         array = obj["embeddings"] if isinstance(obj, xr.Dataset) and "embeddings" in obj else obj
+        array = own_classes(array) if isinstance(array, xr.DataArray) else array
         if "embedding" in array.dims:
             return summarise_embeddings(array)
         return summarise_map(array) if _is_map(array) else summarise(obj)

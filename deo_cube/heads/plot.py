@@ -20,7 +20,7 @@ from deo_cube import arguments
 from deo_cube.constants import SCL_INVALID, Attribute
 from deo_cube.cube import georeference
 from deo_cube.cube.bands import match_bands
-from deo_cube.cube.categories import Categories, read_categories
+from deo_cube.cube.categories import Categories, own_classes, read_categories
 from deo_cube.cube.georeference import BAND_DIMS, ground_resolution
 from deo_cube.cube.times import read_times
 from deo_cube.errors import ArgumentError, ArgumentTypeError, DeoCubeError, MissingCRSError
@@ -159,6 +159,7 @@ def _map_of(array: Any) -> xr.DataArray:
             )
     if not isinstance(array, xr.DataArray):
         raise ArgumentTypeError(f"array must be a DataArray, got {type(array).__name__}")
+    array = own_classes(array)
     y, x = spatial_dims(array)
     others = [str(d) for d in array.dims if d not in (y, x, "time", "embedding", "class", "band")]
     if others or sum(d in array.dims for d in ("embedding", "class", "band")) > 1:

@@ -29,7 +29,7 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from deo_cube.cube import georeference
-from deo_cube.cube.categories import of_comparison
+from deo_cube.cube.categories import own_classes
 from deo_cube.cube.georeference import crs_name
 from deo_cube.errors import ArgumentTypeError, LabelsError, MissingCRSError, remedy
 from deo_cube.heads.geometries import apply
@@ -167,7 +167,7 @@ def _of_array(labels: xr.DataArray | xr.Dataset, crs: Any, near: GeoBox, ignore_
         )
     if array.dtype.kind not in "biuf":
         raise LabelsError(f"a raster of labels must hold integers, got dtype {array.dtype}: number the classes first")
-    array = of_comparison(array.isel(dict.fromkeys(others, 0)))
+    array = own_classes(array.isel(dict.fromkeys(others, 0)))
     box = _placed(array, crs, near)
     stated = [array.attrs.get(k, array.encoding.get(k)) for k in ("_FillValue", "missing_value", "nodata")]
     fills = [] if ignore_nodata else [v for s in stated if s is not None for v in np.atleast_1d(s).tolist()]

@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from deo_cube.cube.categories import of_comparison
+from deo_cube.cube.categories import own_classes
 from deo_cube.errors import ArgumentError, ArgumentTypeError, LabelsError, MissingCRSError, naming, remedy
 from deo_cube.heads.classes import NO_CLASS, Classes
 from deo_cube.heads.geometries import apply, cells_of, clean, into_grid, north_up
@@ -67,7 +67,7 @@ def _one_layer(map_: Any, argument: str) -> xr.DataArray:
         call = "probabilities" if "class" in array.dims else "embeddings"
         fix = remedy("use head.predict(emb)", "map them first, deo-cube segment STORE HEAD OUT")
         raise ArgumentTypeError(f"{argument} must be classes or a quantity (y, x), got {call}: {fix}")
-    return of_comparison(array)
+    return own_classes(array)
 
 
 def _quantity(array: xr.DataArray, argument: str) -> xr.DataArray:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from deo_cube import arguments
 from deo_cube.constants import PREFIX
-from deo_cube.cube.categories import of_comparison, read_categories
+from deo_cube.cube.categories import own_classes, read_categories
 from deo_cube.cube.composite import clear_bands
 from deo_cube.cube.files import RASTERS
 from deo_cube.cube.georeference import BAND_DIMS, SPATIAL_DIMS
@@ -196,7 +196,7 @@ def _as_vectors(data: Any, how: Any, units: str, offset: Any, nodata: Any) -> tu
     """Return data with a dimension `embedding`, and the name that this dimension had (None: it had none)."""
     arguments.choice("how", how, ("nearest", "linear", "mean", "median", "max", "share"))
     data = _only_map(_opened(data))
-    data = of_comparison(data) if isinstance(data, xr.DataArray) else data
+    data = own_classes(data) if isinstance(data, xr.DataArray) else data
     if how == "share":
         data = _shares(data)
     if isinstance(data, xr.Dataset) and any("embedding" in v.dims for v in data.data_vars.values()):

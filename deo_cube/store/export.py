@@ -25,7 +25,7 @@ from deo_cube import arguments
 from deo_cube.arguments import embeddings_of, refuse_foreign
 from deo_cube.constants import INT8_INVALID, Attribute
 from deo_cube.cube import georeference
-from deo_cube.cube.categories import of_comparison, read_categories
+from deo_cube.cube.categories import own_classes, read_categories
 from deo_cube.cube.footprint import geobox_footprint
 from deo_cube.cube.georeference import SPATIAL_DIMS
 from deo_cube.cube.plain import plain, text
@@ -291,7 +291,7 @@ def _flat(array: xr.DataArray) -> tuple[xr.DataArray, str | None]:
         array = array[layers[0]]
     if not isinstance(array, xr.DataArray):
         raise ArgumentTypeError(f"array must be a DataArray, got {type(array).__name__}")
-    array = of_comparison(array)
+    array = own_classes(array)
     if array.dtype.kind == "M":
         array = _day_numbers(array)
     if array.dtype.kind not in "biuf":

@@ -95,3 +95,30 @@ def test_a_comparison_of_a_map_has_no_classes_of_that_map(tmp_path):
     np.testing.assert_allclose(share.values, expected.values, atol=1e-6)
     with rasterio.open(chosen.deo.to_cog(tmp_path / "trees.tif")) as file:
         assert not {"flag_values", "flag_meanings", "class_0"} & {*file.tags(), *file.tags(1)}
+
+
+@pytest.mark.parametrize("form", ["zarr", "nc"])
+def test_a_map_that_xarray_decoded_to_floats_keeps_its_classes(form, tmp_path):
+    import rasterio
+
+    ds = deo_cube.synthetic_cube(size=64, times=1, clouds=False, gaps=False)
+    classes = ds.deo.segment().isel(time=0, drop=True).compute().drop_vars("processing_baseline", errors="ignore")
+    classes[:5] = 255
+    if form == "zarr":
+        classes.to_dataset(name="class").to_zarr(tmp_path / "map.zarr", zarr_format=3)
+        read = xr.open_zarr(tmp_path / "map.zarr", decode_coords="all")["class"]
+    else:
+        classes.to_netcdf(tmp_path / "map.nc")
+        read = xr.open_dataset(tmp_path / "map.nc", decode_coords="all")["class"]
+    assert read.dtype.kind == "f"
+    with rasterio.open(read.deo.to_cog(tmp_path / "map.tif")) as file:
+        assert file.dtypes == ("uint8",)
+        assert file.nodata == 255
+        np.testing.assert_array_equal(file.read(1), classes.values)
+        assert "class_1" in file.tags(1)
+    field = shapely.box(float(ds.x[3]), float(ds.y[50]), float(ds.x[44]), float(ds.y[9]))
+    shares = [m.deo.sample(field, how="share").values for m in (read, classes)]
+    np.testing.assert_allclose(*shares, atol=1e-6)
+    assert "trees" in repr(read.deo)
+    mean = (read * 0.5).assign_attrs(read.attrs)  # numbers, whatever their attributes state
+    assert float(mean.deo.sample((float(ds.x[20]), float(ds.y[20]))).values[0]) == classes[20, 20] / 2
