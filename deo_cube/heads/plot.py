@@ -159,20 +159,20 @@ def _map_of(array: Any) -> xr.DataArray:
             )
     if not isinstance(array, xr.DataArray):
         raise ArgumentTypeError(f"array must be a DataArray, got {type(array).__name__}")
-    array = own_classes(array)
-    y, x = spatial_dims(array)
-    others = [str(d) for d in array.dims if d not in (y, x, "time", "embedding", "class", "band")]
-    if others or sum(d in array.dims for d in ("embedding", "class", "band")) > 1:
+    drawn: xr.DataArray = own_classes(array)
+    y, x = spatial_dims(drawn)
+    others = [str(d) for d in drawn.dims if d not in (y, x, "time", "embedding", "class", "band")]
+    if others or sum(d in drawn.dims for d in ("embedding", "class", "band")) > 1:
         raise ArgumentError(
-            f"array must be a map (time, y, x) or one with vectors, classes or colours; got {array.dims}"
+            f"array must be a map (time, y, x) or one with vectors, classes or colours; got {drawn.dims}"
         )
-    if "band" in array.dims and array.sizes["band"] not in (1, 3, 4):
+    if "band" in drawn.dims and drawn.sizes["band"] not in (1, 3, 4):
         raise ArgumentError(
-            f"a map of colours has 3 bands, the array has {array.sizes['band']}: choose, .isel(band=[2, 1, 0])"
+            f"a map of colours has 3 bands, the array has {drawn.sizes['band']}: choose, .isel(band=[2, 1, 0])"
         )
-    if array.dtype.kind not in "biuf":
-        raise ArgumentError(f"array must hold numbers, got dtype {array.dtype}")
-    return array
+    if drawn.dtype.kind not in "biuf":
+        raise ArgumentError(f"array must hold numbers, got dtype {drawn.dtype}")
+    return drawn
 
 
 def _true_colour(cube: Any) -> xr.DataArray | None:

@@ -23,7 +23,7 @@ from zarr.abc.store import Store
 from deo_cube.constants import Attribute
 from deo_cube.cube import georeference
 from deo_cube.embedding import metadata, tasks
-from deo_cube.errors import StoreMismatchError, remedy
+from deo_cube.errors import StorageError, StoreMismatchError, remedy
 from deo_cube.paths import answering
 from deo_cube.store import storage
 from deo_cube.store.layout import (
@@ -406,7 +406,10 @@ def create(
         _write(storage.store_at(place), made, "")
         return ReadyStore(target(place, layout), made, existed=False)
     path, generation = Path(place), uuid.uuid4().hex
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"the folder of {path} cannot be made: {error.strerror}. Choose another path") from error
     # Made beside its place and renamed, so that no process ever sees an incomplete store.
     with storage.draft_beside(path) as draft:
         _write(storage.store_at(draft), made, generation)

@@ -390,10 +390,11 @@ def _other_format(path: Path) -> str:
     expected = ", expected a store of embeddings, a folder of Zarr 3"
     if path.is_file():
         netcdf = path.suffix.lower() in (".nc", ".nc4", ".h5")
-        read = f": open it with xarray, xr.open_dataarray({str(path)!r}, decode_coords='all')" if netcdf else ""
+        zipped = ": unpack it first" if path.suffix.lower() == ".zip" else ""
+        read = f": open it with xarray, xr.open_dataarray({str(path)!r}, decode_coords='all')" if netcdf else zipped
         return f"a file{expected}{remedy(read, '')}"
     if (path / ".zgroup").exists() and not (path / ROOT).exists():
-        return f"a group of Zarr 2{expected}{remedy(': ' + _how_to_read(path), '')}"
+        return f"a group of Zarr 2{expected}{remedy(': ' + _how_to_read(str(path)), '')}"
     return ""
 
 

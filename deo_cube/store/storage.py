@@ -26,7 +26,7 @@ from zarr.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from deo_cube.errors import ArgumentError, StoreMismatchError
+from deo_cube.errors import ArgumentError, DeoCubeError, StorageError, StoreMismatchError
 from deo_cube.extras import require
 from deo_cube.paths import answering, is_url, local_path
 
@@ -173,6 +173,12 @@ def draft_beside(path: Path) -> Iterator[Path]:
     draft = _beside(path, "draft")
     try:
         yield draft
+    except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
+        if isinstance(error, DeoCubeError) or draft.exists():
+            raise
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}. Choose a folder that you may write to"
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

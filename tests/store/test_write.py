@@ -18,7 +18,7 @@ import deo_cube
 from deo_cube.constants import MODEL_BANDS as BANDS
 from deo_cube.embedding import process
 from deo_cube.embedding.embed import embed
-from deo_cube.errors import DeoCubeError, StoreMismatchError
+from deo_cube.errors import DeoCubeError, StorageError, StoreMismatchError
 from deo_cube.store.open import status, verify_store
 from deo_cube.store.write import to_zarr
 from deo_cube.testing import cube_at
@@ -303,3 +303,12 @@ def test_other_dates_are_refused_and_the_advice_joins_them(tmp_path: Path) -> No
     with pytest.raises(StoreMismatchError) as other:  # another model is not another date
         ds.isel(time=[2]).deo.embed(halo=32).deo.to_zarr(tmp_path / "a.zarr", progress=False)
     assert "mosaic" not in str(other.value)
+
+
+@pytest.mark.parametrize("place", ["file/emb.zarr", "/proc/emb.zarr", "/proc/sub/emb.zarr"])
+def test_a_folder_that_cannot_be_written_is_an_error_of_this_package(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    if place.startswith("/proc") and not Path("/proc").is_dir():
+        pytest.skip("no folder here that nobody may write to")
+    with pytest.raises(StorageError, match=r"emb\.zarr"):
+        to_zarr(embed(cube_at((24, 24)), **SMALL), str(tmp_path / place), progress=False)
