@@ -10,6 +10,7 @@ import torch
 
 from deo_cube.encoder.network_hash import network_hash
 from deo_cube.encoder.networks.adapters import FunctionNetwork, TimmNetwork, as_network, build_network, seeded_network
+from deo_cube.encoder.networks.timm_import import import_timm
 from deo_cube.encoder.registry import bundled_cards, describe, describe_timm
 from deo_cube.errors import ArgumentError, UnknownModelError
 
@@ -42,7 +43,7 @@ def test_what_a_factory_may_make() -> None:
     convolution = as_network(torch.nn.Conv2d(3, 4, 8, 8), card)
     assert isinstance(convolution, FunctionNetwork)
     assert len(convolution.state_dict()) == 2
-    import timm
+    timm = import_timm()
 
     model = timm.create_model("resnet10t", num_classes=0)
     assert isinstance(as_network(model, card), TimmNetwork)

@@ -21,6 +21,7 @@ from deo_cube.encoder.checkpoint_format import (
     sniff,
 )
 from deo_cube.encoder.networks.swin import DeoSwin
+from deo_cube.encoder.networks.timm_import import import_timm
 from deo_cube.encoder.networks.vit import DeoViT
 from deo_cube.errors import WeightsMismatchError
 from tests.encoder.test_swin import GOLDEN, STEMS, wave
@@ -223,7 +224,7 @@ def test_the_teacher_alone_lacks_the_rgb_stem(tmp_path: Path) -> None:
 
 
 def test_foreign_networks_are_described(tmp_path: Path) -> None:
-    import timm
+    timm = import_timm()
 
     small = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, depths=(1, 1), num_heads=(1, 2))
     state = small.state_dict() | {

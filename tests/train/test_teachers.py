@@ -90,7 +90,7 @@ def test_a_convolutional_network_of_timm_teaches_with_the_published_tensors_in_o
     from deo_cube.encoder.networks.timm_import import import_timm
 
     import_timm()
-    import timm
+    timm = import_timm()
 
     torch.manual_seed(0)
     whole = timm.create_model("tf_efficientnet_lite0", pretrained=False)
