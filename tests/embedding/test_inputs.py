@@ -480,7 +480,7 @@ def test_checksums_know_shape_and_dtype() -> None:
 
 def test_the_identity_names_no_layer_and_no_path(tmp_path: Path, cube_file: Path) -> None:
     emb = opened(cube_file)
-    text = json.dumps(create.template.make(emb, create.stored_layout(_begun(emb, tmp_path)), {}).root)
+    text = json.dumps(create.make(emb, create.stored_layout(_begun(emb, tmp_path)), {}).root)
     assert str(tmp_path) not in text
     assert emb.data.name not in text
 
