@@ -107,12 +107,14 @@ def bench(
     """
     if rounds < 1:
         raise ArgumentError(f"rounds must be 1 or more, got {rounds}")
+    # Before a large cube is drawn, so that options that `embed` refuses are refused at once.
+    small = synthetic_cube(size=64, times=1, clouds=False, gaps=False)
+    embed(small, model, device=device, precision=precision, runtime=runtime)
     alone, whole = [], []
     bar = Progress(rounds + 1, title=f"bench {model}", unit="round", shown=progress)
     with TemporaryDirectory(prefix="deo_cube-bench-") as folder, bar:
         made = synthetic_cube(size=size, times=1, clouds=False, gaps=False)
         made = made.drop_vars([n for n, c in made.coords.items() if c.dtype == object])
-        # Before pixels are drawn, so that options that `embed` refuses are refused at once.
         counts = plan(made, model, device=device, precision=precision, runtime=runtime)
         made.chunk(y=1024, x=1024).to_zarr(f"{folder}/cube.zarr", consolidated=False)
         cube = xr.open_zarr(f"{folder}/cube.zarr", consolidated=False, decode_coords="all", mask_and_scale=False)
