@@ -126,7 +126,7 @@ cube = cube_at(chunks={{"time": 1, "y": 40, "x": 40}})
 slow = lambda block: (time.sleep({pause}), block)[1]
 cube = cube.map(lambda v: v.copy(data=v.data.map_blocks(slow, dtype=v.dtype, meta=v.data._meta)))
 print("ready", flush=True)
-to_zarr(embed(cube, model="means", dtype="float32", block=24), {path!r}, progress=False, num_workers=2)
+to_zarr(embed(cube, model="means", dtype="float32", block=48), {path!r}, progress=False, num_workers=2)
 """
 
 
