@@ -264,6 +264,12 @@ class BandMatch:
             "scl": self.scl,
         }
 
+    def stack(self, cube: xr.Dataset | xr.DataArray) -> xr.DataArray:
+        """Return the matched bands of a cube, none of which is filled, along the dimension `band`."""
+        if isinstance(cube, xr.Dataset):
+            return cube[list(self.variables)].to_dataarray("band")
+        return cube.isel({self.band_dim: list(self.indices)}).rename({self.band_dim: "band"})
+
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         return ("deo_cube.BandMatch", self.bands, self.variables, self.how, self.band_dim, self.indices, self.scl)
 

@@ -215,8 +215,7 @@ def search(
     host = urlsplit(searched.url).hostname or ""
     if get_option("offline") and host not in ("localhost", "127.0.0.1", "::1"):
         raise CatalogueError(
-            f"{searched.url} needs the network, and the option offline is set: {allow_network()}, or unset "
-            "DEO_CUBE_OFFLINE"
+            f"{searched.url} needs the network, and the option offline is set: {allow_network()} allows it"
         )
     items = _start_search(searched, {"datetime": datetime, **options}, timeout=timeout)
     selected: list[pystac.Item] = []

@@ -188,14 +188,10 @@ def _true_colour(cube: Any) -> xr.DataArray | None:
         match = match_bands(cube, ("B04", "B03", "B02"), model=TRUE_COLOUR)
     except DeoCubeError:
         return None
-    if isinstance(cube, xr.Dataset):
-        layers = [cube[str(v)] for v in match.variables]
-        colours = cube[[v.name for v in layers]].to_dataarray("band")
-    else:
-        layers = [cube]
-        if cube.sizes[match.band_dim] <= 4 and cube.dtype.kind == "f":
-            return None
-        colours = cube.isel({match.band_dim: list(match.indices)}).rename({match.band_dim: "band"})
+    if isinstance(cube, xr.DataArray) and cube.sizes[match.band_dim] <= 4 and cube.dtype.kind == "f":
+        return None
+    layers = [cube[str(v)] for v in match.variables] if isinstance(cube, xr.Dataset) else [cube]
+    colours = match.stack(cube)
     if colours.dtype.kind not in "iuf" or colours.dtype == np.uint8:
         return None
     # The marks of no data that the bands state, and 0 in all three, which is the mark of most archives.

@@ -62,13 +62,13 @@ __all__ = ["StoreStatus", "is_embeddings", "open_embeddings", "open_layout", "op
 #
 # The layouts and their sources:
 #
-# - **TESSERA** (geotessera 0.7.5: registry.py, tiles.py, core.py): tiles of 0.1 degree in UTM, 10 m, 128 bands. As
-# ``<year>/grid_<lon>_<lat>/grid_<lon>_<lat>.npy`` int8 (y, x, band) with ``..._scales.npy`` float32 (y, x) or (y, x,
-# band), value = int8 x scale; the grid is in ``global_0.1_degree_tiff_all/grid_<lon>_<lat>.tiff``. As GeoTIFF
-# ``grid_<lon>_<lat>_<year>.tiff`` and as Zarr (variable `embedding` (y, x, band)), both float32. As `geoemb:` Zarr,
-# one group per UTM zone, int8 with an array of scales in which NaN and infinity mean no data. - **AlphaEarth**
-# (developers.google.com/earth-engine/guides/aef_on_gcs_readme): COGs of 8192 x 8192 px in UTM, 10 m, 64 int8 bands
-# A00..A63, no data -128; value = (v / 127.5)**2 x sign(v), unit vectors. Rows run from south to north.
+# - TESSERA (geotessera 0.7.5: registry.py, tiles.py, core.py): tiles of 0.1 degree in UTM, 10 m, 128 bands. As
+#   ``<year>/grid_<lon>_<lat>/grid_<lon>_<lat>.npy`` int8 (y, x, band) with ``..._scales.npy`` float32 (y, x) or (y, x,
+#   band), value = int8 x scale; the grid is in ``global_0.1_degree_tiff_all/grid_<lon>_<lat>.tiff``. As GeoTIFF
+#   ``grid_<lon>_<lat>_<year>.tiff`` and as Zarr (variable `embedding` (y, x, band)), both float32. As `geoemb:` Zarr,
+#   one group per UTM zone, int8 with an array of scales in which NaN and infinity mean no data.
+# - AlphaEarth (developers.google.com/earth-engine/guides/aef_on_gcs_readme): COGs of 8192 x 8192 px in UTM, 10 m,
+#   64 int8 bands A00..A63, no data -128; value = (v / 127.5)**2 x sign(v), unit vectors. Rows run from south to north.
 
 #: Patches along a side of the chunks of files without chunks.
 CHUNK = 512

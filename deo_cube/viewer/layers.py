@@ -416,11 +416,7 @@ class TrueColour:
         if emb is not None:
             _check_same_place(tile_grid, TileGrid(vectors.geobox(emb)))
         match = _match(cube, {} if emb is None else _recorded(emb, "bands").get("bands", {}))
-        if isinstance(cube, xr.Dataset):
-            stack = cube[list(match.variables)].to_dataarray("band")
-        else:
-            stack = cube.isel({match.band_dim: list(match.indices)})
-            stack = stack.rename({match.band_dim: "band"}) if match.band_dim != "band" else stack
+        stack = match.stack(cube)
         labels = read_times(cube[d.time].variable) if d.time else None
         times = tuple(labels.values) if labels is not None and labels.values is not None and labels.dated else ()
         stack = stack.rename({d.time: "time"}) if d.time and d.time != "time" else stack

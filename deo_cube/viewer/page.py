@@ -30,7 +30,7 @@ from pyproj import Transformer
 
 from deo_cube import arguments
 from deo_cube.constants import Attribute
-from deo_cube.cube.categories import read_categories
+from deo_cube.cube.categories import own_classes, read_categories
 from deo_cube.cube.georeference import ground_resolution
 from deo_cube.cube.times import read_times
 from deo_cube.errors import ArgumentError, ArgumentTypeError, StorageError
@@ -263,6 +263,7 @@ def _labelled(labels: Any, box: GeoBox) -> tuple[Classes | None, Array | None]:
     """Return the classes of labels, and the position of each patch's label, -1 for none."""
     if labels is None:
         return None, None
+    labels = own_classes(labels) if isinstance(labels, xr.DataArray) else labels
     if isinstance(labels, xr.DataArray) and read_categories(labels) is not None and "time" in labels.dims:
         labels = labels.isel(time=0)
     raster = rasterize_labels(labels, box)
